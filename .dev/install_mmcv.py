@@ -1,0 +1,134 @@
+"""Builds mmcv's compiled ops from its source archive and installs them.
+
+The sources are unpacked below a work folder and compiled in place, so that an
+interrupted build goes on where it stopped. Does nothing when the running
+environment already has an mmcv that fits. Run by ``make``; by hand::
+
+    python .dev/install_mmcv.py --version 2.1.0 --work-dir build/mmcv
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from ops.build import cuda_toolkit
+
+CHECK = """
+import mmcv, mmcv.ops
+from packaging.version import Version
+assert Version("2.0.1") <= Version(mmcv.__version__) < Version("2.2"), mmcv.__version__
+print(mmcv.__version__)
+"""
+PROGRESS = re.compile(r"^\[(\d+)/(\d+)\] ")
+PIP = [sys.executable, "-m", "pip"]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--version", required=True, help="version to build, e.g. 2.1.0")
+    parser.add_argument("--work-dir", type=Path, required=True, help="folder for sources and log")
+    args = parser.parse_args()
+
+    found = subprocess.run([sys.executable, "-c", CHECK], capture_output=True, text=True)
+    if found.returncode == 0:
+        print(f"mmcv {found.stdout.strip()} with its compiled ops is already there")
+        return 0
+
+    source = fetch(args.version, args.work_dir)
+    env, flavour = build_environment()
+    print(
+        f"compiling mmcv {args.version} {flavour}, {env['MAX_JOBS']} jobs at a time: the longest\n"
+        "step, 8 to 16 minutes on 2 cores for CPU ops. Interrupted, it goes on from where it was.",
+        flush=True,
+    )
+    wheel = build(source, env, args.work_dir / "build.log")
+    subprocess.run([*PIP, "install", "--quiet", str(wheel)], check=True)
+    subprocess.run([sys.executable, "-c", CHECK], check=True, stdout=subprocess.DEVNULL)
+    shutil.rmtree(args.work_dir)
+    return 0
+
+
+def fetch(version: str, work_dir: Path) -> Path:
+    """Download and unpack the source archive, unless that was done before."""
+    source = work_dir / f"mmcv-{version}"
+    if source.is_dir():
+        return source
+    options = ["--quiet", "--no-deps", "--no-binary", "mmcv", "--no-build-isolation"]
+    subprocess.run(
+        [*PIP, "download", *options, "--dest", str(work_dir), f"mmcv=={version}"], check=True
+    )
+    unpacked = work_dir / "unpacked"
+    shutil.rmtree(unpacked, ignore_errors=True)
+    shutil.unpack_archive(work_dir / f"mmcv-{version}.tar.gz", unpacked)
+    (unpacked / source.name).rename(source)
+    return source
+
+
+def build_environment() -> tuple[dict[str, str], str]:
+    """Environment variables for mmcv's build, and what it will build, in words.
+
+    mmcv builds CUDA ops if torch sees a GPU. Without a toolkit that fits torch
+    the GPU is hidden from the build; without a GPU its hundred CUDA files would
+    be compiled for nothing, unless ``FORCE_CUDA=1`` asks for them.
+    """
+    import torch
+
+    env = dict(os.environ)
+    env.setdefault("MAX_JOBS", str(len(os.sched_getaffinity(0))))
+    # Debug information, which Python's own flags ask for, doubles the work and the size.
+    env["CFLAGS"] = f"{env.get('CFLAGS', '')} -g0".strip()
+    if not (torch.cuda.is_available() or env.get("FORCE_CUDA") == "1"):
+        return env, "with CPU ops (torch sees no GPU)"
+
+    toolkit, reason = cuda_toolkit()
+    if toolkit is None:
+        env.update(FORCE_CUDA="0", CUDA_VISIBLE_DEVICES="")
+        return env, f"with CPU ops ({reason})"
+    env.update(FORCE_CUDA="1", CUDA_HOME=str(toolkit))
+    if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        env.setdefault("TORCH_CUDA_ARCH_LIST", f"{major}.{minor}")
+    # The headers of cuBLAS and cuSPARSE, which slim toolkits lack, come with torch.
+    site = Path(torch.__file__).resolve().parents[1]
+    headers = [str(p) for p in sorted(site.glob("nvidia/*/include"))]
+    env["CPATH"] = os.pathsep.join(filter(None, [env.get("CPATH", ""), *headers]))
+    return env, f"with CPU and CUDA ops (toolkit {toolkit})"
+
+
+def build(source: Path, env: dict[str, str], log: Path) -> Path:
+    """Compile, showing how far it is, and return the wheel."""
+    command = [sys.executable, "setup.py", "--quiet", "bdist_wheel"]
+    with log.open("w") as log_file:
+        process = subprocess.Popen(
+            command,
+            cwd=source,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        shown = 0
+        for line in process.stdout:
+            log_file.write(line)
+            step = PROGRESS.match(line)
+            # One line for each tenth of the work: readable on a terminal and in a log.
+            if step and int(step[1]) * 10 // int(step[2]) > shown:
+                shown = int(step[1]) * 10 // int(step[2])
+                print(f"  mmcv: {step[1]} of {step[2]} files compiled", flush=True)
+    if process.wait() != 0:
+        tail = log.read_text().splitlines()[-30:]
+        sys.exit("\n".join([*tail, f"mmcv did not build; the whole log: {log}"]))
+    (wheel,) = (source / "dist").glob("*.whl")
+    return wheel
+
+
+if __name__ == "__main__":
+    sys.exit(main())

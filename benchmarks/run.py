@@ -1,0 +1,315 @@
+"""Benchmarks of the ops and the models against their baselines, all in one process.
+
+Every suite runs its implementations in turn, in alternating order, on fresh random inputs, and
+writes medians, minima, ratios and errors against float64 to a JSON file together with the machine,
+the versions and the load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from problems import (
+    REFERENCE_SCANS,
+    TINY_S1L8,
+    V0_TINY,
+    Scan,
+    gather_scan_merge,
+    sliced_loop,
+    stages,
+)
+from rich.console import Console
+from timing import machine, measure
+from torch import Tensor
+
+from mmvssm import ops
+
+SUITES = ("scan", "scan2d", "models", "scaling", "import")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+console = Console(highlight=False)
+
+
+def with_backward(function: Callable[..., Tensor], inputs: dict[str, Tensor]) -> Callable[[], None]:
+    """A run of ``function`` and of its backward pass for all float inputs."""
+    leaves = {
+        n: t.detach().requires_grad_() if t.is_floating_point() else t for n, t in inputs.items()
+    }
+
+    def run() -> None:
+        y = function(**leaves)
+        wanted = [t for t in leaves.values() if t.requires_grad]
+        torch.autograd.grad(y, wanted, torch.ones_like(y))
+
+    return run
+
+
+def without_grad(function: Callable[..., Tensor], inputs: dict[str, Tensor]) -> Callable[[], None]:
+    """A run of ``function`` alone."""
+
+    def run() -> None:
+        with torch.no_grad():
+            function(**inputs)
+
+    return run
+
+
+def errors(y: Tensor, expected: Tensor) -> dict[str, float]:
+    """Largest and root-mean-square error relative to the root mean square of the exact values."""
+    difference, scale = y.double().cpu() - expected, expected.square().mean().sqrt()
+    return {
+        "max": float(difference.abs().max() / scale),
+        "rms": float(difference.square().mean().sqrt() / scale),
+    }
+
+
+def record(results: list, entry: dict, times: dict[str, dict[str, float]], first: str) -> None:
+    """Append a result, with every time's ratio to the first implementation, and show it."""
+    for values in times.values():
+        values["ratio"] = values["median_ms"] / times[first]["median_ms"]
+    results.append({**entry, "times": times})
+    shown = ", ".join(f"{n} {v['median_ms']:.3g} ms ({v['ratio']:.3g}x)" for n, v in times.items())
+    console.print(f"{entry['suite']} {entry['name']} {entry.get('pass', '')}: {shown}")
+
+
+def run_scan(args: argparse.Namespace, results: list) -> None:
+    """The 1-D scan against the loops (CPU) or the floor (GPU)."""
+    if args.device == "cpu":
+        problems = [(scan, "fp32") for scan in REFERENCE_SCANS]
+    else:
+        sizes = [(128, (224, 224)), (4, (512, 512)), (2, (800, 1344))]
+        problems = [
+            (scan, dtype)
+            for batch, size in sizes
+            for dtype in ("fp32", "bf16")
+            for scan in (
+                *stages("v0-tiny", batch, size, V0_TINY, 16),
+                *stages("tiny-s1l8", batch, size, TINY_S1L8, 1),
+            )
+        ]
+    for scan, dtype_name in problems:
+        inputs = scan.inputs_1d(DTYPES[dtype_name], args.device)
+        kernel = partial(ops.selective_scan, delta_softplus=True, out_dtype=torch.float32)
+        functions = {"mmvssm": kernel}
+        if args.device == "cpu":
+            functions |= {
+                "loop, slicing": sliced_loop,
+                "loop, unbind": lambda **t: ops.selective_scan_reference(**t, delta_softplus=True)[
+                    0
+                ],
+                "chunked torch": lambda **t: ops.selective_scan_chunked(**t, delta_softplus=True)[
+                    0
+                ],
+            }
+        for name, wrap in {"forward": without_grad, "forward+backward": with_backward}.items():
+            implementations = {n: wrap(f, inputs) for n, f in functions.items()}
+            if name != "forward" and args.device == "cpu":
+                del implementations["loop, slicing"]  # its backward pass is quadratic in L
+            times = measure(implementations, args.device, args.repetitions, args.warmups)
+            entry = {"suite": "scan", "name": scan.name, "pass": name, "dtype": dtype_name}
+            if args.device == "cuda":
+                itemsize = inputs["u"].element_size()
+                entry["floor_ms"] = scan.floor_1d_ms(itemsize, 4, name != "forward")
+                entry["ratio_to_floor"] = times["mmvssm"]["median_ms"] / entry["floor_ms"]
+            record(results, entry, times, "mmvssm")
+    scan = Scan("accuracy B1 K4 D64 N16 L784", 1, 64, 16, 28, 28, 4)
+    for stress in (False, True):
+        inputs = scan.inputs_1d(torch.float32, args.device, stress)
+        exact = {n: t.double().cpu() for n, t in inputs.items()}
+        expected = ops.selective_scan_reference(**exact, delta_softplus=True)[0]
+        entry = {
+            "suite": "scan",
+            "name": scan.name,
+            "steps": "[1, 20]" if stress else "[1e-3, 0.1]",
+            "error_mmvssm": errors(ops.selective_scan(**inputs, delta_softplus=True), expected),
+            "error_loop": errors(
+                ops.selective_scan_reference(**inputs, delta_softplus=True)[0], expected
+            ),
+        }
+        results.append(entry)
+        console.print(f"scan errors against float64, steps {entry['steps']}: {entry}")
+
+
+def run_scan2d(args: argparse.Namespace, results: list) -> None:
+    """The route form against gather + 1-D kernel + merge of the same package."""
+    if args.device == "cpu":
+        settings = [(1, (224, 224), "fp32")]
+    else:
+        settings = [(128, (224, 224), d) for d in ("bf16", "fp32")]
+        settings += [(4, (512, 512), "bf16"), (1, (800, 1344), "bf16")]
+    for batch, size, dtype_name in settings:
+        scans = stages("v0-tiny", batch, size, V0_TINY, 16)
+        for scan in scans + stages("tiny-s1l8", batch, size, TINY_S1L8, 1):
+            inputs = scan.inputs_2d(DTYPES[dtype_name], args.device)
+            inputs["routes"] = ops.routes.cross2d(scan.height, scan.width, device=args.device)
+            for name, wrap in {"forward": without_grad, "forward+backward": with_backward}.items():
+                implementations = {
+                    "mmvssm": wrap(ops.selective_scan_2d, inputs),
+                    "gather + scan + merge": wrap(gather_scan_merge, inputs),
+                }
+                times = measure(implementations, args.device, args.repetitions, args.warmups)
+                entry = {"suite": "scan2d", "name": scan.name, "pass": name, "dtype": dtype_name}
+                record(results, entry, times, "mmvssm")
+
+
+def build_classifiers(device: str) -> dict[str, torch.nn.Module]:
+    """Swin-T, ConvNeXt-T and two VMamba as mmpretrain classifiers."""
+    from mmpretrain.models import build_classifier
+
+    def classifier(backbone: dict, width: int) -> torch.nn.Module:
+        head = {"type": "LinearClsHead", "num_classes": 1000, "in_channels": width}
+        neck = {"type": "GlobalAveragePooling"}
+        config = {"type": "ImageClassifier", "backbone": backbone, "neck": neck, "head": head}
+        model = build_classifier(Config(config))
+        model.init_weights()
+        return model.to(device)
+
+    return {
+        "Swin-T": classifier({"type": "SwinTransformer", "arch": "tiny"}, 768),
+        "ConvNeXt-T": classifier(
+            {"type": "ConvNeXt", "arch": "tiny", "gap_before_final_norm": False}, 768
+        ),
+        "VMamba v0-tiny": classifier(
+            {"type": "mmvssm.VMamba", "arch": "v0-tiny", "out_indices": (3,)}, 768
+        ),
+        "VMamba tiny-s1l8": classifier(
+            {"type": "mmvssm.VMamba", "arch": "tiny-s1l8", "out_indices": (3,)}, 768
+        ),
+    }
+
+
+def run_models(args: argparse.Namespace, results: list) -> None:
+    """Latency, and on a GPU throughput and training steps, of whole classifiers."""
+    models = build_classifiers(args.device)
+
+    def infer(model: torch.nn.Module, images: Tensor) -> None:
+        with torch.no_grad(), torch.autocast(args.device, torch.bfloat16, enabled=autocast):
+            model(images)
+
+    def train(model: torch.nn.Module, images: Tensor) -> None:
+        with torch.autocast(args.device, torch.bfloat16, enabled=autocast):
+            loss = model(images)[0].float().square().mean()
+        loss.backward()
+        model.zero_grad(set_to_none=True)
+
+    settings = [(1, "inference", False)]
+    if args.device == "cuda":
+        settings += [(128, "inference", True), (128, "training", False), (128, "training", True)]
+    for batch, mode, autocast in settings:
+        images = torch.randn(batch, 3, 224, 224, device=args.device)
+        for model in models.values():
+            model.train(mode == "training")
+        run = train if mode == "training" else infer
+        implementations = {n: partial(run, m, images) for n, m in models.items()}
+        times = measure(implementations, args.device, args.repetitions, args.warmups)
+        precision = "bf16 autocast" if autocast else "fp32"
+        entry = {"suite": "models", "name": f"224x224 bs{batch}", "pass": mode, "dtype": precision}
+        record(results, entry, times, "Swin-T")
+
+
+def run_scaling(args: argparse.Namespace, results: list) -> None:
+    """Time against pixels: the slope of log time over log pixels."""
+    sizes = (224, 448, 896, 1792)
+    for name, model in build_classifiers(args.device).items():
+        if not name.startswith("VMamba"):
+            continue
+        model.eval()
+        implementations = {}
+        for size in sizes:
+            image = torch.randn(1, 3, size, size, device=args.device)
+            implementations[str(size)] = without_grad(model, {"inputs": image})
+        times = measure(implementations, args.device, min(args.repetitions, 15), 2)
+        x = torch.tensor([2 * math.log(size) for size in sizes], dtype=torch.float64)
+        y = torch.tensor([math.log(times[str(size)]["median_ms"]) for size in sizes])
+        centred = x - x.mean()
+        slope = float((centred * (y.double() - y.double().mean())).sum() / centred.square().sum())
+        entry = {"suite": "scaling", "name": name, "exponent": slope}
+        record(results, entry, times, str(sizes[0]))
+        console.print(f"scaling {name}: time ~ pixels^{slope:.3f}")
+
+
+def run_import(args: argparse.Namespace, results: list) -> None:
+    """What ``import mmvssm`` costs beyond MMEngine's own import."""
+
+    def start(module: str) -> None:
+        subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
+
+    implementations = {
+        "mmengine": partial(start, "mmengine"),
+        "mmengine and mmvssm": partial(start, "mmengine, mmvssm"),
+    }
+    times = measure(implementations, "cpu", args.repetitions, 2)
+    record(results, {"suite": "import", "name": "interpreter start"}, times, "mmengine")
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write beside the target, then rename: an interrupted run leaves the old file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
+        json.dump(content, file, indent=1)
+        file.write("\n")
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example:\n  python benchmarks/run.py --suite scan models --out results.json",
+    )
+    parser.add_argument("--suite", nargs="+", choices=SUITES, default=list(SUITES))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--repetitions", type=int, help="timed runs (CPU 15, GPU 100)")
+    parser.add_argument("--warmups", type=int, help="runs before (CPU 3, GPU 25)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no GPU")
+    on_gpu = args.device == "cuda"
+    args.repetitions = args.repetitions or (100 if on_gpu else 15)
+    args.warmups = args.warmups or (25 if on_gpu else 3)
+    if args.repetitions < 3:
+        parser.error(f"--repetitions must be at least 3, got {args.repetitions}")
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    torch.manual_seed(args.seed)
+    results: list[dict] = []
+    before = machine(args.device)
+    suites = {
+        "scan": run_scan,
+        "scan2d": run_scan2d,
+        "models": run_models,
+        "scaling": run_scaling,
+        "import": run_import,
+    }
+    for name in args.suite:
+        suites[name](args, results)
+    if args.out:
+        content = {
+            "machine": before,
+            "load_after": os.getloadavg(),
+            "ops": ops.info(),
+            "results": results,
+        }
+        content["ops"].pop("extension", None)  # a path of this machine
+        write_json(args.out, content)
+        console.print(f"written to {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,16 @@
+# UperNet, 160k iterations: Swin's config, whose recipe VMamba follows. A variant adds its
+# backbone and, where they are not Swin-T's, the channels of the two heads.
+#
+# Parameters with "norm" in their name are not decayed: all norms of the backbone. (VMamba's
+# own code calls some of them by numbers and so decayed them.)
+_base_ = "mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py"
+
+# Swin's weights, gone. A backbone that starts from weights of its own says
+# init_cfg=dict(type="Pretrained", checkpoint=FILE, prefix="backbone.")
+checkpoint_file = None
+
+model = dict(backbone=dict(_delete_=True))
+
+train_dataloader = dict(batch_size=4)
+
+auto_scale_lr = dict(enable=False, base_batch_size=16)

@@ -1,0 +1,50 @@
+"""mmvssm: visual state-space backbones for the OpenMMLab libraries.
+
+Importing the package is light: it loads no model and no native code. The
+backbones are built from configs as ``type='mmvssm.VMamba'``; mmengine then
+imports :mod:`mmvssm.registry` by itself.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from mmengine.config.utils import MODULE2PACKAGE
+
+from .version import __version__
+
+# mmengine resolves ``_base_ = 'mmvssm::...'`` only for packages of this table.
+# The value is looked up as a distribution, then as a module whose folder is
+# taken: a submodule name gives the right folder in wheel and editable installs.
+MODULE2PACKAGE.setdefault("mmvssm", "mmvssm.version")
+
+__all__ = ["__version__", "config_path"]
+
+
+def config_path(name: str) -> str:
+    """Absolute path of one of the package's config files.
+
+    For ``_base_`` in configs that a stock OpenMMLab script reads::
+
+        _base_ = __import__('mmvssm').config_path('vmamba/vmamba-tiny-s1l8_8xb128_in1k.py')
+
+    Args:
+        name: Path below the package's ``configs`` folder.
+
+    Returns:
+        The absolute path of the file.
+
+    Raises:
+        FileNotFoundError: If there is no such config; the message lists the
+            closest names.
+    """
+    root = Path(__file__).resolve().parent / ".mim" / "configs"
+    path = root / name
+    if path.is_file():
+        return str(path)
+    known = sorted(p.relative_to(root).as_posix() for p in root.rglob("*.py"))
+    close = difflib.get_close_matches(name, known, n=5, cutoff=0.3)
+    raise FileNotFoundError(
+        f"mmvssm has no config {name!r} below {root}; closest: {', '.join(close) or 'none'}"
+    )

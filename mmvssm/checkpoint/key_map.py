@@ -1,0 +1,113 @@
+"""From the key names of released checkpoints to those of our models.
+
+Every family describes its names as data, a :class:`KeyMap`, in a file of its own;
+the functions here apply it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .vmamba import VMAMBA_CLASSIFICATION, VMAMBA_DENSE, VMAMBA_LINEAR, VMAMBA_TRUNK
+
+TASKS = ("classification", "dense")
+PREFIX = "backbone."
+
+Rules = tuple[tuple[str, "str | None"], ...]
+
+
+@dataclass(frozen=True)
+class KeyMap:
+    """Rules of one family, each ``(regular expression, replacement)``.
+
+    Attributes:
+        trunk: Rules for the backbone's keys, applied one after the other.
+        tasks: For each task further rules, for norms and head; a replacement of None
+            drops the key, which only the other task has a use for.
+        linear: Expression of the weights that files may hold as 1x1 convolutions.
+    """
+
+    trunk: Rules
+    tasks: Mapping[str, Rules]
+    linear: str
+
+
+#: Key maps by family.
+KEY_MAPS = {
+    "vmamba": KeyMap(
+        trunk=VMAMBA_TRUNK,
+        tasks={"classification": VMAMBA_CLASSIFICATION, "dense": VMAMBA_DENSE},
+        linear=VMAMBA_LINEAR,
+    )
+}
+
+
+def map_key(key: str, family: str, task: str) -> str | None:
+    """Our name for one key of a released checkpoint.
+
+    Args:
+        key: Key of a file of any release, without the prefix ``backbone.``.
+        family: A key of :data:`KEY_MAPS`.
+        task: ``'classification'`` (norm and head of the classifier) or ``'dense'`` (the
+            norms of detection and segmentation).
+
+    Returns:
+        The key in a model with ``backbone`` and, for classification, ``head``; None for
+        a key without place in a model of this task. Unknown keys keep their name, so
+        that a strict load reports them.
+
+    Raises:
+        ValueError: If family or task is unknown.
+    """
+    if family not in KEY_MAPS:
+        raise ValueError(f"family must be one of {', '.join(KEY_MAPS)}, got {family!r}")
+    if task not in TASKS:
+        raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
+    key_map = KEY_MAPS[family]
+    for pattern, replacement in (*key_map.trunk, *key_map.tasks[task]):
+        if replacement is None:
+            if re.search(pattern, key):
+                return None
+        else:
+            key = re.sub(pattern, replacement, key)
+    return key if key.startswith("head.") else PREFIX + key
+
+
+def map_state_dict(
+    state_dict: Mapping[str, Tensor], family: str, task: str = "classification"
+) -> dict[str, Tensor]:
+    """Rename the entries of a released checkpoint, and give linear weights their two axes.
+
+    In files of whole detectors and segmentors, where the backbone's keys begin with
+    ``backbone.``, all other entries (necks, heads) pass unchanged.
+
+    Args:
+        state_dict: Weights as the file holds them.
+        family: A key of :data:`KEY_MAPS`.
+        task: See :func:`map_key`.
+
+    Returns:
+        Entries for a model with ``backbone`` and, for classification, ``head``.
+
+    Raises:
+        ValueError: If family or task is unknown, or two keys get one name.
+    """
+    is_whole_model = any(key.startswith(PREFIX) for key in state_dict)
+    mapped: dict[str, Tensor] = {}
+    sources: dict[str, str] = {}
+    for key, value in state_dict.items():
+        name: str | None = key
+        if not is_whole_model or key.startswith(PREFIX):
+            name = map_key(key.removeprefix(PREFIX), family, task)
+        if name is None:
+            continue
+        if name in mapped:
+            raise ValueError(f"keys {sources[name]!r} and {key!r} both stand for {name!r}")
+        if re.search(KEY_MAPS[family].linear, name) and value.shape[2:] == (1, 1):
+            value = value[..., 0, 0]
+        mapped[name], sources[name] = value, key
+    return mapped

@@ -1,0 +1,253 @@
+"""What ``tools/train.py`` and ``tools/test.py`` share: options, checks, launching.
+
+Every function that finds the user's input wrong ends the program with one sentence and exit
+status 1, before any work is done (wrong options: argparse's usage text and status 2).
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.device import get_device
+from mmengine.hooks import Hook
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+from mmengine.runner.checkpoint import find_latest_checkpoint
+from torch import distributed
+
+LIBRARIES = ("mmpretrain", "mmdet", "mmseg")
+
+
+def fail(message: str) -> NoReturn:
+    """End the program with ``message`` on standard error and exit status 1."""
+    raise SystemExit(f"{Path(sys.argv[0]).name}: error: {message}")
+
+
+class _Options(DictAction):
+    """``KEY=VALUE`` pairs; a word without ``=`` is a usage error instead of a traceback."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        for value in values:
+            if "=" not in value:
+                parser.error(f"argument {option_string}: expected KEY=VALUE, got {value!r}")
+        super().__call__(parser, namespace, values, option_string)
+
+
+def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that training and testing have in common."""
+    parser.add_argument(
+        "--work-dir",
+        metavar="DIR",
+        help="folder for logs, checkpoints and metrics; default: the config's work_dir, "
+        "else work_dirs/<name of the config>",
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=_Options,
+        default={},
+        metavar="KEY=VALUE",
+        help="change single settings of the config, before all other options are applied, e.g. "
+        "train_dataloader.batch_size=32 randomness.seed=0 model.backbone.out_indices=0,1,2,3 "
+        "'key=[(a,b),(c,d)]' (quote brackets, no blanks)",
+    )
+    parser.add_argument(
+        "--no-pin-memory",
+        action="store_true",
+        help="do not load batches into page-locked memory (pinned by default where a GPU is)",
+    )
+    parser.add_argument(
+        "--launcher",
+        choices=["none", "pytorch", "slurm", "mpi"],
+        default="none",
+        help="what started the processes; dist_*.sh and slurm_*.sh set it (default: none)",
+    )
+    # Older torch launchers pass the rank as an argument instead of a variable.
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+
+
+def load_config(path: str, options: dict) -> Config:
+    """Read the config at ``path`` and merge ``--cfg-options`` into it."""
+    if not os.path.isfile(path):
+        fail(f"there is no config file {path!r}")
+    try:
+        cfg = Config.fromfile(path)
+    except FileNotFoundError as error:
+        fail(f"config {path!r} inherits a file that does not exist: {error}")
+    try:
+        cfg.merge_from_dict(options)
+    except (KeyError, TypeError, IndexError, AssertionError) as error:
+        fail(f"--cfg-options do not fit {path!r}: {error}")
+    return cfg
+
+
+def set_work_dir(cfg: Config, args: argparse.Namespace) -> None:
+    """Choose the work folder: ``--work-dir``, else the config's, else by the config's name."""
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get("work_dir") is None:
+        cfg.work_dir = os.path.join("work_dirs", Path(args.config).stem)
+
+
+def require_checkpoint(path: str) -> None:
+    """Check that a local checkpoint exists; URLs are left to MMEngine."""
+    if "://" not in path and not os.path.isfile(path):
+        fail(f"there is no checkpoint file {path!r}")
+
+
+def trust_checkpoints() -> None:
+    """Let ``torch.load`` read what a runner saved.
+
+    Those files hold log buffers besides tensors, which torch >= 2.6 refuses by default. A value
+    that the user has set stays: 0 admits files of plain tensors only.
+    """
+    os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+
+
+def latest_checkpoint(work_dir: str) -> str | None:
+    """The newest checkpoint of a run, or None where nothing was saved yet.
+
+    A run may be killed after it saved a checkpoint and before it noted so, and its folder may
+    have been moved since: then the newest file that is there counts.
+    """
+    named = find_latest_checkpoint(work_dir)
+    if named:
+        for path in (named, os.path.join(work_dir, os.path.basename(named))):
+            if os.path.isfile(path):
+                return path
+    saved = [*Path(work_dir).glob("epoch_*.pth"), *Path(work_dir).glob("iter_*.pth")]
+    return str(max(saved, key=lambda path: path.stat().st_mtime)) if saved else None
+
+
+def seed_of(checkpoint: str) -> int | None:
+    """The random seed of the run that saved a local checkpoint."""
+    if "://" in checkpoint:
+        return None
+    return torch.load(checkpoint, map_location="cpu", mmap=True).get("meta", {}).get("seed")
+
+
+def leaf_datasets(dataset: ConfigDict) -> Iterator[ConfigDict]:
+    """The dataset configs inside wrappers such as ``RepeatDataset`` and ``ConcatDataset``."""
+    if "datasets" in dataset:
+        for part in dataset.datasets:
+            yield from leaf_datasets(part)
+    elif "dataset" in dataset:
+        yield from leaf_datasets(dataset.dataset)
+    else:
+        yield dataset
+
+
+def require_data(cfg: Config, *loaders: str) -> None:
+    """Check that the local data folders of the named data loaders exist."""
+    for loader in loaders:
+        if cfg.get(loader) is None:
+            continue
+        for dataset in leaf_datasets(cfg[loader].dataset):
+            root = dataset.get("data_root")
+            if root and "://" not in root and not os.path.isdir(root):
+                fail(
+                    f"there is no data folder {root!r} ({loader} of the config); put the data "
+                    f"there or name its place: --cfg-options {loader}.dataset.data_root=DIR"
+                )
+
+
+def set_up_loaders(cfg: Config, args: argparse.Namespace, *loaders: str) -> None:
+    """Apply memory pinning, and drop worker settings where there are no workers."""
+    for name in loaders:
+        loader = cfg.get(name)
+        if loader is None:
+            continue
+        loader.setdefault("pin_memory", torch.cuda.is_available())
+        if args.no_pin_memory:
+            loader.pin_memory = False
+        if loader.get("num_workers", 0) == 0:
+            loader.persistent_workers = False
+            loader.pop("prefetch_factor", None)
+
+
+def library_of(cfg: Config, need: str) -> str:
+    """The library that a config belongs to, by its ``default_scope``."""
+    scope = cfg.get("default_scope")
+    if scope not in LIBRARIES:
+        fail(f"{need} needs default_scope to be one of {', '.join(LIBRARIES)}, got {scope!r}")
+    return scope
+
+
+def set_up_launch(cfg: Config, args: argparse.Namespace) -> None:
+    """Prepare the runner for one or several processes, on GPUs or on the CPU.
+
+    MMEngine joins processes only on accelerators. Without one the process group is opened here
+    with gloo, and the config is freed of what works on GPUs alone.
+    """
+    cfg.launcher = args.launcher
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    if args.launcher == "none":
+        return
+    if args.launcher == "pytorch" and "RANK" not in os.environ:
+        fail("--launcher pytorch needs the variables of torchrun: start with tools/dist_*.sh")
+    if get_device() != "cpu":
+        gpus = torch.cuda.device_count()
+        if torch.cuda.is_available() and int(os.environ["LOCAL_RANK"]) >= gpus:
+            fail(f"more processes than GPUs on this machine ({gpus}): lower GPUS")
+        return
+    if args.launcher != "pytorch":
+        fail("several processes without GPUs need --launcher pytorch: start with tools/dist_*.sh")
+    timeout = cfg.get("env_cfg", {}).get("dist_cfg", {}).get("timeout", 1800)
+    distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=timeout))
+    if distributed.get_rank() == 0:
+        processes = distributed.get_world_size()
+        print(f"No GPU found: {processes} processes run on the CPU and talk by gloo.", flush=True)
+    cfg.model_wrapper_cfg = dict(
+        type="MMDistributedDataParallel",
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get("find_unused_parameters", False),
+        **(cfg.get("model_wrapper_cfg") or {}) | dict(device_ids=None),
+    )
+    if _revert_sync_bn(cfg.model) and distributed.get_rank() == 0:
+        print("SyncBN needs GPUs: each process normalises by its own batch (BN).", flush=True)
+
+
+def _revert_sync_bn(node: object) -> int:
+    """Turn every ``type='SyncBN'`` below ``node`` into ``'BN'``; returns how many there were."""
+    if isinstance(node, dict):
+        own = node.get("type") == "SyncBN"
+        if own:
+            node["type"] = "BN"
+        return own + sum(_revert_sync_bn(value) for value in node.values())
+    if isinstance(node, (list, tuple)):
+        return sum(_revert_sync_bn(value) for value in node)
+    return 0
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the runner that the config names, by default MMEngine's own."""
+    return RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+
+
+class CompleteWeightsHook(Hook):
+    """Ends a test whose checkpoint leaves parameters of the model at random values."""
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Compare the file's keys and shapes with the model's parameters."""
+        model = runner.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        weights = checkpoint.get("state_dict", checkpoint)
+        shapes = {key.removeprefix("module."): value.shape for key, value in weights.items()}
+        missing = [
+            name for name, value in model.named_parameters() if shapes.get(name) != value.shape
+        ]
+        if missing:
+            fail(
+                f"the checkpoint does not fit the config: {len(missing)} parameters are absent or "
+                f"have another shape, e.g. {', '.join(missing[:3])}"
+            )

@@ -1,0 +1,156 @@
+"""Stems and downsampling layers: what changes the resolution of a hierarchical backbone.
+
+Stems read images ``(B, C, H, W)`` and give maps ``(B, H', W', C)``; downsampling
+layers stay channels-last. Each knows its ``output_size``, so that a backbone can
+refuse images that would leave a map without pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .basic import apply_norm, build_norm
+from .checks import one_of
+
+
+def _conv_size(conv: nn.Conv2d, size: int) -> int:
+    return (size + 2 * conv.padding[0] - conv.kernel_size[0]) // conv.stride[0] + 1
+
+
+class _MapConv(nn.Conv2d):
+    """Convolution of ``(B, C, H, W)`` whose result is a channels-last map without a later copy."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        # A weight in the other layout would be rearranged at every call.
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W) -> (B, H', W', C')``."""
+        return super().forward(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+
+
+class PatchEmbed(nn.Module):
+    """One convolution whose stride is its kernel, then a norm; remaining pixels are dropped.
+
+    Args:
+        in_channels: Channels of the image.
+        embed_dims: Channels of the map.
+        patch_size: Kernel and stride.
+        norm: Kind of norm, None for none.
+    """
+
+    def __init__(
+        self, in_channels: int, embed_dims: int, patch_size: int = 4, norm: str | None = "ln"
+    ) -> None:
+        super().__init__()
+        self.conv1 = _MapConv(in_channels, embed_dims, patch_size, stride=patch_size)
+        self.norm1 = build_norm(norm, embed_dims) if norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W) -> (B, H // patch_size, W // patch_size, embed_dims)``."""
+        return apply_norm(self.norm1, self.conv1(x))
+
+    def output_size(self, size: int) -> int:
+        """Length of the map's side for an image side of ``size`` pixels."""
+        return _conv_size(self.conv1, size)
+
+
+class ConvStem(nn.Module):
+    """Two overlapping convolutions of half the stride each, with norms and a GELU in between.
+
+    Args:
+        in_channels: Channels of the image.
+        embed_dims: Channels of the map; the first convolution gives half of them.
+        patch_size: Product of the two strides.
+        norm: Kind of norm, None for none.
+    """
+
+    def __init__(
+        self, in_channels: int, embed_dims: int, patch_size: int = 4, norm: str | None = "ln"
+    ) -> None:
+        super().__init__()
+        hidden = embed_dims // 2
+        stride = patch_size // 2
+        self.conv1 = _MapConv(in_channels, hidden, stride + 1, stride=stride, padding=1)
+        self.norm1 = build_norm(norm, hidden) if norm else nn.Identity()
+        self.act = nn.GELU()
+        self.conv2 = _MapConv(hidden, embed_dims, stride + 1, stride=stride, padding=1)
+        self.norm2 = build_norm(norm, embed_dims) if norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W) -> (B, H', W', embed_dims)``, a quarter of the side rounded up."""
+        x = self.act(apply_norm(self.norm1, self.conv1(x)))
+        return apply_norm(self.norm2, self.conv2(x.permute(0, 3, 1, 2)))
+
+    def output_size(self, size: int) -> int:
+        """Length of the map's side for an image side of ``size`` pixels."""
+        return _conv_size(self.conv2, _conv_size(self.conv1, size))
+
+
+class PatchMerging(nn.Module):
+    """Concatenate each 2x2 group of pixels, norm, and project linearly.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        norm: Kind of norm.
+        odd_size: What to do with an odd side: ``'pad'`` one row or column of
+            zeros at the end (they enter the norm) or ``'crop'`` the last one.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, norm: str = "ln", odd_size: str = "pad"
+    ) -> None:
+        super().__init__()
+        self.odd_size = one_of("odd_size", odd_size, ("pad", "crop"))
+        self.norm = build_norm(norm, 4 * in_channels)
+        self.reduction = nn.Linear(4 * in_channels, out_channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, H, W, C) -> (B, H', W', out_channels)``, H' being H/2 rounded up (pad) or down."""
+        height, width = x.shape[1:3]
+        if height % 2 or width % 2:
+            if self.odd_size == "pad":
+                x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+            else:
+                x = x[:, : height // 2 * 2, : width // 2 * 2]
+        x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # B, H', row, W', column, C
+        # channel blocks in the order (row, column) = (0,0), (1,0), (0,1), (1,1)
+        x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)
+        return self.reduction(apply_norm(self.norm, x))
+
+    def output_size(self, size: int) -> int:
+        """Length of the output's side for an input side of ``size`` pixels."""
+        return (size + 1) // 2 if self.odd_size == "pad" else size // 2
+
+
+class ConvDownsample(nn.Module):
+    """A convolution of stride 2, then a norm.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: 2 (no padding, rounds down) or 3 (padding 1, rounds up).
+        norm: Kind of norm.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int = 3, norm: str = "ln"
+    ) -> None:
+        super().__init__()
+        one_of("kernel_size", kernel_size, (2, 3))
+        self.conv = _MapConv(
+            in_channels, out_channels, kernel_size, stride=2, padding=kernel_size - 2
+        )
+        self.norm = build_norm(norm, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, H, W, C) -> (B, H', W', out_channels)``."""
+        return apply_norm(self.norm, self.conv(x.permute(0, 3, 1, 2)))
+
+    def output_size(self, size: int) -> int:
+        """Length of the output's side for an input side of ``size`` pixels."""
+        return _conv_size(self.conv, size)

@@ -1,0 +1,110 @@
+"""Which implementation runs: the compiled kernels of a device, or PyTorch."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from .extension import DEVICES
+
+BACKENDS = ("auto", "cuda", "cpu", "torch")
+
+_choice = "auto"
+_warned: set[str] = set()
+
+
+class backend:
+    """Choose the implementation of the ops, for good or for a ``with`` block.
+
+    ``'auto'`` takes the compiled kernel of the tensors' device, and PyTorch with one warning where
+    there is none; ``'cuda'`` and ``'cpu'`` insist on that kernel; ``'torch'`` is the PyTorch path.
+
+    Args:
+        name: One of ``'auto'``, ``'cuda'``, ``'cpu'``, ``'torch'``.
+
+    Raises:
+        ValueError: For another name.
+        RuntimeError: If ``'cuda'`` or ``'cpu'`` is asked for and was not built.
+
+    Example:
+        >>> backend('torch')            # from here on
+        >>> with backend('cpu'):        # only inside
+        ...     y = selective_scan(u, delta, A, B, C)
+    """
+
+    def __init__(self, name: str) -> None:
+        global _choice
+        if name not in BACKENDS:
+            raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
+        if name in ("cpu", "cuda") and name not in built_devices():
+            raise RuntimeError(f"backend {name!r} is not built: {missing_reason(name)}")
+        self.previous, self.name = _choice, name
+        _choice = name
+
+    def __enter__(self) -> str:
+        return self.name
+
+    def __exit__(self, *exc_info) -> None:
+        global _choice
+        _choice = self.previous
+
+
+def current_backend() -> str:
+    """The name last given to :class:`backend`."""
+    return _choice
+
+
+def built_devices() -> tuple[str, ...]:
+    """Devices for which kernels were compiled: ``('cpu',)``, ``('cpu', 'cuda')`` or ``()``."""
+    return DEVICES
+
+
+def missing_reason(device: str) -> str:
+    """One sentence on how to get the kernels of a device."""
+    if not built_devices():
+        return (
+            "mmvssm was installed without compiled kernels; install a C++ compiler and run"
+            " 'pip install --no-build-isolation .' in its repository"
+        )
+    if device == "cuda":
+        return (
+            "mmvssm was compiled without CUDA kernels; install a CUDA toolkit with nvcc and run"
+            " 'FORCE_CUDA=1 pip install --no-build-isolation .' in its repository"
+        )
+    return f"there is no kernel for {device} tensors"
+
+
+def resolve(tensor: Tensor) -> str:
+    """``'native'`` or ``'torch'`` for a call on ``tensor``; warns once per reason of a fallback."""
+    device = tensor.device.type
+    if _choice == "torch":
+        return "torch"
+    if _choice in ("cpu", "cuda"):
+        if device not in (_choice, "meta"):
+            raise ValueError(f"backend {_choice!r} was chosen, but the tensors lie on {device!r}")
+        if _unsupported(tensor):
+            raise TypeError("the cuda kernels take float32, float16 or bfloat16, got float64")
+        return "native"
+    if device == "meta" or (device in built_devices() and not _unsupported(tensor)):
+        return "native"
+    reason = (
+        "the cuda kernels do not take float64"
+        if device in built_devices()
+        else missing_reason(device)
+    )
+    if reason not in _warned and not tracing():
+        _warned.add(reason)
+        warnings.warn(f"mmvssm runs its slower PyTorch scan: {reason}", stacklevel=3)
+    return "torch"
+
+
+def _unsupported(tensor: Tensor) -> bool:
+    return tensor.device.type == "cuda" and tensor.dtype == torch.float64
+
+
+def tracing() -> bool:
+    """Whether ``torch.compile`` or ``torch.export`` is tracing this call."""
+    is_compiling = getattr(torch.compiler, "is_compiling", None)  # torch >= 2.3
+    return is_compiling is not None and is_compiling()

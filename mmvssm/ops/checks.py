@@ -1,0 +1,76 @@
+"""Argument checks of the public ops: errors name the argument, what was given, what is right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def check_tensor(name: str, value: object, ndim: int | Sequence[int]) -> None:
+    """Raise unless ``value`` is a tensor of one of the given ranks."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    ndims = (ndim,) if isinstance(ndim, int) else tuple(ndim)
+    if value.dim() not in ndims:
+        wanted = " or ".join(map(str, ndims))
+        raise ValueError(f"{name} must have {wanted} dimensions, got shape {tuple(value.shape)}")
+
+
+def check_shape(name: str, value: Tensor, expected: Sequence[int], layout: str) -> None:
+    """Raise unless ``value`` has exactly the shape ``expected``, whose axes ``layout`` names."""
+    if tuple(value.shape) != tuple(expected):
+        raise ValueError(
+            f"{name} must have shape {layout} = {tuple(expected)}, got {tuple(value.shape)}"
+        )
+
+
+def check_positive(**sizes: int) -> None:
+    """Raise if one of the named sizes is zero."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
+
+
+def check_float(reference: str, first: Tensor, **others: Tensor) -> None:
+    """Raise unless ``first`` is a supported float tensor and the others share dtype and device."""
+    if first.dtype not in FLOAT_DTYPES:
+        wanted = ", ".join(str(d).removeprefix("torch.") for d in FLOAT_DTYPES)
+        raise TypeError(f"{reference} must be one of {wanted}, got {first.dtype}")
+    for name, value in others.items():
+        if value.dtype != first.dtype:
+            raise TypeError(
+                f"{name} must have the dtype of {reference}, {first.dtype}, got {value.dtype}"
+            )
+    check_device(reference, first, **others)
+
+
+def check_device(reference: str, first: Tensor, **others: Tensor | None) -> None:
+    """Raise unless all tensors lie on the device of ``first``."""
+    for name, value in others.items():
+        if value is not None and value.device != first.device:
+            raise ValueError(
+                f"{name} must lie on the device of {reference}, {first.device}, got {value.device}"
+            )
+
+
+def check_parameter(name: str, value: Tensor) -> None:
+    """Raise unless a parameter tensor is real floating point; it is computed with in float32."""
+    if not value.dtype.is_floating_point:
+        raise TypeError(f"{name} must be a float tensor, got {value.dtype}")
+
+
+def check_out_dtype(out_dtype: torch.dtype | None, input_dtype: torch.dtype) -> torch.dtype:
+    """The output dtype; raises for one that would lose precision without being asked for."""
+    if out_dtype is None:
+        return input_dtype
+    allowed = (input_dtype,) if input_dtype == torch.float64 else (input_dtype, torch.float32)
+    if out_dtype not in allowed:
+        wanted = " or ".join(str(d) for d in dict.fromkeys(allowed))
+        raise TypeError(
+            f"out_dtype must be None, {wanted} for {input_dtype} input, got {out_dtype}"
+        )
+    return out_dtype

@@ -1,0 +1,212 @@
+"""The selective scan in plain PyTorch: the definition, and a chunked form without a compiler.
+
+For every channel ``c`` of group ``k`` and every state ``n``, with ``h[-1] = 0``::
+
+    d[l] = softplus(delta[l] + delta_bias)          (or without softplus)
+    h[l] = exp(d[l] * A) * h[l-1] + d[l] * u[l] * B[l]
+    y[l] = sum_n C[l] * h[l] + D * u[l]
+
+Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces",
+https://arxiv.org/abs/2312.00752 (the recurrence), and Liu et al., "VMamba: Visual State Space
+Model", https://arxiv.org/abs/2401.10166 (scans along routes over a map).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+# Steps that the chunked form holds in memory at a time; autograd recomputes each segment.
+SEGMENT = 256
+
+
+def selective_scan_reference(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The definition: one step after the other.
+
+    Args:
+        u: Input ``(Bt, K*D, L)``.
+        delta: Step sizes ``(Bt, K*D, L)``.
+        A: Negative decay rates ``(K*D, N)``.
+        B: Input maps ``(Bt, K, N, L)``; group ``k`` serves the channels ``k*D .. (k+1)*D - 1``.
+        C: Output maps ``(Bt, K, N, L)``.
+        D: Skip weights ``(K*D,)`` or None.
+        delta_bias: Added to ``delta``, ``(K*D,)`` or None.
+        delta_softplus: Whether the step size is ``softplus(delta + delta_bias)``.
+
+    Returns:
+        ``y (Bt, K*D, L)`` and the last state ``(Bt, K*D, N)``, both float32 (float64 for float64
+        input).
+    """
+    u, step, A, B, C, D = _prepare(u, delta, A, B, C, D, delta_bias, delta_softplus)
+    state = u.new_zeros(u.shape[0], *A.shape)
+    outputs = []
+    for u_l, step_l, B_l, C_l in zip(u.unbind(-1), step.unbind(-1), B.unbind(-1), C.unbind(-1)):
+        state = torch.exp(step_l[..., None] * A) * state + (step_l * u_l)[..., None] * B_l
+        outputs.append((state * C_l).sum(-1))
+    y = torch.stack(outputs, dim=-1)
+    return (y if D is None else y + D[:, None] * u), state
+
+
+def selective_scan_chunked(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """:func:`selective_scan_reference` in about ``2 * sqrt(SEGMENT)`` vectorised steps per segment.
+
+    Every chunk of a segment is scanned from a zero state, all chunks side by side; the states that
+    enter the chunks follow one after the other and are carried in by the decay since the chunk's
+    start. Nothing is ever divided by a product of decays, which underflows. When gradients are
+    needed each segment is recomputed in the backward pass, so memory stays that of one segment.
+
+    Arguments and returns are those of :func:`selective_scan_reference`.
+    """
+    u, step, A, B, C, D = _prepare(u, delta, A, B, C, D, delta_bias, delta_softplus)
+    state = u.new_zeros(u.shape[0], *A.shape)
+    needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (u, step, A, B, C))
+    outputs = []
+    for segment in zip(*(t.split(SEGMENT, dim=-1) for t in (u, step, B, C))):
+        if needs_grad:
+            y, state = checkpoint(_scan_segment, *segment, A, state, use_reentrant=False)
+        else:
+            y, state = _scan_segment(*segment, A, state)
+        outputs.append(y)
+    y = torch.cat(outputs, dim=-1)
+    return (y if D is None else y + D[:, None] * u), state
+
+
+def selective_scan_2d_reference(
+    x: Tensor,
+    x_dbl: Tensor,
+    routes: Tensor,
+    A: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    D: Tensor | None = None,
+    *,
+    out_routes: Tensor | None = None,
+    num_out: int | None = None,
+    merge: str = "sum",
+    scan=selective_scan_reference,
+) -> Tensor:
+    """The scan along routes as gather, :func:`selective_scan_reference`, scatter.
+
+    Args:
+        x: Map of ``P`` pixels ``(Bt, P, D)``, or one per route ``(Bt, P, K, D)``.
+        x_dbl: Projections ``(Bt, P, K, R + 2N)``, or shared by the routes ``(Bt, P, 1, R + 2N)``;
+            the last axis holds the dt rank, B and C.
+        routes: int32 ``(K, L)``: the pixel read at each step, -1 for a zero token.
+        A: Negative decay rates ``(K*D, N)``.
+        dt_weight: Step projection ``(K, D, R)``.
+        dt_bias: Step bias ``(K, D)``.
+        D: Skip weights ``(K*D,)`` or None.
+        out_routes: int32 ``(K, L)``: the row written at each step, -1 for none; ``routes`` if None.
+        num_out: Rows of the output ``Q``; ``P`` if None.
+        merge: ``'sum'`` adds the routes, ``'none'`` keeps them apart.
+        scan: The 1-D form to use.
+
+    Returns:
+        ``(Bt, Q, D)`` for ``'sum'``, ``(Bt, Q, K, D)`` for ``'none'``; float32 (float64).
+    """
+    batch, pixels, channels = x.shape[0], x.shape[1], x.shape[-1]
+    (num_routes, length), d_state, dt_rank = routes.shape, A.shape[1], dt_weight.shape[-1]
+    out_routes = routes if out_routes is None else out_routes
+    num_out = pixels if num_out is None else num_out
+    dtype = compute_dtype(x)
+
+    visible = (routes >= 0)[:, :, None]
+    source, route = routes.clamp(min=0).long(), torch.arange(num_routes, device=x.device)[:, None]
+    u = x[:, source] if x.dim() == 3 else x[:, source, route]
+    projection = x_dbl[:, source, route if x_dbl.shape[2] > 1 else 0]
+    u, projection = (t.to(dtype) * visible for t in (u, projection))
+    dt, B, C = projection.split([dt_rank, d_state, d_state], dim=-1)
+    with torch.autocast(x.device.type, enabled=False):
+        delta = torch.einsum("bklr,kdr->bkdl", dt, dt_weight.to(dtype))
+    y, _ = scan(
+        u.transpose(2, 3).reshape(batch, num_routes * channels, length),
+        delta.reshape(batch, num_routes * channels, length),
+        A,
+        B.transpose(2, 3),
+        C.transpose(2, 3),
+        D,
+        dt_bias.reshape(-1),
+        True,
+    )
+    y = y.view(batch, num_routes, channels, length).transpose(2, 3)
+
+    # A row past the end takes what is written nowhere.
+    target = torch.where(out_routes >= 0, out_routes, num_out).long()
+    out = y.new_zeros(batch, num_out + 1, num_routes, channels)
+    out = out.index_put((slice_index(batch, x.device), target, route), y, accumulate=True)
+    out = out[:, :num_out]
+    return out.sum(2) if merge == "sum" else out
+
+
+def slice_index(size: int, device: torch.device) -> Tensor:
+    """Index ``(size, 1, 1)`` that stands for ``:`` on the first axis of an advanced index."""
+    return torch.arange(size, device=device)[:, None, None]
+
+
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """Precision of the recurrence: float64 for float64 input, else float32."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _prepare(u, delta, A, B, C, D, delta_bias, delta_softplus):
+    """Cast first, then bias and softplus; B and C as one ``(Bt, K*D, N, L)`` view per channel."""
+    dtype = compute_dtype(u)
+    u, step, A, B, C = (t.to(dtype) for t in (u, delta, A, B, C))
+    D = None if D is None else D.to(dtype)
+    if delta_bias is not None:
+        step = step + delta_bias.to(dtype)[:, None]
+    if delta_softplus:
+        step = F.softplus(step)
+    per_group = u.shape[1] // B.shape[1]
+    B, C = (t.repeat_interleave(per_group, dim=1) for t in (B, C))
+    return u, step, A, B, C, D
+
+
+def _scan_segment(u, step, B, C, A, state):
+    """One segment from the state that enters it; returns its output and its last state."""
+    length = u.shape[-1]
+    steps = math.isqrt(length - 1) + 1  # per chunk
+    chunks = -(-length // steps)
+    padding = chunks * steps - length
+    # Padded steps have size 0: they neither decay nor write. The chunks become an axis.
+    u, step, B, C = (F.pad(t, (0, padding)).unflatten(-1, (chunks, steps)) for t in (u, step, B, C))
+    decay_rate = A[:, :, None]
+    local = u.new_zeros(*u.shape[:2], A.shape[1], chunks)
+    y_local = []
+    for t in range(steps):
+        decay = torch.exp(step[..., None, :, t] * decay_rate)
+        local = decay * local + (step[..., t] * u[..., t])[:, :, None] * B[..., t]
+        y_local.append((local * C[..., t]).sum(2))
+
+    elapsed = step.cumsum(-1)
+    chunk_decay = torch.exp(elapsed[..., None, :, -1] * decay_rate)
+    entering = []
+    for chunk in range(chunks):
+        entering.append(state)
+        state = chunk_decay[..., chunk] * state + local[..., chunk]
+    carried = torch.exp(elapsed[:, :, None] * A[:, :, None, None])
+    y_carried = (carried * torch.stack(entering, dim=-1)[..., None] * C).sum(2)
+    y = (torch.stack(y_local, dim=-1) + y_carried).flatten(-2)
+    return y[..., :length], state

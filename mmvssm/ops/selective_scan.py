@@ -1,0 +1,125 @@
+"""The 1-D selective scan, a drop-in for the functions of the Mamba and VMamba packages."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import library
+from .backend import resolve
+from .checks import (
+    check_device,
+    check_float,
+    check_out_dtype,
+    check_parameter,
+    check_positive,
+    check_shape,
+    check_tensor,
+)
+from .reference import selective_scan_chunked
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    *,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Selective scan of ``K`` groups of ``D`` channels each.
+
+    See :mod:`mmvssm.ops.reference` for the recurrence and its sources. State, decay and sums are
+    float32 whatever the input (float64 for float64 input).
+
+    Args:
+        u: Input ``(Bt, K*D, L)``; float32, float16, bfloat16 or float64.
+        delta: Step sizes ``(Bt, G, L)`` with ``G`` dividing ``K*D``; row ``r`` of ``u`` uses row
+            ``r // (K*D // G)``. Dtype of ``u``.
+        A: Negative decay rates ``(K*D, N)``.
+        B: Input maps ``(Bt, K, N, L)``, or ``(Bt, N, L)`` for one group. Dtype of ``u``.
+        C: Output maps, same layout and dtype as ``B``.
+        D: Skip weights ``(K*D,)``.
+        z: Gate ``(Bt, K*D, L)``: the output is multiplied by ``silu(z)``.
+        delta_bias: Added to ``delta``, ``(G,)``.
+        delta_softplus: Whether steps are ``softplus(delta + delta_bias)``.
+        return_last_state: Whether to return the state after the last step as well.
+        out_dtype: None for the dtype of ``u``, or ``torch.float32``.
+
+    Returns:
+        ``y (Bt, K*D, L)``, or ``(y, last_state)`` with ``last_state (Bt, K*D, N)``, which carries
+        no gradient.
+
+    Raises:
+        TypeError: If an argument is no tensor or has a wrong dtype.
+        ValueError: If a shape or device is wrong, or L, N or K is zero.
+    """
+    check_tensor("u", u, 3)
+    check_tensor("delta", delta, 3)
+    check_tensor("A", A, 2)
+    check_tensor("B", B, (3, 4))
+    check_tensor("C", C, B.dim())
+    B, C = (t[:, None] if t.dim() == 3 else t for t in (B, C))
+    (batch, rows, length), d_state, groups = u.shape, A.shape[1], B.shape[1]
+    check_positive(rows=rows, L=length, N=d_state, K=groups)
+    if rows % groups:
+        raise ValueError(f"B has {groups} groups, which do not divide the {rows} rows of u")
+    delta_rows = delta.shape[1]
+    if delta_rows < 1 or rows % delta_rows:
+        raise ValueError(
+            f"delta must have a number of rows that divides the {rows} of u, got {delta_rows}"
+        )
+    check_shape("delta", delta, (batch, delta_rows, length), "(Bt, G, L)")
+    check_shape("A", A, (rows, d_state), "(K*D, N)")
+    check_shape("B", B, (batch, groups, d_state, length), "(Bt, K, N, L)")
+    check_shape("C", C, (batch, groups, d_state, length), "(Bt, K, N, L)")
+    optional = {"D": (D, rows), "delta_bias": (delta_bias, delta_rows)}
+    for name, (value, size) in optional.items():
+        if value is not None:
+            check_tensor(name, value, 1)
+            check_shape(name, value, (size,), "(K*D,)" if name == "D" else "(G,)")
+            check_parameter(name, value)
+    if z is not None:
+        check_tensor("z", z, 3)
+        check_shape("z", z, (batch, rows, length), "(Bt, K*D, L)")
+        check_parameter("z", z)
+    check_parameter("A", A)
+    if autocast_enabled(u.device.type):
+        u, delta, B, C = library.promote(u, delta, B, C)
+    check_float("u", u, delta=delta, B=B, C=C)
+    check_device("u", u, A=A, D=D, z=z, delta_bias=delta_bias)
+    out_dtype = check_out_dtype(out_dtype, u.dtype)
+
+    if delta_rows != rows:
+        delta = delta.repeat_interleave(rows // delta_rows, dim=1)
+        if delta_bias is not None:
+            delta_bias = delta_bias.repeat_interleave(rows // delta_rows)
+    A, D, delta_bias = library.parameter_dtype(u.dtype, A, D, delta_bias)
+    if resolve(u) == "torch":
+        y, last_state = selective_scan_chunked(u, delta, A, B, C, D, delta_bias, delta_softplus)
+        y, last_state = y.to(out_dtype), last_state.detach()
+    else:
+        u, delta, A, B, C = (t.contiguous() for t in (u, delta, A, B, C))
+        D, delta_bias = (None if t is None else t.contiguous() for t in (D, delta_bias))
+        y, last_state, _ = torch.ops.mmvssm.selective_scan(
+            u, delta, A, B, C, D, delta_bias, delta_softplus, out_dtype
+        )
+    if z is not None:
+        y = (y * F.silu(z.to(y.dtype))).to(out_dtype)
+    return (y, last_state) if return_last_state else y
+
+
+def autocast_enabled(device_type: str) -> bool:
+    """Whether autocast is on for tensors on the CPU or a CUDA device."""
+    if device_type not in ("cpu", "cuda"):
+        return False
+    if hasattr(torch, "get_autocast_dtype"):  # torch >= 2.4
+        return torch.is_autocast_enabled(device_type)
+    return torch.is_autocast_cpu_enabled() if device_type == "cpu" else torch.is_autocast_enabled()

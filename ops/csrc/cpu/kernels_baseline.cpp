@@ -1,0 +1,15 @@
+// The kernels for any processor that the compiler targets by default.
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmath>
+#include <new>
+#include <utility>
+
+#define MMVSSM_ISA baseline
+#define MMVSSM_AVX512 0
+#include "scan_kernels.h"
+
+namespace mmvssm {
+const KernelTable kBaselineKernels = baseline::make_table("baseline");
+}  // namespace mmvssm

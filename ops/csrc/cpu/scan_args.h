@@ -1,0 +1,86 @@
+// What the CPU kernels are told: sizes and plain pointers, no torch.
+//
+// S is the precision of the recurrence: float, or double for double input.
+// Every array that a kernel writes has type S; the caller converts.
+#pragma once
+
+#include "../common/scan_common.h"
+
+namespace mmvssm {
+
+template <typename S>
+struct ScanArgs {
+  int64_t batch, routes, channels, d_state, length;
+  DType in_type;  // of u or x, delta, B, C, x_dbl
+  const S* A;     // (K*D, N)
+  const S* D;     // (K*D) or null
+  S* states;      // (Bt, K, S, N, D); written by forward when not null
+
+  // backward only; the batches are split into slots, and parameter gradients
+  // are partials of one slot each
+  DType dy_type;
+  const void* dy;
+  S* dA;          // (slots, K*D, N)
+  S* dD;          // (slots, K*D) or null
+  S* dbias;       // (slots, K*D) or null
+};
+
+// Level 1: channel-first sequences.
+template <typename S>
+struct Scan1dArgs : ScanArgs<S> {
+  bool softplus;
+  const void *u, *delta;  // (Bt, K*D, L)
+  const void *B, *C;      // (Bt, K, N, L)
+  const S* bias;          // (K*D) or null
+  S* y;                   // (Bt, K*D, L)
+  S* last_state;          // (Bt, K*D, N)
+  S *du, *ddelta;         // (Bt, K*D, L)
+  S *dB, *dC;             // (groups, Bt, K, N, L), zeroed by the caller
+};
+
+// Level 2: channels-last maps read through routes.
+template <typename S>
+struct Scan2dArgs : ScanArgs<S> {
+  int64_t pixels, out_rows, dt_rank;
+  bool x_per_route, shared_projection, merge;
+  const void* x;            // (Bt, P, D) or (Bt, P, K, D)
+  const void* x_dbl;        // (Bt, P, K | 1, R + 2N)
+  const int32_t* in_route;  // (K, L)
+  const int32_t* out_route;
+  const S* dt_weight;  // (K, D, R)
+  const S* bias;       // (K*D)
+  S* y;                // (Bt, Q, D) or (Bt, Q, K, D), zeroed by the caller
+  S* dx;               // as x, zeroed by the caller
+  S* dx_dbl;           // (groups, ...) as x_dbl, zeroed by the caller
+  S* ddt_weight;       // (slots, K, D, R), zeroed by the caller
+};
+
+// One unit of work: batches [batch_begin, batch_end) of slot `slot`, routes
+// [route_begin, route_end), channels [channel_begin, channel_end); `group` is
+// the number of the channel range.
+struct Task {
+  int64_t slot, batch_begin, batch_end, route_begin, route_end;
+  int64_t group, channel_begin, channel_end;
+};
+
+// The kernels of one instruction set.
+struct KernelTable {
+  const char* name;
+  int float_lanes;
+  void (*forward_1d_float)(const Scan1dArgs<float>&, const Task&);
+  void (*forward_1d_double)(const Scan1dArgs<double>&, const Task&);
+  void (*backward_1d_float)(const Scan1dArgs<float>&, const Task&);
+  void (*backward_1d_double)(const Scan1dArgs<double>&, const Task&);
+  void (*forward_2d_float)(const Scan2dArgs<float>&, const Task&);
+  void (*forward_2d_double)(const Scan2dArgs<double>&, const Task&);
+  void (*backward_2d_float)(const Scan2dArgs<float>&, const Task&);
+  void (*backward_2d_double)(const Scan2dArgs<double>&, const Task&);
+};
+
+extern const KernelTable kBaselineKernels;
+#if defined(__x86_64__)
+extern const KernelTable kAvx2Kernels;
+extern const KernelTable kAvx512Kernels;
+#endif
+
+}  // namespace mmvssm

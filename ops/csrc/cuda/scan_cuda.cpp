@@ -1,0 +1,258 @@
+// The CUDA implementations: allocate, describe the tensors to the kernels, and
+// launch on the current stream.
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include <limits>
+#include <vector>
+
+#include "../common/scan_ops.h"
+#include "scan_cuda.h"
+
+namespace mmvssm {
+namespace cuda {
+namespace {
+
+// Scratch memory from torch's allocator: what is freed here is not handed to
+// anyone before the kernels already on this stream have run.
+class TensorWorkspace : public Workspace {
+ public:
+  explicit TensorWorkspace(const at::TensorOptions& options)
+      : options_(options.dtype(at::kByte)) {}
+
+  void* allocate(int64_t bytes) override {
+    tensors_.push_back(at::empty({bytes}, options_));
+    return tensors_.back().data_ptr();
+  }
+
+ private:
+  at::TensorOptions options_;
+  std::vector<Tensor> tensors_;
+};
+
+DType dtype_of(at::ScalarType type) {
+  switch (type) {
+    case at::kFloat:
+      return DType::kFloat;
+    case at::kHalf:
+      return DType::kHalf;
+    case at::kBFloat16:
+      return DType::kBFloat16;
+    default:
+      TORCH_CHECK_TYPE(false,
+                       "the CUDA scan takes float32, float16 or bfloat16, got ",
+                       type, "; choose backend('torch') for it");
+  }
+}
+
+float* floats(const Tensor& t) {
+  return t.defined() && t.numel() > 0 ? t.data_ptr<float>() : nullptr;
+}
+const float* floats(const OptionalTensor& t) {
+  return t.has_value() ? t->data_ptr<float>() : nullptr;
+}
+
+Tensor empty_like(const OptionalTensor& t, const Tensor& otherwise) {
+  return t.has_value() ? at::empty_like(*t)
+                       : at::empty({0}, otherwise.options());
+}
+
+// Kernels count inside one image, and blocks, in 32 bits.
+void check_counts(const char* what, int64_t count) {
+  TORCH_CHECK_VALUE(count <= std::numeric_limits<int32_t>::max(),
+                    "the CUDA scan takes at most 2^31 - 1 ", what, ", got ",
+                    count);
+}
+
+void set_sizes(ScanArgs& args, int64_t batch, int64_t routes, int64_t channels,
+               int64_t d_state, int64_t length) {
+  args.batch = batch;
+  args.routes = routes;
+  args.channels = channels;
+  args.d_state = d_state;
+  args.length = length;
+  check_counts("blocks", batch * routes * ((channels + 31) / 32));
+  check_counts("parameters in A", routes * channels * d_state);
+}
+
+Tensor empty_states(const ScanArgs& args, bool save, const Tensor& A) {
+  const int64_t saved = save ? num_saved_states(args.length) : 0;
+  return at::empty(
+      {args.batch, args.routes, saved, args.d_state, args.channels},
+      A.options());
+}
+
+template <typename Args>
+void run(cudaError_t (*scan)(const Args&, Workspace&, cudaStream_t),
+         const Args& args, const Tensor& input) {
+  TensorWorkspace workspace(input.options());
+  const cudaError_t status = scan(
+      args, workspace, c10::cuda::getCurrentCUDAStream(input.get_device()));
+  TORCH_CHECK_VALUE(status != cudaErrorInvalidConfiguration,
+                    "the CUDA scan needs more shared memory than this device "
+                    "has for N = ",
+                    args.d_state,
+                    " and this step rank R; choose backend('torch')");
+  C10_CUDA_CHECK(status);
+}
+
+Scan1dArgs describe_1d(const Tensor& u, const Tensor& delta, const Tensor& A,
+                       const Tensor& B, const Tensor& C,
+                       const OptionalTensor& D, const OptionalTensor& bias,
+                       bool softplus) {
+  Scan1dArgs args{};
+  set_sizes(args, u.size(0), B.size(1), u.size(1) / B.size(1), A.size(1),
+            u.size(2));
+  check_counts("elements of u in an image", u.size(1) * u.size(2));
+  check_counts("elements of B in an image", B.size(1) * B.size(2) * B.size(3));
+  args.in_type = dtype_of(u.scalar_type());
+  args.A = floats(A);
+  args.D = floats(D);
+  args.bias = floats(bias);
+  args.softplus = softplus;
+  args.u = u.data_ptr();
+  args.delta = delta.data_ptr();
+  args.B = B.data_ptr();
+  args.C = C.data_ptr();
+  return args;
+}
+
+ScanForward forward_1d(const Tensor& u, const Tensor& delta, const Tensor& A,
+                       const Tensor& B, const Tensor& C,
+                       const OptionalTensor& D, const OptionalTensor& bias,
+                       bool softplus, at::ScalarType out_dtype,
+                       bool save_states) {
+  const c10::cuda::CUDAGuard guard(u.device());
+  Scan1dArgs args = describe_1d(u, delta, A, B, C, D, bias, softplus);
+  Tensor y = at::empty_like(u, u.options().dtype(out_dtype));
+  Tensor last_state = at::empty({u.size(0), A.size(0), A.size(1)}, A.options());
+  Tensor states = empty_states(args, save_states, A);
+  if (args.batch == 0) return {y, last_state, states};
+  args.y_type = dtype_of(out_dtype);
+  args.y = y.data_ptr();
+  args.last_state = floats(last_state);
+  args.states = floats(states);
+  run(scan_1d_forward, args, u);
+  return {y, last_state, states};
+}
+
+ScanBackward backward_1d(const Tensor& dy, const Tensor& u, const Tensor& delta,
+                         const Tensor& A, const Tensor& B, const Tensor& C,
+                         const OptionalTensor& D, const OptionalTensor& bias,
+                         const Tensor& states, bool softplus) {
+  const c10::cuda::CUDAGuard guard(u.device());
+  Scan1dArgs args = describe_1d(u, delta, A, B, C, D, bias, softplus);
+  Tensor du = at::empty_like(u), ddelta = at::empty_like(delta);
+  Tensor dA = at::empty_like(A), dB = at::empty_like(B), dC = at::empty_like(C);
+  Tensor dD = empty_like(D, A), dbias = empty_like(bias, A);
+  if (args.batch == 0) {
+    return {du, ddelta, dA.zero_(), dB, dC, dD.zero_(), dbias.zero_()};
+  }
+  args.y_type = dtype_of(dy.scalar_type());
+  args.dy = dy.data_ptr();
+  args.states = floats(states);
+  args.du = du.data_ptr();
+  args.ddelta = ddelta.data_ptr();
+  args.dA = floats(dA);
+  args.dB = dB.data_ptr();
+  args.dC = dC.data_ptr();
+  args.dD = floats(dD);
+  args.dbias = floats(dbias);
+  run(scan_1d_backward, args, u);
+  return {du, ddelta, dA, dB, dC, dD, dbias};
+}
+
+Scan2dArgs describe_2d(const Tensor& x, const Tensor& x_dbl,
+                       const Tensor& routes, const Tensor& out_routes,
+                       const Tensor& A, const Tensor& dt_weight,
+                       const Tensor& dt_bias, const OptionalTensor& D,
+                       int64_t num_out, bool merge) {
+  Scan2dArgs args{};
+  set_sizes(args, x.size(0), routes.size(0), x.size(-1), A.size(1),
+            routes.size(1));
+  args.pixels = x.size(1);
+  args.out_pixels = num_out;
+  args.dt_rank = dt_weight.size(2);
+  args.x_per_route = x.dim() == 4;
+  args.shared_projection = x_dbl.size(2) == 1;
+  args.merge = merge;
+  const int64_t width = args.dt_rank + 2 * args.d_state;
+  check_counts("elements of x in an image for all routes",
+               args.pixels * args.routes * args.channels);
+  check_counts("elements of the output in an image for all routes",
+               args.out_pixels * args.routes * args.channels);
+  check_counts("elements of x_dbl in an image",
+               args.pixels * args.routes * width);
+  check_counts("route entries", args.routes * args.length);
+  args.in_type = dtype_of(x.scalar_type());
+  args.x = x.data_ptr();
+  args.x_dbl = x_dbl.data_ptr();
+  args.in_routes = routes.data_ptr<int32_t>();
+  args.out_routes = out_routes.data_ptr<int32_t>();
+  args.A = floats(A);
+  args.D = floats(D);
+  args.dt_weight = floats(dt_weight);
+  args.bias = floats(dt_bias);
+  return args;
+}
+
+Scan2dForward forward_2d(const Tensor& x, const Tensor& x_dbl,
+                         const Tensor& routes, const Tensor& out_routes,
+                         const Tensor& A, const Tensor& dt_weight,
+                         const Tensor& dt_bias, const OptionalTensor& D,
+                         int64_t num_out, bool merge, at::ScalarType out_dtype,
+                         bool save_states) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  Scan2dArgs args = describe_2d(x, x_dbl, routes, out_routes, A, dt_weight,
+                                dt_bias, D, num_out, merge);
+  std::vector<int64_t> shape{args.batch, num_out, args.channels};
+  if (!merge) shape.insert(shape.begin() + 2, args.routes);
+  Tensor y = at::empty(shape, x.options().dtype(out_dtype));
+  Tensor states = empty_states(args, save_states, A);
+  if (args.batch == 0) return {y, states};
+  args.y_type = dtype_of(out_dtype);
+  args.y = y.data_ptr();
+  args.states = floats(states);
+  run(scan_2d_forward, args, x);
+  return {y, states};
+}
+
+Scan2dBackward backward_2d(const Tensor& dy, const Tensor& x,
+                           const Tensor& x_dbl, const Tensor& routes,
+                           const Tensor& out_routes, const Tensor& A,
+                           const Tensor& dt_weight, const Tensor& dt_bias,
+                           const OptionalTensor& D, const Tensor& states,
+                           bool merge) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  Scan2dArgs args = describe_2d(x, x_dbl, routes, out_routes, A, dt_weight,
+                                dt_bias, D, dy.size(1), merge);
+  Tensor dx = at::empty_like(x), dx_dbl = at::empty_like(x_dbl);
+  Tensor dA = at::empty_like(A), ddt_weight = at::empty_like(dt_weight);
+  Tensor ddt_bias = at::empty_like(dt_bias), dD = empty_like(D, A);
+  if (args.batch == 0) {
+    return {dx, dx_dbl, dA.zero_(), ddt_weight.zero_(), ddt_bias.zero_(),
+            dD.zero_()};
+  }
+  args.y_type = dtype_of(dy.scalar_type());
+  args.dy = dy.data_ptr();
+  args.states = floats(states);
+  args.dx = dx.data_ptr();
+  args.dx_dbl = dx_dbl.data_ptr();
+  args.dA = floats(dA);
+  args.ddt_weight = floats(ddt_weight);
+  args.dbias = floats(ddt_bias);
+  args.dD = floats(dD);
+  run(scan_2d_backward, args, x);
+  return {dx, dx_dbl, dA, ddt_weight, ddt_bias, dD};
+}
+
+}  // namespace
+}  // namespace cuda
+
+REGISTER_DEVICE_IMPL(selective_scan_forward_impl, CUDA, cuda::forward_1d);
+REGISTER_DEVICE_IMPL(selective_scan_backward_impl, CUDA, cuda::backward_1d);
+REGISTER_DEVICE_IMPL(selective_scan_2d_forward_impl, CUDA, cuda::forward_2d);
+REGISTER_DEVICE_IMPL(selective_scan_2d_backward_impl, CUDA, cuda::backward_2d);
+
+}  // namespace mmvssm

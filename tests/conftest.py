@@ -1,0 +1,28 @@
+"""What all tests share: threads, seed, the rule for GPU tests, a line on the ops under test."""
+
+import os
+
+import pytest
+import torch
+
+from mmvssm import ops
+
+
+def pytest_configure():
+    # Small tensors: more threads than this only wait for each other.
+    torch.set_num_threads(min(2, os.cpu_count()))
+
+
+def pytest_report_header():
+    return "mmvssm.ops: " + ", ".join(f"{name} {value}" for name, value in ops.info().items())
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, and torch sees none")
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """Makes every test's random numbers its own, whichever tests ran before."""
+    torch.manual_seed(0)

@@ -1,0 +1,31 @@
+// What ops/csrc/cuda/device.cuh offers beyond CUDA's headers, as plain C++.
+#pragma once
+
+#include <cuda_runtime.h>
+
+namespace mmvssm::cuda {
+
+inline float exp2_approx(float x) { return exp2f(x); }
+
+template <int Bytes>
+void copy_async(void* shared, const void* global) {
+  static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16, "sizes of cp.async");
+  shim::copy_async(shared, global, Bytes);
+}
+inline void copy_async_wait() { shim::copy_async_wait(); }
+
+inline unsigned char* dynamic_shared() { return shim::dynamic_shared(); }
+
+constexpr int kSharedGap = 32;
+inline void forbid_shared(unsigned char* begin, int bytes) {
+  if (bytes > 0) shim::forbid(begin, bytes);
+}
+
+template <typename Params>
+cudaError_t launch(void (*kernel)(Params), int64_t blocks, int threads,
+                   int shared_bytes, cudaStream_t, const Params& params) {
+  shim::run_grid(blocks, threads, shared_bytes, [&] { kernel(params); });
+  return cudaSuccess;
+}
+
+}  // namespace mmvssm::cuda

@@ -1,0 +1,267 @@
+"""The CUDA kernels compiled as C++ and run on the CPU, under AddressSanitizer.
+
+``shim/`` stands in for CUDA's headers: a block's threads are fibers, fresh memory is NaN, copies
+arrive only when they are waited for. ``driver.cpp`` compares every output of a case with a float64
+reference and with itself under other orders of the threads.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mmvssm.ops.reference import selective_scan_2d_reference, selective_scan_reference
+
+HERE = Path(__file__).resolve().parent
+KERNELS = HERE.parent.parent / "ops" / "csrc" / "cuda"
+COMPILER = os.environ.get("CXX", "g++")
+FLAGS = [
+    *("-std=c++17", "-O1", "-g1", "-fsanitize=address"),
+    *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
+]
+
+CASES_2D = """
+L=1 D=1 N=1 R=1
+L=2 D=3 N=2 R=3 K=2 batch=2
+L=17 D=33 N=1 R=6 K=4
+L=17 D=70 N=1 R=6 K=4 threads=96 batch=2
+L=63 D=3 N=3 R=1 K=4 merge=0
+L=64 D=33 N=5 R=6 K=2 threads=64
+L=65 D=70 N=16 R=6 K=2 threads=96
+L=130 D=33 N=1 R=3 K=4 batch=2 threads=64
+L=130 D=3 N=16 R=17 K=2
+L=65 D=3 N=20 R=48 K=1
+L=130 D=70 N=20 R=6 threads=32
+L=64 D=1 N=8 R=65 K=2 skip=0
+L=2 D=1 N=4 R=33
+L=17 D=3 N=2 R=3 P=29 K=2
+L=65 D=33 N=2 R=4 K=4 holes=30
+L=130 D=3 N=16 R=6 K=2 holes=30 repeats=1 P=40
+L=130 D=33 N=1 R=3 K=4 repeats=1 P=5 batch=2
+L=64 D=3 N=20 R=1 K=2 repeats=1 P=30 merge=0
+L=17 D=3 N=3 R=3 K=2 holes=100
+L=65 D=70 N=3 R=35 K=2 repeats=1 holes=10 P=40 threads=96
+L=65 D=33 N=1 R=6 K=4 out=1 Q=80
+L=65 D=3 N=5 R=6 K=2 out=1 Q=195 merge=0 holes=10
+L=63 D=3 N=16 R=3 K=2 out=1 Q=20 repeats=1 P=100 batch=2
+L=64 D=33 N=2 R=3 K=4 x_per_route=1
+L=65 D=3 N=16 R=17 K=2 x_per_route=1 merge=0 holes=10
+L=17 D=70 N=1 R=3 K=4 shared=1 P=68 threads=64
+L=65 D=3 N=20 R=6 K=4 shared=1 x_per_route=1 holes=20
+L=65 D=33 N=1 R=3 K=4 type=half y=float threads=64
+L=65 D=3 N=16 R=6 K=2 type=half y=half merge=0
+L=64 D=3 N=5 R=1 K=4 type=half y=half shared=1
+L=63 D=33 N=20 R=3 K=2 type=half y=float x_per_route=1 batch=2
+L=130 D=3 N=1 R=48 K=2 type=half y=half holes=20
+L=65 D=33 N=1 R=6 K=4 type=bfloat16 y=bfloat16
+L=64 D=33 N=16 R=6 K=2 type=bfloat16 y=float threads=64
+L=17 D=3 N=3 R=17 K=1 type=bfloat16 y=bfloat16 x_per_route=1
+L=130 D=3 N=20 R=3 K=2 type=bfloat16 y=bfloat16 merge=0 out=1 Q=140
+""".strip().splitlines()
+
+CASES_1D = """
+L=1 D=1 N=1
+L=2 D=3 N=2 K=2 batch=2
+L=17 D=70 N=1 K=4 threads=96
+L=63 D=33 N=3 K=2 bias=0
+L=64 D=3 N=16 K=4 skip=0
+L=65 D=70 N=5 K=2 threads=64 softplus=0
+L=130 D=33 N=20 K=1 batch=2
+L=130 D=3 N=1 K=4 bias=0 skip=0 softplus=0
+L=65 D=33 N=16 K=1 threads=32
+L=65 D=33 N=1 K=2 type=half y=float
+L=64 D=3 N=20 K=2 type=half y=half
+L=130 D=3 N=4 K=1 type=half y=half softplus=0 skip=0
+L=63 D=33 N=16 K=2 type=bfloat16 y=bfloat16
+L=65 D=70 N=2 K=1 type=bfloat16 y=float threads=64
+L=2 D=1 N=20 K=1 type=bfloat16 y=bfloat16 bias=0
+""".strip().splitlines()
+
+MISTAKES = {
+    "uninitialised_shared": "wrong result",
+    "copy_not_awaited": "wrong result",
+    "copy_never_awaited": "copies under way",
+    "misaligned_copy": "not aligned",
+    "missing_barrier": "wrong result",
+    "barrier_in_branch": "divergence",
+    "return_before_barrier": "divergence",
+    "shuffle_in_branch": "divergence",
+    "shuffle_outside_mask": "outside its mask",
+    "overrun_between_arrays": "use-after-poison",
+    "overrun_of_shared": "AddressSanitizer",
+    "overrun_of_global": "heap-buffer-overflow",
+}
+
+
+def run(program, *words):
+    """Runs a program of this folder; returns its exit status and what it printed."""
+    environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
+    environment.pop("LD_PRELOAD", None)
+    done = subprocess.run(
+        [program, *words],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+    )
+    return done.returncode, done.stdout
+
+
+def compile_object(source, target):
+    language = ["-x", "c++"] if source.suffix == ".cu" else []
+    includes = [f"-I{HERE / 'shim'}", f"-I{KERNELS}", f"-I{HERE}"]
+    return subprocess.run(
+        [COMPILER, *FLAGS, *includes, *language, "-c", source, "-o", target],
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="session")
+def programs(request):
+    """``driver`` and ``mistakes``, built once for as long as their sources stay the same."""
+    if shutil.which(COMPILER) is None:
+        pytest.skip(f"needs the C++ compiler {COMPILER}")
+    sources = [*KERNELS.glob("*.cu"), *HERE.glob("*.cpp"), *HERE.glob("shim/*.cpp")]
+    headers = [*KERNELS.parent.glob("c*/*.*h"), *HERE.glob("**/*.h")]
+    digest = hashlib.sha256(" ".join([COMPILER, *FLAGS]).encode())
+    for path in sorted([*sources, *headers]):
+        digest.update(path.read_bytes())
+    folder = Path(request.config.cache.mkdir("cuda_on_cpu"))
+    built = folder / digest.hexdigest()[:16]
+    if not built.is_dir():
+        for old in folder.iterdir():
+            shutil.rmtree(old)
+        work = folder / f"building-{os.getpid()}"
+        work.mkdir()
+        # The longest first, so that two compilers end together.
+        sources.sort(key=lambda path: path.stat().st_size, reverse=True)
+        objects = {path.stem: work / f"{path.stem}.o" for path in sources}
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            results = pool.map(compile_object, sources, [objects[p.stem] for p in sources])
+            for result in results:
+                assert result.returncode == 0, result.stderr
+        kernels = [path.stem for path in KERNELS.glob("*.cu")]
+        for program, parts in {
+            "driver": ["driver", "block", *kernels],
+            "mistakes": ["mistakes", "block"],
+        }.items():
+            link = [COMPILER, "-fsanitize=address", *(objects[p] for p in parts)]
+            subprocess.run([*link, "-o", work / program], check=True)
+        work.rename(built)
+    return built
+
+
+@pytest.mark.parametrize("case", CASES_2D)
+def test_scan_along_routes(programs, case):
+    status, output = run(programs / "driver", "2d", *case.split())
+    assert status == 0, output
+
+
+@pytest.mark.parametrize("case", CASES_1D)
+def test_scan_of_sequences(programs, case):
+    status, output = run(programs / "driver", "1d", *case.split())
+    assert status == 0, output
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_shim_notices(programs, mistake):
+    status, output = run(programs / "mistakes", mistake)
+    assert status != 0
+    assert MISTAKES[mistake] in output
+
+
+def test_shim_runs_a_correct_kernel(programs):
+    assert run(programs / "mistakes", "none") == (0, "")
+
+
+def test_too_much_shared_memory_is_an_error(programs):
+    status, output = run(programs / "driver", "2d", "R=4000", "L=2", "D=1")
+    assert status == 3
+    assert "forward: error 9" in output
+
+
+def read_dump(path):
+    """The arrays that ``driver ... dump=path`` wrote, as float64 tensors."""
+    arrays = {}
+    with open(path, "rb") as file:
+        while line := file.readline():
+            name, count = line.split()
+            values = np.frombuffer(file.read(8 * int(count)))
+            arrays[name.decode()] = torch.from_numpy(values.copy())
+    return arrays
+
+
+def assert_close(arrays, gradients, y):
+    """Outputs of the kernels against the values and gradients of the PyTorch definition."""
+    y.backward(arrays["dy"].view_as(y))
+    pairs = {"y": y.detach(), **{name: leaf.grad for name, leaf in gradients.items()}}
+    for name, want in pairs.items():
+        error = (arrays[name] - want.flatten()).norm() / want.norm()
+        assert error < 3e-6, (name, float(error))
+
+
+def test_routes_against_autograd(programs, tmp_path):
+    K, D, N, R, L, P = 2, 33, 5, 3, 65, 50
+    sizes = f"K={K} D={D} N={N} R={R} L={L} P={P}".split()
+    sizes += ["batch=2", "holes=15", "repeats=1", "out=1", "Q=70", "merge=0"]
+    path = tmp_path / "dump"
+    status, output = run(programs / "driver", "2d", *sizes, f"dump={path}")
+    assert status == 0, output
+    arrays = read_dump(path)
+    shapes = {
+        "x": (2, P, D),
+        "x_dbl": (2, P, K, R + 2 * N),
+        "A": (K * D, N),
+        "dt_weight": (K, D, R),
+        "dt_bias": (K, D),
+        "D": (K * D,),
+    }
+    leaf = {n: arrays[n].view(shape).requires_grad_() for n, shape in shapes.items()}
+    routes, out_routes = (arrays[n].view(K, L).int() for n in ("routes", "out_routes"))
+    y = selective_scan_2d_reference(
+        leaf["x"],
+        leaf["x_dbl"],
+        routes,
+        leaf["A"],
+        leaf["dt_weight"],
+        leaf["dt_bias"],
+        leaf["D"],
+        out_routes=out_routes,
+        num_out=70,
+        merge="none",
+    )
+    names = {"x": "dx", "x_dbl": "dx_dbl", "A": "dA", "D": "dD", "dt_bias": "dbias"}
+    names["dt_weight"] = "ddt_weight"
+    assert_close(arrays, {to: leaf[name] for name, to in names.items()}, y)
+
+
+def test_sequences_against_autograd(programs, tmp_path):
+    K, D, N, L = 2, 33, 5, 65
+    path = tmp_path / "dump"
+    sizes = f"K={K} D={D} N={N} L={L} batch=2".split()
+    status, output = run(programs / "driver", "1d", *sizes, f"dump={path}")
+    assert status == 0, output
+    arrays = read_dump(path)
+    shapes = {
+        "u": (2, K * D, L),
+        "delta": (2, K * D, L),
+        "A": (K * D, N),
+        "B": (2, K, N, L),
+        "C": (2, K, N, L),
+        "D": (K * D,),
+        "delta_bias": (K * D,),
+    }
+    leaf = {n: arrays[n].view(shape).requires_grad_() for n, shape in shapes.items()}
+    y, last_state = selective_scan_reference(**leaf, delta_softplus=True)
+    names = {"u": "du", "delta": "ddelta", "A": "dA", "B": "dB", "C": "dC", "D": "dD"}
+    names["delta_bias"] = "dbias"
+    assert (arrays["last_state"] - last_state.flatten()).norm() < 3e-6 * last_state.norm()
+    assert_close(arrays, {to: leaf[name] for name, to in names.items()}, y)

@@ -1,0 +1,146 @@
+"""``torch.ops.mmvssm.*`` as PyTorch's own tools see them."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmvssm import ops
+
+pytestmark = pytest.mark.skipif("cpu" not in ops.built_devices(), reason="no compiled kernels")
+
+
+def tensors_1d(dtype=torch.float32, requires_grad=True, length=7):
+    shapes = {"u": (2, 6, length), "delta": (2, 6, length), "A": (6, 3)}
+    shapes |= {"B": (2, 2, 3, length), "C": (2, 2, 3, length), "D": (6,), "delta_bias": (6,)}
+    tensors = {n: torch.randn(*s, dtype=dtype) for n, s in shapes.items()}
+    tensors["A"] = -tensors["A"].abs()
+    return {n: t.requires_grad_(requires_grad) for n, t in tensors.items()}
+
+
+def tensors_2d(dtype=torch.float32, requires_grad=True, d_state=3):
+    shapes = {"x": (2, 12, 5), "x_dbl": (2, 12, 4, 2 + 2 * d_state), "A": (20, d_state)}
+    shapes |= {"dt_weight": (4, 5, 2), "dt_bias": (4, 5), "D": (20,)}
+    tensors = {n: torch.randn(*s, dtype=dtype) for n, s in shapes.items()}
+    tensors["A"] = -tensors["A"].abs()
+    return {n: t.requires_grad_(requires_grad) for n, t in tensors.items()}
+
+
+def op_arguments_2d(**kwargs):
+    t, table = tensors_2d(**kwargs), ops.routes.cross2d(3, 4)
+    before = (t["x"], t["x_dbl"], table, table)
+    return (*before, t["A"], t["dt_weight"], t["dt_bias"], t["D"], 12, True)
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_opcheck(requires_grad):
+    arguments = tuple(tensors_1d(requires_grad=requires_grad).values())
+    torch.library.opcheck(torch.ops.mmvssm.selective_scan.default, (*arguments, True))
+    arguments = op_arguments_2d(requires_grad=requires_grad)
+    torch.library.opcheck(torch.ops.mmvssm.selective_scan_2d.default, arguments)
+
+
+def test_opcheck_of_the_backward_ops():
+    arguments = tuple(tensors_1d(requires_grad=False, length=70).values())
+    y, _, states = torch.ops.mmvssm.selective_scan(*arguments, True, None, True)
+    torch.library.opcheck(
+        torch.ops.mmvssm.selective_scan_backward.default, (y, *arguments, states, True)
+    )
+    arguments = op_arguments_2d(requires_grad=False)
+    y, states = torch.ops.mmvssm.selective_scan_2d(*arguments, None, True)
+    torch.library.opcheck(
+        torch.ops.mmvssm.selective_scan_2d_backward.default,
+        (y, *arguments[:8], states, True),
+    )
+
+
+@pytest.mark.parametrize("d_state", [1, 3])
+def test_gradcheck_2d(d_state):
+    t = tensors_2d(torch.float64, d_state=d_state)
+    # Zero tokens, a pixel met twice, and other rows written than read.
+    table = torch.tensor([[0, 5, -1, 5, 11], [3, -1, 2, 1, 0]] * 2).int()
+    out = torch.tensor([[0, 1, 2, -1, 3], [4, 0, 0, 1, 2]] * 2).int()
+
+    def run(*values):
+        return ops.selective_scan_2d(
+            **dict(zip(t, values)), routes=table, out_routes=out, num_out=6
+        )
+
+    assert torch.autograd.gradcheck(run, tuple(t.values()))
+
+
+@pytest.mark.parametrize("softplus", [True, False])
+def test_gradcheck_1d(softplus):
+    t = tensors_1d(torch.float64)
+
+    def run(*values):
+        return ops.selective_scan(**dict(zip(t, values)), delta_softplus=softplus)
+
+    assert torch.autograd.gradcheck(run, tuple(t.values()))
+
+
+def test_second_derivative_is_refused():
+    t = tensors_1d(torch.float64)
+    (grad,) = torch.autograd.grad(ops.selective_scan(**t).square().sum(), t["u"], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+def test_runs_inside_a_checkpoint():
+    """A checkpoint hands out what it recomputed once only."""
+    from torch.utils.checkpoint import checkpoint
+
+    t = tensors_1d(length=70)
+
+    def run(*values):
+        return ops.selective_scan(**dict(zip(t, values)), delta_softplus=True)
+
+    expected = torch.autograd.grad(run(*t.values()).sum(), list(t.values()))
+    y = checkpoint(run, *t.values(), use_reentrant=False)
+    for grad, wanted in zip(torch.autograd.grad(y.sum(), list(t.values())), expected):
+        assert torch.equal(grad, wanted)
+
+
+def test_compiles_without_graph_breaks():
+    t = tensors_2d()
+
+    def run(x, x_dbl):
+        rest = {n: t[n] for n in ("A", "dt_weight", "dt_bias", "D")}
+        return ops.selective_scan_2d(x, x_dbl, ops.routes.cross2d(3, 4), **rest).square().sum()
+
+    expected = torch.autograd.grad(run(t["x"], t["x_dbl"]), list(t.values()))
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    grads = torch.autograd.grad(compiled(t["x"], t["x_dbl"]), list(t.values()))
+    for grad, wanted in zip(grads, expected):
+        torch.testing.assert_close(grad, wanted)
+
+
+def test_shapes_without_data():
+    t = {n: v.to("meta") for n, v in tensors_2d(torch.bfloat16).items()}
+    y = ops.selective_scan_2d(
+        **t, routes=torch.empty(4, 12, dtype=torch.int32, device="meta"), merge="none", num_out=7
+    )
+    assert y.is_meta and y.shape == (2, 7, 4, 5) and y.dtype == torch.bfloat16
+
+
+def test_autocast_keeps_what_it_is_given():
+    """Autocast neither narrows the scan's inputs nor its parameters."""
+    t, table = tensors_2d(), ops.routes.cross2d(3, 4)
+    expected = ops.selective_scan_2d(**t, routes=table)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ops.selective_scan_2d(**t, routes=table), expected)
+        mixed = {**t, "x_dbl": t["x_dbl"].bfloat16()}
+        assert ops.selective_scan_2d(**mixed, routes=table).dtype == torch.float32
+        arguments = list(op_arguments_2d())
+        arguments[1] = arguments[1].bfloat16()
+        assert torch.ops.mmvssm.selective_scan_2d(*arguments)[0].dtype == torch.float32
+
+
+def test_flops_follow_the_papers_formula():
+    t = tensors_1d(requires_grad=False)
+    with FlopCounterMode(display=False) as counter:
+        ops.selective_scan(**t, delta_softplus=True)
+    assert counter.get_total_flops() == 2 * 6 * 7 * (9 * 3 + 1)
+    with FlopCounterMode(display=False) as counter:
+        ops.selective_scan_2d(**tensors_2d(requires_grad=False), routes=ops.routes.cross2d(3, 4))
+    projection = 2 * 2 * 12 * 4 * 5 * 2  # two per multiply-add
+    assert counter.get_total_flops() == 2 * 20 * 12 * (9 * 3 + 1) + projection

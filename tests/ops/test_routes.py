@@ -1,0 +1,51 @@
+"""Route tables against the reference's own index tables, and their cache."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmvssm.ops import routes
+
+TABLES = json.loads((Path(__file__).parents[1] / "golden" / "ops" / "cross_scan.json").read_text())[
+    "tables"
+]
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda t: f"{t['mode']}-{t['height']}x{t['width']}")
+def test_equal_to_the_reference(table):
+    build = getattr(routes, table["mode"])
+    result = build(table["height"], table["width"])
+    assert result.dtype == torch.int32
+    assert result.tolist() == table["scan"]
+
+
+def test_forward_backward():
+    assert routes.forward_backward(3).tolist() == [[0, 1, 2], [2, 1, 0]]
+
+
+def test_tables_are_kept():
+    assert routes.cross2d(6, 7) is routes.cross2d(6, 7)
+    assert routes.cross2d(6, 7) is not routes.cross2d(7, 6)
+
+
+def test_table_made_in_inference_mode_serves_training():
+    with torch.inference_mode():
+        table = routes.cross2d(11, 13)
+    assert not table.is_inference()
+    assert not routes.cross2d(11, 13).is_inference()
+
+
+def test_table_made_without_data_is_not_kept():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        routes.cross2d(17, 19)
+    assert type(routes.cross2d(17, 19)) is torch.Tensor
+
+
+@pytest.mark.parametrize("size", [(0, 3), (3, -1)])
+def test_size_must_be_positive(size):
+    with pytest.raises(ValueError, match="cross2d must be at least 1"):
+        routes.cross2d(*size)

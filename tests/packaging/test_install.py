@@ -1,0 +1,141 @@
+"""What is installed, and how configs of an outside project inherit from it."""
+
+import importlib.util
+import json
+import os
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+# Runs as a stock script would: MMEngine only, mmvssm not imported first.
+LOAD = """
+import json, sys
+from mmengine.config import Config
+cfg = Config.fromfile('mine.py')
+print(json.dumps(dict(backbone=cfg.model.backbone, data_root=cfg.data_root)))
+"""
+FORMS = {
+    "config_path": "__import__('mmvssm').config_path('{name}')",
+    "list": "[__import__('mmvssm') and 'mmvssm::{name}']",
+    "absolute path": "'{folder}/{name}'",
+    "relative path": "'{relative}/{name}'",
+}
+DEMO = "demo/vmamba-micro_digits-cls.py"
+
+
+@pytest.fixture(scope="module")
+def config_folder(python, output, tmp_path_factory):
+    code = "import mmvssm; print(mmvssm.__path__[0])"
+    package = output(python, "-c", code, cwd=tmp_path_factory.mktemp("cwd")).strip()
+    return os.path.join(package, ".mim", "configs")
+
+
+def test_import_is_light(python, output, sources, tmp_path):
+    code = "import mmvssm, sys; print(mmvssm.__file__, *sys.modules, sep='\\n')"
+    file, *modules = output(python, "-c", code, cwd=tmp_path).splitlines()
+    # from the environment or the copied sources, never from the repository
+    assert file.startswith((str(python.parents[1]), str(sources)))
+    assert not {"torch", "mmcv", "mmvssm.models", "mmvssm.ops"} & set(modules)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_inherits_from_outside(form, python, output, config_folder, tmp_path):
+    relative = os.path.relpath(config_folder, tmp_path)
+    base = FORMS[form].format(name=DEMO, folder=config_folder, relative=relative)
+    (tmp_path / "mine.py").write_text(f"_base_ = {base}\ndata_root = 'elsewhere'\n")
+    loaded = json.loads(output(python, "-c", LOAD, cwd=tmp_path))
+    assert loaded["backbone"]["type"] == "mmvssm.VMamba"
+    assert loaded["data_root"] == "elsewhere"
+
+
+def test_every_published_config_is_found_by_name(python, output, tmp_path):
+    """``mmvssm::name`` after the import, the hub's lookup, and the path give one config."""
+    code = """
+import mmvssm, pathlib, yaml
+from mmengine.config import Config
+from mmengine.hub import get_config
+mim = pathlib.Path(mmvssm.__path__[0], '.mim')
+index = yaml.safe_load((mim / 'model-index.yml').read_text())
+metafiles = [yaml.safe_load((mim / file).read_text()) for file in index['Import']]
+names = [model['Config'] for metafile in metafiles for model in metafile['Models']]
+for name in names:
+    name = name.removeprefix('configs/')
+    by_path = Config.fromfile(mmvssm.config_path(name))
+    pathlib.Path('mine.py').write_text(f"_base_ = 'mmvssm::{name}'")
+    for found in (Config.fromfile('mine.py'), get_config(f'mmvssm::{name}')):
+        assert found.model.backbone == by_path.model.backbone, name
+        assert found.train_dataloader.dataset.type == by_path.train_dataloader.dataset.type, name
+print(*names)
+"""
+    names = output(python, "-c", code, cwd=tmp_path).split()
+    assert len(names) == len(set(names)) >= 8
+
+
+def test_python_style_config(python, output, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from mmpretrain.models import GlobalAveragePooling, ImageClassifier, LinearClsHead\n"
+        "from mmvssm.models import VMamba\n"
+        "model = dict(\n"
+        "    type=ImageClassifier,\n"
+        "    backbone=dict(type=VMamba, arch='tiny-s1l8', out_indices=(3,)),\n"
+        "    neck=dict(type=GlobalAveragePooling),\n"
+        "    head=dict(type=LinearClsHead, num_classes=3, in_channels=768),\n"
+        ")\n"
+    )
+    code = """
+import torch
+from mmengine.config import Config
+from mmpretrain.registry import MODELS
+model = MODELS.build(Config.fromfile('mine.py').model).eval()
+print(type(model.backbone).__module__, tuple(model(torch.rand(1, 3, 64, 64)).shape))
+"""
+    printed = output(python, "-W", "ignore", "-c", code, cwd=tmp_path)
+    assert printed.split(maxsplit=1) == ["mmvssm.models.backbones.vmamba", "(1, 3)\n"]
+
+
+def test_unknown_config_is_named(python, run, tmp_path):
+    code = "import mmvssm; mmvssm.config_path('demo/vmamba-micro_digit-cls.py')"
+    done = run(python, "-c", code, cwd=tmp_path)
+    assert done.returncode != 0
+    assert "no config 'demo/vmamba-micro_digit-cls.py'" in done.stderr
+    assert DEMO in done.stderr
+
+
+def test_wheel_holds_package_and_shared_files_only(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"mmvssm"}
+    for shared in (f"configs/{DEMO}", "configs/vmamba/metafile.yml", "tools/train.py",
+                   "tools/dist_train.sh", "model-index.yml"):  # fmt: skip
+        assert f"mmvssm/.mim/{shared}" in names
+
+
+def test_without_ops_pytorch_runs(wheel_python, output, tmp_path):
+    printed = output(wheel_python, "-W", "ignore", "-m", "mmvssm.ops", cwd=tmp_path)
+    assert "compiled kernels:         none" in printed
+    assert "check on cpu:             ok" in printed
+
+
+def test_hidden_torch_is_an_error(run, sources, tmp_path):
+    """Build isolation hides torch: then the ops must not be left out silently."""
+    site = Path(importlib.util.find_spec("setuptools").origin).parents[1]
+    for name in ("_distutils_hack", "pkg_resources", "setuptools"):
+        (tmp_path / name).symlink_to(site / name)
+    command = [sys.executable, "-S", "setup.py", "--version"]
+    done = run(*command, cwd=sources, PYTHONPATH=str(tmp_path))
+    assert done.returncode != 0
+    assert "--no-build-isolation" in done.stderr
+    done = run(*command, cwd=sources, PYTHONPATH=str(tmp_path), MMVSSM_WITH_OPS="0")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_wheel_with_ops(sources, output, wheel_python, tmp_path):
+    """A build with ops carries the extension."""
+    options = ["-q", "--no-build-isolation", "--no-deps", "-w", tmp_path]
+    pip = [wheel_python, "-m", "pip", "wheel", *options, sources]
+    output(*pip, cwd=tmp_path, MMVSSM_WITH_OPS="1")
+    (wheel,) = tmp_path.glob("mmvssm-*.whl")
+    assert any(name.startswith("mmvssm/_vssm_ext.") for name in zipfile.ZipFile(wheel).namelist())

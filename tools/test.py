@@ -1,0 +1,197 @@
+"""Test a checkpoint of a classifier, detector or segmentor."""
+
+import argparse
+import os
+from copy import deepcopy
+
+import mmengine
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+from mmengine.registry import METRICS
+
+import mmvssm  # noqa: F401  makes 'mmvssm::' bases known before the config is read
+from mmvssm.engine import cli
+
+EXAMPLES = """examples:
+  the metrics of a checkpoint:
+    python tools/test.py CONFIG work_dirs/NAME/epoch_12.pth
+  segmentation over several scales and flips, mIoU(MS), on 8 GPUs:
+    tools/dist_test.sh CONFIG CHECKPOINT 8 --tta
+  predictions as a file (as a folder of PNGs in segmentation) and as pictures:
+    python tools/test.py CONFIG CHECKPOINT --out predictions.pkl --show-dir pictures
+  the metrics as JSON:
+    python tools/test.py CONFIG CHECKPOINT --out metrics.json --out-item metrics
+
+A checkpoint is read with pickle, so use only files that you trust; with
+TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=0 in the environment only plain tensors are read.
+"""
+
+# The hook that draws predictions, by library.
+DRAWING_HOOKS = {
+    "mmpretrain": "VisualizationHook",
+    "mmdet": "mmdet.DetVisualizationHook",
+    "mmseg": "mmseg.SegVisualizationHook",
+}
+
+# What averages the views where the config does not say, by library.
+TTA_MODELS = {
+    "mmpretrain": dict(type="mmpretrain.AverageClsScoreTTA"),
+    "mmdet": dict(
+        type="mmvssm.engine.det_tta.InstanceTTAModel",
+        tta_cfg=dict(nms=dict(type="nms", iou_threshold=0.5), max_per_img=100),
+    ),
+    "mmseg": dict(type="mmseg.SegTTAModel"),
+}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", metavar="CONFIG", help="config file")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint file or URL")
+    parser.add_argument(
+        "--tta",
+        action="store_true",
+        help="average over augmented views: tta_model and tta_pipeline of the config; in "
+        "classification and detection by default the image and its mirror image",
+    )
+    parser.add_argument("--amp", action="store_true", help="mixed precision")
+    parser.add_argument(
+        "--out",
+        metavar="PATH",
+        help="save predictions: a .pkl file in classification and detection, a folder of label "
+        "maps in segmentation",
+    )
+    parser.add_argument(
+        "--out-item",
+        choices=["pred", "metrics"],
+        help="what --out saves (default: pred); metrics go to a .json, .yaml or .pkl file",
+    )
+    parser.add_argument("--show", action="store_true", help="show predictions in a window")
+    parser.add_argument("--show-dir", metavar="DIR", help="save pictures of the predictions")
+    parser.add_argument(
+        "--interval",
+        type=int,
+        default=1,
+        metavar="N",
+        help="draw every N-th image (default: 1; in detection always each)",
+    )
+    parser.add_argument(
+        "--wait-time",
+        type=float,
+        default=2,
+        metavar="SECONDS",
+        help="how long --show shows an image (default: 2)",
+    )
+    cli.add_shared_arguments(parser)
+    args = parser.parse_args()
+
+    if args.out_item is not None and args.out is None:
+        parser.error("--out-item needs --out PATH")
+    if args.out_item == "metrics" and not args.out.endswith((".json", ".yaml", ".yml", ".pkl")):
+        parser.error(f"--out must end in .json, .yaml or .pkl for metrics, got {args.out!r}")
+    if args.interval < 1:
+        parser.error(f"--interval must be at least 1, got {args.interval}")
+    return args
+
+
+def set_up_drawing(cfg: Config, args: argparse.Namespace) -> None:
+    """Switch on the library's drawing hook; each library has its own names for that."""
+    library = cli.library_of(cfg, "--show")
+    if library == "mmpretrain" and args.tta:
+        cli.fail("--show and --show-dir draw one view of an image: leave out --tta")
+    hook = dict(type=DRAWING_HOOKS[library])
+    hook.update(cfg.get("default_hooks", {}).get("visualization", {}))
+    hook.update(show=args.show, interval=args.interval, wait_time=args.wait_time)
+    # Absolute, since mmdet joins a relative folder to its own path anew for every image.
+    folder = args.show_dir and os.path.abspath(args.show_dir)
+    if library == "mmpretrain":
+        hook.update(enable=True, out_dir=folder)
+    elif library == "mmdet":
+        hook.update(draw=True, test_out_dir=folder)
+    else:
+        hook.update(draw=True)
+        if folder:
+            cfg.visualizer.save_dir = folder
+    cfg.merge_from_dict({"default_hooks.visualization": hook})
+
+
+def set_up_tta(cfg: Config, config_path: str) -> None:
+    """Wrap the model for several views of each image and give the datasets the TTA pipeline."""
+    library = cli.library_of(cfg, "--tta")
+    if library == "mmseg" and cfg.get("tta_pipeline") is None:
+        cli.fail(f"--tta in segmentation needs a tta_pipeline in {config_path!r}")
+    cfg.model = dict(**cfg.get("tta_model") or TTA_MODELS[library], module=cfg.model)
+    for dataset in cli.leaf_datasets(cfg.test_dataloader.dataset):
+        dataset.pipeline = cfg.get("tta_pipeline") or flip_pipeline(dataset.pipeline)
+
+
+def flip_pipeline(pipeline: list[dict]) -> list[dict]:
+    """The pipeline with two views of each image, mirrored and as it is, before it is packed."""
+    *steps, pack = deepcopy(pipeline)
+    if "meta_keys" in pack:
+        pack["meta_keys"] = (*pack["meta_keys"], "flip", "flip_direction")
+    flips = [dict(type="RandomFlip", prob=1.0), dict(type="RandomFlip", prob=0.0)]
+    return [*steps, dict(type="TestTimeAug", transforms=[flips, [pack]])]
+
+
+def set_up_out(cfg: Config, out: str) -> dict | None:
+    """Let the evaluation save predictions; returns the config of an extra metric, if needed."""
+    library = cli.library_of(cfg, "--out")
+    if library == "mmseg":
+        # Before the processes start: mmseg makes it in one of them, and the others do not wait.
+        os.makedirs(out, exist_ok=True)
+        evaluator = cfg.test_evaluator
+        for metric in evaluator if isinstance(evaluator, list) else [evaluator]:
+            metric.update(output_dir=out, keep_results=True)
+        return None
+    if not out.endswith((".pkl", ".pickle")):
+        cli.fail(f"--out must end in .pkl to save predictions, got {out!r}")
+    kind = "mmdet.DumpDetResults" if library == "mmdet" else "DumpResults"
+    return dict(type=kind, out_file_path=out)
+
+
+def save_metrics(metrics: dict, out: str) -> None:
+    """Write the metrics to ``out``, complete or not at all."""
+    os.makedirs(os.path.dirname(out) or ".", exist_ok=True)
+    stem, suffix = os.path.splitext(out)
+    part = f"{stem}.part{suffix}"
+    mmengine.dump(metrics, part)
+    os.replace(part, out)
+
+
+def main() -> None:
+    args = parse_args()
+    cli.trust_checkpoints()
+    cfg = cli.load_config(args.config, args.cfg_options)
+    cli.require_checkpoint(args.checkpoint)
+    cli.require_data(cfg, "test_dataloader")
+    for part in ("test_cfg", "test_dataloader", "test_evaluator"):
+        if cfg.get(part) is None:
+            cli.fail(f"{args.config!r} has no {part}")
+
+    cli.set_work_dir(cfg, args)
+    cli.set_up_loaders(cfg, args, "test_dataloader")
+    cfg.load_from = args.checkpoint
+    cfg.resume = False
+    if args.amp:
+        cfg.test_cfg.fp16 = True
+    if args.show or args.show_dir:
+        set_up_drawing(cfg, args)
+    if args.tta:
+        set_up_tta(cfg, args.config)
+    dump = set_up_out(cfg, args.out) if args.out and args.out_item != "metrics" else None
+
+    cli.set_up_launch(cfg, args)
+    runner = cli.build_runner(cfg)
+    runner.register_hook(cli.CompleteWeightsHook())
+    if dump is not None:
+        runner.test_evaluator.metrics.append(METRICS.build(dump))
+    metrics = runner.test()
+    if args.out_item == "metrics" and is_main_process():
+        save_metrics(metrics, args.out)
+
+
+if __name__ == "__main__":
+    main()

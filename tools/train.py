@@ -1,0 +1,122 @@
+"""Train a classifier, detector or segmentor from a config of mmpretrain, mmdet or mmseg."""
+
+import argparse
+
+from mmengine.config import Config
+from mmengine.device import get_device
+
+import mmvssm  # noqa: F401  makes 'mmvssm::' bases known before the config is read
+from mmvssm.engine import cli, make_resumable
+
+EXAMPLES = """examples:
+  train, then continue after an interruption:
+    python tools/train.py configs/demo/vmamba-micro_digits-cls.py
+    python tools/train.py configs/demo/vmamba-micro_digits-cls.py --resume
+  a fixed seed and smaller batches, in another folder:
+    python tools/train.py CONFIG --work-dir runs/a \\
+        --cfg-options randomness.seed=0 train_dataloader.batch_size=8
+  learning rate by the true batch size, mixed precision, 8 GPUs:
+    tools/dist_train.sh CONFIG 8 --auto-scale-lr --amp
+
+A resumed run ends with the weights of an uninterrupted one: all random numbers depend on the
+seed, the rank and the iteration alone. On GPUs also set randomness.deterministic=True.
+Checkpoints are read with pickle, so use only files that you trust; with
+TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=0 in the environment only plain tensors are read.
+"""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", metavar="CONFIG", help="config file")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="CHECKPOINT",
+        help="continue a run: alone, from the newest checkpoint in the work folder (from the "
+        "start where there is none); with a file, from that checkpoint",
+    )
+    parser.add_argument("--amp", action="store_true", help="mixed precision (GPU)")
+    parser.add_argument(
+        "--auto-scale-lr",
+        action="store_true",
+        help="scale the learning rate by true batch size / auto_scale_lr.base_batch_size",
+    )
+    parser.add_argument("--no-validate", action="store_true", help="do not evaluate while training")
+    parser.add_argument(
+        "--no-persistent-workers",
+        action="store_true",
+        help="stop and start the data workers at every epoch",
+    )
+    cli.add_shared_arguments(parser)
+    return parser.parse_args()
+
+
+def set_up_resume(cfg: Config, resume: str) -> None:
+    """Name the checkpoint to continue from, and take over the seed of its run."""
+    checkpoint = cli.latest_checkpoint(cfg.work_dir) if resume == "auto" else resume
+    cfg.resume = True
+    cfg.load_from = checkpoint
+    if checkpoint is None:
+        print(f"Nothing to resume in {cfg.work_dir}: training starts anew.", flush=True)
+        return
+    cli.require_checkpoint(checkpoint)
+    if cfg.get("randomness", {}).get("seed") is None:
+        cfg.merge_from_dict({"randomness.seed": cli.seed_of(checkpoint)})
+
+
+def set_up_amp(cfg: Config) -> None:
+    """Make the optimizer wrapper one of mixed precision."""
+    # mmpretrain's schedules leave the type out; Python-style configs hold a class.
+    kind = cfg.optim_wrapper.get("type", "OptimWrapper")
+    kind = kind if isinstance(kind, str) else kind.__name__
+    if kind.endswith("AmpOptimWrapper"):
+        return
+    if kind != "OptimWrapper":
+        cli.fail(f"--amp replaces an optim_wrapper of type OptimWrapper, the config's is {kind}")
+    if get_device() == "cpu":
+        cli.fail("--amp trains on GPUs only, and there is none")
+    cfg.optim_wrapper.type = "AmpOptimWrapper"
+    cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
+
+
+def merge_args(cfg: Config, args: argparse.Namespace) -> None:
+    """Apply the command line to the config."""
+    cli.set_work_dir(cfg, args)
+    if args.no_validate:
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    if args.amp:
+        set_up_amp(cfg)
+    if args.auto_scale_lr:
+        if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
+            cli.fail(
+                f"--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=N) in {args.config!r}, "
+                "the batch size over all GPUs that its learning rate is meant for"
+            )
+        cfg.auto_scale_lr.enable = True
+    if args.resume is not None:
+        set_up_resume(cfg, args.resume)
+
+    loaders = ("train_dataloader", "val_dataloader")
+    cli.require_data(cfg, *loaders)
+    if args.no_persistent_workers:
+        for name in loaders:
+            if cfg.get(name) is not None:
+                cfg[name].persistent_workers = False
+    cli.set_up_loaders(cfg, args, *loaders)
+    make_resumable(cfg)
+
+
+def main() -> None:
+    args = parse_args()
+    cli.trust_checkpoints()
+    cfg = cli.load_config(args.config, args.cfg_options)
+    merge_args(cfg, args)
+    cli.set_up_launch(cfg, args)
+    cli.build_runner(cfg).train()
+
+
+if __name__ == "__main__":
+    main()

@@ -41,7 +41,9 @@ class Result:
 
 
 def find_cases(paths: Iterable[str | Path]) -> list[Path]:
-    """The json files of all cases below the given folders (or given themselves), sorted.
+    """The json files of all cases below the given folders (or given themselves), each once.
+
+    They come in the order of the paths, sorted within a folder.
 
     Other json files (key lists, tables) are left out: a case has an ``.npz`` beside it
     or says its ``case``. An ``.npz`` without json counts as a case, which will fail.
@@ -49,16 +51,17 @@ def find_cases(paths: Iterable[str | Path]) -> list[Path]:
     Raises:
         FileNotFoundError: If a path does not exist.
     """
-    found = set()
+    found: list[Path] = []
     for path in map(Path, paths):
         if not path.exists():
             raise FileNotFoundError(f"no such file or folder: {path}")
         if path.is_file():
-            found.add(path.with_suffix(".json"))
+            found.append(path.with_suffix(".json"))
             continue
-        found.update(npz.with_suffix(".json") for npz in path.rglob("*.npz"))
-        found.update(file for file in path.rglob("*.json") if _names_case(file))
-    return sorted(found)
+        below = {npz.with_suffix(".json") for npz in path.rglob("*.npz")}
+        below.update(file for file in path.rglob("*.json") if _names_case(file))
+        found += sorted(below)
+    return list(dict.fromkeys(found))
 
 
 def _names_case(path: Path) -> bool:

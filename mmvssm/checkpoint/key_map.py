@@ -10,12 +10,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .vmamba import VMAMBA_CLASSIFICATION, VMAMBA_DENSE, VMAMBA_LINEAR, VMAMBA_TRUNK
 
 TASKS = ("classification", "dense")
 PREFIX = "backbone."
+#: Beginnings of mapped keys that are not the backbone's.
+OUTSIDE = ("head.", "neck.")
 
 Rules = tuple[tuple[str, "str | None"], ...]
 
@@ -27,13 +30,17 @@ class KeyMap:
     Attributes:
         trunk: Rules for the backbone's keys, applied one after the other.
         tasks: For each task further rules, for norms and head; a replacement of None
-            drops the key, which only the other task has a use for.
+            drops the key, which only the other task has a use for. A name that ends in
+            ``@i`` is part ``i`` of one tensor, which the file holds in parts.
         linear: Expression of the weights that files may hold as 1x1 convolutions.
+        stacked: Expression of the tensors whose parts get a new first axis; the parts of others
+            are joined along their first axis.
     """
 
     trunk: Rules
     tasks: Mapping[str, Rules]
     linear: str
+    stacked: str = r"\.(x_proj_weight|dt_projs_weight|dt_projs_bias)$"
 
 
 #: Key maps by family.
@@ -58,7 +65,7 @@ def map_key(key: str, family: str, task: str) -> str | None:
     Returns:
         The key in a model with ``backbone`` and, for classification, ``head``; None for
         a key without place in a model of this task. Unknown keys keep their name, so
-        that a strict load reports them.
+        that a strict load reports them. See :func:`split_part` for tensors in parts.
 
     Raises:
         ValueError: If family or task is unknown.
@@ -74,7 +81,13 @@ def map_key(key: str, family: str, task: str) -> str | None:
                 return None
         else:
             key = re.sub(pattern, replacement, key)
-    return key if key.startswith("head.") else PREFIX + key
+    return key if key.startswith(OUTSIDE) else PREFIX + key
+
+
+def split_part(key: str) -> tuple[str, int | None]:
+    """Name of the tensor and number of the part for a key ``name@i``; None for a whole tensor."""
+    name, _, part = key.partition("@")
+    return name, int(part) if part else None
 
 
 def map_state_dict(
@@ -94,7 +107,7 @@ def map_state_dict(
         Entries for a model with ``backbone`` and, for classification, ``head``.
 
     Raises:
-        ValueError: If family or task is unknown, or two keys get one name.
+        ValueError: If family or task is unknown, two keys get one name, or a part is missing.
     """
     is_whole_model = any(key.startswith(PREFIX) for key in state_dict)
     mapped: dict[str, Tensor] = {}
@@ -110,4 +123,23 @@ def map_state_dict(
         if re.search(KEY_MAPS[family].linear, name) and value.shape[2:] == (1, 1):
             value = value[..., 0, 0]
         mapped[name], sources[name] = value, key
-    return mapped
+    return _join_parts(mapped, KEY_MAPS[family].stacked)
+
+
+def _join_parts(mapped: dict[str, Tensor], stacked: str) -> dict[str, Tensor]:
+    """Replace the entries ``name@i`` by one entry ``name``."""
+    joined: dict[str, Tensor] = {}
+    parts: dict[str, dict[int, Tensor]] = {}
+    for key, value in mapped.items():
+        name, part = split_part(key)
+        if part is None:
+            joined[name] = value
+        else:
+            parts.setdefault(name, {})[part] = value
+    for name, values in parts.items():
+        missing = sorted(set(range(max(values) + 1)) - values.keys())
+        if missing:
+            raise ValueError(f"{name!r} is incomplete: part(s) {missing} of it are missing")
+        join = torch.stack if re.search(stacked, name) else torch.cat
+        joined[name] = join([values[part] for part in sorted(values)])
+    return joined

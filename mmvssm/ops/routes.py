@@ -114,9 +114,7 @@ def atrous(height: int, width: int) -> Tensor:
     Returns:
         int32 ``(4, ceil(height / 2) * ceil(width / 2))``.
     """
-    grid = F.pad(
-        _rows(height, width).view(height, width), (0, width % 2, 0, height % 2), value=-1
-    )
+    grid = F.pad(_rows(height, width).view(height, width), (0, width % 2, 0, height % 2), value=-1)
     routes = [
         grid[0::2, 0::2],
         grid[1::2, 0::2].t(),

@@ -2,193 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmvssm.checkpoint import map_key, map_state_dict
-from mmvssm.models import VMamba
+from mmvssm.checkpoint import map_key, map_state_dict, split_part
 
 from .compare import Comparison, MalformedCase, UnsupportedCase
+from .families import READERS, Reading
 from .recipe import fill_value, make_input
 
-# The reference chooses the mixer by a string: a core, then suffixes.
-CORES = {
-    "v0": dict(gate=True, force_fp32=True),
-    "v01": dict(force_fp32=True),
-    "v05": dict(force_fp32=False),
-    "v051d": dict(force_fp32=False, scan="unidi"),
-    "v052d": dict(force_fp32=False, scan="bidi"),
-    "v052dc": dict(force_fp32=False, scan="cascade"),
-    "m0": dict(scalar_decay=True),
-}
-# other and older names of the same functions
-CORE_SYNONYMS = {
-    "v0seq": "v0",
-    "v02": "v01",
-    "v03": "v01",
-    "v2": "v01",
-    "v04": "v05",
-    "v1": "v05",
-    "v3": "v05",
-    "v4": "v05",
-    "v31d": "v051d",
-    "v32d": "v052d",
-    "v32dc": "v052dc",
-}
-SUFFIXES = {
-    "noz": dict(gate=False),
-    "nozact": dict(gate_act=False),
-    "oact": dict(out_act=True),
-    "no32": dict(force_fp32=False),
-    "onnone": dict(out_norm="none"),
-    "ondwconv3": dict(out_norm="dwconv3"),
-    "oncnorm": dict(out_norm="cnorm"),
-    "onsoftmax": dict(out_norm="softmax"),
-    "onsigmoid": dict(out_norm="sigmoid"),
-}
-BROKEN_CORES = ("xv1a", "xv2a", "xv3a")
-STEMS = {"v1": "patch", "v2": "conv"}
-DOWNSAMPLES = {"v1": "merge", "v2": "conv2", "v3": "conv3"}
-
-
-def read_forward_type(forward_type: str) -> dict:
-    """Arguments of :class:`mmvssm.models.SS2D` for a string such as ``'v05_ondwconv3_noz'``.
-
-    Args:
-        forward_type: A core and suffixes in any order.
-
-    Raises:
-        MalformedCase: If a part is unknown, given twice, or contradicts another.
-        UnsupportedCase: If the reference itself cannot run it.
-    """
-    core, *suffixes = forward_type.split("_")
-    core = CORE_SYNONYMS.get(core, core)
-    if core in BROKEN_CORES:
-        raise UnsupportedCase(
-            f"forward_type {forward_type!r}: core {core} has no working reference"
-        )
-    if core not in CORES:
-        raise MalformedCase(f"forward_type {forward_type!r}: unknown core {core!r}")
-    if core == "v0" and suffixes:
-        raise MalformedCase(f"forward_type {forward_type!r}: this core takes no suffix")
-    arguments = {"gate": True, **CORES[core]}
-    given: set[str] = set()
-    for suffix in suffixes:
-        if suffix not in SUFFIXES:
-            raise MalformedCase(f"forward_type {forward_type!r}: unknown suffix {suffix!r}")
-        for name, value in SUFFIXES[suffix].items():
-            if name in given:
-                raise MalformedCase(f"forward_type {forward_type!r}: {name} is set twice")
-            given.add(name)
-            arguments[name] = value
-    if core == "m0" and arguments["gate"]:
-        raise UnsupportedCase(
-            f"forward_type {forward_type!r}: m0 with a gate has no working reference"
-        )
-    return arguments
-
-
-def read_vmamba(build: dict) -> dict:
-    """Arguments of :class:`mmvssm.models.VMamba` for the reference's description of a model.
-
-    Args:
-        build: The case's ``build``: the options of the reference in its own words.
-
-    Raises:
-        KeyError: If a required option is missing.
-        MalformedCase: If an option has an unknown value.
-        UnsupportedCase: If it is a variant that VMamba does not build.
-    """
-    dims = list(build["dims"])
-    if build.get("norm_eps", 1e-5) != 1e-5:
-        raise UnsupportedCase(f"norm_eps {build['norm_eps']}: norms have 1e-5")
-    if build.get("post_norm"):
-        raise UnsupportedCase("post_norm: blocks are pre-norm")
-    mixer = None
-    if build["ssm_ratio"] > 0:
-        mixer = dict(
-            read_forward_type(build["forward_type"]),
-            d_state=build["d_state"],
-            ssm_ratio=build["ssm_ratio"],
-            dt_rank=_read_dt_rank(build.get("dt_rank"), dims),
-            d_conv=build.get("conv_kernel", 3) or 0,
-            conv_bias=build.get("conv_bias", True),
-            act=build.get("ssm_act", "silu"),
-            ssm_init=build.get("ssm_init", "v0"),
-        )
-    arch = dict(
-        embed_dims=dims,
-        depths=build["depths"],
-        stem=_choice("patch_embed", build["patch_embed"], STEMS),
-        downsample=_choice("downsample", build["downsample"], DOWNSAMPLES),
-        patch_size=build.get("patch_size", 4),
-        patch_norm=build.get("patch_norm", True),
-        norm=build.get("norm_layer", "ln"),
-        mlp_ratio=build.get("mlp_ratio", 0.0),
-        mlp_act=build.get("mlp_act", "gelu"),
-        gated_mlp=build.get("gmlp", False),
-        pos_embed=bool(build.get("pos_embed", False)),
-        mixer=mixer,
-    )
-    return dict(
-        arch=arch,
-        in_channels=build.get("in_chans", 3),
-        odd_size="crop" if str(build.get("odd_size", "")).startswith("crop") else "pad",
-        img_size=build.get("img_size", 224),
-        drop_path_rate=build.get("drop_path_rate", 0.0),
-    )
-
-
-def _choice(name: str, value: str, choices: dict[str, str]) -> str:
-    if value not in choices:
-        raise MalformedCase(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-    return choices[value]
-
-
-def _read_dt_rank(ranks: int | str | list[int] | None, dims: list[int]) -> int | None:
-    if isinstance(ranks, int):
-        return ranks
-    if ranks in (None, "auto") or ranks == [math.ceil(dim / 16) for dim in dims]:
-        return None
-    if len(set(ranks)) > 1:
-        raise UnsupportedCase(
-            f"dt_rank {ranks}: neither ceil(width / 16) nor one rank for all stages"
-        )
-    return ranks[0]
-
-
-#: Families that are built, with the backbone and the reader of its description.
-FAMILIES = {"vmamba": (VMamba, read_vmamba)}
-
-
-class Classifier(nn.Module):
-    """Backbone, mean over the pixels of its last map, linear head."""
-
-    def __init__(self, backbone: nn.Module, num_classes: int) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.head = nn.ModuleDict({"fc": nn.Linear(backbone.embed_dims[-1], num_classes)})
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """``(B, C, H, W)`` -> ``pooled (B, C')`` and ``logits (B, num_classes)``."""
-        pooled = self.backbone(x)[-1].mean((2, 3))
-        return {"pooled": pooled, "logits": self.head["fc"](pooled)}
-
-
-class Dense(nn.Module):
-    """Backbone whose maps all pass their own norm."""
-
-    def __init__(self, backbone: nn.Module) -> None:
-        super().__init__()
-        self.backbone = backbone
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """``(B, C, H, W)`` -> ``stage0`` ... , each ``(B, C_i, H_i, W_i)``."""
-        return {f"stage{i}": out for i, out in enumerate(self.backbone(x))}
+#: Names of the outputs of each task's model; the loss is of the last task that a case stores.
+OUTPUTS = {"dense": r"(stage|tokens|fpn|p)\d", "classification": r"pooled|logits"}
 
 
 def compare_model(
@@ -211,10 +41,14 @@ def compare_model(
         UnsupportedCase: If it is of a family or variant that is not built.
     """
     family = meta["family"]
-    if family not in FAMILIES:
-        raise UnsupportedCase(f"family {family!r} is not built; built are {', '.join(FAMILIES)}")
+    if family not in READERS:
+        raise UnsupportedCase(f"family {family!r} is not built; built are {', '.join(READERS)}")
+    reading = READERS[family](meta["build"])
     wanted = [name for name in meta["outputs"] if name != "grad.input"]
-    foreign = [name for name in wanted if not re.fullmatch(r"stage\d|pooled|logits", name)]
+    outputs_of = {task: [n for n in wanted if re.fullmatch(OUTPUTS[task], n)] for task in OUTPUTS}
+    probes = [name for name in wanted if name in reading.probes]
+    known = {*probes, *(name for names in outputs_of.values() for name in names)}
+    foreign = [name for name in wanted if name not in known]
     if foreign:
         raise UnsupportedCase(
             f"stores {', '.join(foreign[:3])}{', ...' if len(foreign) > 3 else ''}:"
@@ -222,28 +56,16 @@ def compare_model(
         )
     if meta.get("mode", "eval") != "eval":
         raise MalformedCase(f"mode must be 'eval', got {meta['mode']!r}")
-    backbone, read = FAMILIES[family]
-    options = read(meta["build"])
     weights = {
         key: torch.from_numpy(fill_value(key, shape, dtype))
         for key, shape, dtype in meta["state_dict"]
     }
     dtype = getattr(torch, meta.get("dtype", "float32"))
 
-    tasks = []
-    if any(name.startswith("stage") for name in wanted):
-        tasks.append("dense")
-    if {"pooled", "logits"} & set(wanted):
-        tasks.append("classification")
+    tasks = [task for task in OUTPUTS if outputs_of[task]]
     for task in tasks:
-        if task == "dense":
-            model = Dense(backbone(**options))
-        else:
-            last = len(options["arch"]["depths"]) - 1
-            model = Classifier(
-                backbone(**options, out_indices=(last,)), meta["build"]["num_classes"]
-            )
-        _load(model, map_state_dict(weights, family, task))
+        model = reading.build(task)
+        _load(model, map_state_dict(weights, reading.family, task))
         if task == "classification":
             _compare_size(meta, model)
         model.to(device=device, dtype=dtype).eval()
@@ -252,17 +74,45 @@ def compare_model(
         # gradients are those of the logits, or of the last map where there are no logits
         if task == tasks[-1]:
             image.requires_grad_(True)
-            outputs = model(image)
-            loss_of = "logits" if task == "classification" else max(outputs)
+            with _probed(model.backbone, reading, probes) as probed:
+                outputs = model(image)
+            loss_of = "logits" if task == "classification" else max(outputs_of[task], key=_order)
             cotangent = torch.from_numpy(make_input(outputs[loss_of].shape, "cotangent"))
             (outputs[loss_of] * cotangent.to(image)).sum().backward()
-            _compare_gradients(meta, data, comparison, model, image, family, task)
+            _compare_gradients(meta, data, comparison, model, image, reading.family, task)
+            for name in probes:
+                comparison.tensor(data, name, probed.get(name))
         else:
             with torch.no_grad():
                 outputs = model(image)
-        for name in wanted:
-            if name.startswith("stage") == (task == "dense"):
-                comparison.tensor(data, name, outputs.get(name))
+        for name in outputs_of[task]:
+            comparison.tensor(data, name, outputs.get(name))
+
+
+def _order(name: str) -> tuple[bool, str]:
+    """Stages last, since what a neck makes of them takes part in no loss."""
+    return name.startswith(("stage", "tokens")), name
+
+
+@contextmanager
+def _probed(
+    backbone: nn.Module, reading: Reading, names: Iterable[str]
+) -> Iterator[dict[str, Tensor]]:
+    """Collect outputs inside the backbone by their names."""
+    found: dict[str, Tensor] = {}
+    handles = []
+    for name in names:
+        path, take = reading.probes[name]
+
+        def keep(module, inputs, output, name=name, take=take) -> None:
+            found[name] = take(output)
+
+        handles.append(backbone.get_submodule(path).register_forward_hook(keep))
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _load(model: nn.Module, state_dict: dict[str, Tensor]) -> None:
@@ -302,12 +152,23 @@ def _compare_gradients(
     if "gradnorm.keys" not in data:
         return
     parameters = dict(model.named_parameters())
+    num_parts = Counter(
+        split_part(name)[0]
+        for key in data["gradnorm.keys"].tolist()
+        if (name := map_key(key, family, task)) is not None
+    )
     stored, got = {}, {}
     for key, value in zip(data["gradnorm.keys"].tolist(), data["gradnorm.values"].tolist()):
-        parameter = parameters.get(map_key(key, family, task))
+        name = map_key(key, family, task)
+        if name is None and value == 0:  # no part of this task's model, and of no effect
+            continue
+        name, part = (None, None) if name is None else split_part(name)
+        parameter = parameters.get(name)
         if parameter is None:
             raise MalformedCase(f"gradnorm.keys names {key!r}, which is no parameter of the model")
         stored[key] = value
         gradient = parameter.grad
+        if gradient is not None and part is not None:
+            gradient = gradient.chunk(num_parts[name])[part]
         got[key] = 0.0 if gradient is None else float(torch.linalg.vector_norm(gradient.double()))
     comparison.norms(stored, got)

@@ -157,7 +157,7 @@ def test_scan_precision_under_autocast(monkeypatch, dtype, force_fp32):
         seen.update(x=x.dtype, x_dbl=x_dbl.dtype, A=args[1].dtype, out=kwargs["out_dtype"])
         return ops.selective_scan_2d(x, x_dbl, *args, **kwargs)
 
-    monkeypatch.setattr("mmvssm.models.layers.ss2d.selective_scan_2d", spy)
+    monkeypatch.setattr("mmvssm.models.layers.scans.selective_scan_2d", spy)
     mixer = SS2D(16, force_fp32=force_fp32)
     with torch.autocast("cpu", dtype):
         out = mixer(torch.randn(1, 4, 4, 16))
@@ -219,7 +219,7 @@ def test_marks_against_weight_decay():
     [
         (
             dict(scan="spiral"),
-            "scan must be one of 'cross2d', 'unidi', 'bidi', 'cascade'.*'spiral'",
+            "scan must be one of 'cross2d', 'unidi', 'bidi', 'atrous', 'cascade'.*'spiral'",
         ),
         (dict(out_norm="batch"), "out_norm must be one of 'layernorm'.*'batch'"),
         (dict(act="tanh"), "act must be one of 'silu', 'gelu', 'relu'.*'tanh'"),

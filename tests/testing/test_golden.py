@@ -18,7 +18,7 @@ from mmvssm.models import VMamba
 from mmvssm.ops.backend import built_devices
 from mmvssm.testing import Tolerance, find_cases, verify_file
 from mmvssm.testing.compare import Comparison, MalformedCase, UnsupportedCase
-from mmvssm.testing.model_cases import read_forward_type, read_vmamba
+from mmvssm.testing.families.vmamba import read_forward_type, read_vmamba
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"

@@ -1,16 +1,39 @@
-from .basic import ACTIVATIONS, DepthwiseConv, Mlp, apply_norm, build_norm
+from .basic import (
+    ACTIVATIONS,
+    ChannelGate,
+    DepthwiseConv,
+    Mlp,
+    PointwiseConv,
+    RMSNorm,
+    SqueezeExcite,
+    apply_norm,
+    build_norm,
+)
+from .block import CheckpointedBlock, MixerBlock
+from .directions import SEARCH_DIRECTIONS, DirectionMerge, direction_tables
 from .patch import ConvDownsample, ConvStem, PatchEmbed, PatchMerging
+from .scans import SelectiveScans
 from .ss2d import SS2D
 
 __all__ = [
     "ACTIVATIONS",
+    "SEARCH_DIRECTIONS",
     "SS2D",
+    "ChannelGate",
+    "CheckpointedBlock",
     "ConvDownsample",
     "ConvStem",
     "DepthwiseConv",
+    "DirectionMerge",
+    "MixerBlock",
     "Mlp",
     "PatchEmbed",
     "PatchMerging",
+    "PointwiseConv",
+    "RMSNorm",
+    "SelectiveScans",
+    "SqueezeExcite",
     "apply_norm",
     "build_norm",
+    "direction_tables",
 ]

@@ -1,7 +1,9 @@
-"""Small layers on channels-last maps ``(B, H, W, C)``: norms, depthwise convolution, MLP."""
+"""Small layers on channels-last maps ``(B, H, W, C)``: norms, convolutions, MLP, gates."""
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -10,16 +12,39 @@ from .checks import one_of
 #: Activations by the names that ``act`` arguments take; GELU is the exact (erf) form.
 ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU}
 
+
+class RMSNorm(nn.Module):
+    """Division by the root mean square of the channels, computed in float32 at least.
+
+    `Root Mean Square Layer Normalization <https://arxiv.org/abs/1910.07467>`_
+
+    Args:
+        num_features: Channels C.
+        eps: Added to the mean square.
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(num_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., C) -> (..., C)`` in the dtype of the weight."""
+        precise = x.to(torch.promote_types(x.dtype, torch.float32))
+        scale = torch.rsqrt(precise.square().mean(-1, keepdim=True) + self.eps)
+        return (precise * scale).to(self.weight.dtype) * self.weight
+
+
 #: Norm layers by name. ``ln2d`` is what channels-first code calls a LayerNorm over the
 #: channels of each pixel; on channels-last maps it is LayerNorm itself.
-NORMS = {"ln": nn.LayerNorm, "ln2d": nn.LayerNorm, "bn": nn.BatchNorm2d}
+NORMS = {"ln": nn.LayerNorm, "ln2d": nn.LayerNorm, "bn": nn.BatchNorm2d, "rms": RMSNorm}
 
 
 def build_norm(kind: str, num_features: int) -> nn.Module:
     """A norm over channels, to be called by :func:`apply_norm`.
 
     Args:
-        kind: ``'ln'`` (or its synonym ``'ln2d'``) or ``'bn'``.
+        kind: ``'ln'`` (or its synonym ``'ln2d'``), ``'bn'`` or ``'rms'``.
         num_features: Number of channels.
 
     Raises:
@@ -40,47 +65,129 @@ def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
 
 
 class DepthwiseConv(nn.Conv2d):
-    """Depthwise convolution of a channels-last map that keeps its size.
+    """Depthwise convolution of a channels-last map.
 
     Args:
         channels: Number of channels.
-        kernel_size: Odd side of the kernel.
+        kernel_size: Odd side of the kernel; half of it is padded, rounded down.
         bias: Whether to add a bias.
+        stride: 1 keeps the map's size, 2 halves it, rounded up.
     """
 
-    def __init__(self, channels: int, kernel_size: int, bias: bool = True) -> None:
+    def __init__(self, channels: int, kernel_size: int, bias: bool = True, stride: int = 1) -> None:
         super().__init__(
-            channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, bias=bias
+            channels,
+            channels,
+            kernel_size,
+            stride=stride,
+            padding=kernel_size // 2,
+            groups=channels,
+            bias=bias,
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, H, W, C) -> (B, H, W, C)``; the permuted view is channels-last memory format."""
+        """``(B, H, W, C) -> (B, H', W', C)``; the permuted view is channels-last memory format."""
         return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
+class PointwiseConv(nn.Conv2d):
+    """1x1 convolution of a channels-last map, computed as the linear layer that it is.
+
+    It differs from ``nn.Linear`` in what initialisers see: a convolution with a 4-D weight.
+
+    Args:
+        in_channels: Channels C of the input.
+        out_channels: Channels C' of the output.
+        bias: Whether to add a bias.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., C) -> (..., C')``."""
+        return F.linear(x, self.weight.flatten(1), self.bias)
+
+
 class Mlp(nn.Module):
-    """Two linear layers around an activation, optionally gated.
+    """Two linear layers around an activation, optionally gated or with a convolution.
 
     Args:
         embed_dims: Width of input and output.
         hidden_dims: Width in between.
         act: Name of the activation.
         gated: Widen the first layer to two halves ``u, g`` and pass ``u * act(g)`` on.
+        dwconv: Make the layers 1x1 convolutions and add a depthwise 3x3 convolution of the
+            hidden map to it before the activation (the "ConvFFN" of MSVMamba).
     """
 
     def __init__(
-        self, embed_dims: int, hidden_dims: int, act: str = "gelu", gated: bool = False
+        self,
+        embed_dims: int,
+        hidden_dims: int,
+        act: str = "gelu",
+        gated: bool = False,
+        dwconv: bool = False,
     ) -> None:
         super().__init__()
         self.gated = gated
-        self.fc1 = nn.Linear(embed_dims, 2 * hidden_dims if gated else hidden_dims)
+        linear = PointwiseConv if dwconv else nn.Linear
+        self.fc1 = linear(embed_dims, 2 * hidden_dims if gated else hidden_dims)
+        self.dwconv = DepthwiseConv(hidden_dims, 3) if dwconv else None
         self.act = ACTIVATIONS[one_of("mlp_act", act, ACTIVATIONS)]()
-        self.fc2 = nn.Linear(hidden_dims, embed_dims)
+        self.fc2 = linear(hidden_dims, embed_dims)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(..., C) -> (..., C)``."""
+        """``(..., C) -> (..., C)``; a map ``(B, H, W, C)`` with ``dwconv``."""
         x = self.fc1(x)
+        gate = None
         if self.gated:
             x, gate = x.chunk(2, dim=-1)
+        if self.dwconv is not None:
+            x = x + self.dwconv(x)
+        if gate is not None:
             return self.fc2(x * self.act(gate))
         return self.fc2(self.act(x))
+
+
+class ChannelGate(nn.Module):
+    """Channel attention that norms its input to compute the weights of the channels.
+
+    The ``BiAttn`` of EfficientVMamba and LocalMamba.
+
+    Args:
+        channels: Channels C; the hidden width is an eighth of them.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels, eps=1e-5)
+        self.global_reduce = nn.Linear(channels, channels // 8)
+        self.channel_select = nn.Linear(channels // 8, channels)
+
+    def forward(self, x: Tensor, dim: int | tuple[int, ...] = (1, 2)) -> Tensor:
+        """Weigh the channels of ``x (..., C)`` by what its means over the axes ``dim`` say."""
+        mean = self.norm(x).mean(dim, keepdim=True)
+        gate = self.channel_select(F.gelu(self.global_reduce(mean)))
+        return x * gate.sigmoid()
+
+
+class SqueezeExcite(nn.Module):
+    """Channel attention of `Squeeze-and-Excitation Networks <https://arxiv.org/abs/1709.01507>`_.
+
+    Args:
+        channels: Channels C.
+        hidden_dims: Width of the bottleneck.
+        conv: Make the two layers 1x1 convolutions with biases, else linear layers without.
+    """
+
+    def __init__(self, channels: int, hidden_dims: int, conv: bool = False) -> None:
+        super().__init__()
+        linear = PointwiseConv if conv else nn.Linear
+        self.fc1 = linear(channels, hidden_dims, bias=conv)
+        self.fc2 = linear(hidden_dims, channels, bias=conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, H, W, C) -> (B, H, W, C)``."""
+        mean = x.mean((1, 2), keepdim=True)
+        return x * self.fc2(F.relu(self.fc1(mean))).sigmoid()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
@@ -31,3 +32,12 @@ def known_fields(name: str, given: Iterable[str], known: Iterable[str]) -> None:
             f"{name} has unknown field(s) {', '.join(map(repr, unknown))}; "
             f"known are {', '.join(known)}"
         )
+
+
+def known_arguments(name: str, given: Iterable[str], function: Callable) -> None:
+    """Check that a dict holds only arguments of a class or function, its first one left out.
+
+    Raises:
+        ValueError: If it does not; the message lists the arguments.
+    """
+    known_fields(name, given, list(inspect.signature(function).parameters)[1:])

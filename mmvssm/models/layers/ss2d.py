@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmvssm.ops import routes, selective_scan_2d
+from mmvssm.ops import routes
 from mmvssm.registry import MODELS
 
 from .basic import ACTIVATIONS, DepthwiseConv
 from .checks import one_of
+from .directions import DirectionMerge, direction_tables
+from .scans import SelectiveScans
 
 NUM_ROUTES = 4
-ROUTE_TABLES = {"cross2d": routes.cross2d, "unidi": routes.unidi, "bidi": routes.bidi}
+ROUTE_TABLES = {
+    "cross2d": routes.cross2d,
+    "unidi": routes.unidi,
+    "bidi": routes.bidi,
+    "atrous": routes.atrous,
+}
 SCANS = (*ROUTE_TABLES, "cascade")
-INITS = ("v0", "v1", "v2")
 
 
 class _SpatialSoftmax(nn.Module):
@@ -42,13 +48,11 @@ OUT_NORMS = {
 
 
 @MODELS.register_module()
-class SS2D(BaseModule):
+class SS2D(SelectiveScans):
     """2-D selective scan of `VMamba <https://arxiv.org/abs/2401.10166>`_.
 
-    Linear layer in, depthwise convolution and activation, four selective scans along
-    routes over the map added up, norm, optional gate, linear layer out. The
-    projections to step, B and C act on each pixel alone, so one matrix product in
-    pixel order serves all routes; the scan reads and writes through route tables.
+    Linear layer in, depthwise convolution and activation, selective scans along
+    routes over the map added up, norm, optional gate, linear layer out.
 
     Args:
         embed_dims: Channels C of input and output.
@@ -59,8 +63,16 @@ class SS2D(BaseModule):
         conv_bias: Whether that convolution has a bias.
         act: Activation after it: ``'silu'``, ``'gelu'`` or ``'relu'``.
         scan: ``'cross2d'`` (rows, columns and both reversed), ``'unidi'`` (rows, four
-            times), ``'bidi'`` (rows and reversed rows, twice each) or ``'cascade'``
-            (each row both ways, then each column both ways, layer norms before both).
+            times), ``'bidi'`` (rows and reversed rows, twice each), ``'cascade'``
+            (each row both ways, then each column both ways, layer norms before both),
+            ``'atrous'`` (every second row and column from four offsets, of
+            `EfficientVMamba <https://arxiv.org/abs/2403.09977>`_), or any number of
+            directions such as ``('h', 'v_flip', 'w7')``, see
+            :func:`mmvssm.ops.routes.directions`.
+        merge: How the scans along directions are added up: ``'sum'``, or as
+            `LocalMamba <https://arxiv.org/abs/2403.09338>`_ does, see :class:`DirectionMerge`.
+        way_back: Where scans along directions put their output, see
+            :func:`direction_tables`.
         cascade_flip: In the cascade, add the reversed scan at the pixels it read. False
             adds it unflipped, as the published code does.
         scalar_decay: One decay per head instead of per channel and state, with R heads
@@ -79,7 +91,8 @@ class SS2D(BaseModule):
 
     Raises:
         ValueError: If an argument is not one of its choices, the inner width is zero,
-            ``d_conv`` is even, or the heads of ``scalar_decay`` do not divide the width.
+            ``d_conv`` is even, the heads of ``scalar_decay`` do not divide the width, or
+            ``merge`` or ``way_back`` are given without directions.
     """
 
     def __init__(
@@ -91,7 +104,9 @@ class SS2D(BaseModule):
         d_conv: int = 3,
         conv_bias: bool = False,
         act: str = "silu",
-        scan: str = "cross2d",
+        scan: str | Sequence[str] = "cross2d",
+        merge: str = "sum",
+        way_back: str = "inverse",
         cascade_flip: bool = False,
         scalar_decay: bool = False,
         gate: bool = False,
@@ -102,29 +117,35 @@ class SS2D(BaseModule):
         ssm_init: str = "v0",
         init_cfg: dict | list | None = None,
     ) -> None:
-        super().__init__(init_cfg)
         inner = int(ssm_ratio * embed_dims)
-        rank = math.ceil(embed_dims / 16) if dt_rank is None else dt_rank
-        for name, value in (("int(ssm_ratio * embed_dims)", inner), ("d_state", d_state)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if rank < 1:
-            raise ValueError(f"dt_rank must be at least 1, got {rank}")
+        if inner < 1:
+            raise ValueError(f"int(ssm_ratio * embed_dims) must be at least 1, got {inner}")
         if d_conv > 1 and d_conv % 2 == 0:
             raise ValueError(f"d_conv must be odd to keep the map's size, got {d_conv}")
-        if scalar_decay and inner % rank:
-            raise ValueError(
-                f"scalar_decay needs dt_rank heads that divide the inner width {inner}, got {rank}"
-            )
-        if scalar_decay and ssm_init == "v0":
-            raise ValueError("ssm_init must be 'v1' or 'v2' with scalar_decay, got 'v0'")
-        self.d_state = d_state
-        self.dt_rank = rank
-        self.scan = one_of("scan", scan, SCANS)
+        self.directions = None if isinstance(scan, str) else tuple(scan)
+        super().__init__(
+            num_routes=NUM_ROUTES if self.directions is None else len(self.directions),
+            inner_dims=inner,
+            d_state=d_state,
+            dt_rank=math.ceil(embed_dims / 16) if dt_rank is None else dt_rank,
+            scalar_decay=scalar_decay,
+            force_fp32=force_fp32,
+            ssm_init=ssm_init,
+            init_cfg=init_cfg,
+        )
+        self.merge = None
+        if self.directions is None:
+            one_of("scan", scan, SCANS)
+            if merge != "sum" or way_back != "inverse":
+                raise ValueError(
+                    f"merge and way_back need directions as scan, got merge={merge!r} and"
+                    f" way_back={way_back!r} with scan={scan!r}"
+                )
+        elif merge != "sum":
+            self.merge = DirectionMerge(inner, self.num_routes, merge)
+        self.scan = scan
+        self.way_back = way_back
         self.cascade_flip = cascade_flip
-        self.scalar_decay = scalar_decay
-        self.force_fp32 = force_fp32
-        self.ssm_init = one_of("ssm_init", ssm_init, INITS)
 
         act = ACTIVATIONS[one_of("act", act, ACTIVATIONS)]
         self.in_proj = nn.Linear(embed_dims, 2 * inner if gate else inner, bias=False)
@@ -135,53 +156,6 @@ class SS2D(BaseModule):
         self.out_act = nn.GELU() if out_act else nn.Identity()
         self.out_proj = nn.Linear(inner, embed_dims, bias=False)
 
-        self.x_proj_weight = nn.Parameter(torch.empty(NUM_ROUTES, rank + 2 * d_state, inner))
-        if scalar_decay:
-            self.dt_projs_bias = nn.Parameter(torch.empty(NUM_ROUTES, rank))
-            self.A_logs = nn.Parameter(torch.empty(NUM_ROUTES, rank))
-            self.Ds = nn.Parameter(torch.empty(NUM_ROUTES, rank, inner // rank))
-        else:
-            self.dt_projs_weight = nn.Parameter(torch.empty(NUM_ROUTES, inner, rank))
-            self.dt_projs_bias = nn.Parameter(torch.empty(NUM_ROUTES, inner))
-            self.A_logs = nn.Parameter(torch.empty(NUM_ROUTES * inner, d_state))
-            self.Ds = nn.Parameter(torch.empty(NUM_ROUTES * inner))
-        # the marks of the published code; whether they are followed is the config's choice
-        self.A_logs._no_weight_decay = True
-        self.Ds._no_weight_decay = True
-        self.reset_ssm_parameters()
-
-    @torch.no_grad()
-    def reset_ssm_parameters(self) -> None:
-        """Give the scan's parameters their initial values."""
-        bound = self.x_proj_weight.shape[-1] ** -0.5
-        self.x_proj_weight.uniform_(-bound, bound)
-        self.Ds.fill_(1.0)
-        steps = [self.dt_projs_bias]
-        if not self.scalar_decay:
-            steps.append(self.dt_projs_weight)
-        if self.ssm_init == "v0":
-            states = torch.arange(1, self.d_state + 1, dtype=torch.float32)
-            self.A_logs.copy_(states.log().expand_as(self.A_logs))
-            bound = self.dt_rank**-0.5
-            self.dt_projs_weight.uniform_(-bound, bound)
-            # the inverse of softplus at log-uniform steps
-            low, high = math.log(1e-3), math.log(1e-1)
-            step = torch.empty_like(self.dt_projs_bias).uniform_(low, high).exp_().clamp_(min=1e-4)
-            self.dt_projs_bias.copy_(step + torch.log(-torch.expm1(-step)))
-        elif self.ssm_init == "v1":
-            self.A_logs.normal_()
-            for parameter in steps:
-                parameter.normal_().mul_(0.1)
-        else:
-            self.A_logs.zero_()
-            for parameter in steps:
-                parameter.uniform_().mul_(0.1)
-
-    def init_weights(self) -> None:
-        """Initialise as ``init_cfg`` says; the scan's parameters keep their own rule."""
-        super().init_weights()
-        self.reset_ssm_parameters()
-
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C) -> (B, H, W, C)``."""
         gate = None
@@ -189,59 +163,51 @@ class SS2D(BaseModule):
         if self.gate_act is not None:
             x, gate = x.chunk(2, dim=-1)
         x = self.act(self.conv2d(x)).contiguous()
-        y = self._cascade(x) if self.scan == "cascade" else self._routes(x)
+        if self.directions is not None:
+            y = self._scan_directions(x)
+        elif self.scan == "cascade":
+            y = self._scan_cascade(x)
+        else:
+            y = self._scan_routes(x)
         # a model cast to half precision as a whole keeps its norm in half precision
         y = self.out_act(self.out_norm(y.to(self.Ds.dtype)).to(x.dtype))
         if gate is not None:
             y = y * self.gate_act(gate)
         return self.out_proj(y)
 
-    def _routes(self, x: Tensor) -> Tensor:
+    def _scan_routes(self, x: Tensor) -> Tensor:
         """Sum of the scans along the four routes over ``x (B, H, W, Di)``, in float32."""
         table = ROUTE_TABLES[self.scan](*x.shape[1:3], device=x.device)
-        return self._scan(x.flatten(1, 2), table, table, slice(0, NUM_ROUTES)).view(x.shape)
+        x_dbl = self._project_atrous(x) if self.scan == "atrous" else None
+        return self.run_scan(x.flatten(1, 2), table, x_dbl).view(x.shape)
 
-    def _cascade(self, x: Tensor) -> Tensor:
+    def _project_atrous(self, x: Tensor) -> Tensor:
+        """Projections of every pixel with the weights of the one route that visits it."""
+        height, width = x.shape[1:3]
+        x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+        x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # B, H', row, W', column, Di
+        weight = self.x_proj_weight.unflatten(0, (2, 2))  # column, row, R + 2N, Di
+        x_dbl = torch.einsum("bhiwjd,jied->bhiwje", x, weight).flatten(3, 4).flatten(1, 2)
+        return x_dbl[:, :height, :width].flatten(1, 2)[:, :, None]
+
+    def _scan_directions(self, x: Tensor) -> Tensor:
+        """Merged scans along the directions over ``x (B, H, W, Di)``, in float32."""
+        table, target = direction_tables(
+            self.directions, *x.shape[1:3], self.way_back, device=x.device
+        )
+        merge = "sum" if self.merge is None else "none"
+        y = self.run_scan(x.flatten(1, 2), table, target=target, merge=merge)
+        if self.merge is not None:
+            y = self.merge(y.to(self.Ds.dtype))
+        return y.view(x.shape)
+
+    def _scan_cascade(self, x: Tensor) -> Tensor:
         """Rows as sequences of their own with routes 0 and 1, then columns with 2 and 3."""
         dtype = x.dtype
         for first in (0, 2):
             sequences = F.layer_norm(x, x.shape[-1:]).to(dtype).flatten(0, 1)
             table = routes.forward_backward(sequences.shape[1], device=x.device)
             target = table if self.cascade_flip else table[:1].expand(2, -1).contiguous()
-            y = self._scan(sequences, table, target, slice(first, first + 2))
+            y = self.run_scan(sequences, table, target=target, used=slice(first, first + 2))
             x = y.view(x.shape).transpose(1, 2).contiguous()
         return x
-
-    def _scan(self, x: Tensor, table: Tensor, target: Tensor, used: slice) -> Tensor:
-        """Scan ``x (B, P, Di)`` with the parameters of the ``used`` routes."""
-        weight = self.x_proj_weight[used]
-        num_routes = weight.shape[0]
-        x_dbl = F.linear(x, weight.flatten(0, 1)).unflatten(-1, (num_routes, -1))
-        precision = torch.promote_types(x.dtype, torch.float32)
-        if self.force_fp32:
-            x, x_dbl = x.to(precision), x_dbl.to(precision)
-        A, dt_weight, dt_bias, D = self._scan_parameters()
-        return selective_scan_2d(
-            x,
-            x_dbl,
-            table,
-            A.unflatten(0, (NUM_ROUTES, -1))[used].flatten(0, 1),
-            dt_weight[used],
-            dt_bias[used],
-            D.unflatten(0, (NUM_ROUTES, -1))[used].flatten(),
-            out_routes=target,
-            out_dtype=precision,
-        )
-
-    def _scan_parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """``A (4*Di, N)``, step weight ``(4, Di, R)``, step bias ``(4, Di)`` and ``D (4*Di,)``."""
-        A = -torch.exp(self.A_logs.to(torch.promote_types(self.A_logs.dtype, torch.float32)))
-        if not self.scalar_decay:
-            return A, self.dt_projs_weight, self.dt_projs_bias, self.Ds
-        # channel r * P + p of a route takes the step and the decay of head r
-        head_dim = self.Ds.shape[-1]
-        A = A.repeat_interleave(head_dim, dim=1).view(-1, 1).expand(-1, self.d_state)
-        heads = torch.eye(self.dt_rank, dtype=A.dtype, device=A.device)
-        dt_weight = heads.repeat_interleave(head_dim, dim=0).expand(NUM_ROUTES, -1, -1)
-        dt_bias = self.dt_projs_bias.repeat_interleave(head_dim, dim=1)
-        return A, dt_weight, dt_bias, self.Ds.flatten()

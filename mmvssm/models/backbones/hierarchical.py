@@ -1,0 +1,235 @@
+"""What the hierarchical backbones share: stem, stages of blocks, downsampling, output norms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import count
+from typing import ClassVar
+
+import torch
+from mmengine.model import BaseModule, ModuleList
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..layers import ConvDownsample, ConvStem, PatchEmbed, PatchMerging, apply_norm, build_norm
+from ..layers.checks import known_fields, one_of
+
+STEMS = {"patch": PatchEmbed, "conv": ConvStem}
+DOWNSAMPLES = ("merge", "conv2", "conv3")
+
+#: Linear layers of a truncated normal (of 5 std: at far bounds float32 rounding puts whole weights
+#: onto them) and unit norms.
+INIT_CFG = [
+    dict(type="TruncNormal", layer="Linear", std=0.02, a=-0.1, b=0.1, bias=0.0),
+    dict(type="Constant", layer="LayerNorm", val=1.0, bias=0.0),
+]
+
+
+class Stage(BaseModule):
+    """Blocks of one width, and the downsampling that follows them (None in the last stage)."""
+
+    def __init__(self, blocks: Sequence[nn.Module], downsample: nn.Module | None) -> None:
+        super().__init__()
+        self.blocks = ModuleList(blocks)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The blocks alone: ``(B, H, W, C) -> (B, H, W, C)``."""
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class HierarchicalBackbone(BaseModule):
+    """Stages of blocks on channels-last maps, each followed by a downsampling.
+
+    A family gives its variants as data and builds its blocks in :meth:`build_block`.
+
+    Attributes:
+        arch_settings: Fields by name of the variant.
+        arch_defaults: Default of every field; ``embed_dims``, ``depths``, ``stem`` and
+            ``downsample`` are needed, ``norm``, ``patch_norm`` and ``patch_size`` understood.
+
+    Args:
+        arch: A name of ``arch_settings``, or a dict of fields.
+        in_channels: Channels of the image.
+        drop_path_rate: Drop-path rate of the last block; it grows linearly from 0.
+        out_indices: Stages whose last block output is returned, before the downsampling.
+        out_norm: Whether every returned map passes its own norm ``norm{i}``.
+        frozen_stages: Stages, counted from 0, up to which parameters are frozen and modules
+            kept in eval mode, together with the stem; -1 for none.
+        norm_eval: Keep batch norms in eval mode while training.
+        with_cp: Recompute blocks in the backward pass to save memory.
+        odd_size: What ``downsample='merge'`` does with odd sides: ``'pad'`` zeros or ``'crop'``
+            the last row or column.
+        init_cfg: Initialisation; None for truncated normal linear layers and unit norms. The
+            mixers' scan parameters always start from their own rule, unless a checkpoint is loaded.
+
+    Raises:
+        ValueError: If ``arch`` or another argument is not one of its choices; in the forward
+            pass, if the image has other channels or is too small.
+    """
+
+    arch_settings: ClassVar[dict[str, dict]]
+    arch_defaults: ClassVar[dict]
+
+    def __init__(
+        self,
+        arch: str | dict,
+        in_channels: int = 3,
+        drop_path_rate: float = 0.1,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        out_norm: bool = True,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        odd_size: str = "pad",
+        init_cfg: dict | list | None = None,
+    ) -> None:
+        super().__init__(INIT_CFG if init_cfg is None else init_cfg)
+        arch = self.read_arch(arch)
+        depths, norm = arch["depths"], arch.get("norm", "ln")
+        num_stages = len(depths)
+        dims = arch["embed_dims"]
+        dims = [dims * 2**i for i in range(num_stages)] if isinstance(dims, int) else list(dims)
+        if len(dims) != num_stages:
+            raise ValueError(
+                f"embed_dims must name {num_stages} widths, as depths does, got {dims}"
+            )
+        out_indices = tuple(out_indices)
+        if not out_indices or any(i not in range(num_stages) for i in out_indices):
+            raise ValueError(
+                f"out_indices must hold stages 0 to {num_stages - 1}, got {out_indices}"
+            )
+        if frozen_stages not in range(-1, num_stages):
+            raise ValueError(
+                f"frozen_stages must be from -1 to {num_stages - 1}, got {frozen_stages}"
+            )
+        self.in_channels = in_channels
+        self.embed_dims = dims
+        self.out_indices = out_indices
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+
+        stem = STEMS[one_of("stem", arch["stem"], STEMS)]
+        self.patch_embed = stem(
+            in_channels,
+            dims[0],
+            arch.get("patch_size", 4),
+            norm=norm if arch.get("patch_norm", True) else None,
+        )
+        rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist()
+        self.stages = ModuleList()
+        for i, depth in enumerate(depths):
+            first = sum(depths[:i])
+            blocks = [
+                self.build_block(arch, dims[i], i, layer, rates[layer], with_cp)
+                for layer in range(first, first + depth)
+            ]
+            downsample = None
+            if i < num_stages - 1:
+                kind = one_of("downsample", arch["downsample"], DOWNSAMPLES)
+                if kind == "merge":
+                    downsample = PatchMerging(dims[i], dims[i + 1], norm, odd_size)
+                else:
+                    downsample = ConvDownsample(dims[i], dims[i + 1], int(kind[-1]), norm)
+            self.stages.append(Stage(blocks, downsample))
+        for i in out_indices:
+            self.add_module(f"norm{i}", build_norm(norm, dims[i]) if out_norm else nn.Identity())
+        self.min_size = next(side for side in count(1) if self._last_size(side) > 0)
+        self._freeze_stages()
+
+    @classmethod
+    def read_arch(cls, arch: str | Mapping) -> dict:
+        """The fields of ``arch``, checked and completed with their defaults."""
+        if isinstance(arch, str):
+            arch = cls.arch_settings[one_of("arch", arch, cls.arch_settings)]
+        if not isinstance(arch, Mapping):
+            raise ValueError(f"arch must be a name or a dict, got {type(arch).__name__}")
+        known_fields("arch", arch, cls.arch_defaults)
+        for name in ("embed_dims", "depths"):
+            if arch.get(name) is None:
+                raise ValueError(f"arch needs the field {name!r}, got only {', '.join(arch)}")
+        return {**cls.arch_defaults, **arch}
+
+    def build_block(
+        self,
+        arch: dict,
+        embed_dims: int,
+        stage: int,
+        layer: int,
+        drop_path: float,
+        with_cp: bool,
+    ) -> nn.Module:
+        """One block, ``(B, H, W, C) -> (B, H, W, C)``.
+
+        Args:
+            arch: All fields.
+            embed_dims: Channels C.
+            stage: Its stage.
+            layer: Its number in the network.
+            drop_path: Its drop-path rate.
+            with_cp: Whether it recomputes its inside in the backward pass.
+        """
+        raise NotImplementedError
+
+    def _last_size(self, side: int) -> int:
+        """Side of the last stage's map for an image side; 0 where a map has no pixels."""
+        side = self.patch_embed.output_size(side)
+        for stage in self.stages[:-1]:
+            side = stage.downsample.output_size(side) if side > 0 else 0
+        return max(side, 0)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Feature maps of the stages of ``out_indices``.
+
+        Args:
+            x: Images ``(B, in_channels, H, W)``.
+
+        Returns:
+            One contiguous ``(B, C_i, H_i, W_i)`` per index, in ascending order of the stages.
+        """
+        self._check_input(x)
+        x = self.embed(x)
+        outs = []
+        for i, stage in enumerate(self.stages[: max(self.out_indices) + 1]):
+            if i > 0:
+                x = self.stages[i - 1].downsample(x)
+            x = stage(x)
+            if i in self.out_indices:
+                out = apply_norm(getattr(self, f"norm{i}"), x)
+                outs.append(out.permute(0, 3, 1, 2).contiguous())
+        return tuple(outs)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """What the first stage reads: ``(B, in_channels, H, W) -> (B, H', W', C)``."""
+        return self.patch_embed(x)
+
+    def _check_input(self, x: Tensor) -> None:
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(f"x must be (B, {self.in_channels}, H, W), got {tuple(x.shape)}")
+        height, width = x.shape[2:]
+        if min(height, width) < self.min_size:
+            raise ValueError(
+                f"x must be at least {self.min_size}x{self.min_size} pixels for this arch and"
+                f" odd_size, got {height}x{width}"
+            )
+
+    def _freeze_stages(self) -> None:
+        if self.frozen_stages < 0:
+            return
+        frozen = [self.patch_embed, *self.stages[: self.frozen_stages + 1]]
+        frozen += [getattr(self, f"norm{i}") for i in self.out_indices if i <= self.frozen_stages]
+        for module in frozen:
+            module.eval()
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> HierarchicalBackbone:
+        """Set the mode, except for what ``frozen_stages`` and ``norm_eval`` hold in eval mode."""
+        super().train(mode)
+        self._freeze_stages()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self

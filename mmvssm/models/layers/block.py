@@ -1,0 +1,77 @@
+"""The residual block that all hierarchical backbones are made of."""
+
+from __future__ import annotations
+
+from mmcv.cnn.bricks import DropPath
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .basic import apply_norm, build_norm
+from .checks import one_of
+
+
+class CheckpointedBlock(BaseModule):
+    """A block that may recompute its inside in the backward pass to save memory.
+
+    Args:
+        with_cp: Whether it does.
+    """
+
+    def __init__(self, with_cp: bool = False) -> None:
+        super().__init__()
+        self.with_cp = with_cp
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, H, W, C) -> (B, H, W, C)``."""
+        if self.with_cp and x.requires_grad:
+            return checkpoint(self._forward, x, use_reentrant=False)
+        return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class MixerBlock(CheckpointedBlock):
+    """Residual block: a mixer of pixels, then a feed-forward of channels; either may be absent.
+
+    Args:
+        embed_dims: Channels.
+        mixer: Maps ``(B, H, W, C)`` to the same shape; None for none.
+        mlp: Likewise.
+        norm: Kind of norm.
+        mlp_norm: Norm the input (``'pre'``) or the output (``'post'``) of ``mlp``.
+        drop_path: Drop-path rate of both branches.
+        with_cp: Recompute the block in the backward pass to save memory.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        mixer: nn.Module | None,
+        mlp: nn.Module | None = None,
+        norm: str = "ln",
+        mlp_norm: str = "pre",
+        drop_path: float = 0.0,
+        with_cp: bool = False,
+    ) -> None:
+        super().__init__(with_cp)
+        self.mlp_norm = one_of("mlp_norm", mlp_norm, ("pre", "post"))
+        self.mixer = mixer
+        self.mlp = mlp
+        if mixer is not None:
+            self.norm1 = build_norm(norm, embed_dims)
+        if mlp is not None:
+            self.norm2 = build_norm(norm, embed_dims)
+        self.drop_path = DropPath(drop_path)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        if self.mixer is not None:
+            x = x + self.drop_path(self.mixer(apply_norm(self.norm1, x)))
+        if self.mlp is not None:
+            if self.mlp_norm == "pre":
+                y = self.mlp(apply_norm(self.norm2, x))
+            else:
+                y = apply_norm(self.norm2, self.mlp(x))
+            x = x + self.drop_path(y)
+        return x

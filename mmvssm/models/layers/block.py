@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from .basic import apply_norm, build_norm
@@ -25,11 +29,26 @@ class CheckpointedBlock(BaseModule):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C) -> (B, H, W, C)``."""
         if self.with_cp and x.requires_grad:
-            return checkpoint(self._forward, x, use_reentrant=False)
+            contexts = nullcontext(), self._recomputing()
+            return checkpoint(self._forward, x, use_reentrant=False, context_fn=lambda: contexts)
         return self._forward(x)
 
-    def _forward(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+    @contextmanager
+    def _recomputing(self) -> Iterator[None]:
+        """The second pass must not count as another batch in batch norms' statistics."""
+        norms = [
+            (module, module.momentum)
+            for module in self.modules()
+            if isinstance(module, _BatchNorm) and module.training and module.track_running_stats
+        ]
+        for norm, _ in norms:
+            norm.momentum = 0.0
+            norm.num_batches_tracked -= 1
+        try:
+            yield
+        finally:
+            for norm, momentum in norms:
+                norm.momentum = momentum
 
 
 class MixerBlock(CheckpointedBlock):

@@ -12,6 +12,8 @@
 
 #include <cstdint>
 
+#include "../common/scan_common.h"
+
 #ifndef __CUDACC__
 #include "cuda_shim.h"
 #else
@@ -120,6 +122,26 @@ __device__ __forceinline__ __half from_float<__half>(float x) {
 template <>
 __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
   return __float2bfloat16_rn(x);
+}
+
+// launch(InputType<T>{}) for the element type T that dtype stands for.
+template <typename T>
+struct InputType {
+  using type = T;
+};
+
+template <typename Launch>
+cudaError_t with_input_type(DType dtype, const Launch& launch) {
+  switch (dtype) {
+    case DType::kFloat:
+      return launch(InputType<float>{});
+    case DType::kHalf:
+      return launch(InputType<__half>{});
+    case DType::kBFloat16:
+      return launch(InputType<__nv_bfloat16>{});
+    default:
+      return cudaErrorInvalidValue;
+  }
 }
 
 }  // namespace mmvssm::cuda

@@ -110,16 +110,9 @@ cudaError_t sum_slots(const float* slots, void* out, DType out_type,
                       cudaStream_t stream) {
   const SumParams p{slots, out, outer, count, inner};
   if (outer * inner == 0) return cudaSuccess;
-  switch (out_type) {
-    case DType::kFloat:
-      return sum_slots_of<float>(p, stream);
-    case DType::kHalf:
-      return sum_slots_of<__half>(p, stream);
-    case DType::kBFloat16:
-      return sum_slots_of<__nv_bfloat16>(p, stream);
-    default:
-      return cudaErrorInvalidValue;
-  }
+  return with_input_type(out_type, [&](auto input) {
+    return sum_slots_of<typename decltype(input)::type>(p, stream);
+  });
 }
 
 cudaError_t find_route_flags(const int32_t* routes, int64_t num_routes,

@@ -270,16 +270,9 @@ cudaError_t backward_of(const Scan2dArgs& args, Workspace& workspace,
 
 cudaError_t scan_2d_backward(const Scan2dArgs& args, Workspace& workspace,
                              cudaStream_t stream) {
-  switch (args.in_type) {
-    case DType::kFloat:
-      return backward_of<float>(args, workspace, stream);
-    case DType::kHalf:
-      return backward_of<__half>(args, workspace, stream);
-    case DType::kBFloat16:
-      return backward_of<__nv_bfloat16>(args, workspace, stream);
-    default:
-      return cudaErrorInvalidValue;
-  }
+  return with_input_type(args.in_type, [&](auto input) {
+    return backward_of<typename decltype(input)::type>(args, workspace, stream);
+  });
 }
 
 }  // namespace mmvssm::cuda

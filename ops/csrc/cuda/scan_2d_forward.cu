@@ -90,16 +90,9 @@ cudaError_t forward_of(const Scan2dArgs& args, Workspace& workspace,
 
 cudaError_t scan_2d_forward(const Scan2dArgs& args, Workspace& workspace,
                             cudaStream_t stream) {
-  switch (args.in_type) {
-    case DType::kFloat:
-      return forward_of<float>(args, workspace, stream);
-    case DType::kHalf:
-      return forward_of<__half>(args, workspace, stream);
-    case DType::kBFloat16:
-      return forward_of<__nv_bfloat16>(args, workspace, stream);
-    default:
-      return cudaErrorInvalidValue;
-  }
+  return with_input_type(args.in_type, [&](auto input) {
+    return forward_of<typename decltype(input)::type>(args, workspace, stream);
+  });
 }
 
 }  // namespace mmvssm::cuda

@@ -267,6 +267,21 @@ std::vector<int32_t> make_routes(size_t routes, size_t length, size_t pixels,
   return table;
 }
 
+// What both forms ask for; blocks stay at `threads` channels, however few there are.
+template <class Scan>
+void set_sizes(mmvssm::cuda::ScanArgs& args, const Scan& scan, int threads, DType type,
+               DType y_type) {
+  args.max_threads = threads;
+  args.min_blocks = 0;
+  args.batch = static_cast<int64_t>(scan.batch);
+  args.routes = static_cast<int64_t>(scan.routes);
+  args.channels = static_cast<int64_t>(scan.channels);
+  args.d_state = static_cast<int64_t>(scan.d_state);
+  args.length = static_cast<int64_t>(scan.length);
+  args.in_type = type;
+  args.y_type = y_type;
+}
+
 int run_2d(Options& options) {
   reference::Scan2d want;
   want.batch = options.number("batch", 1);
@@ -315,21 +330,13 @@ int run_2d(Options& options) {
     Outputs out;
     HeapWorkspace workspace;
     mmvssm::cuda::Scan2dArgs args{};
-    args.max_threads = threads;
-    args.min_blocks = 0;
-    args.batch = static_cast<int64_t>(want.batch);
-    args.routes = static_cast<int64_t>(want.routes);
-    args.channels = static_cast<int64_t>(want.channels);
-    args.d_state = static_cast<int64_t>(want.d_state);
-    args.length = static_cast<int64_t>(want.length);
+    set_sizes(args, want, threads, type, y_type);
     args.pixels = static_cast<int64_t>(want.pixels);
     args.out_pixels = static_cast<int64_t>(want.out_pixels);
     args.dt_rank = static_cast<int64_t>(want.dt_rank);
     args.x_per_route = want.x_per_route;
     args.shared_projection = want.shared_projection;
     args.merge = want.merge;
-    args.in_type = type;
-    args.y_type = y_type;
     args.x = x.raw();
     args.x_dbl = x_dbl.raw();
     args.in_routes = want.in_routes.data();
@@ -401,16 +408,8 @@ int run_1d(Options& options) {
     Outputs out;
     HeapWorkspace workspace;
     mmvssm::cuda::Scan1dArgs args{};
-    args.max_threads = threads;
-    args.min_blocks = 0;
-    args.batch = static_cast<int64_t>(want.batch);
-    args.routes = static_cast<int64_t>(want.routes);
-    args.channels = static_cast<int64_t>(want.channels);
-    args.d_state = static_cast<int64_t>(want.d_state);
-    args.length = static_cast<int64_t>(want.length);
+    set_sizes(args, want, threads, type, y_type);
     args.softplus = want.softplus;
-    args.in_type = type;
-    args.y_type = y_type;
     args.u = u.raw();
     args.delta = delta.raw();
     args.A = A;

@@ -123,7 +123,7 @@ class HierarchicalBackbone(BaseModule):
         for i, depth in enumerate(depths):
             first = sum(depths[:i])
             blocks = [
-                self.build_block(arch, dims[i], i, layer, rates[layer], with_cp)
+                self.build_block(arch, dims[i], i, layer, drop_path=rates[layer], with_cp=with_cp)
                 for layer in range(first, first + depth)
             ]
             downsample = None
@@ -153,13 +153,7 @@ class HierarchicalBackbone(BaseModule):
         return {**cls.arch_defaults, **arch}
 
     def build_block(
-        self,
-        arch: dict,
-        embed_dims: int,
-        stage: int,
-        layer: int,
-        drop_path: float,
-        with_cp: bool,
+        self, arch: dict, embed_dims: int, stage: int, layer: int, **options
     ) -> nn.Module:
         """One block, ``(B, H, W, C) -> (B, H, W, C)``.
 
@@ -168,8 +162,7 @@ class HierarchicalBackbone(BaseModule):
             embed_dims: Channels C.
             stage: Its stage.
             layer: Its number in the network.
-            drop_path: Its drop-path rate.
-            with_cp: Whether it recomputes its inside in the backward pass.
+            **options: ``drop_path`` and ``with_cp`` of :class:`MixerBlock`.
         """
         raise NotImplementedError
 

@@ -113,13 +113,7 @@ class VMamba(HierarchicalBackbone):
         return arch
 
     def build_block(
-        self,
-        arch: dict,
-        embed_dims: int,
-        stage: int,
-        layer: int,
-        drop_path: float,
-        with_cp: bool,
+        self, arch: dict, embed_dims: int, stage: int, layer: int, **options
     ) -> MixerBlock:
         """SS2D, then an MLP; see :meth:`HierarchicalBackbone.build_block`."""
         mixer = mlp = None
@@ -128,9 +122,7 @@ class VMamba(HierarchicalBackbone):
         if arch["mlp_ratio"] > 0:
             hidden = int(arch["mlp_ratio"] * embed_dims)
             mlp = Mlp(embed_dims, hidden, arch["mlp_act"], arch["gated_mlp"])
-        return MixerBlock(
-            embed_dims, mixer, mlp, arch["norm"], drop_path=drop_path, with_cp=with_cp
-        )
+        return MixerBlock(embed_dims, mixer, mlp, norm=arch["norm"], **options)
 
     def init_weights(self) -> None:
         """Initialise as ``init_cfg`` says; the position embedding by a normal of std 0.02."""

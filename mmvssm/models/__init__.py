@@ -1,6 +1,10 @@
-"""Backbones and layers; importing this module registers them in :data:`mmvssm.registry.MODELS`."""
+"""Backbones, necks and layers; importing this module registers them.
+
+The registry is :data:`mmvssm.registry.MODELS`.
+"""
 
 from .backbones import VMamba
 from .layers import SS2D
+from .necks import SimpleFeaturePyramid
 
-__all__ = ["SS2D", "VMamba"]
+__all__ = ["SS2D", "SimpleFeaturePyramid", "VMamba"]

@@ -7,12 +7,13 @@ the functions here apply it.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .efficient_vmamba import EFFICIENT_VMAMBA_LINEAR, EFFICIENT_VMAMBA_TRUNK
 from .vmamba import VMAMBA_CLASSIFICATION, VMAMBA_DENSE, VMAMBA_LINEAR, VMAMBA_TRUNK
 
 TASKS = ("classification", "dense")
@@ -20,12 +21,13 @@ PREFIX = "backbone."
 #: Beginnings of mapped keys that are not the backbone's.
 OUTSIDE = ("head.", "neck.")
 
-Rules = tuple[tuple[str, "str | None"], ...]
+Replacement = str | Callable[[re.Match], str] | None
+Rules = tuple[tuple[str, Replacement], ...]
 
 
 @dataclass(frozen=True)
 class KeyMap:
-    """Rules of one family, each ``(regular expression, replacement)``.
+    """Rules of one family, each ``(regular expression, replacement)`` as :func:`re.sub` takes them.
 
     Attributes:
         trunk: Rules for the backbone's keys, applied one after the other.
@@ -49,7 +51,12 @@ KEY_MAPS = {
         trunk=VMAMBA_TRUNK,
         tasks={"classification": VMAMBA_CLASSIFICATION, "dense": VMAMBA_DENSE},
         linear=VMAMBA_LINEAR,
-    )
+    ),
+    "efficient_vmamba": KeyMap(
+        trunk=EFFICIENT_VMAMBA_TRUNK,
+        tasks={"classification": VMAMBA_CLASSIFICATION, "dense": VMAMBA_DENSE},
+        linear=EFFICIENT_VMAMBA_LINEAR,
+    ),
 }
 
 

@@ -3,8 +3,8 @@
 The registry is :data:`mmvssm.registry.MODELS`.
 """
 
-from .backbones import VMamba
+from .backbones import EfficientVMamba, VMamba
 from .layers import SS2D
 from .necks import SimpleFeaturePyramid
 
-__all__ = ["SS2D", "SimpleFeaturePyramid", "VMamba"]
+__all__ = ["SS2D", "EfficientVMamba", "SimpleFeaturePyramid", "VMamba"]

@@ -1,3 +1,4 @@
+from .efficient_vmamba import EfficientVMamba
 from .vmamba import VMamba
 
-__all__ = ["VMamba"]
+__all__ = ["EfficientVMamba", "VMamba"]

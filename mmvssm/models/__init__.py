@@ -3,8 +3,8 @@
 The registry is :data:`mmvssm.registry.MODELS`.
 """
 
-from .backbones import EfficientVMamba, VMamba
-from .layers import SS2D
+from .backbones import EfficientVMamba, MSVMamba, VMamba
+from .layers import MS2D, SS2D
 from .necks import SimpleFeaturePyramid
 
-__all__ = ["SS2D", "EfficientVMamba", "SimpleFeaturePyramid", "VMamba"]
+__all__ = ["MS2D", "SS2D", "EfficientVMamba", "MSVMamba", "SimpleFeaturePyramid", "VMamba"]

@@ -125,16 +125,25 @@ def atrous(height: int, width: int) -> Tensor:
 
 
 @_cached
-def three_orders(height: int, width: int) -> Tensor:
+def three_orders(height: int, width: int, *, apart: bool = False) -> Tensor:
     """Rows reversed, columns, columns reversed in one sequence (MSVMamba's half-resolution scan).
 
     The state is carried from one order to the next. See :func:`cross2d`.
+
+    Args:
+        height: Rows of the map.
+        width: Columns of the map.
+        apart: Number the pixels on from order to order, as ``out_routes`` that give each order a
+            map of its own.
 
     Returns:
         int32 ``(1, 3 * height * width)``.
     """
     columns = _columns(height, width)
-    return torch.cat([_rows(height, width).flip(0), columns, columns.flip(0)])[None]
+    orders = torch.stack([_rows(height, width).flip(0), columns, columns.flip(0)])
+    if apart:
+        orders += height * width * torch.arange(3, dtype=torch.int32)[:, None]
+    return orders.view(1, -1)
 
 
 _DIRECTION = re.compile(r"(h|v|w([1-9]\d*))(_flip)?")

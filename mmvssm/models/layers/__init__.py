@@ -11,12 +11,14 @@ from .basic import (
 )
 from .block import CheckpointedBlock, MixerBlock
 from .directions import SEARCH_DIRECTIONS, DirectionMerge, direction_tables
+from .ms2d import MS2D
 from .patch import ConvDownsample, ConvStem, PatchEmbed, PatchMerging
 from .scans import SelectiveScans
 from .ss2d import SS2D
 
 __all__ = [
     "ACTIVATIONS",
+    "MS2D",
     "SEARCH_DIRECTIONS",
     "SS2D",
     "ChannelGate",

@@ -97,7 +97,7 @@ def test_two_keys_for_one_name():
 
 
 def test_unknown_family_and_task():
-    with pytest.raises(ValueError, match="family must be one of vmamba, .*got 'resnet'"):
+    with pytest.raises(ValueError, match=r"family must be one of vmamba, .*got 'resnet'"):
         map_key("a", "resnet", "dense")
     with pytest.raises(ValueError, match="task must be one of classification, dense, got 'det'"):
         map_key("a", "vmamba", "det")

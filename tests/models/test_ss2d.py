@@ -44,8 +44,31 @@ def scan_route(mixer, k, u):
     return sequential_scan(u, delta, A, B, C, D)
 
 
+def scan_atrous(mixer, x):
+    """Each of four sub-grids of the zero-padded map is one sequence, rows first or columns first.
+
+    Args:
+        mixer: An SS2D of atrous scans.
+        x: (B, D, H, W).
+    """
+    height, width = x.shape[2:]
+    x = F.pad(x, (0, width % 2, 0, height % 2))
+    y = torch.zeros_like(x)
+    for k, (row, column) in enumerate([(0, 0), (1, 0), (0, 1), (1, 1)]):
+        grid = x[:, :, row::2, column::2]
+        if row:
+            lines = scan_route(mixer, k, grid.transpose(2, 3).flatten(2))
+            y[:, :, 1::2, column::2] = lines.unflatten(2, grid.mT.shape[2:]).transpose(2, 3)
+        else:
+            lines = scan_route(mixer, k, grid.flatten(2))
+            y[:, :, 0::2, column::2] = lines.unflatten(2, grid.shape[2:])
+    return y[:, :, :height, :width]
+
+
 def scan_map(mixer, x):
     """x (B, D, H, W)."""
+    if mixer.scan == "atrous":
+        return scan_atrous(mixer, x)
     rows = x.flatten(2)
     columns = x.transpose(2, 3).flatten(2)
 
@@ -117,7 +140,7 @@ OPTIONS = {
     "no convolution": dict(d_conv=0, act="relu"),
     "step rank": dict(dt_rank=3),
     **{name: dict(out_norm=name) for name in ("none", "dwconv3", "cnorm", "softmax", "sigmoid")},
-    **{name: dict(scan=name, d_state=2) for name in ("unidi", "bidi", "cascade")},
+    **{name: dict(scan=name, d_state=2) for name in ("unidi", "bidi", "cascade", "atrous")},
     "cascade with flip": dict(scan="cascade", cascade_flip=True),
     "scalar decay": dict(scalar_decay=True, ssm_init="v1", dt_rank=3, d_state=4, gate=True),
 }
@@ -125,10 +148,20 @@ OPTIONS = {
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_values_and_gradients(options):
+    compare_with_plain_reading(options, (3, 5))
+
+
+@pytest.mark.parametrize("size", [(4, 6), (4, 5), (5, 4), (7, 7), (1, 1), (1, 4), (5, 1)])
+def test_values_and_gradients_of_atrous_scans(size):
+    options = dict(scan="atrous", d_state=3, ssm_ratio=2.0, gate=True, conv_bias=True)
+    compare_with_plain_reading(options, size)
+
+
+def compare_with_plain_reading(options, size):
     mixer = SS2D(12, **options).double()
     for parameter in mixer.parameters():
         nn.init.normal_(parameter, std=0.5)
-    x = torch.randn(2, 3, 5, 12, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, *size, 12, dtype=torch.float64, requires_grad=True)
     how = {name: options.get(name, default) for name, default in BASE.items()}
     inputs = (x, *mixer.parameters())
     expected = plain_ss2d(mixer, x, **how)
@@ -146,6 +179,19 @@ def test_degenerate_maps(size):
     mixer = SS2D(8).double()
     x = torch.randn(1, *size, 8, dtype=torch.float64)
     torch.testing.assert_close(mixer(x), plain_ss2d(mixer, x, **BASE), rtol=1e-9, atol=1e-9)
+
+
+def test_atrous_scans_project_each_pixel_once(monkeypatch):
+    seen = []
+
+    def spy(x, x_dbl, *args, **kwargs):
+        seen.append(tuple(x_dbl.shape))
+        return ops.selective_scan_2d(x, x_dbl, *args, **kwargs)
+
+    monkeypatch.setattr("mmvssm.models.layers.scans.selective_scan_2d", spy)
+    mixer = SS2D(16, scan="atrous", d_state=3)
+    mixer(torch.randn(2, 5, 4, 16))
+    assert seen == [(2, 20, 1, 1 + 2 * 3)]
 
 
 @pytest.mark.parametrize("force_fp32", [True, False])

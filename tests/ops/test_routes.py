@@ -8,9 +8,9 @@ import torch
 
 from mmvssm.ops import routes
 
-TABLES = json.loads((Path(__file__).parents[1] / "golden" / "ops" / "cross_scan.json").read_text())[
-    "tables"
-]
+GOLDEN = Path(__file__).parents[1] / "golden"
+TABLES = json.loads((GOLDEN / "ops" / "cross_scan.json").read_text())["tables"]
+ATROUS = json.loads((GOLDEN / "efficient_vmamba" / "scan_maps.json").read_text())["maps"]
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda t: f"{t['mode']}-{t['height']}x{t['width']}")
@@ -19,6 +19,30 @@ def test_equal_to_the_reference(table):
     result = build(table["height"], table["width"])
     assert result.dtype == torch.int32
     assert result.tolist() == table["scan"]
+
+
+@pytest.mark.parametrize("given", ATROUS, ids=lambda given: "x".join(map(str, given["grid"])))
+def test_atrous_is_equal_to_the_reference(given):
+    result = routes.atrous(*given["grid"])
+    assert result.dtype == torch.int32
+    assert result.tolist() == given["scan"]
+    pixels = range(given["grid"][0] * given["grid"][1])
+    assert result.flatten()[given["merge"]].tolist() == list(pixels)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((3, 5), [[0, 2, 4, 10, 12, 14], [5, -1, 7, -1, 9, -1], [1, 3, -1, 11, 13, -1],
+                  [6, -1, 8, -1, -1, -1]]),
+        ((2, 2), [[0], [2], [1], [3]]),
+        ((1, 1), [[0], [-1], [-1], [-1]]),
+        ((1, 3), [[0, 2], [-1, -1], [1, -1], [-1, -1]]),
+        ((3, 1), [[0, 2], [1, -1], [-1, -1], [-1, -1]]),
+    ],
+)  # fmt: skip
+def test_atrous_fills_odd_sides_with_zero_tokens(size, expected):
+    assert routes.atrous(*size).tolist() == expected
 
 
 def test_forward_backward():

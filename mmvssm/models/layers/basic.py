@@ -157,10 +157,17 @@ class ChannelGate(nn.Module):
 
     Args:
         channels: Channels C; the hidden width is an eighth of them.
+
+    Raises:
+        ValueError: If that leaves none.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        if channels < 8:
+            raise ValueError(
+                f"channels must be at least 8 for a gate that reduces to an eighth, got {channels}"
+            )
         self.norm = nn.LayerNorm(channels, eps=1e-5)
         self.global_reduce = nn.Linear(channels, channels // 8)
         self.channel_select = nn.Linear(channels // 8, channels)

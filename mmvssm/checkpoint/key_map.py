@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .efficient_vmamba import EFFICIENT_VMAMBA_LINEAR, EFFICIENT_VMAMBA_TRUNK
+from .local_vmamba import LOCAL_VMAMBA_TRUNK
 from .msvmamba import MSVMAMBA_LINEAR, MSVMAMBA_TRUNK
 from .vmamba import VMAMBA_CLASSIFICATION, VMAMBA_DENSE, VMAMBA_LINEAR, VMAMBA_TRUNK
 
@@ -57,6 +58,11 @@ KEY_MAPS = {
         trunk=EFFICIENT_VMAMBA_TRUNK,
         tasks={"classification": VMAMBA_CLASSIFICATION, "dense": VMAMBA_DENSE},
         linear=EFFICIENT_VMAMBA_LINEAR,
+    ),
+    "local_vmamba": KeyMap(
+        trunk=LOCAL_VMAMBA_TRUNK,
+        tasks={"classification": VMAMBA_CLASSIFICATION, "dense": VMAMBA_DENSE},
+        linear=VMAMBA_LINEAR,
     ),
     "msvmamba": KeyMap(
         trunk=MSVMAMBA_TRUNK,

@@ -3,8 +3,16 @@
 The registry is :data:`mmvssm.registry.MODELS`.
 """
 
-from .backbones import EfficientVMamba, MSVMamba, VMamba
+from .backbones import EfficientVMamba, LocalVMamba, MSVMamba, VMamba
 from .layers import MS2D, SS2D
 from .necks import SimpleFeaturePyramid
 
-__all__ = ["MS2D", "SS2D", "EfficientVMamba", "MSVMamba", "SimpleFeaturePyramid", "VMamba"]
+__all__ = [
+    "MS2D",
+    "SS2D",
+    "EfficientVMamba",
+    "LocalVMamba",
+    "MSVMamba",
+    "SimpleFeaturePyramid",
+    "VMamba",
+]

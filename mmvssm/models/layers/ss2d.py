@@ -14,7 +14,7 @@ from mmvssm.registry import MODELS
 
 from .basic import ACTIVATIONS, DepthwiseConv
 from .checks import one_of
-from .directions import DirectionMerge, direction_tables
+from .directions import WAYS_BACK, DirectionMerge, direction_tables
 from .scans import SelectiveScans
 
 NUM_ROUTES = 4
@@ -141,8 +141,12 @@ class SS2D(SelectiveScans):
                     f"merge and way_back need directions as scan, got merge={merge!r} and"
                     f" way_back={way_back!r} with scan={scan!r}"
                 )
-        elif merge != "sum":
-            self.merge = DirectionMerge(inner, self.num_routes, merge)
+        else:
+            for name in self.directions:
+                routes.check_direction(name)
+            one_of("way_back", way_back, WAYS_BACK)
+            if merge != "sum":
+                self.merge = DirectionMerge(inner, self.num_routes, merge)
         self.scan = scan
         self.way_back = way_back
         self.cascade_flip = cascade_flip

@@ -1,0 +1,5 @@
+"""Key names of LocalVMamba's checkpoints: VMamba's, and those of the merge of directions."""
+
+from .vmamba import VMAMBA_TRUNK
+
+LOCAL_VMAMBA_TRUNK = (*VMAMBA_TRUNK, (r"\.mixer\.multi_scan\.", ".mixer.merge."))

@@ -1,0 +1,102 @@
+"""LocalVMamba: a hierarchical backbone whose layers scan in directions found by a search.
+
+`LocalMamba: Visual State Space Model with Windowed Selective Scan
+<https://arxiv.org/abs/2403.09338>`_
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import ClassVar
+
+from mmvssm.registry import MODELS
+
+from ..layers import SS2D, MixerBlock
+from ..layers.checks import known_fields
+from .hierarchical import HierarchicalBackbone
+from .local_directions import LOCAL_VMAMBA_SMALL, LOCAL_VMAMBA_TINY, SEARCH, read_directions
+
+#: What distinguishes the mixer from SS2D's defaults; directions, merge and way back come on top.
+_MIXER = dict(d_state=16, ssm_ratio=2.0, gate=True, conv_bias=True, force_fp32=True)
+_MIXER_FIELDS = [
+    name
+    for name in inspect.signature(SS2D).parameters
+    if name not in ("embed_dims", "scan", "merge", "way_back", "cascade_flip")
+]
+
+
+@MODELS.register_module()
+class LocalVMamba(HierarchicalBackbone):
+    """Backbone "LocalVMamba" of `LocalMamba <https://arxiv.org/abs/2403.09338>`_.
+
+    Each layer scans the map in its own directions: along rows, along columns or window by window,
+    forward or backward. A channel attention weighs the scans before they are added up.
+
+    Args:
+        arch: A name, or a dict of the fields below. Names: ``tiny``, ``small`` (the published
+            networks with their searched directions); ``tiny-search``, ``small-search`` (the
+            narrow networks whose training finds such directions).
+
+            - embed_dims (int | Sequence[int]): Width of the first stage, doubled from
+              stage to stage, or the width of every stage. Required.
+            - depths (Sequence[int]): Blocks per stage. Required.
+            - directions: What the argument ``directions`` replaces. Default None: the four
+              directions ``h h_flip w2 w2_flip`` in every layer.
+            - stem (str): ``'patch'`` (one 4x4 convolution, default) or ``'conv'`` (two 3x3
+              convolutions).
+            - downsample (str): ``'merge'`` (concatenation of 2x2 pixels, norm, linear layer,
+              default), ``'conv2'`` or ``'conv3'`` (2x2 or 3x3 convolution).
+            - patch_size (int): Pixels per side that the stem makes one. Default 4.
+            - mixer (dict): Arguments of :class:`mmvssm.models.SS2D` that are to differ from the
+              published networks'. Default ``{}``.
+        directions: Directions of each layer: a list of names such as
+            ``['h', 'v_flip', 'w7', 'w7_flip']`` for every block of the network, see
+            :func:`mmvssm.ops.routes.directions`; ``'search'`` for all eight of the search in
+            every layer, merged by learned probabilities; None for those of ``arch``.
+        way_back: ``'inverse'``, or ``'upstream'`` for the published code's results, which scramble
+            columns on maps that are not square; see :func:`mmvssm.models.layers.direction_tables`.
+        **kwargs: Those of :class:`HierarchicalBackbone`.
+
+    Raises:
+        ValueError: If the directions do not fit the depth, differ in number from layer to layer or
+            are unknown (the message says which layer), or as in :class:`HierarchicalBackbone`.
+    """
+
+    arch_settings: ClassVar[dict[str, dict]] = {
+        "tiny": dict(embed_dims=96, depths=(2, 2, 9, 2), directions=LOCAL_VMAMBA_TINY),
+        "small": dict(embed_dims=96, depths=(2, 2, 27, 2), directions=LOCAL_VMAMBA_SMALL),
+        "tiny-search": dict(embed_dims=32, depths=(2, 2, 9, 2), directions=SEARCH),
+        "small-search": dict(embed_dims=32, depths=(2, 2, 27, 2), directions=SEARCH),
+    }
+    arch_defaults: ClassVar[dict] = dict(
+        embed_dims=None,
+        depths=None,
+        directions=None,
+        stem="patch",
+        downsample="merge",
+        patch_size=4,
+        mixer={},
+    )
+
+    def __init__(
+        self,
+        arch: str | dict = "tiny",
+        directions: str | Sequence[Sequence[str]] | None = None,
+        way_back: str = "inverse",
+        **kwargs,
+    ) -> None:
+        arch = self.read_arch(arch)
+        known_fields("mixer", arch["mixer"], _MIXER_FIELDS)
+        arch["mixer"] = {**_MIXER, **arch["mixer"], "way_back": way_back}
+        if directions is not None:
+            arch["directions"] = directions
+        super().__init__(arch, **kwargs)
+
+    def build_block(
+        self, arch: dict, embed_dims: int, stage: int, layer: int, **options
+    ) -> MixerBlock:
+        """SS2D in the layer's directions; see :meth:`HierarchicalBackbone.build_block`."""
+        directions, merge = read_directions(arch["directions"], sum(arch["depths"]))
+        mixer = SS2D(embed_dims, scan=directions[layer], merge=merge, **arch["mixer"])
+        return MixerBlock(embed_dims, mixer, **options)

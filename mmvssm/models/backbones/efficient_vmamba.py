@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 from mmcv.cnn.bricks import DropPath
+from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmvssm.registry import MODELS
@@ -53,7 +54,7 @@ class ConvBranch(nn.Module):
         return self.pwconv(F.gelu(apply_norm(self.norm, self.dwconv(x))))
 
 
-class DualBranchMixer(nn.Module):
+class DualBranchMixer(BaseModule):
     """Sum of a selective scan and a convolution branch, their channels weighed by one gate.
 
     Args:

@@ -11,6 +11,7 @@ from mmvssm.ops import routes
 GOLDEN = Path(__file__).parents[1] / "golden"
 TABLES = json.loads((GOLDEN / "ops" / "cross_scan.json").read_text())["tables"]
 ATROUS = json.loads((GOLDEN / "efficient_vmamba" / "scan_maps.json").read_text())["maps"]
+DIRECTIONS = json.loads((GOLDEN / "local_mamba" / "scan_maps.json").read_text())["maps"]
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda t: f"{t['mode']}-{t['height']}x{t['width']}")
@@ -43,6 +44,51 @@ def test_atrous_is_equal_to_the_reference(given):
 )  # fmt: skip
 def test_atrous_fills_odd_sides_with_zero_tokens(size, expected):
     assert routes.atrous(*size).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "given", DIRECTIONS, ids=lambda g: "-".join([*map(str, g["grid"]), g["direction"]])
+)
+def test_directions_are_equal_to_the_reference(given):
+    (height, width), names = given["grid"], (given["direction"],)
+    (order,) = routes.directions(height, width, names=names)
+    assert order.dtype == torch.int32
+    assert order.tolist() == given["order"]
+    pixels = list(range(height * width))
+    assert order[given["gather_back"]].tolist() == pixels
+    (target,) = routes.directions_upstream_targets(height, width, names=names)
+    back = given.get("gather_back_upstream", given["gather_back"])
+    assert target[back].tolist() == pixels
+    assert sorted(target.tolist()) == sorted(order.tolist())
+
+
+def test_shorter_directions_end_with_zero_tokens():
+    table = routes.directions(2, 3, names=("h_flip", "w2", "w3_flip"))
+    assert table.tolist() == [
+        [5, 4, 3, 2, 1, 0, -1, -1, -1],
+        [0, 1, 3, 4, 2, -1, 5, -1, -1],
+        [-1, -1, -1, 5, 4, 3, 2, 1, 0],
+    ]
+
+
+def test_directions_with_a_class_token():
+    """The token in the middle of the pixels comes at that step of every padded order."""
+    table = routes.directions(2, 3, names=("h", "v", "w2", "w2_flip"), class_position=3)
+    assert table.tolist() == [
+        [0, 1, 2, 3, 4, 5, 6, -1, -1],
+        [0, 4, 1, 3, 5, 2, 6, -1, -1],
+        [0, 1, 4, 3, 5, 2, -1, 6, -1],
+        [-1, 6, -1, 3, 2, 5, 4, 1, 0],
+    ]
+    targets = routes.directions_upstream_targets(2, 3, names=("h", "v"), class_position=3)
+    # columns of three pixels instead of two
+    assert targets.tolist() == [[0, 1, 2, 3, 4, 5, 6], [0, 2, 5, 3, 1, 4, 6]]
+
+
+@pytest.mark.parametrize("name", ["d", "w", "w0", "w2_flop", "h_flip_flip", "H", "", 3])
+def test_unknown_directions(name):
+    with pytest.raises(ValueError, match=f"'h' .rows., 'v' .columns. or 'wK'.*got {name!r}"):
+        routes.directions(2, 3, names=("h", name))
 
 
 def test_forward_backward():

@@ -33,10 +33,20 @@ class LocalVMamba(HierarchicalBackbone):
     Each layer scans the map in its own directions: along rows, along columns or window by window,
     forward or backward. A channel attention weighs the scans before they are added up.
 
+    ================  ==================  ============  ==========  =============
+    ``arch``          widths              depths        parameters  top-1 (paper)
+    ================  ==================  ============  ==========  =============
+    ``tiny``          96, 192, 384, 768   2, 2, 9, 2    25 527 160  82.7
+    ``small``         96, 192, 384, 768   2, 2, 27, 2   49 748 536  83.7
+    ``tiny-search``   32, 64, 128, 256    2, 2, 9, 2     4 576 656
+    ``small-search``  32, 64, 128, 256    2, 2, 27, 2    9 148 512
+    ================  ==================  ============  ==========  =============
+
+    Parameters include a head of 1000 classes. The training of a network ``-search`` finds the
+    directions of the other one, see ``tools/analysis_tools/search_result.py``.
+
     Args:
-        arch: A name, or a dict of the fields below. Names: ``tiny``, ``small`` (the published
-            networks with their searched directions); ``tiny-search``, ``small-search`` (the
-            narrow networks whose training finds such directions).
+        arch: A name, or a dict of the fields below.
 
             - embed_dims (int | Sequence[int]): Width of the first stage, doubled from
               stage to stage, or the width of every stage. Required.

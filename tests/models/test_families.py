@@ -68,6 +68,41 @@ FAMILIES = {
     "VMamba crop": Family(
         "VMamba", FIRST_VMAMBA, "floor", "floor", 32, "v0-tiny", dict(odd_size="crop")
     ),
+    "EfficientVMamba": Family(
+        "EfficientVMamba",
+        dict(embed_dims=16, depths=(2, 1, 2, 1), mixer=dict(d_state=2)),
+        "floor",
+        "ceil",
+        4,
+        "tiny",
+    ),
+    "MSVMamba": Family(
+        "MSVMamba", dict(embed_dims=16, depths=(1, 1, 2, 1)), "floor", "ceil", 4, "nano"
+    ),
+    "MSVMamba v3": Family(
+        "MSVMamba",
+        dict(
+            embed_dims=16,
+            depths=(1, 1, 2, 1),
+            stem="conv",
+            downsample="conv3",
+            mlp_norm="post",
+            mixer=dict(ssm_ratio=1.0, norm_of="sum", upsample="nearest", full_index=0),
+        ),
+        "ceil",
+        "ceil",
+        1,
+        "nano",
+    ),
+    "LocalVMamba": Family(
+        "LocalVMamba",
+        dict(embed_dims=16, depths=(1, 1, 2, 1), mixer=dict(d_state=2)),
+        "floor",
+        "ceil",
+        4,
+        "tiny",
+        dict(directions=[("h", "v_flip", "w2", "w7_flip")] * 5),
+    ),
 }
 families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
 

@@ -241,7 +241,7 @@ def update_build(**fields):
         (update(params=5), "failed", "269210 parameters, the case says 5"),
         (update(mode="train"), "failed", "mode must be 'eval'"),
         (update(input_shape=[1, 3, 2, 2]), "failed", "at least 4x4 pixels"),
-        (update(family="resnet"), "unsupported", "family 'resnet' is not built; built are vmamba"),
+        (update(family="resnet"), "unsupported", "family 'resnet' is not built; built are"),
         (update(outputs=["erf", "attn.a0.CB"]), "unsupported", "stores erf, attn.a0.CB"),
         (update(family="ops", case="fft"), "unsupported", "operator 'fft' is not built"),
         (update(family="ops", case="selective_scan"), "failed", "'cases' is missing"),

@@ -16,6 +16,13 @@ from torch import Tensor
 from .efficient_vmamba import EFFICIENT_VMAMBA_LINEAR, EFFICIENT_VMAMBA_TRUNK
 from .local_vmamba import LOCAL_VMAMBA_TRUNK
 from .msvmamba import MSVMAMBA_LINEAR, MSVMAMBA_TRUNK
+from .vim import (
+    LOCAL_VIM_TRUNK,
+    PLAIN_CLASSIFICATION,
+    PLAIN_DENSE,
+    PLAIN_LINEAR,
+    VIM_TRUNK,
+)
 from .vmamba import VMAMBA_CLASSIFICATION, VMAMBA_DENSE, VMAMBA_LINEAR, VMAMBA_TRUNK
 
 TASKS = ("classification", "dense")
@@ -68,6 +75,16 @@ KEY_MAPS = {
         trunk=MSVMAMBA_TRUNK,
         tasks={"classification": VMAMBA_CLASSIFICATION, "dense": VMAMBA_DENSE},
         linear=MSVMAMBA_LINEAR,
+    ),
+    "vim": KeyMap(
+        trunk=VIM_TRUNK,
+        tasks={"classification": PLAIN_CLASSIFICATION, "dense": PLAIN_DENSE},
+        linear=PLAIN_LINEAR,
+    ),
+    "local_vim": KeyMap(
+        trunk=LOCAL_VIM_TRUNK,
+        tasks={"classification": PLAIN_CLASSIFICATION, "dense": PLAIN_DENSE},
+        linear=PLAIN_LINEAR,
     ),
 }
 

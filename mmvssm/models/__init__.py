@@ -3,8 +3,8 @@
 The registry is :data:`mmvssm.registry.MODELS`.
 """
 
-from .backbones import EfficientVMamba, LocalVMamba, MSVMamba, VMamba
-from .layers import MS2D, SS2D
+from .backbones import EfficientVMamba, LocalVim, LocalVMamba, MSVMamba, Vim, VMamba
+from .layers import MS2D, SS2D, MambaMixer
 from .necks import SimpleFeaturePyramid
 
 __all__ = [
@@ -12,7 +12,10 @@ __all__ = [
     "SS2D",
     "EfficientVMamba",
     "LocalVMamba",
+    "LocalVim",
     "MSVMamba",
+    "MambaMixer",
     "SimpleFeaturePyramid",
     "VMamba",
+    "Vim",
 ]

@@ -46,7 +46,7 @@ def compare_model(
     reading = READERS[family](meta["build"])
     wanted = [name for name in meta["outputs"] if name != "grad.input"]
     outputs_of = {task: [n for n in wanted if re.fullmatch(OUTPUTS[task], n)] for task in OUTPUTS}
-    probes = [name for name in wanted if name in reading.probes]
+    probes = [name for name in wanted if name in {**reading.probes, **reading.inputs}]
     known = {*probes, *(name for names in outputs_of.values() for name in names)}
     foreign = [name for name in wanted if name not in known]
     if foreign:
@@ -98,10 +98,18 @@ def _order(name: str) -> tuple[bool, str]:
 def _probed(
     backbone: nn.Module, reading: Reading, names: Iterable[str]
 ) -> Iterator[dict[str, Tensor]]:
-    """Collect outputs inside the backbone by their names."""
+    """Collect outputs and inputs of modules inside the backbone by their names."""
     found: dict[str, Tensor] = {}
     handles = []
     for name in names:
+        if name in reading.inputs:
+            module = backbone.get_submodule(reading.inputs[name])
+
+            def keep_input(module, inputs, name=name) -> None:
+                found[name] = inputs[0]
+
+            handles.append(module.register_forward_pre_hook(keep_input))
+            continue
         path, take = reading.probes[name]
 
         def keep(module, inputs, output, name=name, take=take) -> None:

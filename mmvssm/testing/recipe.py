@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 DECAY_LEAVES = ("A_log", "A_logs", "A_b_log", "A_c_log", "A_c_b_log")
 SKIP_LEAVES = ("D", "D_b", "D_c", "D_c_b")
+ROTARY_LEAVES = {"freqs_cos": np.cos, "freqs_sin": np.sin}
+ROTARY_SIDE = 14  # the coordinate that a side of any length ends at
 
 
 def _normal(key: str, shape: Sequence[int]) -> np.ndarray:
@@ -33,11 +35,16 @@ def fill_value(key: str, shape: Sequence[int], dtype: str = "float32") -> np.nda
         key: The reference's name of the entry.
         shape: Its shape.
         dtype: Its dtype; integer entries (counters) are 0.
+
+    Raises:
+        ValueError: If the shape is none of a rotary table, whose value is the true one.
     """
     shape = tuple(shape)
     if dtype.startswith(("int", "uint")):
         return np.zeros(shape, dtype=dtype)
     leaf = key.rsplit(".", 1)[-1]
+    if leaf in ROTARY_LEAVES:
+        return _rotary_table(shape, ROTARY_LEAVES[leaf])
     x = _normal(key, shape)
     if leaf in DECAY_LEAVES or (leaf.startswith("A_") and leaf.endswith(("log", "logs"))):
         value = np.log(np.arange(1, shape[-1] + 1, dtype=np.float32)) + 0.1 * x
@@ -56,6 +63,18 @@ def fill_value(key: str, shape: Sequence[int], dtype: str = "float32") -> np.nda
     else:
         value = x / math.sqrt(max(_fan_in(key, leaf, shape), 1))
     return value.astype(np.float32)
+
+
+def _rotary_table(shape: tuple[int, int], function: Callable) -> np.ndarray:
+    """Angles of a square grid: rows turn the first half of the channels, columns the second."""
+    tokens, channels = shape
+    side, half = math.isqrt(tokens), channels // 2
+    if side * side != tokens or channels % 4:
+        raise ValueError(f"a rotary table must be (side * side, 4 * n), got {shape}")
+    speed = 10000.0 ** (-2.0 * (np.arange(half) // 2) / half)
+    angle = np.arange(side)[:, None] * ROTARY_SIDE / side * speed
+    row, column = np.divmod(np.arange(tokens), side)
+    return function(np.concatenate([angle[row], angle[column]], axis=1)).astype(np.float32)
 
 
 def _fan_in(key: str, leaf: str, shape: tuple[int, ...]) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..layers import ConvDownsample, ConvStem, PatchEmbed, PatchMerging, apply_norm, build_norm
-from ..layers.checks import known_fields, one_of
+from ..layers.checks import complete_arch, one_of
 
 STEMS = {"patch": PatchEmbed, "conv": ConvStem}
 DOWNSAMPLES = ("merge", "conv2", "conv3")
@@ -142,15 +142,9 @@ class HierarchicalBackbone(BaseModule):
     @classmethod
     def read_arch(cls, arch: str | Mapping) -> dict:
         """The fields of ``arch``, checked and completed with their defaults."""
-        if isinstance(arch, str):
-            arch = cls.arch_settings[one_of("arch", arch, cls.arch_settings)]
-        if not isinstance(arch, Mapping):
-            raise ValueError(f"arch must be a name or a dict, got {type(arch).__name__}")
-        known_fields("arch", arch, cls.arch_defaults)
-        for name in ("embed_dims", "depths"):
-            if arch.get(name) is None:
-                raise ValueError(f"arch needs the field {name!r}, got only {', '.join(arch)}")
-        return {**cls.arch_defaults, **arch}
+        return complete_arch(
+            arch, cls.arch_settings, cls.arch_defaults, required=("embed_dims", "depths")
+        )
 
     def build_block(
         self, arch: dict, embed_dims: int, stage: int, layer: int, **options

@@ -10,7 +10,8 @@ from .basic import (
     build_norm,
 )
 from .block import CheckpointedBlock, MixerBlock
-from .directions import SEARCH_DIRECTIONS, DirectionMerge, direction_tables
+from .directions import SEARCH_DIRECTIONS, DirectionMerge, direction_tables, likeliest
+from .mamba_mixer import MambaMixer
 from .ms2d import MS2D
 from .patch import ConvDownsample, ConvStem, PatchEmbed, PatchMerging
 from .scans import SelectiveScans
@@ -27,6 +28,7 @@ __all__ = [
     "ConvStem",
     "DepthwiseConv",
     "DirectionMerge",
+    "MambaMixer",
     "MixerBlock",
     "Mlp",
     "PatchEmbed",
@@ -38,4 +40,5 @@ __all__ = [
     "apply_norm",
     "build_norm",
     "direction_tables",
+    "likeliest",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
@@ -26,12 +27,14 @@ class CheckpointedBlock(BaseModule):
         super().__init__()
         self.with_cp = with_cp
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, H, W, C) -> (B, H, W, C)``."""
+    def forward(self, x: Tensor, *context: Any) -> Any:
+        """What ``_forward`` returns: ``(B, H, W, C) -> (B, H, W, C)`` for a block of maps."""
         if self.with_cp and x.requires_grad:
             contexts = nullcontext(), self._recomputing()
-            return checkpoint(self._forward, x, use_reentrant=False, context_fn=lambda: contexts)
-        return self._forward(x)
+            return checkpoint(
+                self._forward, x, *context, use_reentrant=False, context_fn=lambda: contexts
+            )
+        return self._forward(x, *context)
 
     @contextmanager
     def _recomputing(self) -> Iterator[None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 
@@ -41,3 +41,28 @@ def known_arguments(name: str, given: Iterable[str], function: Callable) -> None
         ValueError: If it does not; the message lists the arguments.
     """
     known_fields(name, given, list(inspect.signature(function).parameters)[1:])
+
+
+def complete_arch(
+    arch: str | Mapping, settings: Mapping[str, dict], defaults: dict, required: Iterable[str]
+) -> dict:
+    """The fields of an ``arch`` argument, checked and completed with their defaults.
+
+    Args:
+        arch: A name of ``settings``, or a dict of fields.
+        settings: Fields by name of the variant.
+        defaults: Default of every field.
+        required: Fields without which nothing can be built.
+
+    Raises:
+        ValueError: If ``arch`` is neither, or has an unknown field, or lacks a required one.
+    """
+    if isinstance(arch, str):
+        arch = settings[one_of("arch", arch, settings)]
+    if not isinstance(arch, Mapping):
+        raise ValueError(f"arch must be a name or a dict, got {type(arch).__name__}")
+    known_fields("arch", arch, defaults)
+    for name in required:
+        if arch.get(name) is None:
+            raise ValueError(f"arch needs the field {name!r}, got only {', '.join(arch)}")
+    return {**defaults, **arch}

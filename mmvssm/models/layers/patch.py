@@ -33,24 +33,30 @@ class _MapConv(nn.Conv2d):
 
 
 class PatchEmbed(nn.Module):
-    """One convolution whose stride is its kernel, then a norm; remaining pixels are dropped.
+    """One convolution without padding, then a norm; remaining pixels are dropped.
 
     Args:
         in_channels: Channels of the image.
         embed_dims: Channels of the map.
-        patch_size: Kernel and stride.
+        patch_size: Kernel.
         norm: Kind of norm, None for none.
+        stride: Stride; None for ``patch_size``.
     """
 
     def __init__(
-        self, in_channels: int, embed_dims: int, patch_size: int = 4, norm: str | None = "ln"
+        self,
+        in_channels: int,
+        embed_dims: int,
+        patch_size: int = 4,
+        norm: str | None = "ln",
+        stride: int | None = None,
     ) -> None:
         super().__init__()
-        self.conv1 = _MapConv(in_channels, embed_dims, patch_size, stride=patch_size)
+        self.conv1 = _MapConv(in_channels, embed_dims, patch_size, stride=stride or patch_size)
         self.norm1 = build_norm(norm, embed_dims) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, C, H, W) -> (B, H // patch_size, W // patch_size, embed_dims)``."""
+        """``(B, C, H, W) -> (B, H', W', embed_dims)``, H' being :meth:`output_size` of H."""
         return apply_norm(self.norm1, self.conv1(x))
 
     def output_size(self, size: int) -> int:

@@ -13,7 +13,7 @@ from mmvssm.ops import selective_scan_2d
 
 from .checks import one_of
 
-INITS = ("v0", "v1", "v2")
+INITS = ("v0", "v1", "v2", "vim", "linear")
 
 
 class SelectiveScans(BaseModule):
@@ -32,7 +32,10 @@ class SelectiveScans(BaseModule):
         force_fp32: Cast the scan's inputs to float32 under autocast. False leaves them in
             autocast's precision; state and output of the scan are float32 either way.
         ssm_init: Initial values of the scan's parameters: ``'v0'`` (as Mamba: decays
-            1..N, log-uniform steps), ``'v1'`` (normal) or ``'v2'`` (zero and uniform).
+            1..N, log-uniform steps), ``'v1'`` (normal), ``'v2'`` (zero and uniform), ``'vim'`` (as
+            ``'v0'``, but only the first route's steps: those of the others have bias 0) or
+            ``'linear'`` (decays as ``'v0'``, projections as those of other linear layers:
+            truncated normal weights of std 0.02, bias 0).
         init_cfg: As in :class:`mmengine.model.BaseModule`.
 
     Raises:
@@ -60,8 +63,8 @@ class SelectiveScans(BaseModule):
                 f"scalar_decay needs dt_rank heads that divide the inner width {inner_dims},"
                 f" got {dt_rank}"
             )
-        if scalar_decay and ssm_init == "v0":
-            raise ValueError("ssm_init must be 'v1' or 'v2' with scalar_decay, got 'v0'")
+        if scalar_decay and ssm_init not in ("v1", "v2"):
+            raise ValueError(f"ssm_init must be 'v1' or 'v2' with scalar_decay, got {ssm_init!r}")
         self.num_routes = num_routes
         self.d_state = d_state
         self.dt_rank = dt_rank
@@ -95,7 +98,7 @@ class SelectiveScans(BaseModule):
         steps = [self.dt_projs_bias]
         if not self.scalar_decay:
             steps.append(self.dt_projs_weight)
-        if self.ssm_init == "v0":
+        if self.ssm_init in ("v0", "vim", "linear"):
             states = torch.arange(1, self.d_state + 1, dtype=torch.float32)
             self.A_logs.copy_(states.log().expand_as(self.A_logs))
             bound = self.dt_rank**-0.5
@@ -104,6 +107,12 @@ class SelectiveScans(BaseModule):
             low, high = math.log(1e-3), math.log(1e-1)
             step = torch.empty_like(self.dt_projs_bias).uniform_(low, high).exp_().clamp_(min=1e-4)
             self.dt_projs_bias.copy_(step + torch.log(-torch.expm1(-step)))
+            if self.ssm_init == "vim":
+                self.dt_projs_bias[1:].zero_()
+            elif self.ssm_init == "linear":
+                self.dt_projs_bias.zero_()
+                for weight in (self.x_proj_weight, self.dt_projs_weight):
+                    nn.init.trunc_normal_(weight, std=0.02, a=-0.1, b=0.1)
         elif self.ssm_init == "v1":
             self.A_logs.normal_()
             for parameter in steps:

@@ -21,11 +21,14 @@ class Reading:
             that maps an image to a dict of outputs.
         probes: From a name of an output inside the backbone to the path of the module there whose
             output it is, and what to take of it.
+        inputs: From a name of something inside the backbone to the path of the module there whose
+            first input it is.
     """
 
     family: str
     build: Callable[[str], nn.Module]
     probes: Mapping[str, tuple[str, Callable[..., Tensor]]] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
 
 class Classifier(nn.Module):

@@ -1,0 +1,342 @@
+"""What the plain backbones share: patches, class tokens, positions, layers of one width."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn.bricks import DropPath
+from mmengine.model import BaseModule, ModuleList
+from mmengine.utils import to_2tuple
+from torch import Tensor, nn
+
+from ..layers import CheckpointedBlock, PatchEmbed, build_norm
+from ..layers.checks import complete_arch, known_fields, one_of
+from ..layers.tokens import (
+    CLASS_TOKENS,
+    RotaryTables,
+    class_positions,
+    insert_tokens,
+    remove_tokens,
+    resize_table,
+    rotate,
+)
+
+NORMS = ("rms", "ln")
+#: Arguments of the mixer that a variant may give.
+MIXER_FIELDS = ("d_state", "ssm_ratio", "dt_rank", "d_conv", "force_fp32", "ssm_init")
+FEATURES = ("residual", "mixer")
+OUT_TYPES = ("cls_token", "featmap", "avg_featmap", "last_token", "raw")
+
+
+def norm_stream(norm: nn.Module, x: Tensor) -> Tensor:
+    """Norm a residual stream, which may be more precise than the model that reads it."""
+    if isinstance(norm, nn.LayerNorm):
+        x = x.to(norm.weight.dtype)
+    return norm(x)
+
+
+class PlainLayer(CheckpointedBlock):
+    """Norm and mixer, whose output is added to the residual stream.
+
+    Args:
+        embed_dims: Channels C.
+        mixer: Maps ``(B, L, C)`` and what :meth:`forward` hands on to ``(B, L, C)``.
+        norm: ``'rms'`` or ``'ln'``.
+        drop_path: Drop-path rate of the mixer's output.
+        with_cp: Recompute the layer in the backward pass to save memory.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        mixer: nn.Module,
+        norm: str = "rms",
+        drop_path: float = 0.0,
+        with_cp: bool = False,
+    ) -> None:
+        super().__init__(with_cp)
+        self.norm = build_norm(norm, embed_dims)
+        self.mixer = mixer
+        self.drop_path = DropPath(drop_path)
+
+    def _forward(
+        self,
+        x: Tensor,
+        size: tuple[int, int],
+        class_position: int | None,
+        rope: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The stream behind the layer, and the mixer's output: each ``(B, L, C)`` like ``x``."""
+        if rope is not None:
+            x = rotate(x, *rope)
+        h = self.mixer(norm_stream(self.norm, x), size, class_position)
+        return x + self.drop_path(h), h
+
+
+class PlainBackbone(BaseModule):
+    """Layers of one width on a sequence of patches, with class tokens among them.
+
+    A family gives its variants as data and builds its mixers in :meth:`build_mixer`. The residual
+    stream is float32 at least, whatever the precision of the model.
+
+    Attributes:
+        arch_settings: Fields by name of the variant.
+        arch_defaults: Default of every field; ``embed_dims``, ``num_layers``, ``patch_size``,
+            ``stride``, ``norm``, ``pos_embed``, ``rope``, ``cls_token`` and ``mixer`` are
+            understood here.
+        class_tokens: Places of class tokens that the family can have.
+        default_init_cfg: What ``init_cfg=None`` stands for.
+
+    Args:
+        arch: A name of ``arch_settings``, or a dict of fields.
+        img_size: Image size ``S`` or ``(H, W)`` that position tables are made for; for other
+            images they are resized bicubically.
+        in_channels: Channels of the image.
+        cls_token: Field ``cls_token``; None for that of ``arch``.
+        rope: Field ``rope``; None for that of ``arch``.
+        norm: Field ``norm``; None for that of ``arch``.
+        drop_path_rate: Drop-path rate of the last layer; it grows linearly from 0.
+        out_indices: Layers, counted from 0 or with negative numbers from the end, whose output is
+            returned.
+        out_type: ``'cls_token'`` (class token, the mean of two, ``(B, C)``), ``'featmap'``
+            (patch tokens as ``(B, C, H, W)``), ``'avg_featmap'`` (their mean, ``(B, C)``),
+            ``'last_token'`` (the last of the sequence, ``(B, C)``) or ``'raw'`` (the sequence
+            with its class tokens, ``(B, L, C)``); None for ``'cls_token'`` if there is one, else
+            ``'avg_featmap'``.
+        out_norm: Whether every returned output passes its own norm ``norm{k}``, ``k`` being the
+            place in ``out_indices``: True for a norm of the layers' kind, or the kind
+            ``'rms'`` or ``'ln'``.
+        feature: What of a layer is returned: ``'residual'`` (the stream as the next layer
+            reads it) or ``'mixer'`` (what the layer adds to it), for all or for each index.
+        frozen_stages: Number of layers, counted from the first, whose parameters are frozen and
+            that are kept in eval mode, together with patch, class and position embeddings; -1
+            for nothing at all.
+        odd_size: What to do with pixels that do not fill a patch: ``'crop'`` them, or
+            ``'pad'`` zeros to the right and bottom.
+        with_cp: Recompute layers in the backward pass to save memory.
+        init_cfg: Initialisation; None for the family's own. Scan parameters and ``out_proj``
+            always start from their own rule, unless a checkpoint is loaded.
+
+    Raises:
+        ValueError: If ``arch`` or another argument is not one of its choices; in the forward
+            pass, if the image has other channels or is smaller than a patch.
+    """
+
+    arch_settings: ClassVar[dict[str, dict]]
+    arch_defaults: ClassVar[dict]
+    class_tokens: ClassVar[tuple[str, ...]] = tuple(CLASS_TOKENS)
+    default_init_cfg: ClassVar[list[dict]]
+
+    def __init__(
+        self,
+        arch: str | Mapping,
+        img_size: int | Sequence[int] = 224,
+        in_channels: int = 3,
+        cls_token: str | None = None,
+        rope: bool | None = None,
+        norm: str | None = None,
+        drop_path_rate: float = 0.1,
+        out_indices: int | Sequence[int] = -1,
+        out_type: str | None = None,
+        out_norm: bool | str = True,
+        feature: str | Sequence[str] = "residual",
+        frozen_stages: int = -1,
+        odd_size: str = "crop",
+        with_cp: bool = False,
+        init_cfg: dict | list | None = None,
+    ) -> None:
+        super().__init__(self.default_init_cfg if init_cfg is None else init_cfg)
+        arch = self.read_arch(arch, cls_token=cls_token, rope=rope, norm=norm)
+        self.in_channels = in_channels
+        self.embed_dims = arch["embed_dims"]
+        self.num_layers = arch["num_layers"]
+        self.patch_size = arch["patch_size"]
+        self.class_place = one_of("cls_token", arch["cls_token"], self.class_tokens)
+        self.odd_size = one_of("odd_size", odd_size, ("crop", "pad"))
+        self.out_indices = self._read_indices(out_indices)
+        features = [feature] * len(self.out_indices) if isinstance(feature, str) else feature
+        if len(features) != len(self.out_indices):
+            raise ValueError(
+                f"feature must be one word or {len(self.out_indices)}, as out_indices has,"
+                f" got {feature}"
+            )
+        self.features = tuple(one_of("feature", word, FEATURES) for word in features)
+        if out_type is None:
+            out_type = "avg_featmap" if self.class_place == "none" else "cls_token"
+        self.out_type = one_of("out_type", out_type, OUT_TYPES)
+        if out_type == "cls_token" and self.class_place == "none":
+            raise ValueError("out_type 'cls_token' needs a class token, got cls_token='none'")
+        if frozen_stages not in range(-1, self.num_layers + 1):
+            raise ValueError(
+                f"frozen_stages must be from -1 to {self.num_layers}, got {frozen_stages}"
+            )
+        self.frozen_stages = frozen_stages
+
+        norm = one_of("norm", arch["norm"], NORMS)
+        self.patch_embed = PatchEmbed(
+            in_channels, self.embed_dims, self.patch_size, norm=None, stride=arch["stride"]
+        )
+        img_size = to_2tuple(img_size)
+        if min(img_size) < self.patch_size:
+            raise ValueError(
+                f"img_size must be at least {self.patch_size}, the side of a patch, got {img_size}"
+            )
+        self.grid = tuple(self.patch_embed.output_size(side) for side in img_size)
+        num_patches, num_class = self.grid[0] * self.grid[1], CLASS_TOKENS[self.class_place]
+        self.cls_token = self.pos_embed = self.rope = None
+        if num_class:
+            self.cls_token = nn.Parameter(torch.zeros(num_class, 1, self.embed_dims))
+        if arch["pos_embed"]:
+            self.pos_embed = nn.Parameter(torch.zeros(1, num_patches + num_class, self.embed_dims))
+        if arch["rope"]:
+            self.rope = RotaryTables(self.embed_dims, self.grid)
+
+        rates = torch.linspace(0, drop_path_rate, self.num_layers, device="cpu").tolist()
+        self.layers = ModuleList(
+            PlainLayer(self.embed_dims, self.build_mixer(arch, i), norm, rate, with_cp)
+            for i, rate in enumerate(rates)
+        )
+        kind = norm if out_norm is True else out_norm
+        for k in range(len(self.out_indices)):
+            out = nn.Identity()
+            if kind is not False:
+                out = build_norm(one_of("out_norm", kind, NORMS), self.embed_dims)
+            self.add_module(f"norm{k}", out)
+        self._freeze_stages()
+
+    @classmethod
+    def read_arch(cls, arch: str | Mapping, **fields) -> dict:
+        """The fields of ``arch``, replaced by those given that are not None, and completed."""
+        arch = complete_arch(
+            arch, cls.arch_settings, cls.arch_defaults, required=("embed_dims", "num_layers")
+        )
+        known_fields("mixer", arch["mixer"], MIXER_FIELDS)
+        return {**arch, **{name: value for name, value in fields.items() if value is not None}}
+
+    def build_mixer(self, arch: dict, layer: int) -> nn.Module:
+        """The mixer of a layer: ``(B, L, C)``, grid, class position -> ``(B, L, C)``."""
+        raise NotImplementedError
+
+    def _read_indices(self, out_indices: int | Sequence[int]) -> tuple[int, ...]:
+        given = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
+        layers = range(-self.num_layers, self.num_layers)
+        if not given or any(i not in layers for i in given):
+            raise ValueError(
+                f"out_indices must hold layers {layers[0]} to {layers[-1]}, got {out_indices}"
+            )
+        return tuple(i % self.num_layers for i in given)
+
+    def init_weights(self) -> None:
+        """Initialise as ``init_cfg`` says; what it does not name, by :meth:`init_embeddings`."""
+        self.init_embeddings()
+        super().init_weights()
+
+    def init_embeddings(self) -> None:
+        """Give position and class embeddings a normal distribution of std 0.02."""
+        for embedding in (self.pos_embed, self.cls_token):
+            if embedding is not None:
+                nn.init.trunc_normal_(embedding, std=0.02, a=-0.1, b=0.1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Outputs of the layers of ``out_indices``, in their order.
+
+        Args:
+            x: Images ``(B, in_channels, H, W)``.
+
+        Returns:
+            What ``out_type`` says, per index.
+        """
+        self._check_input(x)
+        x, size = self.embed(x)
+        positions = class_positions(self.class_place, size[0] * size[1])
+        rope = None if self.rope is None else self.rope(size, positions)
+        # families whose mixers read it have one class token
+        class_position = positions[0] if positions else None
+        kept = {}
+        for i, layer in enumerate(self.layers[: max(self.out_indices) + 1]):
+            x, h = layer(x, size, class_position, rope)
+            if i in self.out_indices:
+                kept[i] = x, h
+        outs = []
+        for k, i in enumerate(self.out_indices):
+            out, h = kept[i]
+            if self.features[k] == "mixer":
+                out = h
+            elif rope is not None and i < self.num_layers - 1:
+                out = rotate(out, *rope)
+            out = norm_stream(getattr(self, f"norm{k}"), out)
+            outs.append(self._format(out.to(self.patch_embed.conv1.weight.dtype), size, positions))
+        return tuple(outs)
+
+    def embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """What the first layer reads: tokens ``(B, L, C)``, and the grid of the patches."""
+        if self.odd_size == "pad":
+            height, width = (self._padding(side) for side in x.shape[2:])
+            x = F.pad(x, (0, width, 0, height))
+        x = self.patch_embed(x)
+        size, x = tuple(x.shape[1:3]), x.flatten(1, 2)
+        positions = class_positions(self.class_place, x.shape[1])
+        if positions:
+            x = insert_tokens(x, self.cls_token, positions)
+        if self.pos_embed is not None:
+            x = x + self._position_embedding(size, positions)
+        return x.to(torch.promote_types(x.dtype, torch.float32)), size
+
+    def _padding(self, side: int) -> int:
+        patch, (stride, _) = self.patch_size, self.patch_embed.conv1.stride
+        return (patch - side) % stride
+
+    def _position_embedding(self, size: tuple[int, int], positions: tuple[int, ...]) -> Tensor:
+        """The embedding of a grid; rows of class tokens are no part of what is resized."""
+        table = self.pos_embed
+        if size == self.grid:
+            return table
+        stored = class_positions(self.class_place, self.grid[0] * self.grid[1])
+        rows = table[0, list(stored)][:, None]
+        table = resize_table(remove_tokens(table, stored), self.grid, size)
+        return insert_tokens(table, rows, positions)
+
+    def _format(self, x: Tensor, size: tuple[int, int], positions: tuple[int, ...]) -> Tensor:
+        if self.out_type == "raw":
+            return x
+        if self.out_type == "last_token":
+            return x[:, -1]
+        if self.out_type == "cls_token":
+            return x[:, list(positions)].mean(1)
+        x = remove_tokens(x, positions)
+        if self.out_type == "avg_featmap":
+            return x.mean(1)
+        return x.transpose(1, 2).unflatten(2, size).contiguous()
+
+    def _check_input(self, x: Tensor) -> None:
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(f"x must be (B, {self.in_channels}, H, W), got {tuple(x.shape)}")
+        height, width = x.shape[2:]
+        if min(height, width) < self.patch_size:
+            raise ValueError(
+                f"x must be at least {self.patch_size}x{self.patch_size} pixels, the size of a"
+                f" patch, got {height}x{width}"
+            )
+
+    def _freeze_stages(self) -> None:
+        if self.frozen_stages < 0:
+            return
+        frozen = [self.patch_embed, *self.layers[: self.frozen_stages]]
+        for k, i in enumerate(self.out_indices):
+            if i < self.frozen_stages:
+                frozen.append(getattr(self, f"norm{k}"))
+        for module in frozen:
+            module.eval()
+            module.requires_grad_(False)
+        for embedding in (self.pos_embed, self.cls_token):
+            if embedding is not None:
+                embedding.requires_grad = False
+
+    def train(self, mode: bool = True) -> PlainBackbone:
+        """Set the mode, except for what ``frozen_stages`` holds in eval mode."""
+        super().train(mode)
+        self._freeze_stages()
+        return self

@@ -1,0 +1,137 @@
+"""Sequences of patch tokens: class tokens among them, and tables of their positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+#: Number of class tokens by the word for their place.
+CLASS_TOKENS = {"none": 0, "head": 1, "middle": 1, "double": 2}
+
+
+def class_positions(place: str, num_patches: int) -> tuple[int, ...]:
+    """Indices of the class tokens in a sequence with ``num_patches`` patch tokens.
+
+    Args:
+        place: ``'none'``, ``'head'`` (before all patches), ``'middle'`` (behind half of them,
+            rounded down) or ``'double'`` (one before, one behind all patches).
+        num_patches: Patch tokens M.
+
+    Returns:
+        Ascending indices into the ``M + T`` tokens.
+    """
+    places = {
+        "none": (),
+        "head": (0,),
+        "middle": (num_patches // 2,),
+        "double": (0, num_patches + 1),
+    }
+    return places[place]
+
+
+def insert_tokens(x: Tensor, tokens: Tensor, positions: Sequence[int]) -> Tensor:
+    """Put tokens at their positions.
+
+    Args:
+        x: ``(B, M, C)``.
+        tokens: ``(T, 1, C)``.
+        positions: T ascending indices into the result.
+
+    Returns:
+        ``(B, M + T, C)``.
+    """
+    for token, position in zip(tokens, positions):
+        token = token.expand(len(x), 1, -1)
+        x = torch.cat([x[:, :position], token, x[:, position:]], dim=1)
+    return x
+
+
+def remove_tokens(x: Tensor, positions: Sequence[int]) -> Tensor:
+    """The patch tokens ``(B, M, C)`` of ``x (B, M + T, C)``, whose class tokens are named."""
+    for position in reversed(positions):
+        x = torch.cat([x[:, :position], x[:, position + 1 :]], dim=1)
+    return x
+
+
+def resize_table(table: Tensor, size: Sequence[int], new_size: Sequence[int]) -> Tensor:
+    """Resample the rows of a grid's positions bicubically.
+
+    Args:
+        table: ``(T, H * W, C)``.
+        size: Its grid ``(H, W)``.
+        new_size: The wanted grid ``(H', W')``.
+
+    Returns:
+        ``(T, H' * W', C)``; ``table`` itself where the grids agree.
+    """
+    if tuple(size) == tuple(new_size):
+        return table
+    grid = table.transpose(1, 2).unflatten(2, tuple(size))
+    grid = grid.to(torch.promote_types(grid.dtype, torch.float32))
+    grid = F.interpolate(grid, size=tuple(new_size), mode="bicubic", align_corners=False)
+    return grid.flatten(2).transpose(1, 2).to(table.dtype)
+
+
+class RotaryTables(nn.Module):
+    """Tables of the angles by which Vim's and LocalMamba's first models turn their features.
+
+    The first half of the channels turns with the row of a token, the second with its column, two
+    channels at a time; on a side of any length the coordinates run to ``pretrain_side``. Of grids
+    other than ``size`` the tables themselves are resampled. Class tokens are not turned.
+
+    `RoFormer <https://arxiv.org/abs/2104.09864>`_
+
+    Args:
+        channels: Channels C, divisible by 4.
+        size: Grid ``(H, W)``.
+        pretrain_side: Coordinate behind the last token of a row or column.
+
+    Raises:
+        ValueError: If ``channels`` is not divisible by 4.
+    """
+
+    def __init__(self, channels: int, size: Sequence[int], pretrain_side: int = 14) -> None:
+        super().__init__()
+        if channels % 4:
+            raise ValueError(f"embed_dims must be divisible by 4 for rope, got {channels}")
+        self.size = tuple(size)
+        half = channels // 2
+        speed = 10000.0 ** (-torch.arange(0, half, 2, dtype=torch.float64) / half)
+        axes = []
+        for side in self.size:
+            position = torch.arange(side, dtype=torch.float64) * pretrain_side / side
+            axes.append((position[:, None] * speed).repeat_interleave(2, dim=1))
+        height, width = self.size
+        rows = axes[0][:, None].expand(-1, width, -1)
+        columns = axes[1][None].expand(height, -1, -1)
+        angles = torch.cat([rows, columns], dim=-1).flatten(0, 1)
+        self.register_buffer("freqs_cos", angles.cos().float())
+        self.register_buffer("freqs_sin", angles.sin().float())
+
+    def forward(self, size: Sequence[int], positions: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of a sequence.
+
+        Args:
+            size: Grid ``(H, W)`` of its patch tokens.
+            positions: Indices of its T class tokens.
+
+        Returns:
+            Two ``(H * W + T, C)``, for :func:`rotate`.
+        """
+        tables = resize_table(torch.stack([self.freqs_cos, self.freqs_sin]), self.size, size)
+        if positions:
+            # cosine 1 and sine 0 leave a token as it is
+            still = tables.new_tensor([1.0, 0.0])[:, None, None].expand(-1, 1, tables.shape[2])
+            for position in positions:
+                tables = torch.cat([tables[:, :position], still, tables[:, position:]], dim=1)
+        return tables[0], tables[1]
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn pairs of channels of ``x (B, L, C)`` by the angles of ``(L, C)`` tables."""
+    first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack([-second, first], dim=-1).flatten(-2)
+    return x * cos + turned * sin

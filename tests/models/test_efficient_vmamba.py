@@ -1,46 +1,15 @@
-"""EfficientVMamba: the blocks against a plain float64 reading, variants, and the release's keys."""
-
-import json
-from pathlib import Path
+"""EfficientVMamba: the blocks against a plain float64 reading, and what variants may say."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmvssm.checkpoint import map_state_dict
-from mmvssm.models import SS2D, EfficientVMamba
+from mmvssm.models import EfficientVMamba
 from mmvssm.models.backbones.efficient_vmamba import DualBranchMixer, InvertedResidual
 from mmvssm.models.layers import MixerBlock
 
-KEYS = Path(__file__).parents[1] / "golden" / "efficient_vmamba" / "keys"
 MICRO = dict(embed_dims=16, depths=(1, 1, 2, 1), mixer=dict(d_state=2))
-LISTS = {
-    "tiny": "tiny",
-    "small": "small",
-    "base": "base",
-    "small_yaml96": dict(embed_dims=96, depths=(2, 2, 4, 2)),
-    "tiny_mlp_v2down": dict(
-        embed_dims=(48, 96, 192, 384), depths=(2, 2, 4, 2), mlp_ratio=4, downsample="conv2"
-    ),
-}
-
-
-@pytest.mark.parametrize("name", LISTS)
-def test_keys_shapes_and_parameter_counts_of_the_releases(name):
-    with torch.device("meta"):
-        model = EfficientVMamba(LISTS[name], out_indices=(3,))
-    ours = {f"backbone.{key}": tuple(value.shape) for key, value in model.state_dict().items()}
-    ours |= {"head.fc.weight": (1000, model.embed_dims[-1]), "head.fc.bias": (1000,)}
-    listing = json.loads((KEYS / f"{name}.json").read_text())
-    released = {key: torch.empty(shape, device="meta") for key, shape, _ in listing["state_dict"]}
-    mapped = map_state_dict(released, "efficient_vmamba", "classification")
-    assert {key: tuple(value.shape) for key, value in mapped.items()} == ours
-    count = sum(p.numel() for p in model.parameters()) + 1000 * (model.embed_dims[-1] + 1)
-    assert count == listing["num_params"]
-    scans = [m for m in model.modules() if isinstance(m, SS2D)]
-    assert [m.dt_rank for m in scans[::2]] == listing["build"]["dt_rank"]
-    assert {m.scan for m in scans} == {"atrous"} and len(scans) == 4
 
 
 def test_default_arguments():

@@ -52,6 +52,14 @@ def direction_tables(
     return table, routes.directions_upstream_targets(height, width, **options)
 
 
+def likeliest(probabilities: Tensor, count: int) -> list[int]:
+    """Indices of the ``count`` largest probabilities ``(K,)``, in ascending order of the indices.
+
+    That is how LocalMamba's search chooses the directions of a layer.
+    """
+    return sorted(probabilities.argsort(descending=True, stable=True)[:count].tolist())
+
+
 class DirectionMerge(nn.Module):
     """One map from the outputs of several scans, as `LocalMamba`_ does.
 

@@ -1,0 +1,82 @@
+"""What LocalMamba's direction search says while it trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from mmvssm.models.layers import SEARCH_DIRECTIONS, DirectionMerge, likeliest
+from mmvssm.registry import HOOKS
+
+
+@HOOKS.register_module()
+class DirectionSearchHook(Hook):
+    """Reports how likely the directions of a super-net (``directions='search'``) have become.
+
+    Three places get a report: the log a line per layer with its likeliest directions; all visual
+    backends (TensorBoard, ``scalars.json``) the probability of each direction of each layer as
+    ``directions/layer00/h``; the message hub, and with it every line of the training log,
+    ``direction_entropy``, the mean entropy of the layers in nats. It starts at log 8 = 2.08 (all
+    directions alike) and falls as the search decides.
+
+    `LocalMamba: Visual State Space Model with Windowed Selective Scan
+    <https://arxiv.org/abs/2403.09338>`_
+
+    Args:
+        interval: Iterations between two reports; the last iteration is always reported.
+        top: Directions per layer that the log names.
+
+    Raises:
+        ValueError: If ``interval`` or ``top`` is out of range or, when training starts, no layer of
+            the model searches.
+    """
+
+    def __init__(self, interval: int = 500, top: int = 4) -> None:
+        if interval < 1:
+            raise ValueError(f"interval must be at least 1, got {interval}")
+        if top not in range(1, len(SEARCH_DIRECTIONS) + 1):
+            raise ValueError(f"top must be from 1 to {len(SEARCH_DIRECTIONS)}, got {top}")
+        self.interval = interval
+        self.top = top
+        self._merges: list[DirectionMerge] = []
+
+    def before_train(self, runner: Runner) -> None:
+        """Find the layers that search, in the order of the network."""
+        self._merges = [
+            module
+            for module in runner.model.modules()
+            if isinstance(module, DirectionMerge) and module.weights is not None
+        ]
+        if not self._merges:
+            raise ValueError(
+                "DirectionSearchHook found no layer that searches: give the backbone"
+                " directions='search', or leave out the hook"
+            )
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
+        """Report at every ``interval``-th iteration and at the last one."""
+        if self.every_n_train_iters(runner, self.interval) or runner.iter + 1 == runner.max_iters:
+            self._report(runner)
+
+    @torch.no_grad()
+    def _report(self, runner: Runner) -> None:
+        table = torch.stack([merge.probabilities() for merge in self._merges]).float().cpu()
+        entropy = float(torch.special.entr(table).sum(1).mean())
+        runner.message_hub.update_scalar("train/direction_entropy", entropy)
+        iteration = runner.iter + 1
+        scalars = {
+            f"directions/layer{layer:02}/{name}": probability
+            for layer, row in enumerate(table.tolist())
+            for name, probability in zip(SEARCH_DIRECTIONS, row)
+        }
+        runner.visualizer.add_scalars(scalars, step=iteration)
+        lines = [f"Directions at iteration {iteration}, mean entropy {entropy:.4f}:"]
+        for layer, row in enumerate(table):
+            named = [f"{SEARCH_DIRECTIONS[i]} {row[i]:.3f}" for i in likeliest(row, self.top)]
+            lines.append(f"  layer {layer:2}: {', '.join(named)}")
+        runner.logger.info("\n".join(lines))

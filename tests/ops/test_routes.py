@@ -11,6 +11,7 @@ from mmvssm.ops import routes
 GOLDEN = Path(__file__).parents[1] / "golden"
 TABLES = json.loads((GOLDEN / "ops" / "cross_scan.json").read_text())["tables"]
 ATROUS = json.loads((GOLDEN / "efficient_vmamba" / "scan_maps.json").read_text())["maps"]
+MULTI_SCALE = json.loads((GOLDEN / "msvmamba" / "scan_maps.json").read_text())["maps"]
 DIRECTIONS = json.loads((GOLDEN / "local_mamba" / "scan_maps.json").read_text())["maps"]
 
 
@@ -44,6 +45,21 @@ def test_atrous_is_equal_to_the_reference(given):
 )  # fmt: skip
 def test_atrous_fills_odd_sides_with_zero_tokens(size, expected):
     assert routes.atrous(*size).tolist() == expected
+
+
+@pytest.mark.parametrize("given", MULTI_SCALE, ids=lambda given: "x".join(map(str, given["grid"])))
+def test_three_orders_are_equal_to_the_reference(given):
+    assert routes.rows(*given["grid"]).tolist() == [given["full"]]
+    height, width = given["small_grid"]
+    result = routes.three_orders(height, width)
+    assert result.dtype == torch.int32
+    assert result.view(3, -1).tolist() == given["small"]
+    apart = routes.three_orders(height, width, apart=True)
+    assert apart.shape == result.shape and apart.dtype == torch.int32
+    assert apart.view(3, -1).tolist() == [
+        [order * height * width + pixel for pixel in pixels]
+        for order, pixels in enumerate(given["small"])
+    ]
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,7 @@ class MS2D(SelectiveScans):
         dtype = x.dtype
         if self.gate_act is not None:
             x, gate = x.chunk(2, dim=-1)
+            x = x.contiguous()  # once for both convolutions
         full = self._scan_full(self.act(self.conv2d(x)).contiguous())
         small = self._scan_small(self.act(self.small_conv2d(x)).contiguous())
         if self.norm_of == "visits":

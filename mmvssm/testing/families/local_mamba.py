@@ -6,6 +6,7 @@ from mmvssm.models import LocalVMamba
 
 from ..compare import MalformedCase, UnsupportedCase
 from .common import Reading, choice, read_hierarchical
+from .vim import read_local_vim
 
 WAYS_BACK = {"inverse": "inverse", "upstream": "upstream"}
 # what the reference has in one form only
@@ -65,10 +66,6 @@ def read(build: dict) -> Reading:
             patch_embed=("patch_embed", _same),
             block0=("stages.0.blocks.0", _same),
         )
-    if "depth" not in build:
-        raise MalformedCase("build needs 'depths' (LocalVMamba) or 'depth' (LocalVim)")
-    try:
-        from .vim import read_local_vim
-    except ImportError:
-        raise UnsupportedCase("LocalVim is not built") from None
-    return read_local_vim(build)
+    if "depth" in build:
+        return read_local_vim(build)
+    raise MalformedCase("build must have 'depths' (LocalVMamba) or 'depth' (LocalVim)")

@@ -31,7 +31,24 @@ def load_ops_build():
     return module
 
 
+def link_shared_files() -> None:
+    """Let ``mmvssm/.mim`` show what MIM and ``mmvssm::`` look for in a package.
+
+    A source archive holds copies of the folders there, which stay. A checkout holds links, which
+    some ways of copying a tree turn into text files or leave out.
+    """
+    folder = ROOT / "mmvssm" / ".mim"
+    folder.mkdir(exist_ok=True)
+    for name in ("configs", "model-index.yml", "tools"):
+        link = folder / name
+        if not (ROOT / name).exists() or link.is_dir() or link.is_symlink():
+            continue
+        link.unlink(missing_ok=True)
+        link.symlink_to(Path("..", "..", name))
+
+
 ops_build = load_ops_build()
+link_shared_files()
 
 setup(
     name="mmvssm",

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -110,6 +111,21 @@ def test_wheel_holds_package_and_shared_files_only(wheel):
     for shared in (f"configs/{DEMO}", "configs/vmamba/metafile.yml", "tools/train.py",
                    "tools/dist_train.sh", "model-index.yml"):  # fmt: skip
         assert f"mmvssm/.mim/{shared}" in names
+
+
+def test_lost_links_are_mended(sources, output, tmp_path):
+    """Not every way of copying a checkout keeps its links."""
+    copy = tmp_path / "copy"
+    shutil.copytree(sources, copy, symlinks=True)
+    folder = copy / "mmvssm" / ".mim"
+    for name in ("configs", "model-index.yml"):
+        (folder / name).unlink()
+        (folder / name).write_text(f"../../{name}")
+    (folder / "tools").unlink()
+    output(sys.executable, "setup.py", "--version", cwd=copy, MMVSSM_WITH_OPS="0")
+    assert (folder / "configs" / DEMO).samefile(copy / "configs" / DEMO)
+    assert (folder / "model-index.yml").samefile(copy / "model-index.yml")
+    assert (folder / "tools" / "train.py").is_file()
 
 
 def test_without_ops_pytorch_runs(wheel_python, output, tmp_path):

@@ -258,6 +258,7 @@ def test_bad_arguments_of_the_mixer(options, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        (dict(mixer=None), "mixer must be a dict of arguments, got None"),
         (dict(mixer=dict(gates=1)), "mixer has unknown field.*'gates'; known are d_state"),
         (dict(mlp_norm="both"), "mlp_norm must be one of 'pre', 'post', got 'both'"),
         (dict(stem="linear"), "stem must be one of 'patch', 'conv'"),
@@ -267,6 +268,12 @@ def test_bad_arguments_of_the_mixer(options, message):
 def test_bad_arguments(fields, message):
     with pytest.raises(ValueError, match=message):
         MSVMamba({**MICRO, **fields})
+
+
+def test_blocks_without_feed_forward():
+    model = MSVMamba(dict(MICRO, mlp_ratio=0)).eval()
+    block, x = model.stages[0].blocks[0], torch.randn(1, 3, 4, 16)
+    torch.testing.assert_close(block(x), x + block.mixer(block.norm1(x)))
 
 
 def test_registered():

@@ -48,7 +48,8 @@ class MSVMamba(HierarchicalBackbone):
             - stem (str): ``'patch'`` (one 4x4 convolution, default) or ``'conv'`` (two 3x3).
             - downsample (str): ``'merge'`` (concatenation of 2x2 pixels, norm, linear layer;
               default), ``'conv2'`` (2x2 convolution) or ``'conv3'`` (3x3).
-            - mlp_ratio (float): Hidden width of the MLPs, which have a convolution. Default 2.
+            - mlp_ratio (float): Hidden width of the MLPs, which have a convolution; 0 for none.
+              Default 2.
             - mlp_norm (str): Norm before the MLP (``'pre'``, default) or after it (``'post'``).
             - mixer (dict): Arguments of :class:`mmvssm.models.MS2D` other than ``embed_dims``.
               Default ``{}``.
@@ -89,6 +90,7 @@ class MSVMamba(HierarchicalBackbone):
         self, arch: dict, embed_dims: int, stage: int, layer: int, **options
     ) -> MixerBlock:
         """MS2D, then an MLP; see :meth:`HierarchicalBackbone.build_block`."""
-        mixer = MS2D(embed_dims, **arch["mixer"])
-        mlp = Mlp(embed_dims, int(arch["mlp_ratio"] * embed_dims), dwconv=True)
+        mixer, mlp = MS2D(embed_dims, **arch["mixer"]), None
+        if arch["mlp_ratio"] > 0:
+            mlp = Mlp(embed_dims, int(arch["mlp_ratio"] * embed_dims), dwconv=True)
         return MixerBlock(embed_dims, mixer, mlp, mlp_norm=arch["mlp_norm"], **options)

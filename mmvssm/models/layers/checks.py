@@ -34,12 +34,14 @@ def known_fields(name: str, given: Iterable[str], known: Iterable[str]) -> None:
         )
 
 
-def known_arguments(name: str, given: Iterable[str], function: Callable) -> None:
+def known_arguments(name: str, given: Mapping, function: Callable) -> None:
     """Check that a dict holds only arguments of a class or function, its first one left out.
 
     Raises:
-        ValueError: If it does not; the message lists the arguments.
+        ValueError: If it is no dict, or does not; then the message lists the arguments.
     """
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{name} must be a dict of arguments, got {given!r}")
     known_fields(name, given, list(inspect.signature(function).parameters)[1:])
 
 

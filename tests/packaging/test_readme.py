@@ -9,7 +9,8 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from mmvssm.models import VMamba
+import mmvssm.models
+from mmvssm.models.backbones.hierarchical import HierarchicalBackbone
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -43,14 +44,31 @@ def test_python_example_runs():
 
 
 def test_arch_table_is_complete_and_counts_parameters():
-    rows = re.findall(r"^\|.*\| `([\w-]+)` \| ([\d.]+) M \|", README, re.MULTILINE)
-    assert [name for name, _ in rows] == list(VMamba.arch_settings)
-    for name, millions in rows:
+    """Every published variant; the networks of LocalMamba's search are not."""
+    listed, type_name = {}, ""
+    rows = re.findall(r"^\|(.*)\| `([\w-]+)` \| ([\d.]+) M \|", README, re.MULTILINE)
+    for first, arch, millions in rows:
+        type_name = first.strip(" `") or type_name
+        listed[type_name, arch] = millions
+    backbones = {
+        f"mmvssm.{name}": getattr(mmvssm.models, name)
+        for name in mmvssm.models.__all__
+        if hasattr(getattr(mmvssm.models, name), "arch_settings")
+    }
+    assert listed.keys() == {
+        (type_name, arch)
+        for type_name, backbone in backbones.items()
+        for arch in backbone.arch_settings
+        if not arch.endswith("-search")
+    }
+    for (type_name, arch), millions in listed.items():
+        backbone = backbones[type_name]
+        options = dict(out_indices=(3,)) if issubclass(backbone, HierarchicalBackbone) else {}
         with torch.device("meta"):
-            backbone = VMamba(name, out_indices=(3,))
-            head = torch.nn.Linear(len(backbone.norm3.weight), 1000)
-        count = sum(p.numel() for m in (backbone, head) for p in m.parameters())
-        assert f"{count / 1e6:.1f}" == millions, name
+            model = backbone(arch, **options)
+        dims = model.embed_dims if isinstance(model.embed_dims, int) else model.embed_dims[-1]
+        count = sum(p.numel() for p in model.parameters()) + 1000 * (dims + 1)
+        assert f"{count / 1e6:.1f}" == millions, (type_name, arch)
 
 
 def test_named_files_and_targets_exist():

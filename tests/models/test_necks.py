@@ -125,7 +125,8 @@ def test_by_its_registered_name():
         (dict(scales=(2, 2)), r"scales must hold falling numbers, got \(2, 2\)"),
         (dict(scales=()), r"scales must hold falling numbers, got \(\)"),
         (dict(num_outs=3), "num_outs must be at least 4, the number of scales, got 3"),
-        (dict(in_channels=6), "in_channels must be divisible by 4 for scale 4, got 6"),
+        (dict(in_channels=6), "in_channels must be a number divisible by 4 .*, got 6"),
+        (dict(in_channels=[8]), r"in_channels must be a number divisible by 4 .*, got \[8\]"),
     ],
 )
 def test_wrong_arguments(options, message):

@@ -74,9 +74,10 @@ class SimpleFeaturePyramid(BaseModule):
                 f"num_outs must be at least {len(scales)}, the number of scales, got {num_outs}"
             )
         divisor = max(1, int(max(scales)))
-        if in_channels % divisor:
+        if not isinstance(in_channels, int) or in_channels % divisor:
             raise ValueError(
-                f"in_channels must be divisible by {divisor} for scale {divisor}, got {in_channels}"
+                f"in_channels must be a number divisible by {divisor} for these scales,"
+                f" got {in_channels}"
             )
         self.in_channels = in_channels
         self.num_outs = num_outs

@@ -179,7 +179,8 @@ class HierarchicalBackbone(BaseModule):
         self._check_input(x)
         x = self.embed(x)
         outs = []
-        for i, stage in enumerate(self.stages[: max(self.out_indices) + 1]):
+        for i in range(max(self.out_indices) + 1):
+            stage = self.stages[i]
             if i > 0:
                 x = self.stages[i - 1].downsample(x)
             x = stage(x)

@@ -92,10 +92,13 @@ class PlainBackbone(BaseModule):
 
     Args:
         arch: A name of ``arch_settings``, or a dict of fields.
-        img_size: Image size ``S`` or ``(H, W)`` that position tables are made for; for other
-            images they are resized bicubically.
+        img_size: Image size ``S`` or ``(H, W)`` that position tables are made for, usually that of
+            pretraining; for other images they are resized bicubically.
         in_channels: Channels of the image.
         cls_token: Field ``cls_token``; None for that of ``arch``.
+        drop_cls_token: Leave class tokens out of the sequence, as the published detectors and
+            segmentors do. The position embedding keeps their rows, so that it fits the weights of
+            a classifier.
         rope: Field ``rope``; None for that of ``arch``.
         norm: Field ``norm``; None for that of ``arch``.
         drop_path_rate: Drop-path rate of the last layer; it grows linearly from 0.
@@ -111,9 +114,10 @@ class PlainBackbone(BaseModule):
             ``'rms'`` or ``'ln'``.
         feature: What of a layer is returned: ``'residual'`` (the stream as the next layer
             reads it) or ``'mixer'`` (what the layer adds to it), for all or for each index.
-        frozen_stages: Number of layers, counted from the first, whose parameters are frozen and
-            that are kept in eval mode, together with patch, class and position embeddings; -1
-            for nothing at all.
+        frozen_stages: Layers, counted from 0, up to which parameters are frozen and modules kept
+            in eval mode, together with patch, class and position embeddings; -1 for none.
+        norm_eval: Without effect, since there are no batch norms: one of the arguments that all
+            backbones have.
         odd_size: What to do with pixels that do not fill a patch: ``'crop'`` them, or
             ``'pad'`` zeros to the right and bottom.
         with_cp: Recompute layers in the backward pass to save memory.
@@ -136,6 +140,7 @@ class PlainBackbone(BaseModule):
         img_size: int | Sequence[int] = 224,
         in_channels: int = 3,
         cls_token: str | None = None,
+        drop_cls_token: bool = False,
         rope: bool | None = None,
         norm: str | None = None,
         drop_path_rate: float = 0.1,
@@ -144,6 +149,7 @@ class PlainBackbone(BaseModule):
         out_norm: bool | str = True,
         feature: str | Sequence[str] = "residual",
         frozen_stages: int = -1,
+        norm_eval: bool = False,
         odd_size: str = "crop",
         with_cp: bool = False,
         init_cfg: dict | list | None = None,
@@ -154,7 +160,9 @@ class PlainBackbone(BaseModule):
         self.embed_dims = arch["embed_dims"]
         self.num_layers = arch["num_layers"]
         self.patch_size = arch["patch_size"]
-        self.class_place = one_of("cls_token", arch["cls_token"], self.class_tokens)
+        #: Place of the class token in the position embedding, and in the sequence.
+        self.stored_place = one_of("cls_token", arch["cls_token"], self.class_tokens)
+        self.class_place = "none" if drop_cls_token else self.stored_place
         self.odd_size = one_of("odd_size", odd_size, ("crop", "pad"))
         self.out_indices = self._read_indices(out_indices)
         features = [feature] * len(self.out_indices) if isinstance(feature, str) else feature
@@ -168,10 +176,13 @@ class PlainBackbone(BaseModule):
             out_type = "avg_featmap" if self.class_place == "none" else "cls_token"
         self.out_type = one_of("out_type", out_type, OUT_TYPES)
         if out_type == "cls_token" and self.class_place == "none":
-            raise ValueError("out_type 'cls_token' needs a class token, got cls_token='none'")
-        if frozen_stages not in range(-1, self.num_layers + 1):
             raise ValueError(
-                f"frozen_stages must be from -1 to {self.num_layers}, got {frozen_stages}"
+                "out_type 'cls_token' needs a class token, got"
+                f" cls_token={self.stored_place!r} and drop_cls_token={drop_cls_token}"
+            )
+        if frozen_stages not in range(-1, self.num_layers):
+            raise ValueError(
+                f"frozen_stages must be from -1 to {self.num_layers - 1}, got {frozen_stages}"
             )
         self.frozen_stages = frozen_stages
 
@@ -185,12 +196,13 @@ class PlainBackbone(BaseModule):
                 f"img_size must be at least {self.patch_size}, the side of a patch, got {img_size}"
             )
         self.grid = tuple(self.patch_embed.output_size(side) for side in img_size)
-        num_patches, num_class = self.grid[0] * self.grid[1], CLASS_TOKENS[self.class_place]
         self.cls_token = self.pos_embed = self.rope = None
-        if num_class:
+        if self.class_place != "none":
+            num_class = CLASS_TOKENS[self.class_place]
             self.cls_token = nn.Parameter(torch.zeros(num_class, 1, self.embed_dims))
         if arch["pos_embed"]:
-            self.pos_embed = nn.Parameter(torch.zeros(1, num_patches + num_class, self.embed_dims))
+            rows = self.grid[0] * self.grid[1] + CLASS_TOKENS[self.stored_place]
+            self.pos_embed = nn.Parameter(torch.zeros(1, rows, self.embed_dims))
         if arch["rope"]:
             self.rope = RotaryTables(self.embed_dims, self.grid)
 
@@ -256,8 +268,8 @@ class PlainBackbone(BaseModule):
         # families whose mixers read it have one class token
         class_position = positions[0] if positions else None
         kept = {}
-        for i, layer in enumerate(self.layers[: max(self.out_indices) + 1]):
-            x, h = layer(x, size, class_position, rope)
+        for i in range(max(self.out_indices) + 1):
+            x, h = self.layers[i](x, size, class_position, rope)
             if i in self.out_indices:
                 kept[i] = x, h
         outs = []
@@ -292,9 +304,9 @@ class PlainBackbone(BaseModule):
     def _position_embedding(self, size: tuple[int, int], positions: tuple[int, ...]) -> Tensor:
         """The embedding of a grid; rows of class tokens are no part of what is resized."""
         table = self.pos_embed
-        if size == self.grid:
+        if size == self.grid and self.class_place == self.stored_place:
             return table
-        stored = class_positions(self.class_place, self.grid[0] * self.grid[1])
+        stored = class_positions(self.stored_place, self.grid[0] * self.grid[1])
         rows = table[0, list(stored)][:, None]
         table = resize_table(remove_tokens(table, stored), self.grid, size)
         return insert_tokens(table, rows, positions)
@@ -324,9 +336,9 @@ class PlainBackbone(BaseModule):
     def _freeze_stages(self) -> None:
         if self.frozen_stages < 0:
             return
-        frozen = [self.patch_embed, *self.layers[: self.frozen_stages]]
+        frozen = [self.patch_embed, *self.layers[: self.frozen_stages + 1]]
         for k, i in enumerate(self.out_indices):
-            if i < self.frozen_stages:
+            if i <= self.frozen_stages:
                 frozen.append(getattr(self, f"norm{k}"))
         for module in frozen:
             module.eval()

@@ -53,8 +53,8 @@ class Vim(PlainBackbone):
               ``d_state``, ``ssm_ratio``, ``dt_rank``, ``d_conv``, ``force_fp32``,
               ``ssm_init``. Default ``{}``.
         divide_out: Field ``divide_out``; None for that of ``arch``.
-        **kwargs: Those of :class:`PlainBackbone`. The published segmentors take
-            ``feature='mixer'``, ``out_norm=False`` and drop the class token.
+        **kwargs: Those of :class:`PlainBackbone`. The published segmentors have
+            ``feature='mixer'``, ``out_norm=False`` and ``drop_cls_token=True``.
     """
 
     arch_settings: ClassVar[dict[str, dict]] = {
@@ -145,7 +145,7 @@ class LocalVim(PlainBackbone):
             every layer, merged by learned probabilities; None for those of ``arch``.
         way_back: Field ``way_back``; None for that of ``arch``.
         odd_size: As in :class:`PlainBackbone`, with another default.
-        **kwargs: Those of :class:`PlainBackbone`. The published detectors and segmentors take
+        **kwargs: Those of :class:`PlainBackbone`. The published detectors and segmentors have
             ``feature='mixer'`` and ``out_norm='ln'``.
 
     Raises:

@@ -181,16 +181,17 @@ def read(build: dict) -> Reading:
             raise UnsupportedCase("last_layer_process 'add & norm': dense models start norms anew")
         last = choice("last_layer_process", last, LAST_FEATURES)
         dims, depth = build["embed_dim"], build["depth"]
-        common = dict(out_type="featmap", out_norm=False)
+        # detectors and segmentors delete the class token and its position
+        common = dict(options, cls_token="none", out_type="featmap", out_norm=False)
         if "fpn_scales" in build:
             neck = SimpleFeaturePyramid(dims, build["fpn_out_channels"])
-            model = Vim(**options, **common, feature=last)
+            model = Vim(**common, feature=last)
             return PlainDense(model, ["stage3"], neck, [f"p{i}" for i in range(2, 7)])
         indices = build["out_indices"]
         features = ["mixer"] * len(indices)
         if build.get("use_residual_as_feature", False):
             features = [last if i == depth - 1 else "residual" for i in indices]
-        model = Vim(**options, **common, out_indices=indices, feature=features)
+        model = Vim(**common, out_indices=indices, feature=features)
         names = [f"stage{k}" for k in range(len(indices))]
         if not build.get("if_fpn", False):
             return PlainDense(model, names)

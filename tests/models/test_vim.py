@@ -1,0 +1,379 @@
+"""Vim and LocalVim against a plain float64 reading of the papers, and what is special to them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from torch import nn
+
+from mmvssm.models import LocalVim, MambaMixer, Vim
+from mmvssm.models.layers import RMSNorm
+from mmvssm.registry import MODELS
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+MICRO = dict(embed_dims=16, num_layers=3, patch_size=8, mixer=dict(d_state=2))
+TABLE = [("h", "v_flip", "w2"), ("v", "w2_flip", "w3"), ("h_flip", "v", "w7")]
+MODELS_OF = {
+    "vim": (Vim, dict(), "middle"),
+    "vim, overlapping patches": (Vim, dict(arch=dict(MICRO, stride=4)), "middle"),
+    "vim, head": (Vim, dict(cls_token="head", rope=True, divide_out=False), "head"),
+    "vim, double": (Vim, dict(cls_token="double", norm="ln"), "double"),
+    "vim, none": (Vim, dict(cls_token="none", rope=True), "none"),
+    "vim, dropped": (Vim, dict(drop_cls_token=True), "none"),
+    "vim, no position embedding": (Vim, dict(arch=dict(MICRO, pos_embed=False)), "middle"),
+    "local": (LocalVim, dict(directions=TABLE), "none"),
+    "local, upstream": (LocalVim, dict(directions=TABLE, way_back="upstream"), "none"),
+    "local, middle": (LocalVim, dict(cls_token="middle", rope=False), "middle"),
+    "local, head": (LocalVim, dict(cls_token="head"), "head"),
+    "local, search": (LocalVim, dict(directions="search", norm="ln"), "none"),
+}
+
+
+def build(name, **options):
+    """A model in float64, with random values everywhere."""
+    backbone, own, _ = MODELS_OF[name]
+    model = backbone(**{"arch": MICRO, "img_size": (32, 48), **own, **options}).double().eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+def with_class(rows, tokens, place):
+    """A list of patch rows, and the class tokens at their places."""
+    if place == "none":
+        return rows
+    if place == "double":
+        return [tokens[0], *rows, tokens[1]]
+    position = len(rows) // 2 if place == "middle" else 0
+    return [*rows[:position], tokens[0], *rows[position:]]
+
+
+def split_class(rows, place):
+    """Patch rows and class rows."""
+    if place == "none":
+        return rows, []
+    if place == "double":
+        return rows[1:-1], [rows[0], rows[-1]]
+    position = (len(rows) - 1) // 2 if place == "middle" else 0
+    return rows[:position] + rows[position + 1 :], [rows[position]]
+
+
+def resize(rows, grid, size):
+    """Rows of a grid ``(H * W, C)`` for another grid."""
+    rows = rows.T.unflatten(1, grid)[None]
+    rows = F.interpolate(rows, size=size, mode="bicubic", align_corners=False)
+    return rows[0].flatten(1).T
+
+
+def turn(x, angles):
+    """Pairs of channels of x (B, L, C), each pair by its angle (L, C // 2)."""
+    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * angles).flatten(-2)
+
+
+def turning(model, size, place):
+    """Complex factors (L, C // 2) of the sequence; of other grids, the parts are resized."""
+    height, width = model.grid
+    quarter = model.embed_dims // 4
+    speed = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
+    rows = []
+    for i in range(height):
+        for j in range(width):
+            rows.append(torch.cat([i * 14 / height * speed, j * 14 / width * speed]))
+    angles = torch.stack(rows)
+    # as the model holds them, in float32
+    parts = [part.float().double() for part in (angles.cos(), angles.sin())]
+    parts = [resize(part, model.grid, size) for part in parts]
+    factors = list(torch.complex(*parts))
+    one = torch.ones_like(factors[0])
+    return torch.stack(with_class(factors, [one, one], place))
+
+
+def read(model, image, place, pads):
+    """Every layer's stream and mixer output (B, L, C), and the grid, of a model in float64."""
+    conv = model.patch_embed.conv1
+    stride, patch = conv.stride[0], conv.kernel_size[0]
+    if pads:
+        size = [-(-(side - patch) // stride) * stride + patch for side in image.shape[2:]]
+        padded = image.new_zeros(*image.shape[:2], *size)
+        padded[..., : image.shape[2], : image.shape[3]] = image
+        image = padded
+    x = F.conv2d(image, conv.weight, conv.bias, stride=stride)
+    size = tuple(x.shape[2:])
+    rows = list(x.flatten(2).unbind(2))
+    tokens = [] if model.cls_token is None else [t.expand(len(x), -1) for t in model.cls_token]
+    x = torch.stack(with_class(rows, tokens, place), 1)
+    if model.pos_embed is not None:
+        stored = "middle" if place != model.stored_place else place
+        rows, class_rows = split_class(list(model.pos_embed[0]), stored)
+        rows = list(resize(torch.stack(rows), model.grid, size))
+        x = x + torch.stack(with_class(rows, class_rows, place))
+    factors = None if model.rope is None else turning(model, size, place)
+    position = {"none": None, "head": 0, "double": 0, "middle": size[0] * size[1] // 2}[place]
+    h, r, streams, mixed = x, None, [], []
+    for layer in model.layers:
+        if factors is not None:
+            h = turn(h, factors)
+            r = None if r is None else turn(r, factors)
+        r = h if r is None else r + h
+        streams.append(r)
+        if isinstance(layer.norm, nn.LayerNorm):
+            normed = F.layer_norm(r, r.shape[-1:], layer.norm.weight, layer.norm.bias)
+        else:
+            normed = r / (r.square().mean(-1, keepdim=True) + 1e-5).sqrt() * layer.norm.weight
+        h = layer.mixer(normed, size, position)
+        mixed.append(h)
+    return [*streams[1:], r + h], mixed, size
+
+
+@pytest.mark.parametrize("image", [(32, 48), (61, 37)])
+@pytest.mark.parametrize("name", MODELS_OF)
+def test_reading(name, image):
+    place = MODELS_OF[name][2]
+    options = dict(out_indices=(0, 1, 2) * 2, feature=["residual"] * 3 + ["mixer"] * 3)
+    model = build(name, out_type="raw", out_norm=False, **options)
+    x = torch.randn(2, 3, *image, dtype=torch.float64)
+    with torch.no_grad():
+        streams, mixed, size = read(model, x, place, pads=isinstance(model, LocalVim))
+        got = model(x)
+    for out, expected in zip(got, streams + mixed, strict=True):
+        torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
+
+    # the same through a norm, in every form
+    last = streams[-1] / (streams[-1].square().mean(-1, keepdim=True) + 1e-5).sqrt() * 3
+    patches, class_tokens = split_class(list(last.unbind(1)), place)
+    patches = torch.stack(patches, 1)
+    forms = {
+        "raw": last,
+        "last_token": last[:, -1],
+        "avg_featmap": patches.mean(1),
+        "featmap": patches.transpose(1, 2).unflatten(2, size),
+    }
+    if class_tokens:
+        forms["cls_token"] = sum(class_tokens) / len(class_tokens)
+    for out_type, expected in forms.items():
+        pooled = build(name, out_type=out_type, out_norm="rms")
+        kept = {k: v for k, v in model.state_dict().items() if not k.startswith("norm")}
+        pooled.load_state_dict({**kept, "norm0.weight": torch.full((16,), 3.0)})
+        with torch.no_grad():
+            (out,) = pooled(x)
+        torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
+        assert out.is_contiguous() or out_type == "last_token"
+
+
+def test_default_output():
+    """What the head of a classifier reads: the class token, or the mean where there is none."""
+    image = torch.randn(1, 3, 32, 48, dtype=torch.float64)
+    for name, out_type in {"vim": "cls_token", "local": "avg_featmap"}.items():
+        model, same = build(name), build(name, out_type=out_type, out_indices=[2])
+        same.load_state_dict(model.state_dict())
+        assert torch.equal(model(image)[0], same(image)[0])
+        assert isinstance(model.norm0, RMSNorm)
+
+
+def test_norms_of_outputs():
+    model = Vim(MICRO, out_indices=(0, -1), out_norm="ln")
+    assert isinstance(model.norm0, nn.LayerNorm) and isinstance(model.norm1, nn.LayerNorm)
+    assert isinstance(model.layers[0].norm, RMSNorm) and model.norm0.eps == 1e-5
+    assert isinstance(Vim(MICRO, norm="ln").norm0, nn.LayerNorm)
+    assert not any(k.startswith("norm") for k in Vim(MICRO, out_norm=False).state_dict())
+
+
+def test_layers_behind_the_last_index_do_not_run():
+    model = Vim(MICRO, out_indices=1)
+    model.layers[2] = None
+    assert len(model(torch.randn(1, 3, 32, 32))) == 1
+
+
+@pytest.mark.parametrize("case", ["local_vim_tiny__64x96__vfix", "local_vim_tiny_seg__96x96"])
+def test_rotary_tables_of_the_reference(case):
+    data = np.load(GOLDEN / "local_mamba" / f"{case}.npz")
+    side = {"local_vim_tiny__64x96__vfix": 224, "local_vim_tiny_seg__96x96": 512}[case]
+    rope = LocalVim(dict(embed_dims=192, num_layers=1), img_size=side).rope
+    for name in ("freqs_cos", "freqs_sin"):
+        table = getattr(rope, name)
+        assert list(table.shape) == data[f"rope.{name}.shape"].tolist()
+        stored = table.flatten()[data[f"rope.{name}.index"]]
+        torch.testing.assert_close(stored, torch.from_numpy(data[f"rope.{name}"]))
+
+
+def test_dropping_the_class_token_keeps_the_row_of_the_position_embedding():
+    """A classifier's weights fit, and those of the class token are without effect."""
+    kept, dropped = build("vim"), build("vim", drop_cls_token=True, out_type="featmap")
+    weights = kept.state_dict()
+    del weights["cls_token"]
+    dropped.load_state_dict(weights)
+    image = torch.randn(1, 3, 32, 48, dtype=torch.float64)
+    (before,) = dropped(image)
+    row = 4 * 6 // 2
+    dropped.pos_embed.data[:, row] += 1
+    assert torch.equal(dropped(image)[0], before)
+    dropped.pos_embed.data[:, row + 1] += 1
+    assert not torch.equal(dropped(image)[0], before)
+
+
+def test_mixers_of_the_variants():
+    divided = Vim(dict(MICRO, bidirectional=False)).layers[0].mixer
+    assert divided.num_routes == 1
+    model = LocalVim(MICRO, directions=TABLE, way_back="upstream")
+    assert [layer.mixer.directions for layer in model.layers] == TABLE
+    assert all(layer.mixer.way_back == "upstream" for layer in model.layers)
+    with torch.device("meta"):
+        small, searched = LocalVim("small"), LocalVim("small-searched")
+        networks = [LocalVim("tiny-search"), LocalVim("tiny", directions="search")]
+    assert {layer.mixer.directions for layer in small.layers} == {("h", "h_flip", "w2", "w2_flip")}
+    assert searched.layers[0].mixer.directions == ("h", "v_flip", "w7", "w7_flip")
+    for network in networks:
+        assert all(len(layer.mixer.merge.weights) == 8 for layer in network.layers)
+
+
+def test_one_direction_is_not_divided():
+    image = torch.randn(1, 3, 32, 48, dtype=torch.float64)
+    models = [build("vim", arch=dict(MICRO, bidirectional=False), divide_out=d) for d in (0, 1)]
+    models[1].load_state_dict(models[0].state_dict())
+    assert torch.equal(models[0](image)[0], models[1](image)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("half_model", [True, False])
+@pytest.mark.parametrize("name", ["vim", "vim, double", "local", "local, search"])
+def test_residual_stream_is_float32(name, dtype, half_model):
+    own = MODELS_OF[name][1]
+    options = dict(img_size=(32, 48), out_indices=(0, 2), out_type="featmap")
+    model = MODELS_OF[name][0](**{"arch": MICRO, **options, **own}).eval()
+    image = torch.randn(2, 3, 48, 40)
+    expected = model(image)
+    seen = []
+    for layer in model.layers:
+        layer.register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
+    if half_model:
+        got = model.to(dtype)(image.to(dtype))
+    else:
+        with torch.autocast("cpu", dtype):
+            got = model(image)
+    assert seen == [torch.float32] * 3
+    for a, b in zip(got, expected):
+        assert a.dtype == (dtype if half_model else torch.float32)
+        assert (a.float() - b).norm() < 0.05 * b.norm()
+
+
+class Wrapper(BaseModule):
+    """A model whose own init_cfg reaches into its backbone."""
+
+    def __init__(self, backbone):
+        super().__init__(init_cfg=dict(type="Constant", layer=["Linear", "RMSNorm"], val=7.0))
+        self.backbone = backbone
+
+
+def uniform(weight, bound):
+    return bound * 0.98 < weight.abs().max() <= bound and abs(weight.mean()) < 0.1 * bound
+
+
+def test_initialisation_of_vim():
+    model = Vim(dict(embed_dims=128, num_layers=4, patch_size=8), img_size=128)
+    Wrapper(model).init_weights()
+    conv = model.patch_embed.conv1
+    std = conv.weight[0].numel() ** -0.5
+    assert conv.weight.std().item() == pytest.approx(std, rel=0.02)
+    assert 2 * std < conv.weight.abs().max() <= 2.28 * std and (conv.bias == 0).all()
+    assert model.pos_embed.std().item() == pytest.approx(0.02, rel=0.05)
+    assert model.cls_token.std().item() == pytest.approx(0.02, rel=0.3)
+    for layer in model.layers:
+        mixer = layer.mixer
+        assert (layer.norm.weight == 1).all()
+        assert uniform(mixer.in_proj.weight, 128**-0.5)
+        assert uniform(mixer.out_proj.weight, 256**-0.5 / 2)
+        assert uniform(mixer.conv1d.weight, 0.5) and uniform(mixer.conv1d.bias, 0.5)
+        assert F.softplus(mixer.dt_projs_bias[0]).max() <= 0.101
+        assert (mixer.dt_projs_bias[1] == 0).all()
+    assert (model.norm0.weight == 1).all()
+
+
+def test_initialisation_of_local_vim():
+    arch = dict(embed_dims=128, num_layers=4, patch_size=8)
+    model = LocalVim(arch, img_size=128, cls_token="middle")
+    convs = [conv.weight.clone() for conv in model.modules() if isinstance(conv, nn.Conv1d)]
+    Wrapper(model).init_weights()
+    fan_in = 8 * 8 * 3
+    assert uniform(model.patch_embed.conv1.weight, fan_in**-0.5)
+    assert model.pos_embed.std().item() == pytest.approx(0.02, rel=0.05)
+    assert (model.cls_token == 0).all()
+    for layer, conv in zip(model.layers, convs):
+        mixer = layer.mixer
+        linear = [m for m in mixer.merge.modules() if isinstance(m, nn.Linear)]
+        assert len(linear) == 2 and all((m.bias == 0).all() for m in linear)
+        weights = [mixer.in_proj.weight, mixer.x_proj_weight, mixer.dt_projs_weight]
+        for weight in [*weights, *(m.weight for m in linear)]:
+            assert weight.std().item() == pytest.approx(0.02, rel=0.05)
+        assert (mixer.dt_projs_bias == 0).all() and torch.equal(mixer.conv1d.weight, conv)
+        assert uniform(mixer.out_proj.weight, 256**-0.5 / 2)
+    mamba = LocalVim(dict(MICRO, mixer=dict(ssm_init="v0")))
+    mamba.init_weights()
+    steps = F.softplus(torch.stack([layer.mixer.dt_projs_bias for layer in mamba.layers]))
+    assert steps.min() >= 9e-4 and steps.max() <= 0.101
+
+
+def test_gradients_reach_every_parameter():
+    for name in MODELS_OF:
+        model = build(name).train()
+        model(torch.randn(2, 3, 33, 50, dtype=torch.float64))[0].square().sum().backward()
+        for key, parameter in model.named_parameters():
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, (name, key)
+
+
+@pytest.mark.parametrize("backbone", [Vim, LocalVim])
+def test_images_smaller_than_a_patch(backbone):
+    model = backbone(dict(MICRO, patch_size=16), img_size=32)
+    assert model(torch.randn(1, 3, 16, 16))[0].shape == (1, 16)
+    with pytest.raises(ValueError, match=r"at least 16x16 pixels, the size of a patch, got 40x15"):
+        model(torch.randn(1, 3, 40, 15))
+    with pytest.raises(ValueError, match=r"img_size must be at least 16.*\(32, 8\)"):
+        backbone(dict(MICRO, patch_size=16), img_size=(32, 8))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "options", "message"),
+    [
+        (Vim, dict(arch="tiny8"), "arch must be one of 'tiny', 'small'.*'small-stride8'"),
+        (Vim, dict(out_indices=(0, 3)), r"out_indices must hold layers -3 to 2, got \(0, 3\)"),
+        (Vim, dict(out_type="map"), "out_type must be one of 'cls_token', 'featmap'.*'map'"),
+        (Vim, dict(out_type="cls_token", cls_token="none"), "out_type 'cls_token' needs a class"),
+        (
+            Vim,
+            dict(out_type="cls_token", drop_cls_token=True),
+            "needs a class token, got cls_token='middle' and drop_cls_token=True",
+        ),
+        (
+            Vim,
+            dict(cls_token="tail"),
+            "cls_token must be one of 'none', 'head', 'middle', 'double'",
+        ),
+        (LocalVim, dict(cls_token="double"), "cls_token must be one of 'none', 'head', 'middle'"),
+        (Vim, dict(norm="bn"), "norm must be one of 'rms', 'ln', got 'bn'"),
+        (Vim, dict(out_norm="bn"), "out_norm must be one of 'rms', 'ln', got 'bn'"),
+        (Vim, dict(feature="gate"), "feature must be one of 'residual', 'mixer', got 'gate'"),
+        (Vim, dict(feature=["mixer"] * 2), "feature must be one word or 1, as out_indices has"),
+        (
+            Vim,
+            dict(rope=True, arch=dict(MICRO, embed_dims=18)),
+            "embed_dims must be divisible by 4",
+        ),
+        (Vim, dict(arch=dict(MICRO, mixer=dict(scan="forward"))), "mixer has unknown.*'scan'"),
+        (LocalVim, dict(directions=TABLE[:2]), "layer 2 has none"),
+        (LocalVim, dict(directions=[*TABLE[:2], ("h", "v", "x7")]), "layer 2: .*got 'x7'"),
+        (LocalVim, dict(directions=[*TABLE[:2], ("h", "v")]), "directions of layer 2 must be 3"),
+        (LocalVim, dict(directions=TABLE, way_back="back"), "way_back must be one of 'inverse'"),
+    ],
+)
+def test_bad_arguments(backbone, options, message):
+    with pytest.raises(ValueError, match=message):
+        backbone(**{"arch": MICRO, "img_size": 32, **options})
+
+
+def test_registered():
+    for name, backbone in {"mmvssm.Vim": Vim, "mmvssm.LocalVim": LocalVim}.items():
+        model = MODELS.build(dict(type=name, arch=MICRO))
+        assert isinstance(model, backbone) and isinstance(model.layers[0].mixer, MambaMixer)

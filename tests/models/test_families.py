@@ -24,32 +24,92 @@ class Family:
     Attributes:
         type: Its registered name.
         arch: Its fields.
-        stem: ``'floor'`` or ``'ceil'``: how a side is divided by the stem's four.
-        downsample: Likewise by each of the later twos.
-        smallest: Side of the smallest image.
         first_arch: First name that the message on an unknown one lists.
+        smallest: Side of the smallest image.
         options: Further arguments.
     """
 
     type: str
     arch: dict
-    stem: str
-    downsample: str
-    smallest: int
     first_arch: str
+    smallest: int
     options: dict = field(default_factory=dict)
+
+    @property
+    def backbone(self):
+        return getattr(mmvssm.models, self.type)
 
     def build(self, **options):
         arch = {**self.arch, **options.pop("arch", {})}
-        return getattr(mmvssm.models, self.type)(arch, **{**self.options, **options})
+        return self.backbone(arch, **{**self.options, **options})
 
-    def sides(self, side):
-        halve = {"floor": lambda s: s // 2, "ceil": lambda s: (s + 1) // 2}
-        side = halve[self.stem](halve[self.stem](side))
-        yield side
-        for _ in range(3):
-            side = halve[self.downsample](side)
-            yield side
+
+@dataclass(frozen=True)
+class Hierarchical(Family):
+    """Four stages.
+
+    Attributes:
+        stem: ``'floor'`` or ``'ceil'``: how a side is divided by the stem's four.
+        downsample: Likewise by each of the later twos.
+    """
+
+    stem: str = "floor"
+    downsample: str = "ceil"
+    bad_arguments = (
+        (dict(arch=dict(depths=(1, 1))), "arch needs the field 'embed_dims'"),
+        (dict(embed_dims=(8, 16)), "embed_dims must name 4 widths"),
+        (dict(out_indices=(0, 4)), r"out_indices must hold stages 0 to 3.*\(0, 4\)"),
+        (dict(out_indices=()), "out_indices must hold stages 0 to 3"),
+        (dict(downsample="merge", odd_size="stretch"), "odd_size must be one of 'pad', 'crop'"),
+    )
+
+    def shapes(self, size):
+        halve = {"floor": lambda side: side // 2, "ceil": lambda side: (side + 1) // 2}
+        size = [halve[self.stem](halve[self.stem](side)) for side in size]
+        for i in range(4):
+            yield (16 * 2**i, *size)
+            size = [halve[self.downsample](side) for side in size]
+
+    @staticmethod
+    def blocks(model):
+        return [block for stage in model.stages for block in stage.blocks]
+
+    @staticmethod
+    def frozen(frozen_stages):
+        names = [f"stages.{i}." for i in range(frozen_stages + 1)]
+        names += [f"norm{i}." for i in range(frozen_stages + 1)]
+        return [*names, "patch_embed."] if frozen_stages >= 0 else []
+
+
+@dataclass(frozen=True)
+class Plain(Family):
+    """Four layers on patches of eight pixels, whose outputs are taken as maps."""
+
+    pads: bool = False
+    bad_arguments = (
+        (dict(arch=dict(embed_dims=8)), "arch needs the field 'num_layers'"),
+        (dict(out_indices=(0, 4)), r"out_indices must hold layers -4 to 3.*\(0, 4\)"),
+        (dict(out_indices=()), "out_indices must hold layers -4 to 3"),
+        (dict(out_type="pooled"), "out_type must be one of 'cls_token'.*'pooled'"),
+        (dict(cls_token="tail"), "cls_token must be one of 'none'.*'tail'"),
+        (dict(norm="bn"), "norm must be one of 'rms', 'ln'"),
+        (dict(odd_size="stretch"), "odd_size must be one of 'crop', 'pad'"),
+        (dict(img_size=4), "img_size must be at least 8.*4"),
+    )
+
+    def shapes(self, size):
+        return [(16, *((side + 7 * self.pads) // 8 for side in size))] * 4
+
+    @staticmethod
+    def blocks(model):
+        return list(model.layers)
+
+    @staticmethod
+    def frozen(frozen_stages):
+        names = [f"layers.{i}." for i in range(frozen_stages + 1)]
+        names += [f"norm{i}." for i in range(frozen_stages + 1)]
+        embeddings = ["patch_embed.", "pos_embed", "cls_token"]
+        return [*names, *embeddings] if frozen_stages >= 0 else []
 
 
 VMAMBA = dict(embed_dims=16, depths=(1, 1, 2, 1), mlp_ratio=2)
@@ -61,50 +121,48 @@ FIRST_VMAMBA = dict(
     mlp_ratio=0,
     mixer=dict(d_state=2, ssm_ratio=2.0, gate=True, conv_bias=True, force_fp32=True),
 )
+V3_MSVMAMBA = dict(
+    embed_dims=16,
+    depths=(1, 1, 2, 1),
+    stem="conv",
+    downsample="conv3",
+    mlp_norm="post",
+    mixer=dict(ssm_ratio=1.0, norm_of="sum", upsample="nearest", full_index=0),
+)
+MICRO = dict(embed_dims=16, depths=(1, 1, 2, 1), mixer=dict(d_state=2))
+PLAIN = dict(embed_dims=16, num_layers=4, patch_size=8, mixer=dict(d_state=2))
+MAPS = dict(out_indices=(0, 1, 2, 3), out_type="featmap", img_size=64)
 FAMILIES = {
-    "VMamba": Family("VMamba", VMAMBA, "ceil", "ceil", 1, "v0-tiny"),
-    "VMamba v0": Family("VMamba", FIRST_VMAMBA, "floor", "ceil", 4, "v0-tiny"),
-    "VMamba bn": Family("VMamba", dict(VMAMBA, norm="bn"), "ceil", "ceil", 1, "v0-tiny"),
-    "VMamba crop": Family(
-        "VMamba", FIRST_VMAMBA, "floor", "floor", 32, "v0-tiny", dict(odd_size="crop")
+    "VMamba": Hierarchical("VMamba", VMAMBA, "v0-tiny", 1, stem="ceil"),
+    "VMamba v0": Hierarchical("VMamba", FIRST_VMAMBA, "v0-tiny", 4),
+    "VMamba bn": Hierarchical("VMamba", dict(VMAMBA, norm="bn"), "v0-tiny", 1, stem="ceil"),
+    "VMamba crop": Hierarchical(
+        "VMamba", FIRST_VMAMBA, "v0-tiny", 32, dict(odd_size="crop"), downsample="floor"
     ),
-    "EfficientVMamba": Family(
-        "EfficientVMamba",
-        dict(embed_dims=16, depths=(2, 1, 2, 1), mixer=dict(d_state=2)),
-        "floor",
-        "ceil",
-        4,
-        "tiny",
+    "EfficientVMamba": Hierarchical("EfficientVMamba", MICRO, "tiny", 4),
+    "MSVMamba": Hierarchical("MSVMamba", dict(MICRO, mixer={}), "nano", 4),
+    "MSVMamba v3": Hierarchical("MSVMamba", V3_MSVMAMBA, "nano", 1, stem="ceil"),
+    "LocalVMamba": Hierarchical(
+        "LocalVMamba", MICRO, "tiny", 4, dict(directions=[("h", "v_flip", "w2", "w7_flip")] * 5)
     ),
-    "MSVMamba": Family(
-        "MSVMamba", dict(embed_dims=16, depths=(1, 1, 2, 1)), "floor", "ceil", 4, "nano"
+    "LocalVMamba search": Hierarchical("LocalVMamba", MICRO, "tiny", 4, dict(directions="search")),
+    "Vim": Plain("Vim", PLAIN, "tiny", 8, MAPS),
+    "Vim first release": Plain(
+        "Vim", PLAIN, "tiny", 8, dict(MAPS, cls_token="none", rope=True, divide_out=False)
     ),
-    "MSVMamba v3": Family(
-        "MSVMamba",
-        dict(
-            embed_dims=16,
-            depths=(1, 1, 2, 1),
-            stem="conv",
-            downsample="conv3",
-            mlp_norm="post",
-            mixer=dict(ssm_ratio=1.0, norm_of="sum", upsample="nearest", full_index=0),
-        ),
-        "ceil",
-        "ceil",
-        1,
-        "nano",
-    ),
-    "LocalVMamba": Family(
-        "LocalVMamba",
-        dict(embed_dims=16, depths=(1, 1, 2, 1), mixer=dict(d_state=2)),
-        "floor",
-        "ceil",
-        4,
-        "tiny",
-        dict(directions=[("h", "v_flip", "w2", "w7_flip")] * 5),
+    "LocalVim": Plain("LocalVim", PLAIN, "tiny", 8, MAPS, pads=True),
+    "LocalVim middle": Plain(
+        "LocalVim", PLAIN, "tiny", 8, dict(MAPS, cls_token="middle", rope=False), pads=True
     ),
 }
+#: One of each type.
+TYPES = {name: family for name, family in FAMILIES.items() if name == family.type}
 families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
+types = pytest.mark.parametrize("family", TYPES.values(), ids=TYPES.keys())
+hierarchical = pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, id=name) for name, f in FAMILIES.items() if isinstance(f, Hierarchical)],
+)
 
 
 def named_gradients(model):
@@ -118,9 +176,7 @@ def test_feature_maps(family, size, batch):
     model = family.build().eval()
     with torch.no_grad():
         maps = model(torch.randn(batch, 3, *size))
-    heights, widths = (list(family.sides(side)) for side in size)
-    expected = [(batch, *s) for s in zip(model.embed_dims, heights, widths)]
-    assert [tuple(m.shape) for m in maps] == expected
+    assert [tuple(m.shape) for m in maps] == [(batch, *shape) for shape in family.shapes(size)]
     assert all(m.is_contiguous() and m.isfinite().all() for m in maps)
 
 
@@ -170,7 +226,7 @@ def test_other_channels_of_the_image(family):
     assert family.build(in_channels=5)(torch.randn(2, 5, 32, 32))[0].shape[0] == 2
 
 
-@families
+@hierarchical
 def test_out_indices_do_not_change_the_maps(family):
     model = family.build().eval()
     some = family.build(out_indices=(1, 2)).eval()
@@ -195,14 +251,12 @@ def test_state_dict_round_trip(family):
 def test_frozen_stages(family, frozen_stages):
     model = family.build(frozen_stages=frozen_stages)
     model.train()
-    frozen = [f"stages.{i}." for i in range(frozen_stages + 1)]
-    frozen += [f"norm{i}." for i in range(frozen_stages + 1)]
-    frozen += ["patch_embed."] if frozen_stages >= 0 else []
+    frozen = tuple(family.frozen(frozen_stages))
     for name, parameter in model.named_parameters():
-        assert parameter.requires_grad != name.startswith(tuple(frozen)), name
+        assert parameter.requires_grad != name.startswith(frozen), name
     for name, module in model.named_modules():
         if name and not list(module.children()):
-            assert module.training != f"{name}.".startswith(tuple(frozen)), name
+            assert module.training != f"{name}.".startswith(frozen), name
     sum(out.mean() for out in model(torch.randn(2, 3, 64, 64))).backward()
     trained = {name for name, p in model.named_parameters() if p.grad is not None}
     assert trained == {name for name, p in model.named_parameters() if p.requires_grad}
@@ -250,7 +304,7 @@ def test_checkpointing_runs_blocks_twice(family):
 @families
 def test_drop_path_grows_linearly_and_acts_in_training_only(family):
     model = family.build(drop_path_rate=0.4)
-    rates = [block.drop_path.drop_prob for stage in model.stages for block in stage.blocks]
+    rates = [block.drop_path.drop_prob for block in family.blocks(model)]
     assert rates == pytest.approx([0.4 * i / (len(rates) - 1) for i in range(len(rates))])
     image = torch.randn(2, 3, 64, 64)
     model.eval()
@@ -280,6 +334,16 @@ def test_autocast(family, dtype):
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
+@types
+def test_compiles_as_one_graph(family):
+    model = family.build().eval()
+    image = torch.randn(1, 3, 64, 48)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        for got, expected in zip(compiled(image), model(image)):
+            torch.testing.assert_close(got, expected)
+
+
 class Wrapper(BaseModule):
     """A model whose own init_cfg reaches into its backbone, as the libraries' models may."""
 
@@ -288,7 +352,7 @@ class Wrapper(BaseModule):
         self.backbone = backbone
 
 
-@families
+@hierarchical
 def test_initialisation(family):
     backbone = family.build(arch=dict(embed_dims=64))
     convs = {n: m.weight.clone() for n, m in backbone.named_modules() if isinstance(m, nn.Conv2d)}
@@ -334,23 +398,20 @@ def test_pretrained_weights_win_over_initial_values(family, tmp_path):
 
 @families
 def test_bad_arguments(family):
-    backbone = getattr(mmvssm.models, family.type)
     for arguments, message in [
         (dict(arch="giant"), f"arch must be one of '{family.first_arch}', .*got 'giant'"),
         (dict(arch=3), "arch must be a name or a dict, got int"),
         (dict(arch=dict(family.arch, width=3)), "arch has unknown field.*'width'; known are"),
-        (dict(arch=dict(depths=(1, 1))), "arch needs the field 'embed_dims'"),
-        (dict(arch=dict(family.arch, embed_dims=(8, 16))), "embed_dims must name 4 widths"),
-        (dict(out_indices=(0, 4)), r"out_indices must hold stages 0 to 3.*\(0, 4\)"),
-        (dict(out_indices=()), "out_indices must hold stages 0 to 3"),
+        (dict(arch=dict(family.arch, mixer=dict(gates=1))), "mixer has unknown.*'gates'; known"),
         (dict(frozen_stages=4), "frozen_stages must be from -1 to 3, got 4"),
-        (
-            dict(arch=dict(family.arch, downsample="merge"), odd_size="stretch"),
-            "odd_size must be one of 'pad', 'crop'",
-        ),
+        *family.bad_arguments,
     ]:
+        options = {name: value for name, value in family.options.items() if name not in arguments}
+        fields = set(arguments) & set(family.backbone.arch_defaults)
+        arch = dict(family.arch, **{name: arguments[name] for name in fields})
+        others = {name: value for name, value in arguments.items() if name not in fields}
         with pytest.raises(ValueError, match=message), torch.device("meta"):
-            backbone(**{"arch": family.arch, **arguments})
+            family.backbone(**{**options, "arch": arch, **others})
 
 
 def test_built_by_the_libraries_without_custom_imports():

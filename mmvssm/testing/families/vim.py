@@ -170,6 +170,8 @@ def _read(
 def read(build: dict) -> Reading:
     """How to build the model of a case of Vim: a classifier, detector's or segmentor's backbone."""
     options = read_plain(build)
+    if build.get("bimamba_type") == "v1":
+        raise UnsupportedCase("bimamba_type 'v1': both scans of 'v2' have their own projections")
     options["arch"].update(
         bidirectional=choice("bimamba_type", build.get("bimamba_type", "none"), SCANS),
         divide_out=build["if_divide_out"],

@@ -11,3 +11,4 @@ model = dict(
         out_indices=(3,),
     )
 )
+train_cfg = dict(max_epochs=8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -93,7 +94,8 @@ class PlainBackbone(BaseModule):
     Args:
         arch: A name of ``arch_settings``, or a dict of fields.
         img_size: Image size ``S`` or ``(H, W)`` that position tables are made for, usually that of
-            pretraining; for other images they are resized bicubically.
+            pretraining; for other images they are resized bicubically. So are tables of a
+            checkpoint whose square grid is another.
         in_channels: Channels of the image.
         cls_token: Field ``cls_token``; None for that of ``arch``.
         drop_cls_token: Leave class tokens out of the sequence, as the published detectors and
@@ -199,10 +201,10 @@ class PlainBackbone(BaseModule):
         self.cls_token = self.pos_embed = self.rope = None
         if self.class_place != "none":
             num_class = CLASS_TOKENS[self.class_place]
-            self.cls_token = nn.Parameter(torch.zeros(num_class, 1, self.embed_dims))
+            self.cls_token = nn.Parameter(torch.empty(num_class, 1, self.embed_dims))
         if arch["pos_embed"]:
             rows = self.grid[0] * self.grid[1] + CLASS_TOKENS[self.stored_place]
-            self.pos_embed = nn.Parameter(torch.zeros(1, rows, self.embed_dims))
+            self.pos_embed = nn.Parameter(torch.empty(1, rows, self.embed_dims))
         if arch["rope"]:
             self.rope = RotaryTables(self.embed_dims, self.grid)
 
@@ -217,6 +219,8 @@ class PlainBackbone(BaseModule):
             if kind is not False:
                 out = build_norm(one_of("out_norm", kind, NORMS), self.embed_dims)
             self.add_module(f"norm{k}", out)
+        # a class token of zeros would close its own gate in every layer
+        self.init_embeddings()
         self._freeze_stages()
 
     @classmethod
@@ -240,6 +244,27 @@ class PlainBackbone(BaseModule):
                 f"out_indices must hold layers {layers[0]} to {layers[-1]}, got {out_indices}"
             )
         return tuple(i % self.num_layers for i in given)
+
+    def get_layer_depth(self, param_name: str, prefix: str = "") -> tuple[int, int]:
+        """How deep in the network a parameter is, for learning rates that decay with the layers.
+
+        Args:
+            param_name: Its name in the model.
+            prefix: What names of this backbone's parameters begin with there.
+
+        Returns:
+            0 for patch, class and position embeddings, ``l + 1`` for layer ``l``, and the last
+            depth for all else; and the number of depths, ``num_layers + 2``.
+        """
+        num_depths = self.num_layers + 2
+        first, _, rest = param_name.removeprefix(prefix).partition(".")
+        if not param_name.startswith(prefix):
+            return num_depths - 1, num_depths
+        if first in ("patch_embed", "pos_embed", "cls_token"):
+            return 0, num_depths
+        if first == "layers":
+            return int(rest.split(".")[0]) + 1, num_depths
+        return num_depths - 1, num_depths
 
     def init_weights(self) -> None:
         """Initialise as ``init_cfg`` says; what it does not name, by :meth:`init_embeddings`."""
@@ -306,10 +331,38 @@ class PlainBackbone(BaseModule):
         table = self.pos_embed
         if size == self.grid and self.class_place == self.stored_place:
             return table
-        stored = class_positions(self.stored_place, self.grid[0] * self.grid[1])
+        return self._resize_positions(table, self.grid, size, positions)
+
+    def _resize_positions(
+        self, table: Tensor, grid: tuple[int, int], size: tuple[int, int], positions: Sequence[int]
+    ) -> Tensor:
+        """The embedding of ``grid`` for ``size``, its class rows at other positions."""
+        stored = class_positions(self.stored_place, grid[0] * grid[1])
         rows = table[0, list(stored)][:, None]
-        table = resize_table(remove_tokens(table, stored), self.grid, size)
+        table = resize_table(remove_tokens(table, stored), grid, size)
         return insert_tokens(table, rows, positions)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        """Resize position tables of another square grid first, as of stride 16 for stride 8.
+
+        A table that fits no square grid stays as it is, and loading reports its shape.
+        """
+        num_class = CLASS_TOKENS[self.stored_place]
+        table = state_dict.get(f"{prefix}pos_embed")
+        if table is not None and self.pos_embed is not None:
+            side = math.isqrt(max(table.shape[1] - num_class, 0))
+            if side**2 + num_class == table.shape[1] != self.pos_embed.shape[1]:
+                positions = class_positions(self.stored_place, math.prod(self.grid))
+                state_dict[f"{prefix}pos_embed"] = self._resize_positions(
+                    table, (side, side), self.grid, positions
+                )
+        for name in (f"{prefix}rope.freqs_cos", f"{prefix}rope.freqs_sin"):
+            table = state_dict.get(name)
+            if table is not None and self.rope is not None:
+                side = math.isqrt(len(table))
+                if side**2 == len(table) != math.prod(self.grid):
+                    state_dict[name] = resize_table(table[None], (side, side), self.grid)[0]
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _format(self, x: Tensor, size: tuple[int, int], positions: tuple[int, ...]) -> Tensor:
         if self.out_type == "raw":

@@ -1,19 +1,14 @@
 """MSVMamba: mixer and block against a plain float64 reading, variants, and the releases' keys."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from mmvssm import ops
-from mmvssm.checkpoint import map_state_dict
 from mmvssm.models import MS2D, MSVMamba
 from mmvssm.registry import MODELS
 
-KEYS = Path(__file__).parents[1] / "golden" / "msvmamba" / "keys"
 V3_MIXER = dict(
     ssm_ratio=1.0, gate=False, norm_of="sum", upsample="nearest", full_index=0, force_fp32=False
 )
@@ -22,33 +17,6 @@ MICRO = dict(embed_dims=16, depths=(1, 1, 2, 1))
 GATED_MINI = dict(
     V3, embed_dims=48, depths=(1, 1, 2, 1), mixer=dict(V3_MIXER, gate=True), mlp_ratio=4.0
 )
-LISTS = {
-    "nano": "nano",
-    "micro": "micro",
-    "tiny": "tiny",
-    "v3_tiny": "v3-tiny",
-    "v3_small": "v3-small",
-    "v3_base": "v3-base",
-    "v3_gated_mini": GATED_MINI,
-}
-
-
-@pytest.mark.parametrize("name", LISTS)
-def test_keys_shapes_and_parameter_counts_of_the_releases(name):
-    with torch.device("meta"):
-        model = MSVMamba(LISTS[name], out_indices=(3,))
-    ours = {f"backbone.{key}": tuple(value.shape) for key, value in model.state_dict().items()}
-    ours |= {"head.fc.weight": (1000, model.embed_dims[-1]), "head.fc.bias": (1000,)}
-    listing = json.loads((KEYS / f"{name}.json").read_text())
-    released = {key: torch.empty(shape, device="meta") for key, shape, _ in listing["state_dict"]}
-    mapped = map_state_dict(released, "msvmamba", "classification")
-    assert {key: tuple(value.shape) for key, value in mapped.items()} == ours
-    count = sum(p.numel() for p in model.parameters()) + 1000 * (model.embed_dims[-1] + 1)
-    assert count == listing["num_params"]
-    if isinstance(LISTS[name], str):
-        assert (
-            LISTS[name] in MSVMamba.__doc__ and f"{count:,}".replace(",", " ") in MSVMamba.__doc__
-        )
 
 
 @pytest.mark.parametrize("name", ["nano", "micro", "tiny", "v3-tiny", "v3-small", "v3-base"])

@@ -31,10 +31,20 @@ class Vim(PlainBackbone):
     and from its end. The first release had ``cls_token='head'`` or ``'none'``, ``rope=True`` and
     ``divide_out=False``.
 
+    =================  =====  ======  ======  ===========  =============
+    ``arch``           width  layers  stride  parameters   top-1 (paper)
+    =================  =====  ======  ======  ===========  =============
+    ``tiny``             192      24      16    7 148 008  76.1
+    ``small``            384      24      16   25 796 584  80.5
+    ``base``             768      24      16   97 598 440  81.9
+    ``tiny-stride8``     192      24       8    7 250 344  78.3
+    ``small-stride8``    384      24       8   26 001 256  81.6
+    =================  =====  ======  ======  ===========  =============
+
+    Parameters are those of classifiers of 1000 classes at 224 x 224 pixels. Patches have 16 pixels.
+
     Args:
-        arch: A name, or a dict of the fields below. Names: ``tiny``, ``small``, ``base``
-            (patches of 16 pixels side by side), ``tiny-stride8``, ``small-stride8`` (one every 8
-            pixels).
+        arch: A name of the table, or a dict of the fields below.
 
             - embed_dims (int): Channels C. Required.
             - num_layers (int): Required.
@@ -122,11 +132,24 @@ class LocalVim(PlainBackbone):
     Each layer scans the map of patches in its own directions: along rows, along columns or window
     by window, forward or backward. A channel attention weighs the scans before they are added up.
 
+    ==================  =====  ======  ===========  =============
+    ``arch``            width  layers  parameters   top-1 (paper)
+    ==================  =====  ======  ===========  =============
+    ``tiny``              192      20    7 994 152  76.2
+    ``tiny-mid-cls``      192      20    7 994 536  77.8
+    ``small``             384      20   27 783 784  81.1
+    ``small-searched``    384      20   27 783 784  -
+    ``tiny-search``       128      20    5 473 288  -
+    ==================  =====  ======  ===========  =============
+
+    Parameters are those of classifiers of 1000 classes at 224 x 224 pixels. ``tiny``,
+    ``tiny-mid-cls`` (a class token instead of the rotary embedding) and ``small-searched`` have
+    the directions that the authors searched. ``small`` is what their registry builds under this
+    name, without a search; which of the two forms 81.1 belongs to is not known. The training of
+    ``tiny-search`` finds directions.
+
     Args:
-        arch: A name, or a dict of the fields below. Names: ``tiny`` and ``small-searched``
-            (searched directions), ``small`` (as the published code builds it, without a
-            search), ``tiny-mid-cls`` (class token instead of rotary embedding),
-            ``tiny-search`` (the narrow network whose training finds the directions).
+        arch: A name of the table, or a dict of the fields below.
 
             - embed_dims, num_layers, patch_size, stride, pos_embed, norm: As in :class:`Vim`.
             - cls_token (str): ``'none'`` (default), ``'middle'`` or ``'head'``.

@@ -31,12 +31,26 @@ _FIRST_RELEASE = dict(
 class VMamba(HierarchicalBackbone):
     """Backbone of `VMamba <https://arxiv.org/abs/2401.10166>`_.
 
+    ================  ====================  ============  ===========  =============
+    ``arch``          widths                depths        parameters   top-1 (paper)
+    ================  ====================  ============  ===========  =============
+    ``v0-tiny``       96, 192, 384, 768     2, 2, 9, 2    22 893 448   82.2
+    ``v0-small``      96, 192, 384, 768     2, 2, 27, 2   44 417 416   83.5
+    ``v0-base``       128, 256, 512, 1024   2, 2, 27, 2   76 254 056   83.7
+    ``tiny-s2l5``     96, 192, 384, 768     2, 2, 5, 2    30 705 832   82.5
+    ``small-s2l15``   96, 192, 384, 768     2, 2, 15, 2   50 147 752   83.6
+    ``base-s2l15``    128, 256, 512, 1024   2, 2, 15, 2   88 557 800   83.9
+    ``tiny-s1l8``     96, 192, 384, 768     2, 2, 8, 2    30 249 064   82.6
+    ``small-s1l20``   96, 192, 384, 768     2, 2, 20, 2   49 012 840   83.3
+    ``base-s1l20``    128, 256, 512, 1024   2, 2, 20, 2   86 614 504   83.8
+    ================  ====================  ============  ===========  =============
+
+    Parameters include a head of 1000 classes. ``v0`` is the first release: a gated mixer of 16
+    states, no MLP. The others have one state, no gate and an MLP; ``s`` is the ratio of the mixer's
+    inner width, ``l`` the depth of the third stage.
+
     Args:
-        arch: A name, or a dict of the fields below. Names: ``v0-tiny``, ``v0-small``,
-            ``v0-base`` (first release: gated mixer of 16 states, no MLP);
-            ``tiny-s2l5``, ``small-s2l15``, ``base-s2l15``, ``tiny-s1l8``,
-            ``small-s1l20``, ``base-s1l20`` (second release: one state, no gate, MLP;
-            ``s`` is the inner width ratio, ``l`` the depth of the third stage).
+        arch: A name of the table, or a dict of the fields below.
 
             - embed_dims (int | Sequence[int]): Width of the first stage, doubled from
               stage to stage, or the width of every stage. Required.

@@ -215,6 +215,37 @@ def test_dropping_the_class_token_keeps_the_row_of_the_position_embedding():
     assert not torch.equal(dropped(image)[0], before)
 
 
+@pytest.mark.parametrize("name", ["vim", "vim, head", "vim, double", "vim, dropped", "local"])
+def test_tables_of_another_grid_are_resized_when_loaded(name):
+    """Position tables made for images of 32x32 act after loading as they did at run time."""
+    small = build(name, img_size=32, out_type="featmap")
+    large = build(name, img_size=64, out_type="featmap")
+    weights = small.state_dict()
+    before = {key: value.clone() for key, value in weights.items()}
+    assert large.load_state_dict(weights) == ([], [])
+    assert all(torch.equal(weights[key], before[key]) for key in before)
+    image = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    torch.testing.assert_close(large(image), small(image))
+
+
+def test_weights_of_stride_16_start_a_training_of_stride_8():
+    coarse = build("vim", arch=dict(MICRO, stride=8), img_size=32)
+    fine = build("vim", arch=dict(MICRO, stride=4), img_size=32)
+    fine.load_state_dict(coarse.state_dict())
+    place = 4 * 4 // 2
+    rows = torch.cat([coarse.pos_embed[0, :place], coarse.pos_embed[0, place + 1 :]])
+    expected = resize(rows, (4, 4), (7, 7))
+    class_row = coarse.pos_embed[0, place][None]
+    expected = torch.cat([expected[: 49 // 2], class_row, expected[49 // 2 :]])
+    torch.testing.assert_close(fine.pos_embed[0], expected)
+
+
+def test_loading_reports_a_table_of_no_square_grid():
+    weights = build("vim", img_size=(32, 48)).state_dict()
+    with pytest.raises(RuntimeError, match="size mismatch for pos_embed"):
+        build("vim", img_size=32).load_state_dict(weights)
+
+
 def test_mixers_of_the_variants():
     divided = Vim(dict(MICRO, bidirectional=False)).layers[0].mixer
     assert divided.num_routes == 1

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from mmcv.cnn import ConvModule
 from mmengine.registry import MODELS
 
 from mmvssm.checkpoint.necks import FEATURE2PYRAMID, SIMPLE_FEATURE_PYRAMID
@@ -115,6 +116,16 @@ def test_by_its_registered_name():
     neck = MODELS.build(dict(type="mmvssm.SimpleFeaturePyramid", in_channels=8))
     assert isinstance(neck, SimpleFeaturePyramid)
     assert {out.shape[1] for out in neck(torch.randn(1, 8, 2, 2))} == {256}
+
+
+def test_its_norm_in_heads_of_the_libraries():
+    layer = ConvModule(4, 6, 3, norm_cfg=dict(type="mmvssm.MapNorm", eps=1e-6), act_cfg=None)
+    x = torch.randn(2, 4, 5, 7)
+    y = layer.conv(x).double()
+    variance, mean = torch.var_mean(y, dim=1, correction=0, keepdim=True)
+    expected = (y - mean) / (variance + 1e-6).sqrt()
+    torch.testing.assert_close(layer(x).double(), expected, atol=1e-5, rtol=1e-5)
+    assert not layer.with_bias  # the norm has one
 
 
 @pytest.mark.parametrize(

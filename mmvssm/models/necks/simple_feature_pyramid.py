@@ -17,8 +17,12 @@ SCALES = (4, 2, 1, 0.5, 0.25)
 EPS = 1e-6
 
 
+@MODELS.register_module()
 class MapNorm(nn.LayerNorm):
-    """LayerNorm over the channels of each pixel of ``(B, C, H, W)``."""
+    """LayerNorm over the channels of each pixel of ``(B, C, H, W)``.
+
+    Heads of the libraries take it as ``norm_cfg=dict(type="mmvssm.MapNorm", eps=1e-6)``.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W) -> (B, C, H, W)``, contiguous."""

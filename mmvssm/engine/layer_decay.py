@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
 from mmvssm.registry import OPTIM_WRAPPER_CONSTRUCTORS
+
+# What sharded, compiled and checkpointed parts put into the names of their parameters.
+_WRAPPERS = re.compile(r"(_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.")
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -66,7 +71,9 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 "layer-wise decay needs a model whose backbone has get_layer_depth, got"
                 f" {type(module).__name__} with backbone {type(backbone).__name__}"
             )
-        names = {parameter: name for name, parameter in module.named_parameters()}
+        names = {
+            parameter: _WRAPPERS.sub("", name) for name, parameter in module.named_parameters()
+        }
         for group in params:
             (parameter,) = group["params"]
             name = names[parameter]

@@ -125,6 +125,17 @@ def test_mmpretrains_own_constructor_sees_the_same_depths(backbone):
     }
 
 
+def test_compiled_parts_keep_their_depths():
+    model = nn.Module()
+    model.backbone = Vim(ARCH, img_size=32)
+    expected = {name: group["lr"] for name, group in groups_of(model).items()}
+    model.backbone.layers[2] = torch.compile(model.backbone.layers[2])
+    model.backbone = torch.compile(model.backbone)
+    assert "backbone._orig_mod.layers.2._orig_mod.norm.weight" in dict(model.named_parameters())
+    groups = groups_of(model).values()
+    assert {group["param_name"]: group["lr"] for group in groups} == expected
+
+
 def test_frozen_parameters_are_left_out():
     model = nn.Module()
     model.backbone = Vim(ARCH, img_size=32, frozen_stages=1)

@@ -4,7 +4,11 @@ _base_ = "mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py"
 
 model = dict(backbone=dict(_delete_=True, out_indices=(3,)))
 
-train_dataloader = dict(batch_size=128)
+# images of one size, stacked by the workers
+collate_fn = dict(type="mmvssm.default_collate")
+train_dataloader = dict(batch_size=128, collate_fn=collate_fn)
+val_dataloader = dict(collate_fn=collate_fn)
+test_dataloader = val_dataloader
 
 # Swin's config spares 1-D parameters and biases from decay, this one position embeddings
 # too. A_logs and the step bias are 2-D and decayed: so it was in the published runs.

@@ -1,5 +1,6 @@
 """Hooks, samplers, optimizer constructors and command-line support for MMEngine's runner."""
 
+from .collate import default_collate
 from .direction_search import DirectionSearchHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
 from .resume import ExactResumeHook, ResumableBatchSampler, SeededDataset, make_resumable
@@ -10,5 +11,6 @@ __all__ = [
     "LayerDecayOptimWrapperConstructor",
     "ResumableBatchSampler",
     "SeededDataset",
+    "default_collate",
     "make_resumable",
 ]

@@ -1,0 +1,10 @@
+# EfficientVMamba on ImageNet-1k, by the logs of the released weights: upstream's files, of VMamba's
+# recipe, reached less.
+_base_ = "./local-mamba_in1k.py"
+
+optim_wrapper = dict(optimizer=dict(lr=2e-3))
+
+param_scheduler = [
+    dict(type="LinearLR", start_factor=5e-5, end=21),
+    dict(type="CosineAnnealingLR", eta_min=1e-6, begin=20, convert_to_iter_based=True),
+]

@@ -1,0 +1,8 @@
+_base_ = "../_base_/efficient-vmamba_in1k.py"
+# 16x128 images a step, as trained: on 8 GPUs two batches make one.
+model = dict(
+    backbone=dict(type="mmvssm.EfficientVMamba", arch="tiny", drop_path_rate=0.1),
+    head=dict(in_channels=384),
+)
+optim_wrapper = dict(accumulative_counts=2)
+custom_hooks = [dict(type="mmpretrain.EMAHook", momentum=1e-4, interval=2, priority="ABOVE_NORMAL")]

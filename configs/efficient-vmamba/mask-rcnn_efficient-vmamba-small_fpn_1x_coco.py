@@ -1,0 +1,6 @@
+_base_ = "../_base_/mask-rcnn_amp-1x_coco.py"
+# 64 wide, as the weights are: upstream's file says 96.
+model = dict(
+    backbone=dict(type="mmvssm.EfficientVMamba", arch="small", drop_path_rate=0.2),
+    neck=dict(in_channels=[64, 128, 256, 512]),
+)

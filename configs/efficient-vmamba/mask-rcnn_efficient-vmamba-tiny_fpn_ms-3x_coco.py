@@ -1,0 +1,6 @@
+_base_ = "../_base_/mask-rcnn_amp-ms-3x_coco.py"
+# Upstream's file says depths 2-2-9-2, and a neck of Swin's widths: both do not fit the weights.
+model = dict(
+    backbone=dict(type="mmvssm.EfficientVMamba", arch="tiny", drop_path_rate=0.2),
+    neck=dict(in_channels=[48, 96, 192, 384]),
+)

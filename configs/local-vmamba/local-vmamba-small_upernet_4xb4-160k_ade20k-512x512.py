@@ -1,0 +1,3 @@
+_base_ = "../_base_/upernet_160k_ade20k-512x512.py"
+model = dict(backbone=dict(type="mmvssm.LocalVMamba", arch="small", drop_path_rate=0.2))
+optim_wrapper = dict(type="AmpOptimWrapper")  # as trained; the tiny one without

@@ -1,0 +1,5 @@
+_base_ = "../_base_/mask-rcnn_ms-3x_coco.py"
+model = dict(
+    backbone=dict(type="mmvssm.MSVMamba", arch="nano", drop_path_rate=0.2),
+    neck=dict(in_channels=[48, 96, 192, 384]),
+)

@@ -1,0 +1,3 @@
+_base_ = "../_base_/mask-rcnn_ms-3x_coco.py"
+# Upstream has no dense tasks for v3: the first version's recipe, drop path as on ImageNet.
+model = dict(backbone=dict(type="mmvssm.MSVMamba", arch="v3-tiny", drop_path_rate=0.2))

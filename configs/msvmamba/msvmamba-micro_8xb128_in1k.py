@@ -1,0 +1,5 @@
+_base_ = "../_base_/in1k_300e.py"
+model = dict(
+    backbone=dict(type="mmvssm.MSVMamba", arch="micro", drop_path_rate=0.2),
+    head=dict(in_channels=512),
+)

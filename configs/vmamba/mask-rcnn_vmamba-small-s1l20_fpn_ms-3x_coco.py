@@ -1,0 +1,2 @@
+_base_ = "../_base_/mask-rcnn_ms-3x_coco.py"
+model = dict(backbone=dict(type="mmvssm.VMamba", arch="small-s1l20", drop_path_rate=0.3))

@@ -1,0 +1,2 @@
+_base_ = "../_base_/mask-rcnn_1x_coco.py"
+model = dict(backbone=dict(type="mmvssm.VMamba", arch="v0-small", drop_path_rate=0.2))

@@ -1,0 +1,2 @@
+_base_ = "../_base_/upernet_160k_ade20k-512x512.py"
+model = dict(backbone=dict(type="mmvssm.VMamba", arch="small-s1l20", drop_path_rate=0.3))

@@ -1,0 +1,2 @@
+_base_ = "../_base_/upernet_160k_ade20k-640x640.py"
+model = dict(backbone=dict(type="mmvssm.VMamba", arch="v0-small", drop_path_rate=0.3))

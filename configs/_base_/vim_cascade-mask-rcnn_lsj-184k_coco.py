@@ -1,0 +1,17 @@
+# Vim in Cascade Mask R-CNN, as published; gradients were sent in half precision, which is left to
+# the launcher. The published networks had rope=True, divide_out=False and no class token.
+_base_ = [
+    "mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py",
+    "./vim_lsj-184k_coco.py",
+    "./vim_detector.py",
+]
+
+model = dict(
+    data_preprocessor=dict(
+        batch_augments=[dict(type="mmdet.BatchFixedSizePad", size=(1024, 1024), pad_mask=True)]
+    ),
+    backbone=dict(_base_.vim_detector.backbone, _delete_=True),
+    neck=_base_.vim_detector.neck,
+)
+
+optim_wrapper = dict(_base_.vim_optim_wrapper, type="AmpOptimWrapper")

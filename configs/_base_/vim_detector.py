@@ -1,0 +1,21 @@
+# What Vim's detectors share. The neck makes all levels of one map: the stream behind the last
+# layer, without a norm; no class token.
+vim_detector = dict(
+    backbone=dict(
+        type="mmvssm.Vim",
+        drop_cls_token=True,
+        out_type="featmap",
+        out_norm=False,
+        drop_path_rate=0.1,
+    ),
+    neck=dict(type="mmvssm.SimpleFeaturePyramid"),
+)
+
+vim_optim_wrapper = dict(
+    constructor="mmvssm.LayerDecayOptimWrapperConstructor",
+    optimizer=dict(weight_decay=0.1),
+    paramwise_cfg=dict(
+        layer_decay_rate=0.837,
+        custom_keys=dict(norm=dict(decay_mult=0.0), pos_embed=dict(decay_mult=0.0)),
+    ),
+)

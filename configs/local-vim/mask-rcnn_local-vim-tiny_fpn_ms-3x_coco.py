@@ -1,0 +1,2 @@
+_base_ = "../_base_/local-vim_mask-rcnn_ms-3x_coco.py"
+model = dict(backbone=dict(arch="tiny"), neck=dict(in_channels=192))

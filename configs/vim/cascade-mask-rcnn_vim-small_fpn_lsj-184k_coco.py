@@ -1,0 +1,2 @@
+_base_ = "../_base_/vim_cascade-mask-rcnn_lsj-184k_coco.py"
+model = dict(backbone=dict(arch="small"), neck=dict(in_channels=384))

@@ -1,0 +1,2 @@
+_base_ = "../_base_/vim_mask-rcnn_1x_coco.py"
+model = dict(backbone=dict(arch="small"), neck=dict(in_channels=384))

@@ -1,0 +1,8 @@
+# Not published; the recipe is Vim-S's.
+_base_ = "./vim-small_upernet_4xb4-160k_ade20k-512x512.py"
+model = dict(
+    backbone=dict(arch="base"),
+    neck=dict(embed_dim=768),
+    decode_head=dict(in_channels=[768] * 4, channels=768),
+    auxiliary_head=dict(in_channels=768),
+)

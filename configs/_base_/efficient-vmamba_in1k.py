@@ -8,3 +8,6 @@ param_scheduler = [
     dict(type="LinearLR", start_factor=5e-5, end=21),
     dict(type="CosineAnnealingLR", eta_min=1e-6, begin=20, convert_to_iter_based=True),
 ]
+
+# buffers, which batch norms have, are averaged as well
+custom_hooks = [dict(_base_.custom_hooks[0], update_buffers=True)]

@@ -6,4 +6,4 @@ model = dict(
     head=dict(in_channels=512),
 )
 optim_wrapper = dict(accumulative_counts=2)
-custom_hooks = [dict(type="mmpretrain.EMAHook", momentum=1e-4, interval=2, priority="ABOVE_NORMAL")]
+custom_hooks = [dict(_base_.custom_hooks[0], interval=2)]

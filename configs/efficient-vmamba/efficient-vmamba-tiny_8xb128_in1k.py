@@ -5,4 +5,4 @@ model = dict(
     head=dict(in_channels=384),
 )
 optim_wrapper = dict(accumulative_counts=2)
-custom_hooks = [dict(type="mmpretrain.EMAHook", momentum=1e-4, interval=2, priority="ABOVE_NORMAL")]
+custom_hooks = [dict(_base_.custom_hooks[0], interval=2)]

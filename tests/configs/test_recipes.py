@@ -177,6 +177,8 @@ class TestImageNet:
             return
         (hook,) = cfg.custom_hooks
         assert (hook.type, hook.momentum) == ("mmpretrain.EMAHook", 1e-4)
+        # batch norms have buffers
+        assert hook.get("update_buffers", False) == (family == "efficient-vmamba")
         assert hook.get("interval", 1) == cfg.optim_wrapper.get("accumulative_counts", 1)
 
     def test_decay(self, load, family, arch):

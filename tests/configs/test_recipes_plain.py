@@ -33,6 +33,7 @@ def learning_rates(cfg, steps):
         if item.pop("convert_to_iter_based", False):
             item.update(convert_to_iter_based=True, epoch_length=EPOCH)
         schedulers.append(PARAM_SCHEDULERS.build(item))
+    schedulers.sort(key=lambda scheduler: scheduler.by_epoch)
     rates = {}
     for step in range(max(steps) + 1):
         if step in steps:

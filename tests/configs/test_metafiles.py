@@ -1,0 +1,341 @@
+"""The metafiles against the configs, the models they build, and the pages made of them."""
+
+import importlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from math import prod
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmvssm.analysis import FAMILIES
+
+ROOT = Path(__file__).resolve().parents[2]
+INDEX = ROOT / "model-index.yml"
+FILES = [Path(file) for file in yaml.safe_load(INDEX.read_text())["Import"]]
+FOLDERS = {file.parent.name.replace("_", "-"): ROOT / file.parent for file in FILES}
+METAFILES = {
+    family: yaml.safe_load((folder / "metafile.yml").read_text())
+    for family, folder in FOLDERS.items()
+}
+MODELS = {model["Name"]: model for content in METAFILES.values() for model in content["Models"]}
+IMAGENET = [name for name, model in MODELS.items() if "in1k" in name]
+DENSE = [name for name in MODELS if name not in IMAGENET]
+SMALLEST = ("efficient-vmamba-tiny", "msvmamba-nano", "local-vmamba-tiny", "local-vim-tiny",
+            "vim-tiny", "vmamba-v0-tiny")  # fmt: skip
+
+
+def by_cost(names, quick):
+    """Parameters of a test, those that are not quick left out by default."""
+    return [name if quick(name) else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+def variant(name):
+    return next(part for part in name.split("_") if not part.endswith("mask-rcnn"))
+
+
+def build(name):
+    """The model of a config, without memory for its weights."""
+    cfg = Config.fromfile(ROOT / MODELS[name]["Config"])
+    registry = importlib.import_module(f"{cfg.default_scope}.registry").MODELS
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device("meta"):
+        return registry.build(cfg.model).eval()
+
+
+def test_every_config_has_an_entry_and_every_entry_a_config():
+    folders = [path.parent for path in (ROOT / "configs").glob("*/metafile.yml")]
+    configs = {path for folder in folders for path in folder.glob("*.py")}
+    assert {ROOT / model["Config"] for model in MODELS.values()} == configs
+    for family, content in METAFILES.items():
+        (collection,) = content["Collections"]
+        assert ROOT / collection["README"] == FOLDERS[family] / "README.md"
+        for model in content["Models"]:
+            assert ROOT / model["Config"] == FOLDERS[family] / f"{model['Name']}.py"
+            assert model["In Collection"] == collection["Name"] == FAMILIES[family]
+
+
+def test_index_is_complete():
+    assert set(METAFILES) == set(FAMILIES)
+    assert set(FOLDERS.values()) == {
+        path.parent for path in (ROOT / "configs").glob("*/metafile.yml")
+    }
+
+
+def test_names_are_unique_in_the_package():
+    stems = [path.stem for path in (ROOT / "configs").glob("[!_]*/*.py")]
+    assert len(stems) == len(set(stems))
+    assert len(MODELS) == sum(len(content["Models"]) for content in METAFILES.values())
+
+
+def test_every_arch_is_there():
+    import mmvssm.models
+
+    for family, type_name in FAMILIES.items():
+        for arch in getattr(mmvssm.models, type_name).arch_settings:
+            if arch.endswith("-search"):
+                continue
+            name = f"{family}-{arch}"
+            assert len([n for n in IMAGENET if n.startswith(f"{name}_")]) == 1, name
+            dense = arch not in ("tiny-mid-cls", "tiny-stride8", "small-stride8")
+            for wanted in (
+                f"mask-rcnn_{name}_fpn_1x_coco",
+                f"mask-rcnn_{name}_fpn_ms-3x_coco",
+                f"{name}_upernet_4xb4-160k_ade20k-512x512",
+            ):
+                assert (wanted in MODELS) == dense, wanted
+    assert len(IMAGENET) == 29
+
+
+def test_results_are_marked_as_the_papers():
+    results = [result for model in MODELS.values() for result in model.get("Results", ())]
+    assert len(results) > 60
+    assert {result["Source"] for result in results} == {"paper"}
+    assert all(result["Metrics"] for result in results)
+
+
+def test_model_index_library_reads_it():
+    """MIM's search and download go through this library."""
+    modelindex = pytest.importorskip("modelindex")
+    index = modelindex.load(str(INDEX))
+    index.build_models_with_collections()
+    models = {model.name: model for model in index.models}
+    assert set(models) == set(MODELS) and not index.check_errors
+    model = models["vmamba-v0-tiny_8xb128_in1k"].full_model
+    assert model.metadata.data["Parameters"] == 22893448
+    assert model.results.data[0].data["Metrics"] == {"Top 1 Accuracy": 82.2}
+
+
+def _scan_macs(x, x_dbl, routes, out_routes, A, dt_weight, *args, out_shape=None, **kwargs):
+    """A scan as the papers count it: 9 N + 1, and all projections at every visit of a pixel."""
+    (batch, pixels, *_), steps, d_state = x, routes[1], A[1]
+    num_routes, channels, dt_rank = dt_weight
+    once = num_routes * channels * (9 * d_state + 1 + dt_rank)
+    # what the package projects once per pixel
+    again = max(steps - pixels, 0) * num_routes * channels * (dt_rank + 2 * d_state)
+    return 2 * batch * (steps * once + again)
+
+
+def _per_element(weight, place=0):
+    return lambda *args, out_shape=None, **kwargs: 2 * weight * prod((*args, out_shape)[place])
+
+
+aten = torch.ops.aten
+#: Twice the multiply-accumulates of fvcore's convention, which most papers use.
+FORMULAS = {
+    torch.ops.mmvssm.selective_scan_2d: _scan_macs,
+    aten.native_layer_norm: _per_element(5),
+    aten._native_batch_norm_legit_no_training: _per_element(2),
+    aten.upsample_bilinear2d: _per_element(4, -1),
+    aten.upsample_nearest2d: _per_element(1, -1),
+}
+
+
+def counted_macs(model):
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
+        model.head(model.extract_feat(torch.empty(1, 3, 224, 224, device="meta")))
+    return counter.get_total_flops() / 2
+
+
+def plain_macs(model, authors_of_local_mamba=False):
+    """Plain backbones, from their weights alone, at every token.
+
+    LocalMamba's authors take convolution and projections once instead of for each direction, and
+    5 N for a scanned element of N states instead of 9 N.
+    """
+    backbone = model.backbone
+    patches = prod(backbone.grid)
+    tokens = patches + (0 if backbone.cls_token is None else len(backbone.cls_token))
+    total = patches * backbone.patch_embed.conv1.weight.numel() + model.head.fc.weight.numel()
+    for layer in backbone.layers:
+        mixer = layer.mixer
+        inner, routes, states = mixer.out_proj.in_features, mixer.num_routes, mixer.d_state
+        own = [mixer.conv1d.weight, mixer.x_proj_weight, mixer.dt_projs_weight]
+        directions, per_element = routes, 9 * states + 2
+        if authors_of_local_mamba:
+            directions, per_element = 1, 5 * states + 2
+        macs = sum(weight.numel() for weight in own) * directions / routes
+        macs += mixer.in_proj.in_features
+        if mixer.merge is not None:
+            attention = mixer.merge.attn
+            for linear in (attention.global_reduce, attention.channel_select):
+                total += directions * linear.weight.numel()
+        macs += mixer.in_proj.weight.numel() + mixer.out_proj.weight.numel()
+        total += tokens * (macs + routes * inner * per_element)
+    return total
+
+
+@pytest.mark.parametrize(
+    "name", by_cost(IMAGENET, lambda n: n.startswith("vmamba-") or variant(n) in SMALLEST)
+)
+def test_parameters_and_flops_of_classifiers(name):
+    metadata, model = MODELS[name]["Metadata"], build(name)
+    assert sum(parameter.numel() for parameter in model.parameters()) == metadata["Parameters"]
+    if name.startswith("local-vim"):
+        macs, within = plain_macs(model, authors_of_local_mamba=True), 5e-4
+    elif name.startswith("vim"):
+        macs, within = plain_macs(model), 3e-3
+    else:
+        macs, within = counted_macs(model), 2e-4 if name.startswith("vmamba") else 3e-3
+    assert macs == pytest.approx(metadata["FLOPs"], rel=within)
+
+
+def dense_macs(model):
+    """A segmentor without its auxiliary head, a detector with all of its proposals."""
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
+        if hasattr(model, "decode_head"):
+            model.decode_head(model.extract_feat(torch.empty(1, 3, 512, 2048, device="meta")))
+        else:
+            model.rpn_head(model.extract_feat(torch.empty(1, 3, 800, 1280, device="meta")))
+            for head, shape in (
+                (model.roi_head.bbox_head, (1000, 256, 7, 7)),
+                (model.roi_head.mask_head, (100, 256, 14, 14)),
+            ):
+                for stage in head if isinstance(head, torch.nn.ModuleList) else [head]:
+                    stage(torch.empty(shape, device="meta"))
+    return counter.get_total_flops() / 2
+
+
+@pytest.mark.parametrize(
+    "name",
+    by_cost(DENSE, lambda n: variant(n) in SMALLEST and re.search("_1x_|4xb4-160k.*512$", n)),
+)
+def test_parameters_and_flops_of_detectors_and_segmentors(name):
+    metadata, model = MODELS[name]["Metadata"], build(name)
+    assert sum(parameter.numel() for parameter in model.parameters()) == metadata["Parameters"]
+    assert dense_macs(model) == pytest.approx(metadata["FLOPs"], rel=1e-3)
+
+
+#: Millions of parameters and giga-FLOPs of Mask R-CNN and UperNet.
+PUBLISHED = {
+    "vmamba-v0-tiny": (42.40, 285.9, 55, 964),
+    "vmamba-v0-small": (63.92, 400.3, 76, 1081),
+    "vmamba-v0-base": (95.63, 539.8, 110, 1226),
+    "vmamba-tiny-s2l5": (50.21, 270.2, 62.36, 947.8),
+    "vmamba-small-s2l15": (69.65, 348.9, 81.80, 1028.4),
+    "vmamba-base-s2l15": (108, 485.5, 122.07, 1170.3),
+    "vmamba-tiny-s1l8": (49.76, 271.2, 61.90, 948.8),
+    "msvmamba-micro": (32, 201, 42, 875),
+    # 252 stands in the paper, see its page
+    "msvmamba-tiny": (53, 265, 65, 942),
+}
+
+
+@pytest.mark.parametrize("arch", PUBLISHED)
+def test_detectors_and_segmentors_are_the_published_ones(arch):
+    published = iter(PUBLISHED[arch])
+    for name in (f"mask-rcnn_{arch}_fpn_1x_coco", f"{arch}_upernet_4xb4-160k_ade20k-512x512"):
+        metadata = MODELS[name]["Metadata"]
+        millions = next(published)
+        digits = 0 if isinstance(millions, int) else 2
+        assert round(metadata["Parameters"] / 1e6, digits) == millions
+        assert metadata["FLOPs"] / 1e9 == pytest.approx(next(published), rel=2e-3)
+
+
+def test_local_vim_counted_as_vim():
+    """The figures that its page gives beside the authors'."""
+    text = " ".join((FOLDERS["local-vim"] / "README.md").read_text().split())
+    for arch in ("tiny", "tiny-mid-cls", "small"):
+        macs = plain_macs(build(f"local-vim-{arch}_8xb128_in1k"))
+        assert f"`{arch}`" in text and f"{macs / 1e9:.2f} G" in text, (arch, macs)
+
+
+def run_zoo(root, *options):
+    command = [sys.executable, str(root / "tools" / "model_zoo.py"), *options]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_pages_are_up_to_date():
+    done = run_zoo(ROOT, "--check")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """What the tool reads and writes."""
+    for folder in FOLDERS.values():
+        (tmp_path / "configs" / folder.name).mkdir(parents=True)
+        for name in ("README.md", "metafile.yml"):
+            shutil.copy(folder / name, tmp_path / "configs" / folder.name)
+    for name in ("model-index.yml", "tools/model_zoo.py", "docs/model_zoo.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def change(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_a_change_of_a_metafile_reaches_the_pages(copy):
+    pages = [copy / "configs" / "vim" / "README.md", copy / "docs" / "model_zoo.md"]
+    change(
+        copy / "configs" / "vim" / "metafile.yml", "Top 5 Accuracy: 95.8", "Top 5 Accuracy: 12.3"
+    )
+    before = [page.read_text() for page in pages]
+    done = run_zoo(copy, "--check")
+    assert done.returncode == 1 and "run tools/model_zoo.py" in done.stderr
+    assert done.stdout == "out of date: configs/vim/README.md\nout of date: docs/model_zoo.md\n"
+    assert [page.read_text() for page in pages] == before
+    assert run_zoo(copy).returncode == 0
+    assert [page.read_text() for page in pages] == [text.replace("95.8", "12.3") for text in before]
+    assert run_zoo(copy, "--check").stdout == "all pages are up to date\n"
+
+
+def test_what_the_tool_refuses(copy):
+    readme = copy / "configs" / "vim" / "README.md"
+    change(readme, "<!-- End of the tables. -->", "")
+    done = run_zoo(copy)
+    assert done.returncode == 1 and "configs/vim/README.md must have once each" in done.stderr
+    shutil.copy(ROOT / "configs" / "vim" / "README.md", readme)
+    change(copy / "configs" / "vim" / "metafile.yml", "Source: paper", "Source: mmvssm")
+    done = run_zoo(copy)
+    assert done.returncode == 1 and "vim-tiny_8xb128_in1k" in done.stderr
+    assert "'Source: paper', got 'mmvssm'" in done.stderr
+
+
+def test_help():
+    text = run_zoo(ROOT, "--help").stdout
+    assert "--check" in text and "metafile.yml" in text and "docs/model_zoo.md" in text
+
+
+def test_links_of_the_pages_lead_to_files():
+    pages = [ROOT / "docs" / "model_zoo.md"]
+    pages += [folder / "README.md" for folder in FOLDERS.values()]
+    for page in pages:
+        links = re.findall(r"\]\(([^)]+)\)", page.read_text())
+        for link in links:
+            assert link.startswith("https://") or (page.parent / link).is_file(), (page, link)
+        for command in re.findall(r"(?:configs|tools)/[\w./-]*\.(?:py|sh)", page.read_text()):
+            assert (ROOT / command).is_file() or (page.parent.parent / command).is_file(), command
+
+
+@pytest.mark.parametrize("family", by_cost(FAMILIES, lambda name: name == "vim"))
+def test_picture_is_what_the_command_draws(family, tmp_path):
+    text = (FOLDERS[family] / "README.md").read_text()
+    ((options, target),) = re.findall(
+        r"^python tools/analysis_tools/routes\.py (.*?)(?: \\\n +| )--out (\S+\.png)$",
+        text, re.MULTILINE,
+    )  # fmt: skip
+    committed = ROOT / target
+    assert target == f"docs/routes/{family}.png" and f"](../../{target})" in text
+    assert committed.stat().st_size <= 60_000
+    tool = ROOT / "tools" / "analysis_tools" / "routes.py"
+    command = [sys.executable, str(tool), *options.split(), "--out", "new.png"]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    subprocess.run(command, cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": path})
+    old, new = cv2.imread(str(committed)), cv2.imread(str(tmp_path / "new.png"))
+    assert old.shape == new.shape
+    # fonts and edges may differ from one matplotlib to the next
+    assert np.abs(old.astype(int) - new).mean() < 8

@@ -1,0 +1,265 @@
+"""Write the tables of the model zoo from the metafiles, or check that they are up to date."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = Path("docs", "model_zoo.md")
+BEGIN = "<!-- Tables by tools/model_zoo.py from metafile.yml: change that file, run the tool. -->"
+END = "<!-- End of the tables. -->"
+
+DESCRIPTION = """\
+Write the tables of the model zoo from the metafiles, or check that they are up to date.
+
+What is known of a config (parameters, FLOPs, the paper's results) stands once, in the metafile.yml
+of its folder, which also serves MIM. This tool makes the tables of configs/*/README.md from it,
+between two comment lines, and the whole of docs/model_zoo.md.
+"""
+EXAMPLES = """\
+after a change of a metafile:
+  python tools/model_zoo.py            write what has changed
+  python tools/model_zoo.py --check    write nothing; exit status 1 if a page is out of date
+
+A new family: give it a folder below configs with a metafile.yml that model-index.yml imports, and a
+README.md with the two comment lines, which this tool names where they are missing.
+"""
+INTRODUCTION = """\
+# Model zoo
+
+<!-- Written by tools/model_zoo.py from configs/*/metafile.yml: do not edit. -->
+
+Results are the papers', of models that their authors trained with their own code; a dash says that
+no number was published. Parameters are those of the models as this package builds them. FLOPs are
+in each family's published convention, one multiply-accumulate being one, and do not compare across
+families; each family's page says more.
+"""
+
+
+class Column(NamedTuple):
+    """A column of numbers: headline, and what a metafile calls it."""
+
+    title: str
+    dataset: str
+    metric: str
+
+
+class Task(NamedTuple):
+    """A table: its headline, the training data that its configs name, and its columns."""
+
+    title: str
+    data: str
+    input_size: str
+    columns: tuple[Column, ...]
+
+
+TASKS = (
+    Task(
+        "ImageNet-1k classification",
+        "ImageNet-1k",
+        "224x224",
+        (
+            Column("Top-1 (paper)", "ImageNet-1k", "Top 1 Accuracy"),
+            Column("Top-5 (paper)", "ImageNet-1k", "Top 5 Accuracy"),
+        ),
+    ),
+    Task(
+        "COCO detection and instance segmentation",
+        "COCO",
+        "1280x800",
+        (
+            Column("Box AP (paper)", "COCO", "box AP"),
+            Column("Mask AP (paper)", "COCO", "mask AP"),
+        ),
+    ),
+    Task(
+        "ADE20K semantic segmentation",
+        "ADE20K",
+        "2048x512",
+        (
+            Column("mIoU (paper)", "ADE20K", "mIoU"),
+            Column("mIoU, scales and flip (paper)", "ADE20K", "mIoU(ms+flip)"),
+        ),
+    ),
+)
+METHODS = {"mask-rcnn": "Mask R-CNN", "cascade-mask-rcnn": "Cascade Mask R-CNN"}
+
+SCALES = {"ms": "multi-scale", "lsj": "large-scale jitter"}
+
+
+class Entry(NamedTuple):
+    """A config: its family's folder and title, and its entry in the metafile."""
+
+    folder: str
+    family: str
+    model: dict
+
+    @property
+    def variant(self) -> str:
+        """The ``arch``, which follows the family in the config's name."""
+        parts = self.model["Name"].split("_")
+        prefix = f"{self.folder.replace('_', '-')}-"
+        return next(part for part in parts if part.startswith(prefix)).removeprefix(prefix)
+
+    @property
+    def recipe(self) -> str:
+        """Method and schedule, in words; nothing for ImageNet-1k."""
+        first, *rest = self.model["Name"].split("_")
+        schedule = next((part for part in rest if re.search(r"\d(x|e|k)$", part)), "")
+        *words, length = schedule.split("-")
+        schedule = ", ".join([length, *(SCALES[word] for word in words if word in SCALES)])
+        if self.data == "COCO":
+            return f"{METHODS[first]}, {schedule}"
+        if self.data == "ADE20K":
+            return f"UperNet, {schedule}, {rest[-1].rpartition('-')[2]}"
+        return ""
+
+    @property
+    def data(self) -> str:
+        """What it trains on."""
+        return self.model["Metadata"]["Training Data"]
+
+    def number(self, column: Column) -> str:
+        """A result of the paper, a dash where there is none."""
+        for result in self.model.get("Results", []):
+            if result["Source"] != "paper":
+                raise SystemExit(
+                    f"model_zoo.py: error: {self.model['Name']}: the tables are of results with"
+                    f" 'Source: paper', got {result['Source']!r}"
+                )
+            if result["Dataset"] == column.dataset and column.metric in result["Metrics"]:
+                return str(result["Metrics"][column.metric])
+        return "-"
+
+
+def read_entries(root: Path) -> list[Entry]:
+    """All entries of the metafiles, in their order."""
+    entries = []
+    for file in yaml.safe_load((root / "model-index.yml").read_text())["Import"]:
+        content = yaml.safe_load((root / file).read_text())
+        (collection,) = content["Collections"]
+        entries += [
+            Entry(Path(file).parent.name, collection["Name"], model) for model in content["Models"]
+        ]
+    return entries
+
+
+def millions(parameters: int) -> str:
+    return f"{parameters / 1e6:.1f} M"
+
+
+def giga(flops: float | None) -> str:
+    if flops is None:
+        return "-"
+    # three digits, zeros kept
+    number = f"{flops / 1e9:.0f}" if flops >= 1e12 else f"{flops / 1e9:#.3g}".rstrip(".")
+    return f"{number} G"
+
+
+def table(
+    task: Task, entries: list[Entry], link: Callable[[Path], str], with_family: bool = False
+) -> str:
+    """The table of one task as Markdown; columns without any content are left out.
+
+    Args:
+        task: The task.
+        entries: Its entries.
+        link: From a path below the repository to what a link on the page says.
+        with_family: Whether to name the family in every row.
+    """
+    rows = []
+    for entry in entries:
+        metadata, path = entry.model["Metadata"], entry.model["Config"]
+        released = entry.model.get("Released Weights")
+        rows.append(
+            {
+                "Family": entry.family if with_family else "",
+                "Config": f"[{entry.variant}]({link(Path(path))})",
+                "Recipe": entry.recipe,
+                "Params": millions(metadata["Parameters"]),
+                f"FLOPs ({task.input_size})": giga(metadata.get("FLOPs")),
+                **{column.title: entry.number(column) for column in task.columns},
+                "Authors' weights": f"[file]({released})" if released else "",
+            }
+        )
+    titles = [title for title in rows[0] if any(row[title] not in ("", "-") for row in rows)]
+    left = ("Family", "Config", "Recipe", "Authors' weights")
+    lines = [
+        titles,
+        ["---" if title in left else "---:" for title in titles],
+        *([row[title] for title in titles] for row in rows),
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def tables(entries: list[Entry], link: Callable[[Path], str], with_family: bool = False) -> str:
+    """The tables of all tasks under their headlines."""
+    parts = []
+    for task in TASKS:
+        chosen = [entry for entry in entries if entry.data == task.data]
+        if chosen:
+            parts.append(f"## {task.title}\n\n{table(task, chosen, link, with_family)}\n")
+    return "\n".join(parts)
+
+
+def write_pages(root: Path) -> dict[Path, str]:
+    """The wanted content of every page, by its path."""
+    entries = read_entries(root)
+    pages = {}
+    for folder in dict.fromkeys(entry.folder for entry in entries):
+        path = root / "configs" / folder / "README.md"
+        text = path.read_text()
+        if text.count(BEGIN) != 1 or text.count(END) != 1:
+            raise SystemExit(
+                f"model_zoo.py: error: {path.relative_to(root)} must have once each of the lines\n"
+                f"{BEGIN}\n{END}"
+            )
+        before, _, rest = text.partition(BEGIN)
+        _, _, after = rest.partition(END)
+        own = [entry for entry in entries if entry.folder == folder]
+        pages[path] = f"{before}{BEGIN}\n\n{tables(own, lambda p: p.name)}\n{END}{after}"
+    families = {entry.folder: entry.family for entry in entries}
+    links = ", ".join(
+        f"[{name}](../configs/{folder}/README.md)" for folder, name in families.items()
+    )
+    pages[root / PAGE] = (
+        f"{INTRODUCTION}\nFamilies: {links}.\n\n"
+        f"{tables(entries, lambda p: f'../{p.as_posix()}', with_family=True)}"
+    )
+    return pages
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit status 1 if a page is out of date"
+    )
+    args = parser.parse_args()
+    outdated = {
+        path: text
+        for path, text in write_pages(ROOT).items()
+        if not path.is_file() or path.read_text() != text
+    }
+    for path, text in outdated.items():
+        print(f"{'out of date' if args.check else 'wrote'}: {path.relative_to(ROOT)}")
+        if not args.check:
+            path.write_text(text)
+    if args.check and outdated:
+        sys.exit("model_zoo.py: error: run tools/model_zoo.py")
+    if not outdated:
+        print("all pages are up to date")
+
+
+if __name__ == "__main__":
+    main()

@@ -246,6 +246,8 @@ def main() -> None:
         "--check", action="store_true", help="write nothing; exit status 1 if a page is out of date"
     )
     args = parser.parse_args()
+    if not (ROOT / PAGE.parent).is_dir():
+        sys.exit(f"model_zoo.py: error: {str(ROOT)!r} is no checkout: it has no folder 'docs'")
     outdated = {
         path: text
         for path, text in write_pages(ROOT).items()

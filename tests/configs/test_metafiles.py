@@ -101,6 +101,9 @@ def test_results_are_marked_as_the_papers():
     assert len(results) > 60
     assert {result["Source"] for result in results} == {"paper"}
     assert all(result["Metrics"] for result in results)
+    # which `mim search` shows
+    for content in METAFILES.values():
+        assert content["Collections"][0]["Metadata"]["Results From"] == "paper"
 
 
 def test_model_index_library_reads_it():
@@ -303,6 +306,9 @@ def test_what_the_tool_refuses(copy):
     done = run_zoo(copy)
     assert done.returncode == 1 and "vim-tiny_8xb128_in1k" in done.stderr
     assert "'Source: paper', got 'mmvssm'" in done.stderr
+    shutil.rmtree(copy / "docs")
+    done = run_zoo(copy)
+    assert done.returncode == 1 and "is no checkout" in done.stderr
 
 
 def test_help():

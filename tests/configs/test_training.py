@@ -4,10 +4,13 @@ The step of each family's smallest networks belongs to the default run, that of 
 differ in size alone, to the slow tests.
 """
 
+import copy
 import json
 import math
 import re
+from functools import cache
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import pytest
 import torch
@@ -25,18 +28,16 @@ PUBLISHED = sorted(
     for path in (ROOT / "configs").glob("*/*.py")
     if path.parent.name not in ("_base_", "demo", "options")
 )
-SMALLEST = ("nano", "tiny", "tiny-s1l8", "v0-tiny", "v3-tiny")
+SMALLEST = ("nano", "tiny", "tiny-mid-cls", "tiny-s1l8", "tiny-stride8", "v0-tiny", "v3-tiny")
+
+
+def family_of(name):
+    return name.partition("/")[0].replace("_", "-")
 
 
 def arch_of(name):
     """`tiny-s1l8` of `vmamba/mask-rcnn_vmamba-tiny-s1l8_fpn_1x_coco`."""
-    family, _, stem = name.partition("/")
-    return (
-        stem.removeprefix("cascade-")
-        .removeprefix("mask-rcnn_")
-        .removeprefix(f"{family.replace('_', '-')}-")
-        .split("_")[0]
-    )
+    return name.partition("/")[2].partition(f"{family_of(name)}-")[2].partition("_")[0]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -46,11 +47,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def in_default_run(name):
-    """Whether it is a small network in one of the schedules that all families share."""
-    return arch_of(name) in SMALLEST and not re.search(r"lsj|-60k", name)
 
 
 METRICS = {"mmpretrain": "accuracy/top1", "mmdet": "coco/bbox_mAP_50", "mmseg": "mIoU"}
@@ -75,12 +71,19 @@ def divide(value, factor):
     return value // factor
 
 
-def inherit(name, tmp_path):
-    """The config as a user's file with `_base_ = 'mmvssm::...'` gets it."""
+@cache
+def read_by_name(name):
     # MMEngine takes no first folder with a hyphen
     folder = "" if re.match(r"\w+/", name) else "_base_/../"
-    (tmp_path / "mine.py").write_text(f"_base_ = 'mmvssm::{folder}{name}.py'\n")
-    cfg = Config.fromfile(tmp_path / "mine.py")
+    with NamedTemporaryFile("w", suffix=".py") as file:
+        file.write(f"_base_ = 'mmvssm::{folder}{name}.py'\n")
+        file.flush()
+        return Config.fromfile(file.name)
+
+
+def inherit(name, tmp_path):
+    """The config as a user's file with `_base_ = 'mmvssm::...'` gets it."""
+    cfg = copy.deepcopy(read_by_name(name))
     cfg.work_dir = str(tmp_path)
     # MMEngine keeps one visualizer per name for the whole process
     cfg.experiment_name = cfg.visualizer.name = tmp_path.name
@@ -95,13 +98,15 @@ def lighten(model):
         for head, part in zip(model.roi_head.bbox_head, model.train_cfg.rcnn):
             head.fc_out_channels, part.sampler.num = 64, 32
         model.test_cfg.rcnn.update(score_thr=0.0, max_per_img=5)
-    if model.type == "MaskRCNN":
-        roi = model.roi_head
+    if model.type in ("MaskRCNN", "CascadeRCNN"):
+        roi, rcnn = model.roi_head, model.train_cfg.rcnn
         model.neck.out_channels = model.rpn_head.in_channels = model.rpn_head.feat_channels = 32
         roi.bbox_roi_extractor.out_channels = roi.mask_roi_extractor.out_channels = 32
-        roi.bbox_head.update(in_channels=32, conv_out_channels=32, fc_out_channels=64)
+        for head in roi.bbox_head if isinstance(roi.bbox_head, list) else [roi.bbox_head]:
+            head.update(in_channels=32, conv_out_channels=32, fc_out_channels=64)
         roi.mask_head.update(in_channels=32, conv_out_channels=32)
-        model.train_cfg.rcnn.sampler.num = 32
+        for part in rcnn if isinstance(rcnn, list) else [rcnn]:
+            part.sampler.num = 32
         model.train_cfg.rpn_proposal.max_per_img = model.test_cfg.rpn.max_per_img = 50
         model.test_cfg.rcnn.update(score_thr=0.0, max_per_img=5)
 
@@ -169,7 +174,7 @@ def check_step_and_predictions(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[] if in_default_run(name) else pytest.mark.slow)
+        pytest.param(name, marks=[] if arch_of(name) in SMALLEST else pytest.mark.slow)
         for name in PUBLISHED
     ],
 )
@@ -224,13 +229,9 @@ def test_every_form_says_the_same(name, root, tmp_path):
 
 
 def test_names():
-    """Base names are unique, as `mim` needs, and begin with the family that the folder names."""
+    """Base names are unique, as `mim` needs, and say the family that the folder names."""
     stems = [*DEMO, *(name.partition("/")[2] for name in PUBLISHED)]
     assert len(set(stems)) == len(stems)
     for name in PUBLISHED:
-        family, _, stem = name.partition("/")
-        assert (
-            stem.removeprefix("cascade-")
-            .removeprefix("mask-rcnn_")
-            .startswith(f"{family.replace('_', '-')}-")
-        )
+        detector = "(cascade-)?mask-rcnn_"
+        assert re.fullmatch(rf"\w[\w-]*/({detector})?{family_of(name)}-[\w-]+", name)

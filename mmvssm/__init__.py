@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mmengine.config.utils import MODULE2PACKAGE
 
+from .options import add_options
 from .version import __version__
 
 # mmengine resolves ``_base_ = 'mmvssm::...'`` only for packages of this table.
@@ -19,7 +20,7 @@ from .version import __version__
 # taken: a submodule name gives the right folder in wheel and editable installs.
 MODULE2PACKAGE.setdefault("mmvssm", "mmvssm.version")
 
-__all__ = ["__version__", "config_path"]
+__all__ = ["__version__", "add_options", "config_path"]
 
 
 def config_path(name: str) -> str:

@@ -9,6 +9,7 @@ from mmengine.registry import Registry
 
 _MODELS = ["mmvssm.models"]
 _ENGINE = ["mmvssm.engine"]
+_SHARDING = ["mmvssm.engine.fsdp"]
 
 RUNNERS = Registry("runner", parent=root.RUNNERS, scope="mmvssm", locations=_ENGINE)
 RUNNER_CONSTRUCTORS = Registry(
@@ -16,7 +17,7 @@ RUNNER_CONSTRUCTORS = Registry(
 )
 LOOPS = Registry("loop", parent=root.LOOPS, scope="mmvssm", locations=_ENGINE)
 HOOKS = Registry("hook", parent=root.HOOKS, scope="mmvssm", locations=_ENGINE)
-STRATEGIES = Registry("strategy", parent=root.STRATEGIES, scope="mmvssm", locations=_ENGINE)
+STRATEGIES = Registry("strategy", parent=root.STRATEGIES, scope="mmvssm", locations=_SHARDING)
 DATASETS = Registry("dataset", parent=root.DATASETS, scope="mmvssm", locations=_ENGINE)
 DATA_SAMPLERS = Registry(
     "data sampler", parent=root.DATA_SAMPLERS, scope="mmvssm", locations=_ENGINE
@@ -51,4 +52,4 @@ LOG_PROCESSORS = Registry(
     "log_processor", parent=root.LOG_PROCESSORS, scope="mmvssm", locations=_ENGINE
 )
 INFERENCERS = Registry("inferencer", parent=root.INFERENCERS, scope="mmvssm", locations=_ENGINE)
-FUNCTIONS = Registry("function", parent=root.FUNCTIONS, scope="mmvssm", locations=_ENGINE)
+FUNCTIONS = Registry("function", parent=root.FUNCTIONS, scope="mmvssm", locations=_SHARDING)

@@ -10,7 +10,8 @@ from mmengine.dist import is_main_process
 from mmengine.registry import METRICS
 
 import mmvssm  # noqa: F401  makes 'mmvssm::' bases known before the config is read
-from mmvssm.engine import cli
+from mmvssm.engine import cli, runtime
+from mmvssm.engine.data_check import require_data
 
 EXAMPLES = """examples:
   the metrics of a checkpoint:
@@ -164,13 +165,14 @@ def save_metrics(metrics: dict, out: str) -> None:
 def main() -> None:
     args = parse_args()
     cli.trust_checkpoints()
-    cfg = cli.load_config(args.config, args.cfg_options)
+    cfg = cli.load_config(args.config, args.cfg_options, args.option)
     cli.require_checkpoint(args.checkpoint)
-    cli.require_data(cfg, "test_dataloader")
+    require_data(cfg, "test_dataloader")
     for part in ("test_cfg", "test_dataloader", "test_evaluator"):
         if cfg.get(part) is None:
             cli.fail(f"{args.config!r} has no {part}")
 
+    runtime.require_packages(cfg)
     cli.set_work_dir(cfg, args)
     cli.set_up_loaders(cfg, args, "test_dataloader")
     cfg.load_from = args.checkpoint

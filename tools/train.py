@@ -6,7 +6,8 @@ from mmengine.config import Config
 from mmengine.device import get_device
 
 import mmvssm  # noqa: F401  makes 'mmvssm::' bases known before the config is read
-from mmvssm.engine import cli, make_resumable
+from mmvssm.engine import cli, make_resumable, runtime
+from mmvssm.engine.data_check import require_data
 
 EXAMPLES = """examples:
   train, then continue after an interruption:
@@ -17,6 +18,8 @@ EXAMPLES = """examples:
         --cfg-options randomness.seed=0 train_dataloader.batch_size=8
   learning rate by the true batch size, mixed precision, 8 GPUs:
     tools/dist_train.sh CONFIG 8 --auto-scale-lr --amp
+  bfloat16, blocks recomputed in the backward pass to save memory, curves for TensorBoard:
+    python tools/train.py CONFIG --option amp-bf16 gradient-checkpointing tensorboard
 
 A resumed run ends with the weights of an uninterrupted one: all random numbers depend on the
 seed, the rank and the iteration alone. On GPUs also set randomness.deterministic=True.
@@ -69,9 +72,8 @@ def set_up_resume(cfg: Config, resume: str) -> None:
 
 def set_up_amp(cfg: Config) -> None:
     """Make the optimizer wrapper one of mixed precision."""
-    # mmpretrain's schedules leave the type out; Python-style configs hold a class.
-    kind = cfg.optim_wrapper.get("type", "OptimWrapper")
-    kind = kind if isinstance(kind, str) else kind.__name__
+    # mmpretrain's schedules leave the type out.
+    kind = cli.type_name(cfg.optim_wrapper) or "OptimWrapper"
     if kind.endswith("AmpOptimWrapper"):
         return
     if kind != "OptimWrapper":
@@ -100,7 +102,9 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
         set_up_resume(cfg, args.resume)
 
     loaders = ("train_dataloader", "val_dataloader")
-    cli.require_data(cfg, *loaders)
+    runtime.require_packages(cfg)
+    runtime.set_up_optimization(cfg, args)
+    require_data(cfg, *loaders)
     if args.no_persistent_workers:
         for name in loaders:
             if cfg.get(name) is not None:
@@ -112,7 +116,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
 def main() -> None:
     args = parse_args()
     cli.trust_checkpoints()
-    cfg = cli.load_config(args.config, args.cfg_options)
+    cfg = cli.load_config(args.config, args.cfg_options, args.option)
     merge_args(cfg, args)
     cli.set_up_launch(cfg, args)
     cli.build_runner(cfg).train()

@@ -1,11 +1,13 @@
 """Hooks, samplers, optimizer constructors and command-line support for MMEngine's runner."""
 
+from .channels_last import ChannelsLastHook
 from .collate import default_collate
 from .direction_search import DirectionSearchHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
 from .resume import ExactResumeHook, ResumableBatchSampler, SeededDataset, make_resumable
 
 __all__ = [
+    "ChannelsLastHook",
     "DirectionSearchHook",
     "ExactResumeHook",
     "LayerDecayOptimWrapperConstructor",

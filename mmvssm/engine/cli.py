@@ -10,7 +10,7 @@ import argparse
 import datetime
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,6 +23,8 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import find_latest_checkpoint
 from torch import distributed
+
+from mmvssm.options import option_names, read_option
 
 LIBRARIES = ("mmpretrain", "mmdet", "mmseg")
 
@@ -51,6 +53,15 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
         "else work_dirs/<name of the config>",
     )
     parser.add_argument(
+        "--option",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME",
+        help="lay training options over the config, before --cfg-options: "
+        f"{', '.join(option_names())} (docs/options.md), or the path of a config fragment",
+    )
+    parser.add_argument(
         "--cfg-options",
         nargs="+",
         action=_Options,
@@ -75,14 +86,21 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
 
 
-def load_config(path: str, options: dict) -> Config:
-    """Read the config at ``path`` and merge ``--cfg-options`` into it."""
+def load_config(path: str, options: dict, fragments: Sequence[str] = ()) -> Config:
+    """Read the config at ``path``; lay ``--option`` over it, then ``--cfg-options``."""
     if not os.path.isfile(path):
         fail(f"there is no config file {path!r}")
     try:
         cfg = Config.fromfile(path)
     except FileNotFoundError as error:
         fail(f"config {path!r} inherits a file that does not exist: {error}")
+    for name in fragments:
+        try:
+            cfg.merge_from_dict(read_option(name))
+        except FileNotFoundError as error:
+            fail(f"--option: {error}")
+        except (KeyError, TypeError) as error:
+            fail(f"--option {name} does not fit {path!r}: {error}")
     try:
         cfg.merge_from_dict(options)
     except (KeyError, TypeError, IndexError, AssertionError) as error:
@@ -135,6 +153,12 @@ def seed_of(checkpoint: str) -> int | None:
     return torch.load(checkpoint, map_location="cpu", mmap=True).get("meta", {}).get("seed")
 
 
+def type_name(node: dict) -> str:
+    """The last word of a config's ``type``, which may be a name with a scope or a class."""
+    kind = node.get("type", "")
+    return (kind if isinstance(kind, str) else kind.__name__).split(".")[-1]
+
+
 def leaf_datasets(dataset: ConfigDict) -> Iterator[ConfigDict]:
     """The dataset configs inside wrappers such as ``RepeatDataset`` and ``ConcatDataset``."""
     if "datasets" in dataset:
@@ -144,20 +168,6 @@ def leaf_datasets(dataset: ConfigDict) -> Iterator[ConfigDict]:
         yield from leaf_datasets(dataset.dataset)
     else:
         yield dataset
-
-
-def require_data(cfg: Config, *loaders: str) -> None:
-    """Check that the local data folders of the named data loaders exist."""
-    for loader in loaders:
-        if cfg.get(loader) is None:
-            continue
-        for dataset in leaf_datasets(cfg[loader].dataset):
-            root = dataset.get("data_root")
-            if root and "://" not in root and not os.path.isdir(root):
-                fail(
-                    f"there is no data folder {root!r} ({loader} of the config); put the data "
-                    f"there or name its place: --cfg-options {loader}.dataset.data_root=DIR"
-                )
 
 
 def set_up_loaders(cfg: Config, args: argparse.Namespace, *loaders: str) -> None:
@@ -212,8 +222,23 @@ def set_up_launch(cfg: Config, args: argparse.Namespace) -> None:
         find_unused_parameters=cfg.get("find_unused_parameters", False),
         **(cfg.get("model_wrapper_cfg") or {}) | dict(device_ids=None),
     )
+    if cfg.get("strategy"):
+        _shard_on_cpu(cfg.strategy)
     if _revert_sync_bn(cfg.model) and distributed.get_rank() == 0:
         print("SyncBN needs GPUs: each process normalises by its own batch (BN).", flush=True)
+
+
+def _shard_on_cpu(strategy: ConfigDict) -> None:
+    """Keep FSDP on the CPU, where a whole model needs no offloading, and cannot bear it."""
+    if type_name(strategy) != "FSDPStrategy":
+        return
+    strategy.setdefault("model_wrapper", {})["device_id"] = "cpu"
+    if strategy.get("state_dict_cfg") == "full":
+        strategy.state_dict_cfg = dict(
+            state_dict_type="FULL_STATE_DICT",
+            state_dict_config=dict(type="FullStateDictConfig", rank0_only=True),
+            optim_state_dict_config=dict(type="FullOptimStateDictConfig", rank0_only=True),
+        )
 
 
 def _revert_sync_bn(node: object) -> int:

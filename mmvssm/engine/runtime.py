@@ -1,0 +1,59 @@
+"""Checks and settings for what ``configs/options`` switches on, before any work is done."""
+
+from __future__ import annotations
+
+import argparse
+from importlib.util import find_spec
+
+from mmengine.config import Config
+from mmengine.device import get_device
+
+from .cli import fail, type_name
+
+_OF_MIXED_PRECISION = ("loss_scale", "dtype", "use_fsdp")
+
+
+def require_packages(cfg: Config) -> None:
+    """Check that TensorBoard and DeepSpeed are there where the config asks for them."""
+    backends = {
+        type_name(backend) for backend in (cfg.get("visualizer") or {}).get("vis_backends", ())
+    }
+    if "TensorboardVisBackend" in backends and not (
+        find_spec("tensorboard") or find_spec("tensorboardX")
+    ):
+        fail("TensorboardVisBackend needs TensorBoard: pip install tensorboard")
+    if type_name(cfg.get("strategy") or {}) == "DeepSpeedStrategy" and not find_spec("deepspeed"):
+        fail("DeepSpeedStrategy needs DeepSpeed: pip install deepspeed")
+
+
+def set_up_optimization(cfg: Config, args: argparse.Namespace) -> None:
+    """Check that sharding can run here, give DeepSpeed what it needs; no half precision on CPUs."""
+    if type_name(cfg.optim_wrapper) == "AmpOptimWrapper" and get_device() == "cpu":
+        print("Mixed precision needs a GPU: this run computes in float32.", flush=True)
+        cfg.optim_wrapper.type = "OptimWrapper"
+        for name in _OF_MIXED_PRECISION:
+            cfg.optim_wrapper.pop(name, None)
+    strategy = type_name(cfg.get("strategy") or {})
+    if strategy in ("FSDPStrategy", "DeepSpeedStrategy"):
+        if strategy == "FSDPStrategy" and args.launcher == "none":
+            fail("FSDPStrategy shares a model out over processes: start with tools/dist_train.sh")
+        if any(type_name(hook).endswith("EMAHook") for hook in cfg.get("custom_hooks") or []):
+            fail(
+                f"{strategy} cannot average weights (EMAHook), which no process holds in full; "
+                "without averaging: --cfg-options custom_hooks=[]"
+            )
+    if strategy == "DeepSpeedStrategy":
+        set_up_deepspeed(cfg)
+
+
+def set_up_deepspeed(cfg: Config) -> None:
+    """Turn the config's optimizer wrapper into DeepSpeed's, which clips and casts by itself."""
+    wrapper = cfg.optim_wrapper
+    clipping = wrapper.pop("clip_grad", None)
+    if clipping is not None:
+        cfg.strategy.setdefault("gradient_clipping", clipping["max_norm"])
+    if "accumulative_counts" in wrapper:
+        cfg.strategy.setdefault("gradient_accumulation_steps", wrapper.pop("accumulative_counts"))
+    for name in _OF_MIXED_PRECISION:
+        wrapper.pop(name, None)
+    wrapper.type = "DeepSpeedOptimWrapper"

@@ -129,7 +129,7 @@ def test_names_and_page():
     assert sorted(rows) == option_names()
     assert {
         "amp-bf16", "amp-fp16", "channels-last", "compile", "deepspeed", "fsdp",
-        "gradient-checkpointing", "tensorboard",
+        "gradient-checkpointing", "layer-decay", "tensorboard",
     } <= {*option_names()}  # fmt: skip
 
 
@@ -252,6 +252,17 @@ def test_channels_last_needs_a_backbone():
 
     with pytest.raises(ValueError, match="a model with a backbone, got Linear"):
         ChannelsLastHook().before_run(Model)
+
+
+def test_layer_decay_lowers_the_rates_of_early_layers(train):
+    """The demo's Vim has four layers: patches at depth 0, layers at 1 to 4, the rest at 5."""
+    folder = train("demo/vim-micro_digits-cls.py", "--option", "layer-decay")
+    saved = torch.load(folder / "epoch_1.pth", weights_only=False)
+    rates = {group["param_name"]: group["lr"] for group in saved["optimizer"]["param_groups"]}
+    assert rates["head.fc.weight"] == pytest.approx(2e-3)
+    assert rates["backbone.layers.3.norm.weight"] == pytest.approx(2e-3 * 0.8)
+    assert rates["backbone.layers.0.norm.weight"] == pytest.approx(2e-3 * 0.8**4)
+    assert rates["backbone.patch_embed.conv1.weight"] == pytest.approx(2e-3 * 0.8**5)
 
 
 def test_tensorboard_gets_the_curves(train):

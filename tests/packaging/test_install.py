@@ -14,8 +14,9 @@ import pytest
 LOAD = """
 import json, sys
 from mmengine.config import Config
-cfg = Config.fromfile('mine.py')
-print(json.dumps(dict(backbone=cfg.model.backbone, data_root=cfg.data_root)))
+for path in sys.argv[1:]:
+    cfg = Config.fromfile(path)
+    print(json.dumps(dict(backbone=cfg.model.backbone, data_root=cfg.data_root)))
 """
 FORMS = {
     "config_path": "__import__('mmvssm').config_path('{name}')",
@@ -24,6 +25,13 @@ FORMS = {
     "relative path": "'{relative}/{name}'",
 }
 DEMO = "demo/vmamba-micro_digits-cls.py"
+# A config of each library and of three families; in one a folder with a dash.
+INHERITED = {
+    DEMO: "mmvssm.VMamba",
+    "vmamba/vmamba-tiny-s1l8_8xb128_in1k.py": "mmvssm.VMamba",
+    "efficient_vmamba/mask-rcnn_efficient-vmamba-tiny_fpn_1x_coco.py": "mmvssm.EfficientVMamba",
+    "vim/vim-tiny_upernet_4xb4-160k_ade20k-512x512.py": "mmvssm.Vim",
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +52,16 @@ def test_import_is_light(python, output, sources, tmp_path):
 @pytest.mark.parametrize("form", FORMS)
 def test_inherits_from_outside(form, python, output, config_folder, tmp_path):
     relative = os.path.relpath(config_folder, tmp_path)
-    base = FORMS[form].format(name=DEMO, folder=config_folder, relative=relative)
-    (tmp_path / "mine.py").write_text(f"_base_ = {base}\ndata_root = 'elsewhere'\n")
-    loaded = json.loads(output(python, "-c", LOAD, cwd=tmp_path))
-    assert loaded["backbone"]["type"] == "mmvssm.VMamba"
-    assert loaded["data_root"] == "elsewhere"
+    # MMEngine takes no dash in the first folder after `::`
+    names = [name for name in INHERITED if form != "list" or "-" not in name.split("/")[0]]
+    files = [f"mine{number}.py" for number in range(len(names))]
+    for name, file in zip(names, files):
+        base = FORMS[form].format(name=name, folder=config_folder, relative=relative)
+        (tmp_path / file).write_text(f"_base_ = {base}\ndata_root = 'elsewhere'\n")
+    lines = output(python, "-c", LOAD, *files, cwd=tmp_path).splitlines()
+    for name, loaded in zip(names, map(json.loads, lines), strict=True):
+        assert loaded["backbone"]["type"] == INHERITED[name]
+        assert loaded["data_root"] == "elsewhere"
 
 
 def test_every_published_config_is_found_by_name(python, output, tmp_path):

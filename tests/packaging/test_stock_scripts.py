@@ -6,14 +6,21 @@ import math
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 
-DATA_ROOTS = {
-    "mmpretrain": ("demo/vmamba-micro_digits-cls.py", "digits-cls"),
-    "mmdet": ("demo/mask-rcnn_vmamba-micro_digits-det.py", "digits-det"),
-    "mmseg": ("demo/vmamba-micro_upernet_digits-seg.py", "digits-seg"),
-}
+BY_PATH = "__import__('mmvssm').config_path('demo/{}.py')"
+BY_NAME = "[__import__('mmvssm') and 'mmvssm::demo/{}.py']"
+# Every library, family and form of inheriting, from either installation, in few runs.
+RUNS = {
+    "mmpretrain": ("vmamba-micro_digits-cls", "cls", BY_PATH, "wheel"),
+    "mmdet": ("mask-rcnn_vmamba-micro_digits-det", "det", BY_PATH, "wheel"),
+    "mmseg": ("vim-micro_upernet_digits-seg", "seg", BY_NAME, "editable"),
+    "mmpretrain, EfficientVMamba": (
+        "efficient-vmamba-micro_digits-cls", "cls", BY_NAME, "editable",
+    ),
+}  # fmt: skip
 MINE = """
-_base_ = __import__('mmvssm').config_path({base!r})
+_base_ = {base}
 train_dataloader = dict(
     batch_size=2, num_workers=0, persistent_workers=False, dataset=dict(data_root={root!r})
 )
@@ -25,6 +32,7 @@ default_hooks = dict(
     logger=dict(interval=1),
 )
 log_processor = dict(by_epoch=False)
+__import__('mmvssm').add_options(globals(), 'gradient-checkpointing', 'channels-last')
 """
 
 
@@ -38,14 +46,20 @@ def demo_data(wheel_python, output, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("library", DATA_ROOTS)
-def test_trains_one_iteration(library, wheel_python, output, demo_data, tmp_path):
-    base, data = DATA_ROOTS[library]
-    (tmp_path / "mine.py").write_text(MINE.format(base=base, root=f"{demo_data / data}/"))
-    package = Path(importlib.util.find_spec(library).origin).parent
+@pytest.mark.parametrize("run", RUNS)
+def test_trains_one_iteration(run, request, output, demo_data, tmp_path):
+    name, task, form, install = RUNS[run]
+    python = request.getfixturevalue(f"{install}_python")
+    root = f"{demo_data / f'digits-{task}'}/"
+    (tmp_path / "mine.py").write_text(MINE.format(base=form.format(name), root=root))
+    package = Path(importlib.util.find_spec(run.partition(",")[0]).origin).parent
     script = package / ".mim" / "tools" / "train.py"
-    output(wheel_python, script, "mine.py", "--work-dir", "out", cwd=tmp_path)
+    output(python, script, "mine.py", "--work-dir", "out", cwd=tmp_path)
     assert (tmp_path / "out" / "iter_1.pth").is_file()
+    used = Config.fromfile(tmp_path / "out" / "mine.py")
+    assert used.model.backbone.with_cp
+    assert used.default_hooks.channels_last.type == "mmvssm.ChannelsLastHook"
+    assert used.default_hooks.logger.interval == 1
     (scalars,) = tmp_path.glob("out/*/vis_data/scalars.json")
     (first,) = map(json.loads, scalars.read_text().splitlines())
     assert first["step"] == 1 and math.isfinite(first["loss"]) and first["loss"] > 0

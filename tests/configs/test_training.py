@@ -73,10 +73,8 @@ def divide(value, factor):
 
 @cache
 def read_by_name(name):
-    # MMEngine takes no first folder with a hyphen
-    folder = "" if re.match(r"\w+/", name) else "_base_/../"
     with NamedTemporaryFile("w", suffix=".py") as file:
-        file.write(f"_base_ = 'mmvssm::{folder}{name}.py'\n")
+        file.write(f"_base_ = 'mmvssm::{name}.py'\n")
         file.flush()
         return Config.fromfile(file.name)
 

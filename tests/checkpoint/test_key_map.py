@@ -46,9 +46,10 @@ def test_trunk(key, expected):
         ("outnorm3.weight", None, "backbone.norm3.weight"),
     ],
 )
-def test_norms_and_heads(key, classification, dense):
-    assert map_key(key, "vmamba", "classification") == classification
-    assert map_key(key, "vmamba", "dense") == dense
+@pytest.mark.parametrize("family", ["vmamba", "efficient_vmamba", "msvmamba", "local_vmamba"])
+def test_norms_and_heads(family, key, classification, dense):
+    assert map_key(key, family, "classification") == classification
+    assert map_key(key, family, "dense") == dense
 
 
 def test_own_names_stay():

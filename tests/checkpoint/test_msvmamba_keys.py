@@ -41,21 +41,6 @@ def test_trunk(key, expected):
         assert map_key(key, FAMILY, task) == f"backbone.{expected}"
 
 
-@pytest.mark.parametrize(
-    ("key", "classification", "dense"),
-    [
-        ("norm.weight", "backbone.norm3.weight", None),
-        ("classifier.norm.weight", "backbone.norm3.weight", None),
-        ("head.bias", "head.fc.bias", None),
-        ("classifier.head.weight", "head.fc.weight", None),
-        ("outnorm3.bias", None, "backbone.norm3.bias"),
-    ],
-)
-def test_norms_and_heads(key, classification, dense):
-    assert map_key(key, FAMILY, "classification") == classification
-    assert map_key(key, FAMILY, "dense") == dense
-
-
 def test_own_names_and_shapes_stay():
     with torch.device("meta"):
         values = MSVMamba(dict(embed_dims=8, depths=(1, 1, 2, 1))).state_dict(prefix="backbone.")

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import cv2
 import pytest
+import torch
 from mmdet.datasets import CocoDataset
+from mmengine.registry import PARAM_SCHEDULERS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -67,3 +69,31 @@ def benchmarks(data, tmp_path_factory):
     for file in ade.glob("images/*/*.png"):
         cv2.imwrite(str(file.with_suffix(".jpg")), cv2.imread(str(file)))
     return folder
+
+
+@pytest.fixture(scope="session", name="learning_rates")
+def learning_rates_fixture():
+    def learning_rates(cfg, epoch_length, steps):
+        """The learning rate of each of the iterations `steps`, stepped as the runner does."""
+        lr = cfg.optim_wrapper.optimizer.lr
+        optimizer = torch.optim.SGD([torch.zeros(1)], lr=lr)
+        length = cfg.train_cfg.get("max_epochs") or cfg.train_cfg.max_iters
+        schedulers = []
+        for item in cfg.param_scheduler:
+            item = dict(item, optimizer=optimizer)
+            item.setdefault("end", length)
+            if item.get("by_epoch", True) and item.pop("convert_to_iter_based", False):
+                item.update(convert_to_iter_based=True, epoch_length=epoch_length)
+            schedulers.append(PARAM_SCHEDULERS.build(item))
+        schedulers.sort(key=lambda scheduler: scheduler.by_epoch)
+        rates = {}
+        for step in range(max(steps) + 1):
+            if step in steps:
+                rates[step] = optimizer.param_groups[0]["lr"]
+            optimizer.step()
+            for scheduler in schedulers:
+                if not scheduler.by_epoch or (step + 1) % epoch_length == 0:
+                    scheduler.step()
+        return rates
+
+    return learning_rates

@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, PARAM_SCHEDULERS, init_default_scope
+from mmengine.registry import MODELS, init_default_scope
 from mmpretrain.datasets import RandAugment
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -84,30 +84,6 @@ def load(root):
     return load
 
 
-def learning_rates(cfg, epoch_length, steps):
-    """The learning rate of each of the iterations `steps`, stepped as the runner does."""
-    lr = cfg.optim_wrapper.optimizer.lr
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=lr)
-    length = cfg.train_cfg.get("max_epochs") or cfg.train_cfg.max_iters
-    schedulers = []
-    for item in cfg.param_scheduler:
-        item = dict(item, optimizer=optimizer)
-        item.setdefault("end", length)
-        if item.get("by_epoch", True) and item.pop("convert_to_iter_based", False):
-            item.update(convert_to_iter_based=True, epoch_length=epoch_length)
-        schedulers.append(PARAM_SCHEDULERS.build(item))
-    schedulers.sort(key=lambda scheduler: scheduler.by_epoch)
-    rates = {}
-    for step in range(max(steps) + 1):
-        if step in steps:
-            rates[step] = optimizer.param_groups[0]["lr"]
-        optimizer.step()
-        for scheduler in schedulers:
-            if not scheduler.by_epoch or (step + 1) % epoch_length == 0:
-                scheduler.step()
-    return rates
-
-
 def decayed(cfg):
     """The names of the parameters that weight decay acts on, and of those that it spares."""
     init_default_scope(cfg.default_scope)
@@ -152,7 +128,7 @@ class TestImageNet:
         batches = cfg.optim_wrapper.get("accumulative_counts", 1)
         assert 1024 * batches == recipe.get("images", 1024)
 
-    def test_schedule(self, load, family, arch):
+    def test_schedule(self, load, family, arch, learning_rates):
         cfg, recipe = load("in1k", family, arch), IMAGENET[family, arch]
         lr, first, last = recipe["lr"], recipe["first"], recipe["last"]
         assert cfg.train_cfg.max_epochs == 300
@@ -264,7 +240,7 @@ def test_drop_path_of_every_network(load, root, task, family):
 @pytest.mark.parametrize(("family", "arch"), DENSE)
 @pytest.mark.parametrize(("task", "epochs", "drops"), [("1x", 12, (8, 11)), ("3x", 36, (27, 33))])
 class TestMaskRCNN:
-    def test_optimizer_and_schedule(self, load, family, arch, task, epochs, drops):
+    def test_optimizer_and_schedule(self, load, family, arch, task, epochs, drops, learning_rates):
         cfg = load(task, family, arch)
         optimizer = cfg.optim_wrapper.optimizer
         assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ("AdamW", 1e-4, 0.05)
@@ -362,7 +338,7 @@ def test_upernet_on_larger_crops(load, arch, side):
     assert cfg.model.backbone == small.model.backbone
 
 
-def test_upernet_learning_rates(load):
+def test_upernet_learning_rates(load, learning_rates):
     rates = learning_rates(load("ade", "vmamba", "tiny-s1l8"), 1, [0, 1500, 80750, 159999])
     assert rates[0] == pytest.approx(6e-11)
     assert rates[1500] == pytest.approx(6e-5)

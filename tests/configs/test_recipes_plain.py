@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DATA_SAMPLERS, MODELS, PARAM_SCHEDULERS, init_default_scope
+from mmengine.registry import DATA_SAMPLERS, MODELS, init_default_scope
 
 EPOCH = 10  # iterations of an epoch in these tests
 SLIDING = dict(mode="slide", crop_size=(512, 512), stride=(341, 341))
@@ -20,29 +20,6 @@ def load(root):
         return Config.fromfile(file)
 
     return load
-
-
-def learning_rates(cfg, steps):
-    """The learning rate of each of the iterations `steps`, stepped as the runner does."""
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=cfg.optim_wrapper.optimizer.lr)
-    length = cfg.train_cfg.get("max_epochs") or cfg.train_cfg.max_iters
-    schedulers = []
-    for item in cfg.param_scheduler:
-        item = dict(item, optimizer=optimizer)
-        item.setdefault("end", length)
-        if item.pop("convert_to_iter_based", False):
-            item.update(convert_to_iter_based=True, epoch_length=EPOCH)
-        schedulers.append(PARAM_SCHEDULERS.build(item))
-    schedulers.sort(key=lambda scheduler: scheduler.by_epoch)
-    rates = {}
-    for step in range(max(steps) + 1):
-        if step in steps:
-            rates[step] = optimizer.param_groups[0]["lr"]
-        optimizer.step()
-        for scheduler in schedulers:
-            if not scheduler.by_epoch or (step + 1) % EPOCH == 0:
-                scheduler.step()
-    return [rates[step] for step in steps]
 
 
 def groups_of(cfg):
@@ -109,11 +86,11 @@ class TestImageNet:
         (hook,) = cfg.custom_hooks
         assert (hook.type, hook.momentum) == ("mmpretrain.EMAHook", pytest.approx(1 - 0.99996))
 
-    def test_schedule_of_vim(self, load):
+    def test_schedule_of_vim(self, load, learning_rates):
         cfg = load("vim-tiny_8xb128_in1k")
         assert cfg.train_cfg.max_epochs == 300
         # in steps of an epoch, up to the sixth; half of the cosine; its end
-        rates = learning_rates(cfg, [0, 9, 10, 40, 50, 60, 1525, 1530, 2999])
+        rates = list(learning_rates(cfg, EPOCH, [0, 9, 10, 40, 50, 60, 1525, 1530, 2999]).values())
         warm_up = [1e-6 + epoch / 5 * (1e-3 - 1e-6) for epoch in (0, 0, 1, 4, 5)]
         assert rates[:5] == pytest.approx(warm_up)
         assert 0.999e-3 < rates[5] < 1e-3
@@ -145,10 +122,10 @@ class TestImageNet:
         assert (cfg.model.neck, cfg.model.head.in_channels) == (None, LOCAL_VIM[arch])
         assert cfg.custom_hooks == []
 
-    def test_schedule_of_local_vim(self, load):
+    def test_schedule_of_local_vim(self, load, learning_rates):
         cfg = load("local-vim-tiny_8xb128_in1k")
         assert cfg.train_cfg.max_epochs == 300
-        rates = learning_rates(cfg, [0, 9, 10, 190, 200, 1600, 1601, 2999])
+        rates = list(learning_rates(cfg, EPOCH, [0, 9, 10, 190, 200, 1600, 1601, 2999]).values())
         warm_up = [1e-7 + epoch / 20 * (1e-3 - 1e-7) for epoch in (0, 0, 1, 19, 20)]
         assert rates[:5] == pytest.approx(warm_up)
         # half of the cosine, which falls with every iteration
@@ -356,7 +333,7 @@ def test_rates_and_decay_of_segmentors(load, model):
 
 
 @pytest.mark.parametrize(("arch", "rate"), [("tiny", 2e-4), ("small", 1e-4)])
-def test_published_schedule_of_vims_segmentors(load, arch, rate):
+def test_published_schedule_of_vims_segmentors(load, arch, rate, learning_rates):
     cfg = load(f"vim-{arch}_upernet_4xb8-60k_ade20k-512x512")
     usual = load(f"vim-{arch}_upernet_4xb4-160k_ade20k-512x512")
     assert cfg.model == usual.model
@@ -364,7 +341,8 @@ def test_published_schedule_of_vims_segmentors(load, arch, rate):
     assert adamw(cfg) == (rate, SEGMENTORS[f"vim-{arch}"][2])
     assert cfg.train_dataloader.batch_size * 4 == cfg.auto_scale_lr.base_batch_size == 32
     assert cfg.train_cfg.max_iters == 60000
-    assert learning_rates(cfg, [0, 1500]) == pytest.approx([rate * 1e-6, rate])
+    rates = learning_rates(cfg, EPOCH, [0, 1500])
+    assert rates == pytest.approx({0: rate * 1e-6, 1500: rate})
     assert cfg.param_scheduler[1] == dict(usual.param_scheduler[1], end=60000)
     assert usual.param_scheduler[1].end == 160000
 

@@ -13,7 +13,8 @@ local_vim_detector = dict(
 )
 
 # Everything is decayed, norms as well. As run: of the layer decay of 0.7 that was asked for, only
-# patch and position embeddings saw anything. vim_detector.py shows how to give it to all layers.
+# patch and position embeddings saw anything. vim_detector.py shows how to give it to all layers,
+# which is instead of these factors.
 local_vim_optim_wrapper = dict(
     optimizer=dict(weight_decay=0.05),
     paramwise_cfg=dict(

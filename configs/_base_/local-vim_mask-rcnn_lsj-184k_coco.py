@@ -6,15 +6,17 @@ _base_ = [
     "./local-vim_detector.py",
 ]
 
+pad = dict(_scope_="mmdet", type="Pad", size=(1024, 1024), pad_val=dict(img=(114, 114, 114)))
+train_pipeline = [*_base_.train_dataloader.dataset.pipeline]
+train_pipeline.insert(-1, pad)
+test_pipeline = [*_base_.test_pipeline]
+test_pipeline.insert(2, pad)
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
+
 norm_cfg = dict(type="mmvssm.MapNorm", eps=1e-6)
 model = dict(
-    data_preprocessor=dict(
-        batch_augments=[
-            dict(
-                type="mmdet.BatchFixedSizePad", size=(1024, 1024), img_pad_value=114, pad_mask=True
-            )
-        ]
-    ),
     backbone=dict(_base_.local_vim_detector.backbone, _delete_=True),
     neck=_base_.local_vim_detector.neck,
     rpn_head=dict(num_convs=2),

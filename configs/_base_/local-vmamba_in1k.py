@@ -1,3 +1,3 @@
-# LocalVMamba on ImageNet-1k. Mixed precision, clipping and averaged weights are what the authors
-# advise for larger models, this one among them; their file has none of the three.
+# LocalVMamba on ImageNet-1k. Its released weights were trained in mixed precision. Clipping and
+# averaging are ours: the authors' file has neither, their page offers both for larger models.
 _base_ = "./local-mamba_in1k.py"

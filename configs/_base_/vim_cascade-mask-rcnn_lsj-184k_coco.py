@@ -1,5 +1,6 @@
-# Vim in Cascade Mask R-CNN, as published; gradients were sent in half precision, which is left to
-# the launcher. The published networks had rope=True, divide_out=False and no class token.
+# Vim in Cascade Mask R-CNN on the published schedule, with mmdet's own heads; gradients were sent
+# in half precision, which is left to the launcher. The published networks had rope=True,
+# divide_out=False and no class token.
 _base_ = [
     "mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py",
     "./vim_lsj-184k_coco.py",
@@ -7,9 +8,7 @@ _base_ = [
 ]
 
 model = dict(
-    data_preprocessor=dict(
-        batch_augments=[dict(type="mmdet.BatchFixedSizePad", size=(1024, 1024), pad_mask=True)]
-    ),
+    data_preprocessor=dict(pad_size_divisor=1024),
     backbone=dict(_base_.vim_detector.backbone, _delete_=True),
     neck=_base_.vim_detector.neck,
 )

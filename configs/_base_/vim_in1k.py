@@ -23,7 +23,8 @@ optim_wrapper = dict(
     ),
 )
 
-# in steps of an epoch: from 1e-6 to the full rate after 5, then down
+# in steps of an epoch: from 1e-6 to the full rate after 5, then down (without the ten epochs at the
+# lowest rate that the authors' trainer adds)
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-3, end=6),
     dict(type="CosineAnnealingLR", eta_min=1e-5, begin=5),

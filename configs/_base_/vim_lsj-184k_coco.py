@@ -1,5 +1,6 @@
 # COCO with large-scale jittering, 184,375 iterations of 64 images: the long training of Vim's and
-# LocalVim's detectors. What inherits it adds the model, weight decay and rates.
+# LocalVim's detectors. What inherits it adds the model, weight decay and rates, and fills images up
+# to 1024 x 1024 pixels, in tests too, as each of the two published codes does it.
 _base_ = "mmdet::common/lsj-100e_coco-instance.py"
 
 train_dataloader = dict(
@@ -9,7 +10,6 @@ train_dataloader = dict(
     dataset=dict(_base_.train_dataloader.dataset.dataset, _delete_=True, _scope_="mmdet"),
 )
 
-# Images of up to 1024 x 1024 pixels also in tests.
 test_pipeline = [
     dict(step, scale=(1024, 1024)) if step.type == "Resize" else step
     for step in _base_.test_pipeline

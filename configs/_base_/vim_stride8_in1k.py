@@ -1,4 +1,5 @@
-# Vim with a patch every 8 pixels: 30 epochs from the weights of stride 16, which a variant names.
+# Vim with a patch every 8 pixels: 30 epochs from the averaged weights of stride 16, whose file a
+# variant names.
 # Its position embedding is resized when it is loaded. The rate is constant: the published runs
 # asked for a cosine whose first and last value are the same.
 _base_ = "./vim_in1k.py"

@@ -18,7 +18,7 @@ model = dict(
 
 # Decay spares 1-D parameters and biases, but not positions: so it was in the published runs. Of
 # the layer decay that was asked for, only patch and position embeddings saw anything, which a
-# variant says as lr_mult; vim_detector.py shows how to give it to all layers.
+# variant says as lr_mult; vim_detector.py shows how to give it to all layers, which is instead.
 optim_wrapper = dict(
     paramwise_cfg=dict(
         _delete_=True,

@@ -6,6 +6,7 @@ model = dict(
     decode_head=dict(in_channels=[384] * 4, channels=384),
     auxiliary_head=dict(in_channels=384),
 )
+# layer decay as run: Vim-S's file says 0.92
 optim_wrapper = dict(
     optimizer=dict(lr=5e-5, weight_decay=0.05),
     paramwise_cfg=dict(

@@ -5,7 +5,7 @@ model = dict(
     decode_head=dict(in_channels=[192] * 4, channels=192),
     auxiliary_head=dict(in_channels=192),
 )
-# as run: Vim-Ti's file says half of this rate and of the decay
+# the decay as run (Vim-Ti's file says half of it), and the rate, 2e-4, for half of the images
 optim_wrapper = dict(
     optimizer=dict(lr=1e-4, weight_decay=0.1),
     paramwise_cfg=dict(

@@ -1,4 +1,4 @@
-# The published schedule.
+# The published schedule, as run: Vim-Ti's file says half of the rate.
 _base_ = "./vim-tiny_upernet_4xb4-160k_ade20k-512x512.py"
 train_dataloader = dict(batch_size=8)
 optim_wrapper = dict(optimizer=dict(lr=2e-4))

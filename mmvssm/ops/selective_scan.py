@@ -123,3 +123,10 @@ def autocast_enabled(device_type: str) -> bool:
     if hasattr(torch, "get_autocast_dtype"):  # torch >= 2.4
         return torch.is_autocast_enabled(device_type)
     return torch.is_autocast_cpu_enabled() if device_type == "cpu" else torch.is_autocast_enabled()
+
+
+def autocast_cpu_dtype() -> torch.dtype:
+    """The type that autocast computes in on the CPU."""
+    if hasattr(torch, "get_autocast_dtype"):  # torch >= 2.4
+        return torch.get_autocast_dtype("cpu")
+    return torch.get_autocast_cpu_dtype()

@@ -52,7 +52,7 @@ DROP_PATHS = {
         " tiny-s1l8 0.2 small-s1l20 0.3 base-s1l20 0.5",
         "efficient-vmamba": "tiny 0.1 small 0.1 base 0.1",
         "msvmamba": "nano 0.2 micro 0.2 tiny 0.2 v3-tiny 0.2 v3-small 0.4 v3-base 0.5",
-        "local-vmamba": "tiny 0.1 small 0.1",
+        "local-vmamba": "tiny 0.1 small 0.1 tiny-search 0.1 small-search 0.1",
     },
     "1x": {
         "vmamba": "v0-tiny 0.2 v0-small 0.2 v0-base 0.2"

@@ -264,9 +264,20 @@ def test_published_training_of_detectors(load, name, decay, layer_decay, embeddi
         (0.1, 2.0),
     )
     assert steps["RandomCrop"].crop_size == (1024, 1024)
-    (pad,) = cfg.model.data_preprocessor.batch_augments
-    assert pad.size == (1024, 1024)
     assert cfg.test_dataloader.dataset.pipeline[1].scale == (1024, 1024)
+    # all images are filled up to 1024 x 1024: zeros behind the mean for Vim, grey for LocalVim
+    if cfg.model.type == "CascadeRCNN":
+        assert cfg.model.data_preprocessor.pad_size_divisor == 1024
+    else:
+        pads = [
+            [
+                (step.size, step.pad_val.img)
+                for step in loader.dataset.pipeline
+                if step.type == "Pad"
+            ]
+            for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader)
+        ]
+        assert pads == [[((1024, 1024), (114, 114, 114))]] * 3
     model, values = groups_of(cfg)
     for key, factor in (
         ("patch_embed.conv1.weight", embedding),

@@ -321,10 +321,11 @@ def test_drop_path_grows_linearly_and_acts_in_training_only(family):
 
 
 @families
+@pytest.mark.parametrize("size", [(64, 64), (64, 32), (72, 37)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast(family, dtype):
+def test_autocast(family, dtype, size):
     model = family.build(drop_path_rate=0).train()
-    image = torch.randn(2, 3, 64, 64)
+    image = torch.randn(2, 3, *size)
     expected = model(image)
     with torch.autocast("cpu", dtype):
         got = model(image)

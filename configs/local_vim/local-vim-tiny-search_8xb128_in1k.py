@@ -1,0 +1,9 @@
+_base_ = "../_base_/local-vim_in1k.py"
+# The search for scan directions, whose result tools/analysis_tools/search_result.py reads: 100
+# epochs, and of the weights as they are, not averaged.
+model = dict(
+    backbone=dict(type="mmvssm.LocalVim", arch="tiny-search", drop_path_rate=0.1),
+    head=dict(in_channels=128),
+)
+train_cfg = dict(max_epochs=100)
+custom_hooks = [dict(type="mmvssm.DirectionSearchHook")]

@@ -89,12 +89,12 @@ KEY_MAPS = {
 }
 
 
-def map_key(key: str, family: str, task: str) -> str | None:
+def map_key(key: str, family: str | KeyMap, task: str) -> str | None:
     """Our name for one key of a released checkpoint.
 
     Args:
         key: Key of a file of any release, without the prefix ``backbone.``.
-        family: A key of :data:`KEY_MAPS`.
+        family: A key of :data:`KEY_MAPS`, or rules of a case of its own.
         task: ``'classification'`` (norm and head of the classifier) or ``'dense'`` (the
             norms of detection and segmentation).
 
@@ -106,11 +106,9 @@ def map_key(key: str, family: str, task: str) -> str | None:
     Raises:
         ValueError: If family or task is unknown.
     """
-    if family not in KEY_MAPS:
-        raise ValueError(f"family must be one of {', '.join(KEY_MAPS)}, got {family!r}")
+    key_map = _find(family)
     if task not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
-    key_map = KEY_MAPS[family]
     for pattern, replacement in (*key_map.trunk, *key_map.tasks[task]):
         if replacement is None:
             if re.search(pattern, key):
@@ -120,6 +118,14 @@ def map_key(key: str, family: str, task: str) -> str | None:
     return key if key.startswith(OUTSIDE) else PREFIX + key
 
 
+def _find(family: str | KeyMap) -> KeyMap:
+    if isinstance(family, KeyMap):
+        return family
+    if family not in KEY_MAPS:
+        raise ValueError(f"family must be one of {', '.join(KEY_MAPS)}, got {family!r}")
+    return KEY_MAPS[family]
+
+
 def split_part(key: str) -> tuple[str, int | None]:
     """Name of the tensor and number of the part for a key ``name@i``; None for a whole tensor."""
     name, _, part = key.partition("@")
@@ -127,7 +133,7 @@ def split_part(key: str) -> tuple[str, int | None]:
 
 
 def map_state_dict(
-    state_dict: Mapping[str, Tensor], family: str, task: str = "classification"
+    state_dict: Mapping[str, Tensor], family: str | KeyMap, task: str = "classification"
 ) -> dict[str, Tensor]:
     """Rename the entries of a released checkpoint, and give linear weights their two axes.
 
@@ -136,7 +142,7 @@ def map_state_dict(
 
     Args:
         state_dict: Weights as the file holds them.
-        family: A key of :data:`KEY_MAPS`.
+        family: See :func:`map_key`.
         task: See :func:`map_key`.
 
     Returns:
@@ -145,21 +151,22 @@ def map_state_dict(
     Raises:
         ValueError: If family or task is unknown, two keys get one name, or a part is missing.
     """
+    key_map = _find(family)
     is_whole_model = any(key.startswith(PREFIX) for key in state_dict)
     mapped: dict[str, Tensor] = {}
     sources: dict[str, str] = {}
     for key, value in state_dict.items():
         name: str | None = key
         if not is_whole_model or key.startswith(PREFIX):
-            name = map_key(key.removeprefix(PREFIX), family, task)
+            name = map_key(key.removeprefix(PREFIX), key_map, task)
         if name is None:
             continue
         if name in mapped:
             raise ValueError(f"keys {sources[name]!r} and {key!r} both stand for {name!r}")
-        if re.search(KEY_MAPS[family].linear, name) and value.shape[2:] == (1, 1):
+        if re.search(key_map.linear, name) and value.shape[2:] == (1, 1):
             value = value[..., 0, 0]
         mapped[name], sources[name] = value, key
-    return _join_parts(mapped, KEY_MAPS[family].stacked)
+    return _join_parts(mapped, key_map.stacked)
 
 
 def _join_parts(mapped: dict[str, Tensor], stacked: str) -> dict[str, Tensor]:

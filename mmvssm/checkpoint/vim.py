@@ -42,11 +42,28 @@ PLAIN_CLASSIFICATION = (
     (r"^outnorm_\d+\.", None),
 )
 
-PLAIN_DENSE = (
-    (r"^(norm_f|head)\.", None),
-    (r"^outnorm_(\d+)\.", r"norm\1."),
-    *SIMPLE_FEATURE_PYRAMID,
-    *FEATURE2PYRAMID,
-)
+
+def plain_dense(
+    final_norm: str | None = None,
+    out_norms: bool = True,
+    pyramid: tuple[tuple[str, str], ...] = FEATURE2PYRAMID,
+) -> tuple[tuple[str, str | None], ...]:
+    """Rules for the norms, head and pyramids of a detector's or segmentor's backbone.
+
+    Args:
+        final_norm: The norm that has the weights of the classifier's last; None for none.
+        out_norms: Whether outputs pass norms of their own.
+        pyramid: Rules for the names of the segmentor's pyramid.
+    """
+    return (
+        (r"^head\.", None),
+        (r"^norm_f\.", None if final_norm is None else f"{final_norm}."),
+        (r"^outnorm_(\d+)\.", r"norm\1." if out_norms else None),
+        *SIMPLE_FEATURE_PYRAMID,
+        *pyramid,
+    )
+
+
+PLAIN_DENSE = plain_dense()
 
 PLAIN_LINEAR = r"\.(in_proj|out_proj|global_reduce|channel_select|fc)\.weight$"

@@ -1,9 +1,13 @@
 """Names of the plain backbones' parameters in files of their authors."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from mmvssm.checkpoint import map_key, map_state_dict
+from mmvssm.checkpoint import KEY_MAPS, map_key, map_state_dict
+from mmvssm.checkpoint.necks import FEATURE2PYRAMID_OF_8
+from mmvssm.checkpoint.vim import plain_dense
 from mmvssm.models import LocalVim, Vim
 
 MICRO = dict(embed_dims=8, num_layers=2, patch_size=8)
@@ -81,6 +85,18 @@ def test_norms_heads_and_necks(key, classification, dense):
     for family in ("vim", "local_vim"):
         assert map_key(key, family, "classification") == classification
         assert map_key(key, family, "dense") == dense
+
+
+def test_rules_of_one_form():
+    """A key map may be given in place of a family's name."""
+    dense = plain_dense(final_norm="norm2", out_norms=False, pyramid=FEATURE2PYRAMID_OF_8)
+    key_map = replace(KEY_MAPS["vim"], tasks={"dense": dense})
+    assert map_key("norm_f.weight", key_map, "dense") == "backbone.norm2.weight"
+    assert map_key("outnorm_0.weight", key_map, "dense") is None
+    assert map_key("fpn1.0.bias", key_map, "dense") == "neck.upsample_2x.0.bias"
+    value = torch.ones(4)
+    mapped = map_state_dict({"layers.0.mixer.D": value, "head.bias": value}, key_map, "dense")
+    assert mapped.keys() == {"backbone.layers.0.mixer.Ds"}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,12 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from mmvssm.checkpoint.key_map import KeyMap
+
 from ..compare import MalformedCase, UnsupportedCase
+
+#: Our words for ``v_reverse``.
+WAYS_BACK = {"inverse": "inverse", "upstream": "upstream"}
 
 
 @dataclass(frozen=True)
@@ -16,7 +21,7 @@ class Reading:
     """How to build what a case describes.
 
     Attributes:
-        family: Family of the key map.
+        family: Family of the key map, or the key map of this form alone.
         build: From a task (``'classification'`` or ``'dense'``) to a model with ``backbone``
             that maps an image to a dict of outputs.
         probes: From a name of an output inside the backbone to the path of the module there whose
@@ -25,7 +30,7 @@ class Reading:
             first input it is.
     """
 
-    family: str
+    family: str | KeyMap
     build: Callable[[str], nn.Module]
     probes: Mapping[str, tuple[str, Callable[..., Tensor]]] = field(default_factory=dict)
     inputs: Mapping[str, str] = field(default_factory=dict)
@@ -46,15 +51,16 @@ class Classifier(nn.Module):
 
 
 class Dense(nn.Module):
-    """Backbone whose maps all pass their own norm."""
+    """Backbone whose maps, of some or all stages, pass their own norm."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """``(B, C, H, W)`` -> ``stage0`` ... , each ``(B, C_i, H_i, W_i)``."""
-        return {f"stage{i}": out for i, out in enumerate(self.backbone(x))}
+        """``(B, C, H, W)`` -> ``stage{i}`` of its stages, each ``(B, C_i, H_i, W_i)``."""
+        stages = sorted(set(self.backbone.out_indices))
+        return {f"stage{i}": out for i, out in zip(stages, self.backbone(x))}
 
 
 def read_hierarchical(
@@ -65,7 +71,7 @@ def read_hierarchical(
     Args:
         family: Family of the key map.
         backbone: The class.
-        options: Its arguments, with a dict as ``arch``.
+        options: Its arguments, with a dict as ``arch``; ``out_indices`` are those of maps.
         num_classes: Classes of the head.
         **probes: See :class:`Reading`.
     """
@@ -74,9 +80,14 @@ def read_hierarchical(
         if task == "dense":
             return Dense(backbone(**options))
         last = len(options["arch"]["depths"]) - 1
-        return Classifier(backbone(**options, out_indices=(last,)), num_classes)
+        return Classifier(backbone(**{**options, "out_indices": (last,)}), num_classes)
 
     return Reading(family, build, probes)
+
+
+def whole_output(output: Tensor) -> Tensor:
+    """What to take of a module with one output, see :class:`Reading`."""
+    return output
 
 
 def choice(name: str, value: str, choices: Mapping[str, str]) -> str:

@@ -5,16 +5,11 @@ from __future__ import annotations
 from mmvssm.models import LocalVMamba
 
 from ..compare import MalformedCase, UnsupportedCase
-from .common import Reading, choice, read_hierarchical
+from .common import WAYS_BACK, Reading, choice, read_hierarchical, whole_output
 from .vim import read_local_vim
 
-WAYS_BACK = {"inverse": "inverse", "upstream": "upstream"}
 # what the reference has in one form only
 FIXED = dict(mlp=None, norm_eps=1e-5)
-
-
-def _same(output):
-    return output
 
 
 def read_local_vmamba(build: dict) -> dict:
@@ -32,9 +27,6 @@ def read_local_vmamba(build: dict) -> dict:
     for name, value in FIXED.items():
         if build.get(name, value) != value:
             raise UnsupportedCase(f"{name} {build[name]!r}: only {value!r} is built")
-    stages = list(range(len(build["depths"])))
-    if list(build.get("out_indices", stages)) != stages:
-        raise UnsupportedCase(f"out_indices {build['out_indices']}: only all stages are built")
     arch = dict(
         embed_dims=list(build["dims"]),
         depths=build["depths"],
@@ -51,6 +43,8 @@ def read_local_vmamba(build: dict) -> dict:
         arch=arch,
         directions="search" if directions is None else directions,
         way_back=choice("v_reverse", build.get("v_reverse", "inverse"), WAYS_BACK),
+        in_channels=build.get("in_chans", 3),
+        out_indices=build.get("out_indices", range(len(build["depths"]))),
         drop_path_rate=build.get("drop_path_rate", 0.0),
     )
 
@@ -63,8 +57,8 @@ def read(build: dict) -> Reading:
             LocalVMamba,
             read_local_vmamba(build),
             build["num_classes"],
-            patch_embed=("patch_embed", _same),
-            block0=("stages.0.blocks.0", _same),
+            patch_embed=("patch_embed", whole_output),
+            block0=("stages.0.blocks.0", whole_output),
         )
     if "depth" in build:
         return read_local_vim(build)

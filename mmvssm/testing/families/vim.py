@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
+from mmvssm.checkpoint.key_map import KEY_MAPS, KeyMap
+from mmvssm.checkpoint.necks import FEATURE2PYRAMID, FEATURE2PYRAMID_OF_8
+from mmvssm.checkpoint.vim import plain_dense
 from mmvssm.models import LocalVim, SimpleFeaturePyramid, Vim
 
 from ..compare import UnsupportedCase
-from .common import Reading, choice
+from .common import WAYS_BACK, Reading, choice, whole_output
 
 # what is built in one form only, with the values that the reference calls it by
 FIXED = {
@@ -24,8 +28,9 @@ FIXED = {
     "fpn_scales": ([4.0, 2.0, 1.0, 0.5],),
 }
 SCANS = {"v2": True, "none": False}
-LAST_FEATURES = {"none": "mixer", "add": "residual"}
-WAYS_BACK = {"inverse": "inverse", "upstream": "upstream"}
+LAST_FEATURES = {"none": "mixer", "add": "residual", "add & norm": "residual"}
+# segmentors' pyramids by patch size: scales of the four maps, and rules for their names
+PYRAMIDS = {16: ((4, 2, 1, 0.5), FEATURE2PYRAMID), 8: ((2, 1, 0.5, 0.25), FEATURE2PYRAMID_OF_8)}
 POOLS = {"mean": "avg_featmap", "none": "last_token", "all": "raw", "max": "raw"}
 
 
@@ -81,14 +86,6 @@ class PlainDense(nn.Module):
         return named
 
 
-class SkippedNorm(nn.LayerNorm):
-    """A norm that a case has weights of, and whose input it stores."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(..., C) -> (..., C)``."""
-        return x
-
-
 def read_plain(build: dict) -> dict:
     """Arguments of both backbones for the reference's description of one.
 
@@ -133,13 +130,13 @@ def read_plain(build: dict) -> dict:
     return dict(
         arch=arch,
         img_size=img_size,
-        in_channels=build.get("channels", 3),
+        in_channels=build.get("channels", build.get("in_chans", 3)),
         drop_path_rate=build.get("drop_path_rate", 0.0),
     )
 
 
 def _read(
-    family: str, backbone: Callable[..., nn.Module], build: dict, options: dict, dense: Callable
+    family: KeyMap, backbone: Callable[..., nn.Module], build: dict, options: dict, dense: Callable
 ) -> Reading:
     """The models of a case; ``dense`` makes that of the task ``'dense'``."""
     depth = build["depth"]
@@ -155,16 +152,19 @@ def _read(
         model = backbone(**options, out_type=out_type)
         return PlainClassifier(model, classes, out_type == "raw" and pool == "max")
 
-    def mixer_output(output: Tensor) -> Tensor:
-        return output
-
     layers = range(depth)
     return Reading(
         family,
         build_model,
-        probes={f"layer{i}.mixer_out": (f"layers.{i}.mixer", mixer_output) for i in layers},
+        probes={f"layer{i}.mixer_out": (f"layers.{i}.mixer", whole_output) for i in layers},
         inputs={"embed": "layers.0", **{f"layer{i}.residual": f"layers.{i}.norm" for i in layers}},
     )
+
+
+def _key_map(family: str, **names) -> KeyMap:
+    """The family's key map, with names of dense models; see :func:`plain_dense`."""
+    key_map = KEY_MAPS[family]
+    return replace(key_map, tasks={**key_map.tasks, "dense": plain_dense(**names)})
 
 
 def read(build: dict) -> Reading:
@@ -177,34 +177,48 @@ def read(build: dict) -> Reading:
         divide_out=build["if_divide_out"],
     )
 
+    dims, depth = build["embed_dim"], build["depth"]
+    process = build.get("last_layer_process", "none")
+    last = choice("last_layer_process", process, LAST_FEATURES)
+    indices = build.get("out_indices", (5, 11, 17, 23))
+    is_residual = build.get("use_residual_as_feature", False)
+    names = {}
+    # only the last layer's sum passes the last norm, which is nothing to mixers' outputs
+    has_norm = is_residual and process == "add & norm" and depth - 1 in indices
+    if has_norm:
+        final_norm = names["final_norm"] = f"norm{list(indices).index(depth - 1)}"
+    patch_size = options["arch"]["patch_size"]
+    if patch_size in PYRAMIDS:
+        scales, names["pyramid"] = PYRAMIDS[patch_size]
+
     def dense() -> nn.Module:
-        last = build.get("last_layer_process", "none")
-        if last == "add & norm":
-            raise UnsupportedCase("last_layer_process 'add & norm': dense models start norms anew")
-        last = choice("last_layer_process", last, LAST_FEATURES)
-        dims, depth = build["embed_dim"], build["depth"]
         # detectors and segmentors delete the class token and its position
-        common = dict(options, cls_token="none", out_type="featmap", out_norm=False)
+        common = dict(options, cls_token="none", out_type="featmap")
         if "fpn_scales" in build:
+            if process == "add & norm":
+                raise UnsupportedCase(f"last_layer_process {process!r}: detectors delete norm_f")
             neck = SimpleFeaturePyramid(dims, build["fpn_out_channels"])
-            model = Vim(**common, feature=last)
+            model = Vim(**common, out_norm=False, feature=last)
             return PlainDense(model, ["stage3"], neck, [f"p{i}" for i in range(2, 7)])
-        indices = build["out_indices"]
         features = ["mixer"] * len(indices)
-        if build.get("use_residual_as_feature", False):
+        if is_residual:
             features = [last if i == depth - 1 else "residual" for i in indices]
-        model = Vim(**common, out_indices=indices, feature=features)
-        names = [f"stage{k}" for k in range(len(indices))]
+        model = Vim(**common, out_indices=indices, feature=features, out_norm=has_norm)
+        stages = [f"stage{k}" for k in range(len(indices))]
+        if has_norm:
+            for k in range(len(indices)):
+                if f"norm{k}" != final_norm:
+                    model.add_module(f"norm{k}", nn.Identity())
         if not build.get("if_fpn", False):
-            return PlainDense(model, names)
-        if options["arch"]["patch_size"] != 16:
-            raise UnsupportedCase("if_fpn: the pyramid is that of patches of 16 pixels")
+            return PlainDense(model, stages)
+        if patch_size not in PYRAMIDS or len(indices) != 4:
+            raise UnsupportedCase("if_fpn: pyramids are those of four maps, of patches of 16 or 8")
         from mmseg.models.necks import Feature2Pyramid
 
-        neck = Feature2Pyramid(dims, norm_cfg=dict(type="BN"))
-        return PlainDense(model, names, neck, [f"fpn{k}" for k in range(len(indices))])
+        neck = Feature2Pyramid(dims, scales, norm_cfg=dict(type="BN"))
+        return PlainDense(model, stages, neck, [f"fpn{k}" for k in range(4)])
 
-    return _read("vim", Vim, build, options, dense)
+    return _read(_key_map("vim", **names), Vim, build, options, dense)
 
 
 def read_local_vim(build: dict) -> Reading:
@@ -215,16 +229,17 @@ def read_local_vim(build: dict) -> Reading:
         directions="search" if directions is None else directions,
         way_back=choice("v_reverse", build.get("v_reverse", "inverse"), WAYS_BACK),
     )
+    has_maps = options["arch"]["cls_token"] == "none"
 
     def dense() -> nn.Module:
-        indices = build["out_indices"]
+        indices = build.get("out_indices", (4, 9, 14, 19))
         common = dict(options, out_indices=indices, feature="mixer")
-        if options["arch"]["cls_token"] == "none":
+        if has_maps:
             model = LocalVim(**common, out_type="featmap", out_norm="ln")
             return PlainDense(model, [f"stage{k}" for k in range(len(indices))])
         model = LocalVim(**common, out_type="raw", out_norm=False)
-        for k in range(len(indices)):
-            model.add_module(f"norm{k}", SkippedNorm(model.embed_dims))
         return PlainDense(model, [f"tokens{k}" for k in range(len(indices))])
 
-    return _read("local_vim", LocalVim, build, options, dense)
+    # sequences with a class token are stored as they are before the norms
+    family = _key_map("local_vim", out_norms=has_maps)
+    return _read(family, LocalVim, build, options, dense)

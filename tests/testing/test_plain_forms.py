@@ -173,7 +173,7 @@ def test_words_left_out_and_without_effect(tmp_path):
 
 def test_tokens_without_norms(tmp_path):
     meta = read_meta(TOKENS)
-    del meta["build"]["out_indices"]
+    meta["build"]["out_indices"] = None
     meta["state_dict"] = [e for e in meta["state_dict"] if not e[0].startswith("outnorm_")]
     result = verify(tmp_path, meta, read_data(TOKENS))
     assert result.status == "passed", result

@@ -44,7 +44,7 @@ def read_local_vmamba(build: dict) -> dict:
         directions="search" if directions is None else directions,
         way_back=choice("v_reverse", build.get("v_reverse", "inverse"), WAYS_BACK),
         in_channels=build.get("in_chans", 3),
-        out_indices=build.get("out_indices", range(len(build["depths"]))),
+        out_indices=build.get("out_indices") or range(len(build["depths"])),
         drop_path_rate=build.get("drop_path_rate", 0.0),
     )
 

@@ -180,7 +180,7 @@ def read(build: dict) -> Reading:
     dims, depth = build["embed_dim"], build["depth"]
     process = build.get("last_layer_process", "none")
     last = choice("last_layer_process", process, LAST_FEATURES)
-    indices = build.get("out_indices", (5, 11, 17, 23))
+    indices = build.get("out_indices") or (5, 11, 17, 23)
     is_residual = build.get("use_residual_as_feature", False)
     names = {}
     # only the last layer's sum passes the last norm, which is nothing to mixers' outputs
@@ -232,7 +232,7 @@ def read_local_vim(build: dict) -> Reading:
     has_maps = options["arch"]["cls_token"] == "none"
 
     def dense() -> nn.Module:
-        indices = build.get("out_indices", (4, 9, 14, 19))
+        indices = build.get("out_indices") or (4, 9, 14, 19)
         common = dict(options, out_indices=indices, feature="mixer")
         if has_maps:
             model = LocalVim(**common, out_type="featmap", out_norm="ln")

@@ -60,6 +60,8 @@ class Hierarchical(Family):
         (dict(embed_dims=(8, 16)), "embed_dims must name 4 widths"),
         (dict(out_indices=(0, 4)), r"out_indices must hold stages 0 to 3.*\(0, 4\)"),
         (dict(out_indices=()), "out_indices must hold stages 0 to 3"),
+        (dict(depths=4), "depths must list the blocks of every stage, got 4"),
+        (dict(depths=(1, 2.5, 1, 1)), r"depths\[1\] must be a whole number of at least 0, got 2.5"),
         (dict(downsample="merge", odd_size="stretch"), "odd_size must be one of 'pad', 'crop'"),
     )
 
@@ -90,6 +92,9 @@ class Plain(Family):
         (dict(arch=dict(embed_dims=8)), "arch needs the field 'num_layers'"),
         (dict(out_indices=(0, 4)), r"out_indices must hold layers -4 to 3.*\(0, 4\)"),
         (dict(out_indices=()), "out_indices must hold layers -4 to 3"),
+        (dict(num_layers=0), "num_layers must be a whole number of at least 1, got 0"),
+        (dict(patch_size=0), "patch_size must be a whole number of at least 1, got 0"),
+        (dict(stride=0), "stride must be a whole number of at least 1, got 0"),
         (dict(out_type="pooled"), "out_type must be one of 'cls_token'.*'pooled'"),
         (dict(cls_token="tail"), "cls_token must be one of 'none'.*'tail'"),
         (dict(norm="bn"), "norm must be one of 'rms', 'ln'"),
@@ -404,6 +409,7 @@ def test_bad_arguments(family):
         (dict(arch=3), "arch must be a name or a dict, got int"),
         (dict(arch=dict(family.arch, width=3)), "arch has unknown field.*'width'; known are"),
         (dict(arch=dict(family.arch, mixer=dict(gates=1))), "mixer has unknown.*'gates'; known"),
+        (dict(arch=dict(family.arch, mixer=5)), "mixer must be a dict, got 5"),
         (dict(frozen_stages=4), "frozen_stages must be from -1 to 3, got 4"),
         *family.bad_arguments,
     ]:

@@ -222,6 +222,7 @@ FOUR = ["h", "h_flip", "w2", "w2_flip"]
         ([FOUR, FOUR, FOUR, FOUR, ["h", "x", "w2", "w7"]], "layer 4: .*'h'.*'v'.*'wK'.*got 'x'"),
         ([FOUR, FOUR, FOUR, FOUR, ["h", "w0", "w2", "w7"]], "layer 4: .*got 'w0'"),
         ("all", "directions must be 'search' or a list of names for each layer, got 'all'"),
+        (3, "directions must be 'search' or a list of names for each layer, got 3"),
     ],
 )
 def test_bad_directions(directions, message):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..layers import ConvDownsample, ConvStem, PatchEmbed, PatchMerging, apply_norm, build_norm
-from ..layers.checks import complete_arch, one_of
+from ..layers.checks import at_least, complete_arch, one_of
 
 STEMS = {"patch": PatchEmbed, "conv": ConvStem}
 DOWNSAMPLES = ("merge", "conv2", "conv3")
@@ -78,7 +78,7 @@ class HierarchicalBackbone(BaseModule):
         arch: str | dict,
         in_channels: int = 3,
         drop_path_rate: float = 0.1,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
+        out_indices: int | Sequence[int] = (0, 1, 2, 3),
         out_norm: bool = True,
         frozen_stages: int = -1,
         norm_eval: bool = False,
@@ -96,7 +96,7 @@ class HierarchicalBackbone(BaseModule):
             raise ValueError(
                 f"embed_dims must name {num_stages} widths, as depths does, got {dims}"
             )
-        out_indices = tuple(out_indices)
+        out_indices = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
         if not out_indices or any(i not in range(num_stages) for i in out_indices):
             raise ValueError(
                 f"out_indices must hold stages 0 to {num_stages - 1}, got {out_indices}"
@@ -142,9 +142,15 @@ class HierarchicalBackbone(BaseModule):
     @classmethod
     def read_arch(cls, arch: str | Mapping) -> dict:
         """The fields of ``arch``, checked and completed with their defaults."""
-        return complete_arch(
+        arch = complete_arch(
             arch, cls.arch_settings, cls.arch_defaults, required=("embed_dims", "depths")
         )
+        depths = arch["depths"]
+        if not isinstance(depths, Sequence) or not depths:
+            raise ValueError(f"depths must list the blocks of every stage, got {depths!r}")
+        at_least(0, **{f"depths[{i}]": depth for i, depth in enumerate(depths)})
+        at_least(1, patch_size=arch.get("patch_size", 4))
+        return arch
 
     def build_block(
         self, arch: dict, embed_dims: int, stage: int, layer: int, **options

@@ -132,6 +132,10 @@ def read_directions(
                 f" got {directions!r}"
             )
         return (SEARCH_DIRECTIONS,) * depth, "search"
+    if not isinstance(directions, Sequence):
+        raise ValueError(
+            f"directions must be {SEARCH!r} or a list of names for each layer, got {directions!r}"
+        )
     if len(directions) != depth:
         got = f"got {len(directions)}"
         if len(directions) < depth:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -14,7 +15,7 @@ from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
 from ..layers import CheckpointedBlock, PatchEmbed, build_norm
-from ..layers.checks import complete_arch, known_fields, one_of
+from ..layers.checks import at_least, complete_arch, known_fields, one_of
 from ..layers.tokens import (
     CLASS_TOKENS,
     RotaryTables,
@@ -158,6 +159,9 @@ class PlainBackbone(BaseModule):
     ) -> None:
         super().__init__(self.default_init_cfg if init_cfg is None else init_cfg)
         arch = self.read_arch(arch, cls_token=cls_token, rope=rope, norm=norm)
+        at_least(1, **{name: arch[name] for name in ("embed_dims", "num_layers", "patch_size")})
+        if arch["stride"] is not None:
+            at_least(1, stride=arch["stride"])
         self.in_channels = in_channels
         self.embed_dims = arch["embed_dims"]
         self.num_layers = arch["num_layers"]
@@ -352,6 +356,12 @@ class PlainBackbone(BaseModule):
         if table is not None and self.pos_embed is not None:
             side = math.isqrt(max(table.shape[1] - num_class, 0))
             if side**2 + num_class == table.shape[1] != self.pos_embed.shape[1]:
+                if self.grid[0] != self.grid[1]:
+                    warnings.warn(
+                        f"a position embedding of {side**2} patches is taken for one of a square"
+                        f" grid and resized to {self.grid[0]}x{self.grid[1]}",
+                        stacklevel=2,
+                    )
                 positions = class_positions(self.stored_place, math.prod(self.grid))
                 state_dict[f"{prefix}pos_embed"] = self._resize_positions(
                     table, (side, side), self.grid, positions

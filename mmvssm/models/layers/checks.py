@@ -19,12 +19,14 @@ def one_of(name: str, value: Any, choices: Iterable[Any]) -> Any:
     return value
 
 
-def known_fields(name: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Check that every field of a dict argument is known.
+def known_fields(name: str, given: Mapping, known: Iterable[str]) -> None:
+    """Check that an argument is a dict whose every field is known.
 
     Raises:
-        ValueError: If one is not; the message lists the known fields.
+        ValueError: If it is not; the message lists the known fields.
     """
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{name} must be a dict, got {given!r}")
     known = list(known)
     unknown = sorted(set(given) - set(known))
     if unknown:
@@ -34,14 +36,23 @@ def known_fields(name: str, given: Iterable[str], known: Iterable[str]) -> None:
         )
 
 
+def at_least(least: int, **values: int) -> None:
+    """Check that arguments are whole numbers of at least ``least``.
+
+    Raises:
+        ValueError: If one is not; the message names it.
+    """
+    for name, value in values.items():
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
 def known_arguments(name: str, given: Mapping, function: Callable) -> None:
     """Check that a dict holds only arguments of a class or function, its first one left out.
 
     Raises:
         ValueError: If it is no dict, or does not; then the message lists the arguments.
     """
-    if not isinstance(given, Mapping):
-        raise ValueError(f"{name} must be a dict of arguments, got {given!r}")
     known_fields(name, given, list(inspect.signature(function).parameters)[1:])
 
 

@@ -90,14 +90,19 @@ class ConvStem(nn.Module):
     Args:
         in_channels: Channels of the image.
         embed_dims: Channels of the map; the first convolution gives half of them.
-        patch_size: Product of the two strides.
+        patch_size: Product of the two strides, even.
         norm: Kind of norm, None for none.
+
+    Raises:
+        ValueError: If ``patch_size`` is odd.
     """
 
     def __init__(
         self, in_channels: int, embed_dims: int, patch_size: int = 4, norm: str | None = "ln"
     ) -> None:
         super().__init__()
+        if patch_size < 2 or patch_size % 2:
+            raise ValueError(f"patch_size must be even for a 'conv' stem, got {patch_size}")
         hidden = embed_dims // 2
         stride = patch_size // 2
         self.conv1 = _MapConv(in_channels, hidden, stride + 1, stride=stride, padding=1)

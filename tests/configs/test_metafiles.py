@@ -133,11 +133,16 @@ def _per_element(weight, place=0):
     return lambda *args, out_shape=None, **kwargs: 2 * weight * prod((*args, out_shape)[place])
 
 
+def _layer_norm_macs(shape, normalized, weight, *args, **kwargs):
+    """Five for an element, four without weights: LocalMamba's search has such norms."""
+    return _per_element(5 if weight is not None else 4)(shape, **kwargs)
+
+
 aten = torch.ops.aten
 #: Twice the multiply-accumulates of fvcore's convention, which most papers use.
 FORMULAS = {
     torch.ops.mmvssm.selective_scan_2d: _scan_macs,
-    aten.native_layer_norm: _per_element(5),
+    aten.native_layer_norm: _layer_norm_macs,
     aten._native_batch_norm_legit_no_training: _per_element(2),
     aten.upsample_bilinear2d: _per_element(4, -1),
     aten.upsample_nearest2d: _per_element(1, -1),

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -38,6 +37,7 @@ from mmengine.runner import load_checkpoint
 from mmengine.structures import BaseDataElement
 
 from mmvssm.engine import cli
+from mmvssm.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 COLOURS = [plt.get_cmap("tab10")(digit)[:3] for digit in range(10)]
@@ -57,10 +57,8 @@ def figure(path: Path, rows: int, columns: int, size: float) -> Iterator[np.ndar
         rows, columns, figsize=(size * columns, size * rows), squeeze=False, layout="constrained"
     )
     yield axes
-    part = path.with_name(f"{path.stem}.part{path.suffix}")
-    fig.savefig(part, dpi=100)
+    write_whole(path, lambda part: fig.savefig(part, dpi=100))
     plt.close(fig)
-    os.replace(part, path)
 
 
 def draw_labels(path: Path, samples: list[Sample]) -> None:

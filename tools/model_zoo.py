@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import yaml
 
+from mmvssm.files import write_whole
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = Path("docs", "model_zoo.md")
 BEGIN = "<!-- Tables by tools/model_zoo.py from metafile.yml: change that file, run the tool. -->"
@@ -256,7 +258,7 @@ def main() -> None:
     for path, text in outdated.items():
         print(f"{'out of date' if args.check else 'wrote'}: {path.relative_to(ROOT)}")
         if not args.check:
-            path.write_text(text)
+            write_whole(path, lambda part, text=text: part.write_text(text))
     if args.check and outdated:
         sys.exit("model_zoo.py: error: run tools/model_zoo.py")
     if not outdated:

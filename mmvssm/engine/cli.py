@@ -122,6 +122,14 @@ def require_checkpoint(path: str) -> None:
         fail(f"there is no checkpoint file {path!r}")
 
 
+def require_place(path: Path) -> None:
+    """Check that a file can be put at ``path``."""
+    if path.is_dir():
+        fail(f"{str(path)!r} is a folder")
+    if not path.parent.is_dir():
+        fail(f"there is no folder {str(path.parent)!r}")
+
+
 def trust_checkpoints() -> None:
     """Let ``torch.load`` read what a runner saved.
 

@@ -231,6 +231,13 @@ def test_other_channels_of_the_image(family):
     assert family.build(in_channels=5)(torch.randn(2, 5, 32, 32))[0].shape[0] == 2
 
 
+@families
+def test_one_out_index(family):
+    options = {**family.options, "out_indices": 2}
+    (alone,) = family.backbone(family.arch, **options).eval()(torch.randn(1, 3, 64, 64))
+    assert alone.shape[1:] == list(family.shapes((64, 64)))[2]
+
+
 @hierarchical
 def test_out_indices_do_not_change_the_maps(family):
     model = family.build().eval()

@@ -240,6 +240,13 @@ def test_weights_of_stride_16_start_a_training_of_stride_8():
     torch.testing.assert_close(fine.pos_embed[0], expected)
 
 
+def test_square_table_for_a_grid_that_is_not_is_resized_with_a_warning():
+    weights = build("vim", img_size=32).state_dict()
+    wide = build("vim", img_size=(32, 64))
+    with pytest.warns(UserWarning, match=r"taken for one of a square grid and resized to"):
+        wide.load_state_dict(weights)
+
+
 def test_loading_reports_a_table_of_no_square_grid():
     weights = build("vim", img_size=(32, 48)).state_dict()
     with pytest.raises(RuntimeError, match="size mismatch for pos_embed"):

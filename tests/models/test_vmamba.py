@@ -164,3 +164,9 @@ def test_blocks_without_mixer():
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message), torch.device("meta"):
         VMamba(**arguments)
+
+
+@pytest.mark.parametrize("patch_size", [1, 3])
+def test_stem_of_two_convolutions_needs_an_even_patch(patch_size):
+    with pytest.raises(ValueError, match=f"patch_size must be even for a 'conv'.*{patch_size}"):
+        VMamba(dict(SECOND, patch_size=patch_size))

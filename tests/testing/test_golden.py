@@ -58,6 +58,15 @@ def test_every_given_case_is_found():
     assert len(find_cases([GOLDEN])) == 13 + 4 + 4 + 8 + 5 + 3
 
 
+def test_cases_come_in_the_order_of_their_folders(tmp_path):
+    for name in ("b/1", "b/0", "a/2"):
+        path = tmp_path / f"{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text('{"case": "x"}')
+    found = find_cases([tmp_path / "b", tmp_path / "a", tmp_path / "b" / "0.json"])
+    assert [f"{path.parent.name}/{path.stem}" for path in found] == ["b/0", "b/1", "a/2"]
+
+
 def test_tolerances():
     assert Tolerance.of_backend("torch") == Tolerance(1e-5, 5e-5)
     for backend in ("auto", "cpu", "cuda"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shutil
 import socket
 import subprocess
@@ -170,3 +171,22 @@ def det_checkpoint(tools) -> str:
     """One epoch of detection."""
     tools.run("train.py", "det.py", *SEED)
     return "work_dirs/det/epoch_1.pth"
+
+
+@pytest.fixture
+def run_here(monkeypatch, capsys, tmp_path):
+    """Runs a tool in this process and an empty folder: exit status, output and errors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(tool, *arguments):
+        monkeypatch.setattr(sys, "argv", [str(tool), *map(str, arguments)])
+        status = 0
+        try:
+            runpy.run_path(str(tool), run_name="__main__")
+        except SystemExit as stop:
+            status = stop.code
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run

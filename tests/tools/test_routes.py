@@ -1,7 +1,6 @@
 """Pictures of routes show what the layers do: mmvssm/analysis and analysis_tools/routes.py."""
 
-import runpy
-import sys
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -123,21 +122,8 @@ def test_names_of_variants():
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Exit status, output and errors of the tool, run in this process and an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
-        status = 0
-        try:
-            runpy.run_path(str(TOOL), run_name="__main__")
-        except SystemExit as stop:
-            status = stop.code
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
+def run(run_here):
+    return partial(run_here, TOOL)
 
 
 def test_picture_of_a_variant(run):

@@ -3,9 +3,8 @@
 import argparse
 import math
 import re
-import runpy
-import sys
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -24,22 +23,8 @@ MICRO = dict(embed_dims=8, depths=(1, 1, 11, 1), mixer=dict(d_state=2))
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Exit status, output and errors of the tool, run in this process and an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
-        status = 0
-        try:
-            runpy.run_path(str(TOOL), run_name="__main__")
-        except SystemExit as stop:
-            status = stop.code
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
+def run(run_here):
+    return partial(run_here, TOOL)
 
 
 def preferences(layers):

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmvssm.analysis import build_backbone, draw_routes, routes_of
-from mmvssm.engine.cli import fail
+from mmvssm.engine.cli import fail, require_place
+from mmvssm.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,8 +83,7 @@ def main() -> None:
     args = parse_args()
     if find_spec("matplotlib") is None:
         fail("this needs matplotlib: pip install matplotlib")
-    if not args.out.parent.is_dir():
-        fail(f"there is no folder {str(args.out.parent)!r}")
+    require_place(args.out)
     try:
         found = routes_of(build_backbone(args.model), args.layer, *args.grid)
     except (FileNotFoundError, ValueError) as error:
@@ -91,7 +91,7 @@ def main() -> None:
     name = Path(args.model).stem
     figure = draw_routes(found, f"{name}, layer {args.layer}")
     try:
-        save(figure, args.out)
+        write_whole(args.out, lambda part: save(figure, part))
     except OSError as error:
         fail(f"cannot write: {error}")
     for route in found:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
-import sys
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from rich.console import Console
@@ -17,6 +13,8 @@ from rich.table import Table
 from torch import Tensor
 
 from mmvssm.checkpoint import read_checkpoint, weights_of
+from mmvssm.engine.cli import fail, require_place
+from mmvssm.files import write_whole
 from mmvssm.models.layers import SEARCH_DIRECTIONS, likeliest
 
 DESCRIPTION = """\
@@ -44,11 +42,6 @@ Checkpoints are read safely: nothing that stands in the file is run.
 PICTURES = (".png", ".pdf", ".svg")
 # The search's weights in our networks and in those of the LocalMamba project.
 KEY = re.compile(r"(^|\.)(merge|multi_scan)\.weights$")
-
-
-def fail(message: str) -> NoReturn:
-    """End the program with ``message`` on standard error and exit status 1."""
-    sys.exit(f"search_result.py: error: {message}")
 
 
 def parse_args() -> argparse.Namespace:
@@ -88,14 +81,6 @@ def parse_args() -> argparse.Namespace:
         if path is not None and path.suffix not in suffixes:
             parser.error(f"{option} must end in {' or '.join(suffixes)}, got {str(path)!r}")
     return args
-
-
-def check_folder(path: Path) -> None:
-    """End the program unless a file can be put at ``path``."""
-    if path.is_dir():
-        fail(f"{str(path)!r} is a folder")
-    if not path.parent.is_dir():
-        fail(f"there is no folder {str(path.parent)!r}")
 
 
 def read_probabilities(path: str) -> Tensor:
@@ -178,22 +163,11 @@ def draw(path: Path, probabilities: Tensor, chosen: list[list[int]]) -> None:
     pyplot.close(figure)
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file that then becomes ``path``."""
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    try:
-        write(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    print(f"wrote {path}")
-
-
 def main() -> None:
     args = parse_args()
     for path in (args.out, args.picture):
         if path is not None:
-            check_folder(path)
+            require_place(path)
     if args.picture is not None and find_spec("matplotlib") is None:
         fail("--picture needs matplotlib: pip install matplotlib")
     try:
@@ -208,8 +182,10 @@ def main() -> None:
         if args.out is not None:
             note = f"# The {args.top} likeliest directions of each layer in {args.checkpoint}.\n"
             write_whole(args.out, lambda part: part.write_text(note + config))
+            print(f"wrote {args.out}")
         if args.picture is not None:
             write_whole(args.picture, lambda part: draw(part, probabilities, chosen))
+            print(f"wrote {args.picture}")
     except OSError as error:
         fail(f"cannot write: {error}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import ClassVar
@@ -152,6 +153,7 @@ class HierarchicalBackbone(BaseModule):
         at_least(1, patch_size=arch.get("patch_size", 4))
         return arch
 
+    @abstractmethod
     def build_block(
         self, arch: dict, embed_dims: int, stage: int, layer: int, **options
     ) -> nn.Module:
@@ -164,7 +166,6 @@ class HierarchicalBackbone(BaseModule):
             layer: Its number in the network.
             **options: ``drop_path`` and ``with_cp`` of :class:`MixerBlock`.
         """
-        raise NotImplementedError
 
     def _last_size(self, side: int) -> int:
         """Side of the last stage's map for an image side; 0 where a map has no pixels."""

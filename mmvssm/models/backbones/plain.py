@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -236,9 +237,9 @@ class PlainBackbone(BaseModule):
         known_fields("mixer", arch["mixer"], MIXER_FIELDS)
         return {**arch, **{name: value for name, value in fields.items() if value is not None}}
 
+    @abstractmethod
     def build_mixer(self, arch: dict, layer: int) -> nn.Module:
         """The mixer of a layer: ``(B, L, C)``, grid, class position -> ``(B, L, C)``."""
-        raise NotImplementedError
 
     def _read_indices(self, out_indices: int | Sequence[int]) -> tuple[int, ...]:
         given = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)

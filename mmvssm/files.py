@@ -1,0 +1,26 @@
+"""Writing files so that an interrupted run loses nothing that existed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, which then becomes it.
+
+    Args:
+        path: The file to be, in a folder that exists.
+        write: Is called with the path of the temporary file, which has the same suffix.
+
+    Raises:
+        OSError: If a file cannot be written; what was at ``path`` stays.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        write(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

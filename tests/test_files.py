@@ -1,0 +1,31 @@
+"""Files are written whole or not at all."""
+
+import pytest
+
+from mmvssm.files import write_whole
+
+
+def test_replaces_at_the_end(tmp_path):
+    path = tmp_path / "page.md"
+    path.write_text("old")
+
+    def write(part):
+        assert part.suffix == ".md" and part.parent == tmp_path
+        part.write_text("new")
+        assert path.read_text() == "old"
+
+    write_whole(str(path), write)
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+def test_interruption_loses_nothing(tmp_path):
+    path = tmp_path / "page.md"
+    path.write_text("old")
+
+    def write(part):
+        part.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(path, write)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

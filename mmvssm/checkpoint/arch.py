@@ -1,0 +1,353 @@
+"""Family, arch and constructor options of a backbone, found from keys and shapes of its weights."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from torch import Tensor, nn
+
+from mmvssm import models
+
+from .arch_fields import Shapes, Unreadable, outline, outline_of, read_fields, read_options
+from .key_map import KEY_MAPS, PREFIX
+
+#: Classes by family.
+TYPES = {
+    "vmamba": "VMamba",
+    "efficient_vmamba": "EfficientVMamba",
+    "msvmamba": "MSVMamba",
+    "local_vmamba": "LocalVMamba",
+    "vim": "Vim",
+    "local_vim": "LocalVim",
+}
+
+_PLAIN_MIXER = r"(^|\.)layers\.\d+\.mixer\."
+_MIXER = r"\.blocks\.\d+\.(op|self_attention|mixer)\."
+#: What only a family's keys have, in its authors' names and in ours.
+SIGNS = {
+    "efficient_vmamba": r"(^|\.)layers\.\d+\.\d+\.conv_(pw|dw|pw2)\."
+    r"|\.blocks\.\d+\.(conv_branch|se|mixer\.conv_branch|mixer\.ss2d|expand|project)\.",
+    "msvmamba": rf"{_MIXER}(conv2d_b1|small_conv2d)\.|\.blocks\.\d+\.convFFN\.",
+    "local_vmamba": rf"{_MIXER}(multi_scan|merge)\.",
+    "vim": rf"{_PLAIN_MIXER}(A_b_log|D_b|(conv1d|x_proj|dt_proj)_b)(\.|$)",
+    "local_vim": rf"{_PLAIN_MIXER}(A_log|D|conv1d|x_proj|dt_proj)_\d+(\.|$)"
+    rf"|{_PLAIN_MIXER}(attn|multi_scan|merge)\.",
+}
+#: Scans; a block that has them, but no sign of its own, is of this family.
+SCANS = {"vmamba": rf"{_MIXER}A_logs$", "vim": rf"{_PLAIN_MIXER}A_logs?$"}
+_BLOCK = re.compile(r"(layers|stages)(\.\d+)?(\.blocks)?\.\d+\.")
+
+#: How many keys of a kind a message names.
+MANY = 8
+
+
+class UnknownFamilyError(ValueError):
+    """Keys are of none of our families."""
+
+
+class MixedFamiliesError(ValueError):
+    """Keys are of several families."""
+
+
+class ArchError(ValueError):
+    """Weights do not fit an arch."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A backbone that weights fit.
+
+    Attributes:
+        family: A key of :data:`KEY_MAPS`.
+        type: Its class.
+        arch: A name of the class's table, or a dict of fields.
+        options: Further arguments that the weights ask for.
+        others: Other names whose networks have the same shapes: directions of scans, for
+            instance, are not stored with weights.
+    """
+
+    family: str
+    type: str
+    arch: str | dict
+    options: dict[str, Any] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
+
+    @property
+    def config(self) -> dict:
+        """The backbone in a config's ``model``."""
+        return dict(type=f"mmvssm.{self.type}", arch=self.arch, **self.options)
+
+    def build(self) -> nn.Module:
+        """The backbone, on the device of the context."""
+        return getattr(models, self.type)(self.arch, **self.options)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of its weights by key; takes no memory for them."""
+        with torch.device("meta"):
+            return shapes_of(self.build().state_dict())
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Where given weights differ from wanted ones; false where they do not.
+
+    Attributes:
+        left_over: Keys that are not wanted.
+        missing: Keys that are not given.
+        changed: For keys of another shape or kind of number, what both are.
+    """
+
+    left_over: tuple[str, ...]
+    missing: tuple[str, ...]
+    changed: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.left_over) + len(self.missing) + len(self.changed)
+
+    def __str__(self) -> str:
+        parts = [
+            f"{len(keys)} {title}: {_some(keys)}"
+            for title, keys in (
+                ("left over", self.left_over),
+                ("missing", self.missing),
+                ("of another shape or type", self.changed),
+            )
+            if keys
+        ]
+        return "; ".join(parts) or "no difference"
+
+
+def shapes_of(state_dict: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shapes by key."""
+    return {key: tuple(value.shape) for key, value in state_dict.items()}
+
+
+def compare(
+    given: Mapping[str, Tensor | Sequence[int]], wanted: Mapping[str, Tensor | Sequence[int]]
+) -> Differences:
+    """Compare keys and shapes; of tensors also the kind of numbers, floating or whole.
+
+    Args:
+        given: Weights, or their shapes.
+        wanted: Weights, or their shapes, of the model that they are for.
+    """
+    changed = []
+    for key in given.keys() & wanted.keys():
+        got, want = _describe(given[key]), _describe(wanted[key])
+        if any(a != b for a, b in zip(got, want)):
+            changed.append(f"{key} {_words(got)} instead of {_words(want)}")
+    return Differences(
+        tuple(key for key in given if key not in wanted),
+        tuple(key for key in wanted if key not in given),
+        tuple(sorted(changed)),
+    )
+
+
+def find_family(keys: Iterable[str]) -> str:
+    """The family of a file's backbone.
+
+    Args:
+        keys: Keys of the file in its authors' names or ours, those of necks and heads as well.
+
+    Returns:
+        A key of :data:`KEY_MAPS`.
+
+    Raises:
+        UnknownFamilyError: If there is no backbone of ours in the file.
+        MixedFamiliesError: If there are keys of several.
+    """
+    keys = list(keys)
+    # what is beside the backbone may have layers of any name
+    inside = [key for key in keys if key.startswith(PREFIX)] or keys
+    signs = {family: re.compile(sign) for family, sign in SIGNS.items()}
+    scans = {family: re.compile(scan) for family, scan in SCANS.items()}
+    found: dict[str, str] = {}
+    signed, plain = set(), {}
+    for key in inside:
+        block = _BLOCK.search(key)
+        if block is None:
+            continue
+        for family, sign in signs.items():
+            if sign.search(key):
+                found.setdefault(family, key)
+                signed.add(block.group())
+        for family, scan in scans.items():
+            if scan.search(key):
+                plain.setdefault(block.group(), (family, key))
+    for block, (family, key) in plain.items():
+        if block not in signed:
+            found.setdefault(family, key)
+    if not found:
+        raise UnknownFamilyError(
+            f"the keys are those of none of our families {', '.join(KEY_MAPS)}: "
+            f"{_some(keys, 4) or 'there are none'}"
+        )
+    if len(found) > 1:
+        named = " and ".join(f"{family} ({key})" for family, key in found.items())
+        raise MixedFamiliesError(f"the keys are those of several families: {named}")
+    return next(iter(found))
+
+
+def find_arch(shapes: Mapping[str, Sequence[int]], family: str, arch: str | None = None) -> Found:
+    """The arch and the constructor options of a backbone, from the shapes of its weights.
+
+    Names of the family's table are preferred, those first that need the fewest options. Weights
+    that fit none of them get a dict of fields. What shapes do not show is as
+    :mod:`mmvssm.checkpoint.arch_fields` says.
+
+    Args:
+        shapes: Shapes by key in our names, without the prefix ``backbone.``.
+        family: A key of :data:`KEY_MAPS`.
+        arch: A name such as ``'tiny'``, ``'vim/tiny'`` or ``'Vim/tiny'``, or the path of a config
+            file whose ``model.backbone`` is taken as it is; None to find it.
+
+    Returns:
+        The backbone, which has exactly the given keys and shapes.
+
+    Raises:
+        ArchError: If the weights fit no arch, or not the one that is given; the message lists where
+            they differ from it or from the nearest.
+        ValueError: If ``family`` or ``arch`` is unknown.
+        FileNotFoundError: If there is no such config file.
+    """
+    if family not in TYPES:
+        raise ValueError(f"family must be one of {', '.join(TYPES)}, got {family!r}")
+    given = Shapes(shapes)
+    if arch is None:
+        return _fitting_name(given, family) or _from_fields(given, family)
+    if arch.endswith(".py"):
+        found, reason = _from_config(arch, family), ""
+        differences = compare(given.shapes, found.shapes())
+    else:
+        found, differences, reason = _try_name(given, family, _read_name(arch, family))
+    if differences:
+        raise ArchError(f"the weights do not fit {found.type} {arch!r}{reason}: {differences}")
+    return found
+
+
+def _fitting_name(given: Shapes, family: str) -> Found | None:
+    """The named arch that fits best; None if there is none."""
+    try:
+        size = outline(given, family)
+    except Unreadable:
+        return None
+    cls = _class(family)
+    names = [name for name in cls.arch_settings if outline_of(cls.read_arch(name)) == size]
+    tried = [_try_name(given, family, name) for name in names]
+    fits = [found for found, differences, _ in tried if not differences]
+
+    def rank(found: Found) -> tuple[int, bool]:
+        # images are usually of multiples of 32 pixels
+        size = found.options.get("img_size", 0)
+        return len(found.options), isinstance(size, int) and size % 32 > 0
+
+    fits.sort(key=rank)
+    if not fits:
+        return None
+    others = [fit.arch for fit in fits[1:] if len(fit.options) == len(fits[0].options)]
+    return replace(fits[0], others=tuple(others))
+
+
+def _try_name(given: Shapes, family: str, name: str) -> tuple[Found, Differences, str]:
+    """A named arch with the options that the weights ask for, what differs, and why it must."""
+    found, reason = Found(family, TYPES[family], name), ""
+    try:
+        options = read_options(given, _class(family).read_arch(name), family)
+        shapes = replace(found, options=options).shapes()
+        found = replace(found, options=options)
+    except (ValueError, RuntimeError) as error:
+        # no options explain these shapes: they are compared with those of the arch itself
+        shapes, reason = found.shapes(), _brief(error)
+    return found, compare(given.shapes, shapes), reason
+
+
+def _from_fields(given: Shapes, family: str) -> Found:
+    """An arch of fields that fits; raises ArchError if there is none."""
+    cls, reason = _class(family), ""
+    try:
+        fields = read_fields(given, family, cls.arch_defaults)
+        options = read_options(given, cls.read_arch(fields), family)
+        found = Found(family, TYPES[family], fields, options)
+        if not compare(given.shapes, found.shapes()):
+            return found
+    except (ValueError, RuntimeError) as error:  # RuntimeError: of sizes that torch refuses
+        reason = _brief(error)
+    tried = (_try_name(given, family, name) for name in cls.arch_settings)
+    nearest, differences, _ = min(tried, key=lambda one: len(one[1]))
+    raise ArchError(
+        f"the weights fit no arch of {TYPES[family]}{reason}; if they are whole, name the config"
+        f" file of their network as arch; {nearest.arch!r} is the nearest: {differences}"
+    )
+
+
+def _read_name(arch: str, family: str) -> str:
+    """The name in ``arch``, which may stand behind a family or class."""
+    of, _, name = arch.rpartition("/")
+    names = ", ".join(_class(family).arch_settings)
+    if of and _plain_word(of) != _plain_word(family):
+        raise ValueError(
+            f"arch {arch!r} must be of {TYPES[family]}, as the weights are of the family {family};"
+            f" there are {names}"
+        )
+    if name not in _class(family).arch_settings:
+        raise ValueError(
+            f"arch must be one of {names} for the family {family}, or the path of a config file"
+            f" that ends in .py; got {arch!r}"
+        )
+    return name
+
+
+def _from_config(path: str, family: str) -> Found:
+    """The backbone of a config file, as it is."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no config file {path!r} to take the arch from")
+    try:
+        options = Config.fromfile(path).to_dict()["model"]["backbone"]
+    except Exception as error:  # config files are programs, which fail in every possible way
+        raise ValueError(f"no model.backbone can be read from {path!r}{_brief(error)}") from None
+    kind = str(options.pop("type", None)).removeprefix("mmvssm.")
+    if kind != TYPES[family]:
+        raise ValueError(
+            f"the backbone of {path!r} must be {TYPES[family]}, as the weights are of the family"
+            f" {family}; got {kind!r}"
+        )
+    default = inspect.signature(_class(family)).parameters["arch"].default
+    arch = options.pop("arch", default)
+    for name in ("init_cfg", "_scope_"):
+        options.pop(name, None)
+    return Found(family, kind, arch, options)
+
+
+def _class(family: str) -> type:
+    return getattr(models, TYPES[family])
+
+
+def _plain_word(name: str) -> str:
+    return re.sub(r"[-_]", "", name).lower()
+
+
+def _brief(error: Exception) -> str:
+    return " (" + (str(error).split("\n", 1)[0] or type(error).__name__) + ")"
+
+
+def _describe(value: Tensor | Sequence[int]) -> tuple:
+    if isinstance(value, Tensor):
+        kind = "floating" if value.is_floating_point() else "whole"
+        return tuple(value.shape), kind
+    return (tuple(value),)
+
+
+def _words(description: tuple) -> str:
+    return " ".join(map(str, description))
+
+
+def _some(keys: Sequence[str], many: int = MANY) -> str:
+    rest = f" and {len(keys) - many} more" if len(keys) > many else ""
+    return ", ".join(keys[:many]) + rest

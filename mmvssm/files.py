@@ -3,8 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+
+@contextmanager
+def temporary_beside(path: str | Path) -> Iterator[Path]:
+    """A name for a temporary file in the folder of ``path``, with the same suffix.
+
+    What stands under this name in the end is removed: rename it to keep it.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        yield part
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
@@ -17,10 +32,6 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
     Raises:
         OSError: If a file cannot be written; what was at ``path`` stays.
     """
-    path = Path(path)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    try:
+    with temporary_beside(path) as part:
         write(part)
         os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

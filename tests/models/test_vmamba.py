@@ -98,6 +98,20 @@ def test_position_embedding_is_resized_to_the_map():
         )
 
 
+def test_position_embedding_of_another_image_size_is_resized_on_load():
+    small = VMamba(dict(SECOND, pos_embed=True), img_size=32)
+    wide = VMamba(dict(SECOND, pos_embed=True), img_size=(48, 64))
+    nn.init.normal_(small.pos_embed)
+    weights = small.state_dict()
+    wide.load_state_dict(weights)
+    assert weights["pos_embed"].shape == (1, 16, 8, 8)
+    expected = F.interpolate(small.pos_embed, (12, 16), mode="bicubic", align_corners=False)
+    assert torch.equal(wide.pos_embed, expected)
+    weights["pos_embed"] = torch.zeros(1, 15, 8, 8)
+    with pytest.raises(RuntimeError, match="size mismatch for pos_embed"):
+        wide.load_state_dict(weights)
+
+
 @pytest.mark.parametrize("frozen_stages", [-1, 0])
 def test_position_embedding_is_frozen_with_the_stem(frozen_stages):
     model = VMamba(dict(SECOND, pos_embed=True), frozen_stages=frozen_stages)

@@ -67,7 +67,8 @@ class VMamba(HierarchicalBackbone):
             - mlp_act (str): ``'gelu'`` (default), ``'silu'`` or ``'relu'``.
             - gated_mlp (bool): Default False.
             - pos_embed (bool): Add a learned position embedding after the stem, resized
-              bicubically where the map differs from ``img_size``. Default False.
+              bicubically where the map, or a checkpoint's grid, differs from that of
+              ``img_size``. Default False.
             - mixer (dict | None): Arguments of :class:`mmvssm.models.SS2D` other than
               ``embed_dims``; None for blocks without mixer. Default ``{}``.
         img_size: Image size ``S`` or ``(H, W)`` that a position embedding is made for.
@@ -149,7 +150,19 @@ class VMamba(HierarchicalBackbone):
         x = self.patch_embed(x)
         if self.pos_embed is None:
             return x
-        pos_embed, size = self.pos_embed, x.shape[1:3]
-        if pos_embed.shape[2:] != size:
-            pos_embed = F.interpolate(pos_embed, size=tuple(size), mode="bicubic")
-        return x + pos_embed.permute(0, 2, 3, 1)
+        return x + _resized(self.pos_embed, x.shape[1:3]).permute(0, 2, 3, 1)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        """Resize the position embedding of another image size first."""
+        key = f"{prefix}pos_embed"
+        table = state_dict.get(key)
+        if table is not None and self.pos_embed is not None and table.dim() == 4:
+            state_dict[key] = _resized(table, self.pos_embed.shape[2:])
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _resized(table: Tensor, size: Sequence[int]) -> Tensor:
+    """A position embedding ``(1, C, H, W)``, bicubically resized unless it has the size already."""
+    if table.shape[2:] == tuple(size):
+        return table
+    return F.interpolate(table, size=tuple(size), mode="bicubic")

@@ -1,0 +1,183 @@
+"""Writing checkpoints whole, under a name that tells their content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mmvssm.files import temporary_beside
+
+#: Called with the bytes that are done and those there are in all.
+Progress = Callable[[int, int], object]
+
+SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
+#: Digits of the SHA-256 in a name, as in the names of OpenMMLab's own files.
+DIGITS = 8
+_CHUNK = 2**22
+# Room for what a file holds beside its tensors.
+_MARGIN = 2**20
+
+
+def place_of(target: str | Path, source: str | Path) -> Path:
+    """The path that a product gets, but for the digits of its hash.
+
+    Args:
+        target: A path that ends in one of :data:`SUFFIXES`, in a folder that exists; or such a
+            folder, in which the product has the name of the source.
+        source: The file that is converted.
+
+    Raises:
+        ValueError: If ``target`` is none of these.
+    """
+    path = Path(target)
+    if path.is_dir():
+        stem = re.sub(rf"-[0-9a-f]{{{DIGITS}}}$", "", Path(source).stem)
+        return path / f"{stem}.pth"
+    if path.suffix not in SUFFIXES:
+        raise ValueError(
+            f"{str(path)!r} is no folder that exists, and does not end in {', '.join(SUFFIXES)}"
+        )
+    if not path.parent.is_dir():
+        raise ValueError(f"there is no folder {str(path.parent)!r}")
+    return path
+
+
+def write_checkpoint(
+    path: Path,
+    content: Mapping[str, Any],
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Write a checkpoint beside ``path`` and give it a name with the digits of its hash.
+
+    Args:
+        path: As :func:`place_of` gives it. A ``.safetensors`` file takes the tensors of
+            ``state_dict``, and ``meta`` as JSON in its header.
+        content: What to write: dicts of tensors and plain values.
+        force: Whether to replace a file that has the name already.
+        progress: Is told the bytes written and hashed, of twice the file.
+
+    Returns:
+        ``<stem>-<first 8 digits of the file's SHA-256><suffix>`` in the same folder.
+
+    Raises:
+        FileExistsError: If there is such a file and ``force`` is not given.
+        OSError: If the file cannot be written, e.g. for want of room; nothing half-written stays.
+    """
+    size = _size(content)
+    room = shutil.disk_usage(path.parent).free
+    if room < size + _MARGIN:
+        raise OSError(f"{size / 1e6:.0f} MB are needed, {room / 1e6:.0f} MB are free")
+    with temporary_beside(path) as part:
+        if path.suffix == ".safetensors":
+            _write_safetensors(part, content)
+        else:
+            _write_torch(part, content, size, progress)
+        digest = _hash(part, progress)
+        product = path.with_name(f"{path.stem}-{digest[:DIGITS]}{path.suffix}")
+        if product.exists() and not force:
+            raise FileExistsError(f"{str(product)!r} exists already: --force replaces it")
+        os.replace(part, product)
+    return product
+
+
+def _size(content: Mapping[str, Any]) -> int:
+    """Bytes of all tensors, each storage counted once."""
+    storages = {
+        tensor.data_ptr(): tensor.nbytes
+        for entry in content.values()
+        if isinstance(entry, Mapping)
+        for tensor in entry.values()
+        if isinstance(tensor, Tensor)
+    }
+    return sum(storages.values())
+
+
+class _Counted:
+    """A file that tells how much has been written to it."""
+
+    def __init__(self, file: BinaryIO, written: Callable[[int], object]) -> None:
+        self._file = file
+        self._written = written
+
+    def write(self, data: bytes) -> int:
+        count = self._file.write(data)
+        self._written(self._file.tell())
+        return count
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _write_torch(
+    part: Path, content: Mapping[str, Any], size: int, progress: Progress | None
+) -> None:
+    def written(count: int) -> None:
+        if progress is not None:
+            progress(min(count, size), 2 * size)
+
+    try:
+        with open(part, "wb") as file:
+            torch.save(_own_storages(content), _Counted(file, written))
+    except RuntimeError as error:
+        # what torch makes of a failed write
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+
+
+def _write_safetensors(part: Path, content: Mapping[str, Any]) -> None:
+    tensors: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for key, value in content["state_dict"].items():
+        value = _own(value)
+        # the format has no tensors that share memory
+        tensors[key] = value.clone() if value.data_ptr() in taken else value
+        taken.add(value.data_ptr())
+    try:
+        save_file(tensors, part, {"meta": json.dumps(content["meta"])})
+    except SafetensorError as error:
+        raise OSError(str(error)) from None
+
+
+def _own_storages(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The same, each tensor contiguous and alone in its storage, which is written as a whole."""
+    own: dict[int, Tensor] = {}
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return own.setdefault(id(value), _own(value))
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items()}
+        return value
+
+    return plain(content)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach().contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def _hash(path: Path, progress: Progress | None) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    digest, done, size = hashlib.sha256(), 0, path.stat().st_size
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            done += len(chunk)
+            if progress is not None:
+                progress(size + done, 2 * size)
+    return digest.hexdigest()

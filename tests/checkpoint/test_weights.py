@@ -1,0 +1,100 @@
+"""Which weights of a file are averages, and which are as trained."""
+
+import copy
+
+import pytest
+import torch
+from mmengine.model import ExponentialMovingAverage
+from torch import nn
+
+from mmvssm.checkpoint import find_weights, select_weights
+
+ONLINE = {"a.weight": torch.zeros(2), "a.bias": torch.zeros(1)}
+EMA = {"a.weight": torch.ones(2), "a.bias": torch.ones(1)}
+
+
+def prefixed(weights, prefix="module."):
+    return {prefix + name: value for name, value in weights.items()}
+
+
+def from_ema_hook():
+    """What EMAHook leaves of a model and its average: the two exchanged."""
+    averaged = ExponentialMovingAverage(nn.Linear(2, 1)).state_dict()
+    return dict(
+        meta={},
+        state_dict=dict(EMA),
+        ema_state_dict={"steps": averaged["steps"], **prefixed(ONLINE)},
+    )
+
+
+FILES = {
+    "VMamba, MSVMamba, Vim": dict(model=ONLINE, model_ema=EMA, optimizer={}, epoch=3),
+    "EfficientVMamba, LocalMamba": dict(model=ONLINE, ema_model=prefixed(EMA, "module.module.")),
+    "timm": dict(state_dict=ONLINE, state_dict_ema=EMA),
+    "parallel training": dict(model=prefixed(ONLINE), model_ema=prefixed(EMA)),
+    "MMEngine": from_ema_hook(),
+}
+
+
+@pytest.mark.parametrize("checkpoint", FILES.values(), ids=FILES)
+def test_both_kinds(checkpoint):
+    for kind, expected in (("ema", EMA), ("online", ONLINE), ("auto", EMA)):
+        weights = select_weights(checkpoint, kind)
+        assert weights.kind == ("ema" if kind == "auto" else kind)
+        assert weights.tensors.keys() == expected.keys()
+        assert all(torch.equal(weights.tensors[name], expected[name]) for name in expected)
+    assert [weights.kind for weights in find_weights(checkpoint)] == ["ema", "online"]
+
+
+ONE_KIND = {
+    "no wrapping": (ONLINE, "online"),
+    "model": (dict(model=ONLINE, ema_model=None), "online"),
+    "state_dict": (dict(state_dict=ONLINE, ema_state_dict=None), "online"),
+    "of a parallel model": (prefixed(ONLINE), "online"),
+    "the average of a parallel model": (dict(state_dict=prefixed(EMA, "module.module.")), "ema"),
+    "an average alone": (dict(model_ema=EMA), "ema"),
+    "MMEngine's average alone": (dict(ema_state_dict=prefixed(EMA)), "ema"),
+    "converted": (dict(state_dict=EMA, meta=dict(mmvssm=dict(weights="ema"))), "ema"),
+}
+
+
+@pytest.mark.parametrize(("checkpoint", "kind"), ONE_KIND.values(), ids=ONE_KIND)
+def test_one_kind(checkpoint, kind):
+    (weights,) = find_weights(checkpoint)
+    assert weights.kind == kind and weights.tensors.keys() == ONLINE.keys()
+    assert select_weights(checkpoint).tensors.keys() == weights.tensors.keys()
+    assert select_weights(checkpoint, kind).place == weights.place
+    (other,) = {"ema", "online"} - {kind}
+    with pytest.raises(ValueError, match=f"the file has no {other} weights; it has {kind} weights"):
+        select_weights(checkpoint, other)
+
+
+def test_profilers_counters_and_what_is_no_tensor_are_left_out():
+    entry = {**ONLINE, "total_ops": torch.zeros(1), "a.total_params": torch.zeros(1), "epoch": 4}
+    assert select_weights(dict(model=entry)).tensors.keys() == ONLINE.keys()
+
+
+def test_a_whole_network():
+    """Only a file that is trusted is read to one."""
+    network = nn.Linear(2, 3)
+    assert select_weights(dict(model=copy.deepcopy(network))).tensors.keys() == {"weight", "bias"}
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "message"),
+    [
+        (dict(optimizer=dict(state={}), epoch=3), "the state of an optimizer but no weights"),
+        (dict(state={0: {}}, param_groups=[]), "the state of an optimizer but no weights"),
+        (dict(model=None, epoch=3), "no weights at its top or under .*; it holds 'model', 'epoch'"),
+        ({}, "it holds nothing"),
+        (dict(model={"module.a": torch.ones(1), "a": torch.ones(1)}), "'a' twice"),
+    ],
+)
+def test_no_weights(checkpoint, message):
+    with pytest.raises(ValueError, match=message):
+        select_weights(checkpoint)
+
+
+def test_unknown_kind():
+    with pytest.raises(ValueError, match="weights must be auto, ema or online, got 'best'"):
+        select_weights(ONLINE, "best")

@@ -1,0 +1,115 @@
+"""Checkpoints are written whole, under the digits of their hash."""
+
+import hashlib
+import json
+import re
+import resource
+import signal
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from mmvssm.checkpoint import place_of, write_checkpoint
+
+CONTENT = dict(meta=dict(a=[1, "b"]), state_dict={"x": torch.randn(64, 64), "y": torch.arange(3)})
+
+
+def test_torch_file(tmp_path):
+    product = write_checkpoint(tmp_path / "net.pth", CONTENT)
+    digest = hashlib.sha256(product.read_bytes()).hexdigest()
+    assert product.name == f"net-{digest[:8]}.pth" and list(tmp_path.iterdir()) == [product]
+    loaded = torch.load(product, weights_only=True)
+    assert loaded["meta"] == CONTENT["meta"] and loaded["state_dict"].keys() == {"x", "y"}
+    assert all(torch.equal(loaded["state_dict"][k], v) for k, v in CONTENT["state_dict"].items())
+
+
+def test_same_content_same_name(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    names = {
+        write_checkpoint(folder / "net.pth", CONTENT).name
+        for folder in (tmp_path, tmp_path / "elsewhere")
+    }
+    assert len(names) == 1
+
+
+def test_safetensors_file(tmp_path):
+    x = CONTENT["state_dict"]["x"]
+    weights = {**CONTENT["state_dict"], "same": x, "turned": x.t(), "part": x[:2]}
+    product = write_checkpoint(tmp_path / "net.safetensors", dict(CONTENT, state_dict=weights))
+    assert re.fullmatch(r"net-[0-9a-f]{8}\.safetensors", product.name)
+    with safe_open(product, "pt") as file:
+        assert json.loads(file.metadata()["meta"]) == CONTENT["meta"]
+        assert all(torch.equal(file.get_tensor(name), weights[name]) for name in weights)
+
+
+def test_views_are_written_without_the_rest_of_their_storage(tmp_path):
+    large = torch.randn(1000, 1000)
+    content = dict(state_dict={"row": large[0], "column": large[:, 0]})
+    product = write_checkpoint(tmp_path / "net.pth", content)
+    assert product.stat().st_size < 20_000
+    loaded = torch.load(product, weights_only=True)["state_dict"]
+    assert torch.equal(loaded["column"], large[:, 0]) and loaded["column"].is_contiguous()
+
+
+def test_entries_that_share_weights_hold_them_once(tmp_path):
+    weights = {"x": torch.randn(1000, 100)}
+    product = write_checkpoint(tmp_path / "net.pth", dict(model=weights, model_ema=weights))
+    assert product.stat().st_size < 1.1 * weights["x"].nbytes
+    loaded = torch.load(product, weights_only=True)
+    assert torch.equal(loaded["model"]["x"], loaded["model_ema"]["x"])
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_nothing_is_replaced_unless_forced(tmp_path, suffix):
+    product = write_checkpoint(tmp_path / f"net{suffix}", CONTENT)
+    product.write_bytes(b"mine")
+    with pytest.raises(FileExistsError, match=rf"{product.name}' exists already: --force"):
+        write_checkpoint(tmp_path / f"net{suffix}", CONTENT)
+    assert product.read_bytes() == b"mine" and list(tmp_path.iterdir()) == [product]
+    assert write_checkpoint(tmp_path / f"net{suffix}", CONTENT, force=True) == product
+    assert product.stat().st_size > 10_000
+
+
+@pytest.fixture
+def small_disk():
+    """Files cannot grow beyond 100 kB, as on a disk that fills while they are written."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, old[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_full_disk_leaves_nothing_half_written(tmp_path, small_disk, suffix):
+    content = dict(meta={}, state_dict={"x": torch.randn(1000, 1000)})
+    with pytest.raises(OSError, match="File too large"):
+        write_checkpoint(tmp_path / f"net{suffix}", content)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_little_room_is_seen_before_writing(tmp_path):
+    content = dict(state_dict={"x": torch.empty(2**60, dtype=torch.uint8, device="meta")})
+    with pytest.raises(OSError, match=r"1152921504607 MB are needed, \d+ MB are free"):
+        write_checkpoint(tmp_path / "net.pth", content)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress(tmp_path):
+    content = dict(state_dict={"x": torch.randn(2**20), "y": torch.randn(2**20)})
+    calls = []
+    write_checkpoint(tmp_path / "net.pth", content, progress=lambda *call: calls.append(call))
+    done = [done / total for done, total in calls]
+    assert done == sorted(done) and done[0] < 0.1 and done[-1] == 1
+    assert any(0.2 < part < 0.3 for part in done) and any(0.7 < part < 0.8 for part in done)
+
+
+def test_places(tmp_path):
+    assert place_of(tmp_path / "a.pth", "x.ckpt") == tmp_path / "a.pth"
+    assert place_of(tmp_path, "deep/net-0123abcd.ckpt") == tmp_path / "net.pth"
+    with pytest.raises(ValueError, match="no folder that exists, and does not end in .pth"):
+        place_of(tmp_path / "absent", "x.pth")
+    with pytest.raises(ValueError, match="there is no folder .*absent"):
+        place_of(tmp_path / "absent" / "a.pth", "x.pth")

@@ -2,84 +2,175 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
-from collections import OrderedDict
+import stat
+import warnings
 from collections.abc import Mapping
+from mmap import ACCESS_COPY, mmap
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from .archives import Progress, read_pickles, read_zip
+from .errors import CheckpointError, HostileFileError, shown
+from .pickles import kind_of
+from .references import Inert
 
 #: Where a checkpoint keeps its weights: MMEngine's key, then that of most research code.
 WEIGHTS = ("state_dict", "model")
-_ALLOWED = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch", "Size"): torch.Size,
-    ("torch", "device"): torch.device,
-    ("torch._utils", "_rebuild_tensor"): torch._utils._rebuild_tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
-    **{("torch", name): value for name, value in vars(torch).items() if type(value) is torch.dtype},
+_SNIFFED = 4096
+_MAX_SAFETENSORS_HEADER = 100_000_000  # of the format
+# What other files begin with.
+_OTHERS = {
+    b"version https://git-lfs": (
+        "is a pointer of git-lfs, not the file itself: run `git lfs pull` where it comes from"
+    ),
+    b"\x1f\x8b": "is compressed by gzip: unpack it first",
+    b"BZh": "is compressed by bzip2: unpack it first",
+    b"\xfd7zXZ\0": "is compressed by xz: unpack it first",
+    b"\x28\xb5\x2f\xfd": "is compressed by zstd: unpack it first",
+    b"7z\xbc\xaf\x27\x1c": "is a 7z archive: unpack it first",
+    b"Rar!": "is a rar archive: unpack it first",
+    b"\x89HDF": "is a file of HDF5, which no project writes its weights in that mmvssm reads",
 }
 
 
-class _Inert:
-    """Stands for every object of a file that is no tensor: it takes everything and does nothing."""
+def read_checkpoint(
+    path: str | Path, *, trust: bool = False, progress: Progress | None = None
+) -> dict:
+    """The content of a checkpoint file, tensors on the CPU.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def _ignore(self, *args: Any, **kwargs: Any) -> _Inert:
-        return self
-
-    __call__ = __setstate__ = __setitem__ = append = extend = add = update = _ignore
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        return _ALLOWED.get((module, name), _Inert)
-
-
-class _TensorsOnly:
-    """What ``torch.load`` takes for the module ``pickle``."""
-
-    Unpickler = _Unpickler
-
-
-def read_checkpoint(path: str | Path) -> dict:
-    """The content of a file that ``torch.save`` wrote, tensors on the CPU.
-
-    Nothing of the file is run: only tensors and plain Python values are made, all other objects
-    (such as the log buffers of MMEngine's runner and the options of research code) become inert.
+    Nothing of the file is run: only tensors and plain values are made, all other objects (such as
+    the log buffers of MMEngine's runner and the options of research code) become
+    :class:`~.references.Inert`, and a file that asks to run something is refused. The tensors are
+    mapped into memory, not read, and changing them does not change the file; parameters become
+    plain tensors, and tensors that share memory go on to.
 
     Args:
-        path: The file, in the zip format of torch 1.6 and later.
+        path: A file of ``torch.save``, in the zip format or the one before torch 1.6, a plain
+            pickle, or a file of safetensors, which gives
+            ``{"state_dict": {name: tensor}, "meta": {key: text}}``.
+        trust: Read by ``torch.load`` what a pickle holds, which runs whatever code is in it.
+            Networks in the file become their state dicts.
+        progress: Is called with the bytes that are done and the bytes in all, while the checksums
+            of the file are verified.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is not such a checkpoint, is damaged, or holds no dict.
+        HostileFileError: If the file asks to run code.
+        CheckpointError: If it is no checkpoint, is damaged, or holds no dict.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"there is no checkpoint file {str(path)!r}")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{str(path)!r} is no checkpoint file of torch 1.6 or later, or cut off")
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-        if any(name.endswith("/constants.pkl") for name in names):
-            raise ValueError("it is a TorchScript program")
-        content = torch.load(
-            path, map_location="cpu", pickle_module=_TensorsOnly, weights_only=False
-        )
-    except Exception as error:  # damaged files fail in every possible way
-        reason = str(error).split("\n", 1)[0] or type(error).__name__
-        raise ValueError(f"{str(path)!r} cannot be read as a checkpoint: {reason}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{str(path)!r} holds no dict, but {type(content).__name__}")
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise CheckpointError("is a folder: name the checkpoint file in it")
+        if not stat.S_ISREG(mode):  # opening a pipe would wait for ever
+            raise CheckpointError("is no regular file")
+        with path.open("rb") as file:
+            content = _read(file, path, trust, progress)
+        _require_dict(content)
+    except CheckpointError as error:
+        raise type(error)(f"{str(path)!r} {error}") from None
     return content
+
+
+def _read(file: BinaryIO, path: Path, trust: bool, progress: Progress | None) -> Any:
+    head = file.read(_SNIFFED)
+    size = file.seek(0, 2)
+    if not head:
+        raise CheckpointError("is empty: download or copy it again")
+    _refuse_others(head)
+    if _is_safetensors(head, size):
+        return _read_safetensors(path)
+    is_zip = head.startswith(b"PK")
+    if trust:
+        return _load_trusted(path, is_zip)
+    mapped = mmap(file.fileno(), 0, access=ACCESS_COPY)
+    if is_zip:
+        return read_zip(file, mapped, progress)
+    try:
+        return read_pickles(file, mapped, progress)
+    except HostileFileError:
+        raise
+    except CheckpointError:
+        if head.startswith(b"\x80"):
+            raise
+        # other first bytes can begin a pickle as well, but rarely do
+        raise CheckpointError(
+            f"is no checkpoint: it begins with {shown(head[:16].decode('latin1'))!r}"
+        ) from None
+
+
+def _refuse_others(head: bytes) -> None:
+    """Name what is often found in place of a checkpoint."""
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")):
+        raise CheckpointError(
+            "is a web page, not a checkpoint: the download was answered by a page, such as one to"
+            " log in or to confirm; download the file itself"
+        )
+    if text.startswith((b"{", b"[")):
+        raise CheckpointError(f"is text, not a checkpoint: {shown(text[:60].decode('latin1'))!r}")
+    for start, message in _OTHERS.items():
+        if head.startswith(start):
+            raise CheckpointError(message)
+    if head[257:262] == b"ustar":
+        raise CheckpointError("is a tar archive: unpack it first")
+
+
+def _is_safetensors(head: bytes, size: int) -> bool:
+    length = int.from_bytes(head[:8], "little")
+    if head[8:9] != b"{" or length > _MAX_SAFETENSORS_HEADER:
+        return False
+    if 8 + length > size:
+        raise CheckpointError("is cut off: download or copy it again")
+    return True
+
+
+def _read_safetensors(path: Path) -> dict:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return dict(state_dict=tensors, meta=dict(file.metadata() or {}))
+    except Exception as error:  # the library has several kinds for damaged files
+        raise CheckpointError(
+            f"is a damaged file of safetensors ({shown(error)}); download or copy it again"
+        ) from None
+
+
+def _load_trusted(path: Path, is_zip: bool) -> Any:
+    warnings.warn(
+        f"{str(path)!r} is read by torch.load, which runs any code in it, as you trust it",
+        stacklevel=4,
+    )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=False, mmap=is_zip)
+    except Exception as error:  # whatever the code in the file raises
+        reason = str(error).split("\n", 1)[0] or type(error).__name__
+        raise CheckpointError(f"cannot be read by torch.load: {shown(reason, 200)}") from None
+    if isinstance(content, nn.Module):
+        return dict(state_dict=content.state_dict())
+    if isinstance(content, dict):
+        return {
+            key: value.state_dict() if isinstance(value, nn.Module) else value
+            for key, value in content.items()
+        }
+    return content
+
+
+def _require_dict(content: Any) -> None:
+    if isinstance(content, Inert) and content.is_network:
+        raise CheckpointError(
+            f"holds a pickled network of {shown(content.origin)} in place of its weights: save"
+            " its state_dict() where its code is"
+        )
+    if not isinstance(content, dict):
+        raise CheckpointError(f"holds no dict, but {kind_of(content)}")
 
 
 def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:

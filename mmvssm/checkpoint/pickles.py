@@ -1,0 +1,516 @@
+"""Pickles read without running anything that stands in them.
+
+:mod:`pickletools` decodes the operations; :class:`Interpreter` carries them out on values of its
+own. Tensors come from the functions that it is given, plain values are made here, and every other
+object becomes :class:`~.references.Inert`. No name in a file is ever imported or looked up.
+"""
+
+from __future__ import annotations
+
+import pickletools
+from collections.abc import Callable, Iterator, Mapping
+from mmap import mmap
+from typing import Any
+
+import torch
+
+from .errors import CheckpointError, shown
+from .references import Inert, Reference, hostile
+
+#: More operations than the logs, options and optimizer states of any training have.
+MAX_OPERATIONS = 5_000_000
+#: Deeper values would overflow the stack of whatever walks through them.
+MAX_DEPTH = 200
+_MAX_KEY = 1 << 60  # smaller ints are their own hashes, so that a file cannot make keys collide
+
+_DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+
+
+class Window:
+    """A part of a mapped file, as :mod:`pickletools` reads it.
+
+    Args:
+        data: The mapped file.
+        start: First byte of the part.
+        stop: The byte behind it.
+    """
+
+    def __init__(self, data: mmap | bytes, start: int, stop: int) -> None:
+        self._data, self._position, self._stop = data, start, stop
+
+    def tell(self) -> int:
+        """Position of the next byte in the file."""
+        return self._position
+
+    def read(self, count: int) -> bytes:
+        """``count`` bytes; never sets memory aside for more than there are."""
+        if count > self._stop - self._position:
+            raise CheckpointError("is cut off or damaged")
+        return self._take(self._position + count)
+
+    def readline(self) -> bytes:
+        """The bytes up to the next end of a line, with it."""
+        end = self._data.find(b"\n", self._position, self._stop)
+        return self._take(end + 1 if end >= 0 else self._stop)
+
+    def _take(self, end: int) -> bytes:
+        taken = self._data[self._position : end]
+        self._position = end
+        return taken
+
+
+class Interpreter:
+    """Carries out the operations of pickles.
+
+    Args:
+        rebuilders: Functions of our own by the module and name of those in the file that they
+            stand for. They take the arguments in the file, whatever these are.
+        load: Gives the value for a persistent id; without it, such ids are errors.
+    """
+
+    def __init__(
+        self,
+        rebuilders: Mapping[tuple[str, str], Callable[..., Any]] | None = None,
+        load: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self._rebuilders = {**self._own_rebuilders(), **(rebuilders or {})}
+        self._load = load
+
+    def run(self, window: Window) -> Any:
+        """The value of the pickle at the start of ``window``, which then stands behind it.
+
+        Raises:
+            HostileFileError: If the pickle asks to run something.
+            CheckpointError: If it is damaged, or larger or deeper than honest ones are.
+        """
+        self._stack: list[Any] = []
+        self._marks: list[list[Any]] = []
+        self._memo: dict[int, Any] = {}
+        self._copies_left = window._stop - window.tell()
+        try:
+            for count, (name, argument) in enumerate(_operations(window)):
+                if count == MAX_OPERATIONS:
+                    raise CheckpointError(
+                        f"holds more than {MAX_OPERATIONS} values beside its weights, which no"
+                        " checkpoint does"
+                    )
+                if name in _VALUES:
+                    self._stack.append(argument)
+                elif (handler := _HANDLERS.get(name)) is not None:
+                    handler(self, argument)
+                elif name == "STOP":
+                    break
+            value = self._pop()
+        finally:
+            del self._stack, self._marks, self._memo
+        check_depth(value)
+        return value
+
+    def _pop(self) -> Any:
+        if not self._stack:
+            raise _damaged("takes a value where there is none")
+        return self._stack.pop()
+
+    def _top(self) -> Any:
+        if not self._stack:
+            raise _damaged("takes a value where there is none")
+        return self._stack[-1]
+
+    def _pop_mark(self) -> list[Any]:
+        if not self._marks:
+            raise _damaged("closes a list that it has not opened")
+        items, self._stack = self._stack, self._marks.pop()
+        return items
+
+    # Plain values
+
+    def _constant(self, value: Any) -> None:
+        self._stack.append(value)
+
+    def _mark(self, _: None) -> None:
+        self._marks.append(self._stack)
+        self._stack = []
+
+    def _drop(self, _: None) -> None:
+        if self._stack:
+            self._stack.pop()
+        else:
+            self._pop_mark()
+
+    def _tuple_of(self, count: int) -> None:
+        items = [self._pop() for _ in range(count)]
+        self._stack.append(tuple(reversed(items)))
+
+    def _dict(self, _: None) -> None:
+        items = self._pop_mark()
+        self._stack.append({})
+        self._set_items(items)
+
+    def _append(self, items: list[Any]) -> None:
+        target = self._top()
+        if isinstance(target, list):
+            target.extend(items)
+        elif not _is_object(target):
+            raise _damaged(f"appends to {kind_of(target)}")
+
+    def _set_items(self, items: list[Any]) -> None:
+        target = self._top()
+        if len(items) % 2:
+            raise _damaged("has a key without a value")
+        if isinstance(target, dict):
+            target.update(zip(map(_as_key, items[::2]), items[1::2]))
+        elif not _is_object(target):
+            raise _damaged(f"sets items of {kind_of(target)}")
+
+    def _set_item(self, _: None) -> None:
+        value, key = self._pop(), self._pop()
+        self._set_items([key, value])
+
+    def _add(self, _: None) -> None:
+        items, target = self._pop_mark(), self._top()
+        if isinstance(target, set):
+            target.update(map(_as_key, items))
+        elif not _is_object(target):
+            raise _damaged(f"adds to {kind_of(target)}")
+
+    # The memo
+
+    def _put(self, index: int) -> None:
+        if not 0 <= index < 1 << 32:
+            raise _damaged("has an absurd memo")
+        self._memo[index] = self._top()
+
+    def _get(self, index: int) -> None:
+        if index not in self._memo:
+            raise _damaged("refers to a value that it does not hold")
+        self._stack.append(self._memo[index])
+
+    # Classes, functions and objects
+
+    def _global(self, text: str) -> None:
+        module, _, name = text.partition(" ")
+        self._stack.append(self._refer(module, name))
+
+    def _stack_global(self, _: None) -> None:
+        name, module = self._pop(), self._pop()
+        if not (isinstance(name, str) and isinstance(module, str)):
+            raise _damaged("has a name that is no text")
+        self._stack.append(self._refer(module, name))
+
+    def _refer(self, module: str, name: str) -> Any:
+        reference = Reference(module, name)
+        if reference.module == "torch" and reference.name in _DTYPES:
+            return _DTYPES[reference.name]
+        return reference
+
+    def _reduce(self, _: None) -> None:
+        arguments, function = self._pop(), self._pop()
+        self._stack.append(self._call(function, arguments))
+
+    def _object(self, _: None) -> None:
+        items = self._pop_mark()
+        if not items:
+            raise _damaged("makes an object of no class")
+        self._stack.append(self._call(items[0], tuple(items[1:])))
+
+    def _instance(self, text: str) -> None:
+        arguments = tuple(self._pop_mark())
+        self._global(text)
+        self._stack.append(self._call(self._pop(), arguments))
+
+    def _new_object(self, _: None) -> None:
+        arguments, cls = self._pop(), self._pop()
+        self._stack.append(self._call(cls, arguments, is_class=True))
+
+    def _new_object_with_names(self, _: None) -> None:
+        named, arguments, cls = self._pop(), self._pop(), self._pop()
+        if not isinstance(named, dict):
+            raise _damaged("makes an object in no known way")
+        self._stack.append(self._call(cls, arguments, is_class=True))
+
+    def _call(self, function: Any, arguments: Any, is_class: bool = False) -> Any:
+        """What stands for the value of a call; ``is_class``: only classes can stand there."""
+        if not isinstance(function, Reference):
+            if isinstance(function, Inert):
+                raise hostile(f"run a function that it gets from {shown(function.origin)}")
+            raise _damaged(f"calls {kind_of(function)}")
+        if not isinstance(arguments, tuple):
+            raise _damaged(f"calls {shown(function.origin)} in no known way")
+        rebuild = self._rebuilders.get((function.module, function.name))
+        if rebuild is not None:
+            try:
+                return rebuild(*arguments)
+            except TypeError:  # too few or too many: the rebuilders check the values themselves
+                raise _damaged(
+                    f"gives {len(arguments)} values to {shown(function.origin)}"
+                ) from None
+        if not (is_class or function.is_harmless):
+            raise hostile(f"run {shown(function.origin)}")
+        return Inert(function.origin)
+
+    def _build(self, _: None) -> None:
+        state, target = self._pop(), self._top()
+        if isinstance(target, Reference):
+            raise hostile(f"change {shown(target.origin)}")
+        if isinstance(target, Inert) and isinstance(state, dict) and "_parameters" in state:
+            target.is_network = True
+
+    def _extension(self, code: int) -> None:
+        raise hostile(f"run extension {code} of Python's registry")
+
+    def _out_of_band(self, _: None) -> None:
+        raise CheckpointError("keeps values outside the file")
+
+    def _persistent(self, pid: Any) -> None:
+        if self._load is None:
+            raise CheckpointError("keeps values outside the file")
+        self._stack.append(self._load(pid))
+
+    # Stand-ins for functions
+
+    def _own_rebuilders(self) -> dict[tuple[str, str], Callable[..., Any]]:
+        builtin = {
+            "list": self._collection(list, list),
+            "tuple": self._collection(tuple, tuple),
+            "set": self._collection(set, lambda items: set(map(_as_key, items))),
+            "frozenset": self._collection(frozenset, lambda items: frozenset(map(_as_key, items))),
+            "dict": self._make_dict,
+            "bytes": self._make_bytes,
+            "bytearray": self._make_bytes,
+            "complex": _make_complex,
+            "getattr": _get_attribute,
+        }
+        return {
+            **{("builtins", name): rebuild for name, rebuild in builtin.items()},
+            ("_codecs", "encode"): self._make_bytes,
+            ("collections", "OrderedDict"): self._make_dict,
+            ("collections", "Counter"): self._make_dict,
+            ("collections", "defaultdict"): lambda _=None, *items: self._make_dict(*items),
+            ("copyreg", "_reconstructor"): lambda cls, base, state: self._make(cls),
+            ("copyreg", "__newobj__"): lambda cls, *arguments: self._make(cls, *arguments),
+            ("copyreg", "__newobj_ex__"): lambda cls, arguments, named: self._make(cls),
+            ("torch", "Size"): _make_size,
+            ("torch", "device"): _make_device,
+        }
+
+    def _copy(self, size: int) -> None:
+        """Count what is copied, lest a small file ask for copies of copies."""
+        self._copies_left -= size
+        if self._copies_left < 0:
+            raise CheckpointError("asks for more memory than its size explains")
+
+    def _collection(self, kind: type, make: Callable[[Any], Any]) -> Callable[..., Any]:
+        def rebuild(*arguments: Any) -> Any:
+            if not arguments:
+                return kind()
+            if len(arguments) > 1 or not isinstance(arguments[0], list | tuple | set | frozenset):
+                return Inert(f"builtins.{kind.__name__}")
+            self._copy(len(arguments[0]))
+            return make(arguments[0])
+
+        return rebuild
+
+    def _make(self, cls: Any, *arguments: Any) -> Any:
+        if isinstance(cls, Reference) and cls.module == "copyreg":  # which would never end
+            raise _damaged("makes an object of no class")
+        return self._call(cls, arguments, is_class=True)
+
+    def _make_dict(self, items: Any = ()) -> Any:
+        if isinstance(items, dict):
+            self._copy(len(items))
+            return dict(items)
+        if not isinstance(items, list | tuple):
+            return Inert("builtins.dict")
+        self._copy(len(items))
+        if not all(isinstance(item, list | tuple) and len(item) == 2 for item in items):
+            raise _damaged("makes a dict of no pairs")
+        return {_as_key(key): value for key, value in items}
+
+    def _make_bytes(self, text: Any = b"", encoding: Any = "latin1") -> Any:
+        self._copy(len(text) if isinstance(text, str | bytes | bytearray) else 0)
+        if isinstance(text, bytes | bytearray):
+            return bytes(text)
+        if isinstance(text, str) and encoding in ("latin1", "latin-1"):
+            try:
+                return text.encode("latin1")
+            except UnicodeEncodeError:
+                raise _damaged("encodes text as bytes that it is not") from None
+        return Inert("builtins.bytes")
+
+
+def check_depth(value: Any) -> None:
+    """Make sure that programs can walk through ``value``.
+
+    Raises:
+        CheckpointError: If it contains itself, if it is nested more than ``MAX_DEPTH`` deep, or
+            if the same values stand in so many places that walking through it would not end.
+    """
+    # of values whose parts are done: their depth, and how many values a walk through them sees
+    done: dict[int, tuple[int, int]] = {}
+    path: list[tuple[Any, Iterator[Any], list[int]]] = []
+    open_values: set[int] = set()
+
+    def enter(container: Any) -> None:
+        if len(path) == MAX_DEPTH or id(container) in open_values:
+            raise CheckpointError(
+                f"nests values more than {MAX_DEPTH} deep or within themselves, which no"
+                " checkpoint does"
+            )
+        parts = container.values() if isinstance(container, dict) else container
+        open_values.add(id(container))
+        path.append((container, iter(parts), [1, 1]))
+
+    if _is_container(value):
+        enter(value)
+    while path:
+        container, parts, (depth, count) = path[-1]
+        for part in parts:
+            if not _is_container(part):
+                count += 1
+            elif id(part) in done:
+                depth, count = max(depth, 1 + done[id(part)][0]), count + done[id(part)][1]
+            else:
+                path[-1][2][:] = depth, count
+                enter(part)
+                break
+        else:
+            path.pop()
+            open_values.remove(id(container))
+            done[id(container)] = depth, count
+            if path:
+                above = path[-1][2]
+                above[:] = max(above[0], 1 + depth), above[1] + count
+        if depth > MAX_DEPTH or count > MAX_OPERATIONS:
+            raise CheckpointError(
+                "repeats the same values more often or deeper than any checkpoint does"
+            )
+
+
+def kind_of(value: Any) -> str:
+    """What ``value`` is, in words for a message."""
+    if isinstance(value, Reference):
+        return f"a reference to {shown(value.origin)}"
+    if isinstance(value, Inert):
+        return f"an object of {shown(value.origin)}"
+    return f"a value of type {type(value).__name__}"
+
+
+def _operations(window: Window) -> Iterator[tuple[str, Any]]:
+    try:
+        for operation, argument, _ in pickletools.genops(window):
+            yield operation.name, argument
+    except CheckpointError:
+        raise
+    except (ValueError, OverflowError) as error:
+        raise CheckpointError(f"is cut off or damaged ({shown(error)})") from None
+
+
+def _damaged(what: str) -> CheckpointError:
+    return CheckpointError(f"is damaged: its pickle {what}")
+
+
+def _is_container(value: Any) -> bool:
+    return type(value) in (dict, list, tuple)
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, Inert) and not isinstance(value, Reference)
+
+
+def _as_key(key: Any) -> Any:
+    """``key`` if it is plain; deep or colliding ones would hang or crash on hashing."""
+    if key is None or isinstance(key, str | bytes | float):
+        return key
+    if isinstance(key, int) and -_MAX_KEY < key < _MAX_KEY:
+        return key
+    return Inert(f"builtins.{type(key).__name__}")
+
+
+def _get_attribute(owner: Any, name: Any, *_: Any) -> Any:
+    if not isinstance(name, str):
+        raise _damaged("has a name that is no text")
+    if isinstance(owner, Reference):  # dots in names are judged where they are made
+        return Reference(owner.module, f"{owner.name}.{name}")
+    if isinstance(owner, Inert):  # methods of objects, such as those of logs and schedules
+        return Inert(f"{owner.origin}.{name}")
+    raise hostile(f"run getattr on {kind_of(owner)}")
+
+
+def _make_complex(*arguments: Any) -> Any:
+    if len(arguments) == 2 and all(isinstance(part, float) for part in arguments):
+        return complex(*arguments)
+    return Inert("builtins.complex")
+
+
+def _make_size(sizes: Any = ()) -> Any:
+    if isinstance(sizes, tuple | list) and all(
+        type(size) is int and 0 <= size < 1 << 63 for size in sizes
+    ):
+        return torch.Size(sizes)
+    return Inert("torch.Size")
+
+
+def _make_device(kind: Any = None, index: Any = None) -> Any:
+    name = kind if index is None else f"{kind}:{index}"
+    if isinstance(kind, str) and (index is None or type(index) is int):
+        try:
+            return torch.device(name)
+        except RuntimeError:  # of a kind that this torch does not know
+            pass
+    return Inert("torch.device")
+
+
+# Operations whose argument is the value.
+_VALUES = {
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING"),
+    *("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+}
+_HANDLERS: dict[str, Callable[[Interpreter, Any], None]] = {
+    "NONE": lambda self, _: self._constant(None),
+    "NEWTRUE": lambda self, _: self._constant(True),
+    "NEWFALSE": lambda self, _: self._constant(False),
+    "EMPTY_LIST": lambda self, _: self._constant([]),
+    "EMPTY_TUPLE": lambda self, _: self._constant(()),
+    "EMPTY_DICT": lambda self, _: self._constant({}),
+    "EMPTY_SET": lambda self, _: self._constant(set()),
+    "LIST": lambda self, _: self._constant(self._pop_mark()),
+    "TUPLE": lambda self, _: self._constant(tuple(self._pop_mark())),
+    "TUPLE1": lambda self, _: self._tuple_of(1),
+    "TUPLE2": lambda self, _: self._tuple_of(2),
+    "TUPLE3": lambda self, _: self._tuple_of(3),
+    "FROZENSET": lambda self, _: self._constant(frozenset(map(_as_key, self._pop_mark()))),
+    "DICT": Interpreter._dict,
+    "MARK": Interpreter._mark,
+    "POP": Interpreter._drop,
+    "POP_MARK": lambda self, _: self._pop_mark(),
+    "DUP": lambda self, _: self._constant(self._top()),
+    "APPEND": lambda self, _: self._append([self._pop()]),
+    "APPENDS": lambda self, _: self._append(self._pop_mark()),
+    "SETITEM": Interpreter._set_item,
+    "SETITEMS": lambda self, _: self._set_items(self._pop_mark()),
+    "ADDITEMS": Interpreter._add,
+    "PUT": Interpreter._put,
+    "BINPUT": Interpreter._put,
+    "LONG_BINPUT": Interpreter._put,
+    "MEMOIZE": lambda self, _: self._put(len(self._memo)),
+    "GET": Interpreter._get,
+    "BINGET": Interpreter._get,
+    "LONG_BINGET": Interpreter._get,
+    "GLOBAL": Interpreter._global,
+    "STACK_GLOBAL": Interpreter._stack_global,
+    "REDUCE": Interpreter._reduce,
+    "OBJ": Interpreter._object,
+    "INST": Interpreter._instance,
+    "NEWOBJ": Interpreter._new_object,
+    "NEWOBJ_EX": Interpreter._new_object_with_names,
+    "BUILD": Interpreter._build,
+    "EXT1": Interpreter._extension,
+    "EXT2": Interpreter._extension,
+    "EXT4": Interpreter._extension,
+    "NEXT_BUFFER": Interpreter._out_of_band,
+    "READONLY_BUFFER": Interpreter._out_of_band,
+    "PERSID": Interpreter._persistent,
+    "BINPERSID": lambda self, _: self._persistent(self._pop()),
+}

@@ -7,16 +7,19 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from mmengine.config import Config
-from torch import Tensor, nn
+from torch import nn
 
 from mmvssm import models
+from mmvssm.models.backbones.plain import PlainBackbone
 
-from .arch_fields import Shapes, Unreadable, outline, outline_of, read_fields, read_options
-from .key_map import KEY_MAPS, PREFIX
+from . import arch_hierarchical, arch_plain
+from .key_map import KEY_MAPS
+from .shapes import Differences, Shapes, Unreadable, compare, shapes_of, some
 
 #: Classes by family.
 TYPES = {
@@ -28,11 +31,11 @@ TYPES = {
     "local_vim": "LocalVim",
 }
 
-_PLAIN_MIXER = r"(^|\.)layers\.\d+\.mixer\."
+_PLAIN_MIXER = r"layers\.\d+\.mixer\."
 _MIXER = r"\.blocks\.\d+\.(op|self_attention|mixer)\."
 #: What only a family's keys have, in its authors' names and in ours.
 SIGNS = {
-    "efficient_vmamba": r"(^|\.)layers\.\d+\.\d+\.conv_(pw|dw|pw2)\."
+    "efficient_vmamba": r"layers\.\d+\.\d+\.conv_(pw|dw|pw2)\."
     r"|\.blocks\.\d+\.(conv_branch|se|mixer\.conv_branch|mixer\.ss2d|expand|project)\.",
     "msvmamba": rf"{_MIXER}(conv2d_b1|small_conv2d)\.|\.blocks\.\d+\.convFFN\.",
     "local_vmamba": rf"{_MIXER}(multi_scan|merge)\.",
@@ -42,10 +45,8 @@ SIGNS = {
 }
 #: Scans; a block that has them, but no sign of its own, is of this family.
 SCANS = {"vmamba": rf"{_MIXER}A_logs$", "vim": rf"{_PLAIN_MIXER}A_logs?$"}
-_BLOCK = re.compile(r"(layers|stages)(\.\d+)?(\.blocks)?\.\d+\.")
-
-#: How many keys of a kind a message names.
-MANY = 8
+#: What names of a backbone's blocks begin with; what is beside it may have blocks of any name.
+_BLOCK = re.compile(r"(?:backbone\.)?(?:net\.)?((?:layers|stages)(?:\.\d+)?(?:\.blocks)?\.\d+\.)")
 
 
 class UnknownFamilyError(ValueError):
@@ -94,62 +95,6 @@ class Found:
             return shapes_of(self.build().state_dict())
 
 
-@dataclass(frozen=True)
-class Differences:
-    """Where given weights differ from wanted ones; false where they do not.
-
-    Attributes:
-        left_over: Keys that are not wanted.
-        missing: Keys that are not given.
-        changed: For keys of another shape or kind of number, what both are.
-    """
-
-    left_over: tuple[str, ...]
-    missing: tuple[str, ...]
-    changed: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.left_over) + len(self.missing) + len(self.changed)
-
-    def __str__(self) -> str:
-        parts = [
-            f"{len(keys)} {title}: {_some(keys)}"
-            for title, keys in (
-                ("left over", self.left_over),
-                ("missing", self.missing),
-                ("of another shape or type", self.changed),
-            )
-            if keys
-        ]
-        return "; ".join(parts) or "no difference"
-
-
-def shapes_of(state_dict: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Shapes by key."""
-    return {key: tuple(value.shape) for key, value in state_dict.items()}
-
-
-def compare(
-    given: Mapping[str, Tensor | Sequence[int]], wanted: Mapping[str, Tensor | Sequence[int]]
-) -> Differences:
-    """Compare keys and shapes; of tensors also the kind of numbers, floating or whole.
-
-    Args:
-        given: Weights, or their shapes.
-        wanted: Weights, or their shapes, of the model that they are for.
-    """
-    changed = []
-    for key in given.keys() & wanted.keys():
-        got, want = _describe(given[key]), _describe(wanted[key])
-        if any(a != b for a, b in zip(got, want)):
-            changed.append(f"{key} {_words(got)} instead of {_words(want)}")
-    return Differences(
-        tuple(key for key in given if key not in wanted),
-        tuple(key for key in wanted if key not in given),
-        tuple(sorted(changed)),
-    )
-
-
 def find_family(keys: Iterable[str]) -> str:
     """The family of a file's backbone.
 
@@ -164,34 +109,34 @@ def find_family(keys: Iterable[str]) -> str:
         MixedFamiliesError: If there are keys of several.
     """
     keys = list(keys)
-    # what is beside the backbone may have layers of any name
-    inside = [key for key in keys if key.startswith(PREFIX)] or keys
-    signs = {family: re.compile(sign) for family, sign in SIGNS.items()}
-    scans = {family: re.compile(scan) for family, scan in SCANS.items()}
     found: dict[str, str] = {}
-    signed, plain = set(), {}
-    for key in inside:
-        block = _BLOCK.search(key)
-        if block is None:
+    signed: set[str] = set()
+    scanning: dict[str, tuple[str, str]] = {}
+    for key in keys:
+        match = _BLOCK.match(key)
+        if match is None:
             continue
-        for family, sign in signs.items():
-            if sign.search(key):
+        block, name = match.group(1), key[match.start(1) :]
+        for family, sign in SIGNS.items():
+            if re.search(sign, name):
                 found.setdefault(family, key)
-                signed.add(block.group())
-        for family, scan in scans.items():
-            if scan.search(key):
-                plain.setdefault(block.group(), (family, key))
-    for block, (family, key) in plain.items():
+                signed.add(block)
+        for family, scan in SCANS.items():
+            if re.search(scan, name):
+                scanning.setdefault(block, (family, key))
+    for block, (family, key) in scanning.items():
         if block not in signed:
             found.setdefault(family, key)
     if not found:
         raise UnknownFamilyError(
-            f"the keys are those of none of our families {', '.join(KEY_MAPS)}: "
-            f"{_some(keys, 4) or 'there are none'}"
+            f"there is no backbone of {', '.join(KEY_MAPS)} among the keys"
+            f" {some(keys, 4) or '(there are none)'}; check that it is the right file"
         )
     if len(found) > 1:
-        named = " and ".join(f"{family} ({key})" for family, key in found.items())
-        raise MixedFamiliesError(f"the keys are those of several families: {named}")
+        named = " and ".join(f"{family} ({key!r})" for family, key in found.items())
+        raise MixedFamiliesError(
+            f"the keys mix families: {named}; a file must hold one network only"
+        )
     return next(iter(found))
 
 
@@ -224,7 +169,10 @@ def find_arch(shapes: Mapping[str, Sequence[int]], family: str, arch: str | None
         return _fitting_name(given, family) or _from_fields(given, family)
     if arch.endswith(".py"):
         found, reason = _from_config(arch, family), ""
-        differences = compare(given.shapes, found.shapes())
+        try:
+            differences = compare(given.shapes, found.shapes())
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"the backbone of {arch!r} cannot be built{_brief(error)}") from None
     else:
         found, differences, reason = _try_name(given, family, _read_name(arch, family))
     if differences:
@@ -235,18 +183,18 @@ def find_arch(shapes: Mapping[str, Sequence[int]], family: str, arch: str | None
 def _fitting_name(given: Shapes, family: str) -> Found | None:
     """The named arch that fits best; None if there is none."""
     try:
-        size = outline(given, family)
+        size = _reader(family).outline(given)
     except Unreadable:
         return None
-    cls = _class(family)
+    cls, outline_of = _class(family), _reader(family).outline_of
     names = [name for name in cls.arch_settings if outline_of(cls.read_arch(name)) == size]
     tried = [_try_name(given, family, name) for name in names]
     fits = [found for found, differences, _ in tried if not differences]
 
     def rank(found: Found) -> tuple[int, bool]:
         # images are usually of multiples of 32 pixels
-        size = found.options.get("img_size", 0)
-        return len(found.options), isinstance(size, int) and size % 32 > 0
+        img_size = found.options.get("img_size", 0)
+        return len(found.options), isinstance(img_size, int) and img_size % 32 > 0
 
     fits.sort(key=rank)
     if not fits:
@@ -259,7 +207,7 @@ def _try_name(given: Shapes, family: str, name: str) -> tuple[Found, Differences
     """A named arch with the options that the weights ask for, what differs, and why it must."""
     found, reason = Found(family, TYPES[family], name), ""
     try:
-        options = read_options(given, _class(family).read_arch(name), family)
+        options = _reader(family).read_options(given, _class(family).read_arch(name), family)
         shapes = replace(found, options=options).shapes()
         found = replace(found, options=options)
     except (ValueError, RuntimeError) as error:
@@ -270,20 +218,28 @@ def _try_name(given: Shapes, family: str, name: str) -> tuple[Found, Differences
 
 def _from_fields(given: Shapes, family: str) -> Found:
     """An arch of fields that fits; raises ArchError if there is none."""
-    cls, reason = _class(family), ""
+    cls, reader, reason = _class(family), _reader(family), ""
+    tried = []
     try:
-        fields = read_fields(given, family, cls.arch_defaults)
-        options = read_options(given, cls.read_arch(fields), family)
+        # fields that the class does not know stay out: what they say is then in the differences
+        fields = {
+            name: value
+            for name, value in reader.read_fields(given, family).items()
+            if value != cls.arch_defaults.get(name, value)
+        }
+        options = reader.read_options(given, cls.read_arch(fields), family)
         found = Found(family, TYPES[family], fields, options)
-        if not compare(given.shapes, found.shapes()):
+        differences = compare(given.shapes, found.shapes())
+        if not differences:
             return found
+        tried.append((found, differences))
     except (ValueError, RuntimeError) as error:  # RuntimeError: of sizes that torch refuses
         reason = _brief(error)
-    tried = (_try_name(given, family, name) for name in cls.arch_settings)
-    nearest, differences, _ = min(tried, key=lambda one: len(one[1]))
+    tried += [_try_name(given, family, name)[:2] for name in cls.arch_settings]
+    nearest, differences = min(tried, key=lambda one: len(one[1]))
     raise ArchError(
-        f"the weights fit no arch of {TYPES[family]}{reason}; if they are whole, name the config"
-        f" file of their network as arch; {nearest.arch!r} is the nearest: {differences}"
+        f"the weights fit no arch of {TYPES[family]}{reason}; if their network is another than the"
+        f" nearest, {nearest.arch!r}, name its config file as arch; differences: {differences}"
     )
 
 
@@ -329,25 +285,14 @@ def _class(family: str) -> type:
     return getattr(models, TYPES[family])
 
 
+def _reader(family: str) -> ModuleType:
+    """What knows the fields of the family's archs."""
+    return arch_plain if issubclass(_class(family), PlainBackbone) else arch_hierarchical
+
+
 def _plain_word(name: str) -> str:
     return re.sub(r"[-_]", "", name).lower()
 
 
 def _brief(error: Exception) -> str:
     return " (" + (str(error).split("\n", 1)[0] or type(error).__name__) + ")"
-
-
-def _describe(value: Tensor | Sequence[int]) -> tuple:
-    if isinstance(value, Tensor):
-        kind = "floating" if value.is_floating_point() else "whole"
-        return tuple(value.shape), kind
-    return (tuple(value),)
-
-
-def _words(description: tuple) -> str:
-    return " ".join(map(str, description))
-
-
-def _some(keys: Sequence[str], many: int = MANY) -> str:
-    rest = f" and {len(keys) - many} more" if len(keys) > many else ""
-    return ", ".join(keys[:many]) + rest

@@ -1,34 +1,62 @@
 """Key names of EfficientVMamba's checkpoints; many are VMamba's, old ones included."""
 
 import re
+from collections.abc import Collection
 
-from .vmamba import VMAMBA_TRUNK
+from .rules import Rename, Rewrite, has
+from .vmamba import STEM_AND_STAGES
+
+# Stages of inverted residuals are flat sequences: item 0 changes the layout, the blocks follow,
+# then another change of layout and, except in the last stage, the downsampling.
 
 
-def _block_of_item(match: re.Match) -> str:
-    """Stages of inverted residuals are flat sequences whose item 0 changes the layout."""
-    stage, item, name = match.groups()
-    return f"layers.{stage}.blocks.{int(item) - 1}.{name}."
+def _from_flat(key: str) -> str:
+    key = re.sub(r"^layers\.(\d+)\.\d+\.(reduction|norm|1|3)\.", r"layers.\1.downsample.\2.", key)
+    match = re.match(r"layers\.(\d+)\.(\d+)\.(?:conv_pw|conv_dw|se|conv_pw2)\.", key)
+    if match is None:
+        return key
+    stage, item = match.groups()
+    return f"layers.{stage}.blocks.{int(item) - 1}.{key[match.end(2) + 1 :]}"
 
+
+def _to_flat(key: str, ours: str, keys: Collection[str]) -> str:
+    match = re.match(r"layers\.(\d+)\.(?:blocks\.(\d+)|downsample)\.", key)
+    if match is None:
+        return key
+    stage, block = match.groups()
+    blocks = [name for name in keys if _is_expansion(name, stage)]
+    if not blocks:
+        return key
+    item = len(blocks) + 2 if block is None else int(block) + 1
+    return f"layers.{stage}.{item}.{key[match.end() :]}"
+
+
+def _is_expansion(name: str, stage: str) -> bool:
+    """Whether this is the weight that every inverted residual of the stage has."""
+    return name.startswith(f"stages.{stage}.blocks.") and name.endswith(".expand.weight")
+
+
+_inverted_residual = has(".blocks.{j}.", "expand.weight")
 
 EFFICIENT_VMAMBA_TRUNK = (
-    # the item behind the last block, whatever its number, is the downsampling
-    (r"^layers\.(\d+)\.\d+\.(reduction|norm|1|3)\.", r"layers.\1.downsample.\2."),
-    (r"^layers\.(\d+)\.(\d+)\.(conv_pw|conv_dw|se|conv_pw2)\.", _block_of_item),
-    (r"\.conv_pw\.0\.", ".expand."),
-    (r"\.conv_pw\.1\.", ".norm1."),
-    (r"\.conv_dw\.0\.", ".dwconv."),
-    (r"\.conv_dw\.1\.", ".norm2."),
-    (r"\.se\.conv_reduce\.", ".se.fc1."),
-    (r"\.se\.conv_expand\.", ".se.fc2."),
-    (r"\.conv_pw2\.0\.", ".project."),
-    (r"\.conv_pw2\.1\.", ".norm3."),
-    (r"\.(op|self_attention)\.", ".mixer.ss2d."),
-    (r"\.(\d+)\.conv_branch\.0\.", r".\1.mixer.conv_branch.dwconv."),
-    (r"\.(\d+)\.conv_branch\.1\.", r".\1.mixer.conv_branch.norm."),
-    (r"\.(\d+)\.conv_branch\.3\.", r".\1.mixer.conv_branch.pwconv."),
-    (r"\.(\d+)\.se\.(norm|global_reduce|channel_select)\.", r".\1.mixer.gate.\2."),
-    *VMAMBA_TRUNK,
+    Rewrite(_from_flat, _to_flat),
+    *STEM_AND_STAGES,
+    Rename(".blocks.{j}.conv_pw.0.", ".blocks.{j}.expand."),
+    Rename(".blocks.{j}.conv_pw.1.", ".blocks.{j}.norm1.", _inverted_residual),
+    Rename(".blocks.{j}.conv_dw.0.", ".blocks.{j}.dwconv."),
+    Rename(".blocks.{j}.conv_dw.1.", ".blocks.{j}.norm2.", _inverted_residual),
+    Rename(".blocks.{j}.se.conv_reduce.", ".blocks.{j}.se.fc1."),
+    Rename(".blocks.{j}.se.conv_expand.", ".blocks.{j}.se.fc2."),
+    Rename(".blocks.{j}.conv_pw2.0.", ".blocks.{j}.project."),
+    Rename(".blocks.{j}.conv_pw2.1.", ".blocks.{j}.norm3."),
+    Rename(".blocks.{j}.op.", ".blocks.{j}.mixer.ss2d."),
+    Rename(".blocks.{j}.conv_branch.0.", ".blocks.{j}.mixer.conv_branch.dwconv."),
+    Rename(".blocks.{j}.conv_branch.1.", ".blocks.{j}.mixer.conv_branch.norm."),
+    Rename(".blocks.{j}.conv_branch.3.", ".blocks.{j}.mixer.conv_branch.pwconv."),
+    *(
+        Rename(f".blocks.{{j}}.se.{name}.", f".blocks.{{j}}.mixer.gate.{name}.")
+        for name in ("norm", "global_reduce", "channel_select")
+    ),
 )
 
 EFFICIENT_VMAMBA_LINEAR = r"\.(in_proj|out_proj|mlp\.fc1|mlp\.fc2|reduction|fc)\.weight$"

@@ -1,92 +1,27 @@
-"""From the key names of released checkpoints to those of our models.
+"""Key names of released checkpoints in terms of those of our models, and the way back.
 
-Every family describes its names as data, a :class:`KeyMap`, in a file of its own;
-the functions here apply it.
+Every family describes its names as data, a :class:`KeyMap`; the functions here apply it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-from .efficient_vmamba import EFFICIENT_VMAMBA_LINEAR, EFFICIENT_VMAMBA_TRUNK
-from .local_vmamba import LOCAL_VMAMBA_TRUNK
-from .msvmamba import MSVMAMBA_LINEAR, MSVMAMBA_TRUNK
-from .vim import (
-    LOCAL_VIM_TRUNK,
-    PLAIN_CLASSIFICATION,
-    PLAIN_DENSE,
-    PLAIN_LINEAR,
-    VIM_TRUNK,
-)
-from .vmamba import VMAMBA_CLASSIFICATION, VMAMBA_DENSE, VMAMBA_LINEAR, VMAMBA_TRUNK
+from .families import KEY_MAPS, KeyMap, Rules
 
 TASKS = ("classification", "dense")
+#: Names of two generations of the code of VMamba and of what was made from it.
+NAMES = ("current", "first-release")
 PREFIX = "backbone."
 #: Beginnings of mapped keys that are not the backbone's.
 OUTSIDE = ("head.", "neck.")
-
-Replacement = str | Callable[[re.Match], str] | None
-Rules = tuple[tuple[str, Replacement], ...]
-
-
-@dataclass(frozen=True)
-class KeyMap:
-    """Rules of one family, each ``(regular expression, replacement)`` as :func:`re.sub` takes them.
-
-    Attributes:
-        trunk: Rules for the backbone's keys, applied one after the other.
-        tasks: For each task further rules, for norms and head; a replacement of None
-            drops the key, which only the other task has a use for. A name that ends in
-            ``@i`` is part ``i`` of one tensor, which the file holds in parts.
-        linear: Expression of the weights that files may hold as 1x1 convolutions.
-        stacked: Expression of the tensors whose parts get a new first axis; the parts of others
-            are joined along their first axis.
-    """
-
-    trunk: Rules
-    tasks: Mapping[str, Rules]
-    linear: str
-    stacked: str = r"\.(x_proj_weight|dt_projs_weight|dt_projs_bias)$"
-
-
-#: Key maps by family.
-KEY_MAPS = {
-    "vmamba": KeyMap(
-        trunk=VMAMBA_TRUNK,
-        tasks={"classification": VMAMBA_CLASSIFICATION, "dense": VMAMBA_DENSE},
-        linear=VMAMBA_LINEAR,
-    ),
-    "efficient_vmamba": KeyMap(
-        trunk=EFFICIENT_VMAMBA_TRUNK,
-        tasks={"classification": VMAMBA_CLASSIFICATION, "dense": VMAMBA_DENSE},
-        linear=EFFICIENT_VMAMBA_LINEAR,
-    ),
-    "local_vmamba": KeyMap(
-        trunk=LOCAL_VMAMBA_TRUNK,
-        tasks={"classification": VMAMBA_CLASSIFICATION, "dense": VMAMBA_DENSE},
-        linear=VMAMBA_LINEAR,
-    ),
-    "msvmamba": KeyMap(
-        trunk=MSVMAMBA_TRUNK,
-        tasks={"classification": VMAMBA_CLASSIFICATION, "dense": VMAMBA_DENSE},
-        linear=MSVMAMBA_LINEAR,
-    ),
-    "vim": KeyMap(
-        trunk=VIM_TRUNK,
-        tasks={"classification": PLAIN_CLASSIFICATION, "dense": PLAIN_DENSE},
-        linear=PLAIN_LINEAR,
-    ),
-    "local_vim": KeyMap(
-        trunk=LOCAL_VIM_TRUNK,
-        tasks={"classification": PLAIN_CLASSIFICATION, "dense": PLAIN_DENSE},
-        linear=PLAIN_LINEAR,
-    ),
-}
+#: What a detector of a :attr:`KeyMap.detector` has in files of theirs, and in ours.
+_DETECTOR_OF_THEIRS = "neck.fpn1.0.weight"
+_DETECTOR_OF_OURS = "neck.levels.x4.deconv1.weight"
 
 
 def map_key(key: str, family: str | KeyMap, task: str) -> str | None:
@@ -107,23 +42,33 @@ def map_key(key: str, family: str | KeyMap, task: str) -> str | None:
         ValueError: If family or task is unknown.
     """
     key_map = _find(family)
-    if task not in TASKS:
-        raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
-    for pattern, replacement in (*key_map.trunk, *key_map.tasks[task]):
-        if replacement is None:
-            if re.search(pattern, key):
-                return None
-        else:
-            key = re.sub(pattern, replacement, key)
+    for rule in (*key_map.first_release, *key_map.trunk, *_task_rules(key_map, task)):
+        mapped = rule.forward(key)
+        if mapped is None:
+            return None
+        key = mapped
     return key if key.startswith(OUTSIDE) else PREFIX + key
 
 
 def _find(family: str | KeyMap) -> KeyMap:
+    """The key map of a family; ValueError for an unknown one."""
     if isinstance(family, KeyMap):
         return family
     if family not in KEY_MAPS:
         raise ValueError(f"family must be one of {', '.join(KEY_MAPS)}, got {family!r}")
     return KEY_MAPS[family]
+
+
+def _task_rules(key_map: KeyMap, task: str) -> Rules:
+    """The rules of a task; ValueError for an unknown one."""
+    if task not in TASKS:
+        raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
+    return key_map.tasks[task]
+
+
+def _holds_backbone(keys: Iterable[str]) -> bool:
+    """Whether keys are those of a whole model, the backbone's beginning with ``backbone.``."""
+    return any(key.startswith(PREFIX) for key in keys)
 
 
 def split_part(key: str) -> tuple[str, int | None]:
@@ -138,7 +83,8 @@ def map_state_dict(
     """Rename the entries of a released checkpoint, and give linear weights their two axes.
 
     In files of whole detectors and segmentors, where the backbone's keys begin with
-    ``backbone.``, all other entries (necks, heads) pass unchanged.
+    ``backbone.``, all other entries (necks, heads) pass unchanged, except for those of a neck of
+    the project's own.
 
     Args:
         state_dict: Weights as the file holds them.
@@ -152,13 +98,17 @@ def map_state_dict(
         ValueError: If family or task is unknown, two keys get one name, or a part is missing.
     """
     key_map = _find(family)
-    is_whole_model = any(key.startswith(PREFIX) for key in state_dict)
+    is_whole = _holds_backbone(state_dict)
+    detector = key_map.detector if _DETECTOR_OF_THEIRS in state_dict else ()
     mapped: dict[str, Tensor] = {}
     sources: dict[str, str] = {}
     for key, value in state_dict.items():
         name: str | None = key
-        if not is_whole_model or key.startswith(PREFIX):
+        if not is_whole or key.startswith(PREFIX):
             name = map_key(key.removeprefix(PREFIX), key_map, task)
+        else:
+            for rule in detector:
+                name = rule.forward(name)
         if name is None:
             continue
         if name in mapped:
@@ -186,3 +136,176 @@ def _join_parts(mapped: dict[str, Tensor], stacked: str) -> dict[str, Tensor]:
         join = torch.stack if re.search(stacked, name) else torch.cat
         joined[name] = join([values[part] for part in sorted(values)])
     return joined
+
+
+def release_names(keys: Iterable[str], family: str | KeyMap) -> str:
+    """Which of :data:`NAMES` the keys of a released checkpoint are.
+
+    Args:
+        keys: All keys of the file.
+        family: See :func:`map_key`.
+
+    Raises:
+        ValueError: If the family is unknown.
+    """
+    keys = tuple(keys)
+    if _holds_backbone(keys):
+        keys = tuple(key.removeprefix(PREFIX) for key in keys if key.startswith(PREFIX))
+    rules = _find(family).first_release
+    is_old = any(rule.forward(key) != key for key in keys for rule in rules)
+    return NAMES[is_old]
+
+
+def default_names(family: str | KeyMap, arch: str | None) -> str:
+    """Which of :data:`NAMES` weights that were trained here get in files for the project's code.
+
+    Args:
+        family: See :func:`map_key`.
+        arch: Name of the arch; None for one without a name.
+
+    Raises:
+        ValueError: If the family is unknown.
+    """
+    return NAMES[arch in _find(family).first_release_archs]
+
+
+def unmap_state_dict(
+    state_dict: Mapping[str, Tensor],
+    family: str | KeyMap,
+    task: str = "classification",
+    *,
+    names: str = "current",
+) -> dict[str, Tensor]:
+    """The way back: our weights with the names and parts that the original project gives them.
+
+    Heads of detectors and segmentors keep their names. Tensors that stay whole are not copied;
+    parts have memory of their own.
+
+    Args:
+        state_dict: Weights of one of our models, the backbone's beginning with ``backbone.``.
+        family: See :func:`map_key`.
+        task: See :func:`map_key`; ``'dense'`` keeps the prefix ``backbone.``, as the project's
+            detectors and segmentors have it, and puts pyramids where these have them.
+        names: One of :data:`NAMES`; only hierarchical families have two.
+
+    Returns:
+        Entries that :func:`map_state_dict` gives the names and shapes of ``state_dict``.
+
+    Raises:
+        ValueError: If an argument is not one of its choices, there is no backbone, or the
+            project's models have no such weights; the message lists them.
+    """
+    key_map = _find(family)
+    rules = (*key_map.trunk, *_task_rules(key_map, task))
+    if names not in NAMES:
+        raise ValueError(f"names must be one of {', '.join(NAMES)}, got {names!r}")
+    if names == "first-release":
+        if not key_map.first_release:
+            raise ValueError("names must be 'current' for this family, whose names never changed")
+        rules = key_map.first_release + rules
+    if not _holds_backbone(state_dict):
+        raise ValueError(f"there are no keys that begin with {PREFIX!r}, as those of our models do")
+
+    tensors = {key.removeprefix(PREFIX): value for key, value in state_dict.items()}
+    found: dict[str, Tensor] = {}
+    foreign = []
+    for key in state_dict:
+        if key.startswith(PREFIX):
+            named = _unmap_backbone(key.removeprefix(PREFIX), tensors, key_map, rules, task)
+        else:
+            named = [(_unmap_other(key, tensors, key_map, rules, task), state_dict[key])]
+        for name, tensor in named:
+            if name is None:
+                foreign.append(key)
+            elif name in found:
+                raise ValueError(f"two of our keys stand for {name!r} in the project's models")
+            else:
+                found[name] = tensor
+    if foreign:
+        listing = _listing(dict.fromkeys(foreign))
+        raise ValueError(f"the project has no place for {listing} in its models for {task!r}")
+    _check_way_back(found, state_dict, key_map, task)
+    return found
+
+
+def _unmap_backbone(
+    key: str, tensors: Mapping[str, Tensor], key_map: KeyMap, rules: Rules, task: str
+) -> Iterator[tuple[str | None, Tensor]]:
+    """Their names for a tensor of the backbone, or for its parts; None for what they do not have.
+
+    No key of ours begins with ``backbone.`` here.
+    """
+    for part, tensor in _split_parts(key, tensors, key_map):
+        name = _back(part, key, rules, tensors)
+        if name is None or "@" in name:
+            yield None, tensor
+        else:
+            yield (PREFIX + name if task == "dense" else name), tensor
+
+
+def _unmap_other(
+    key: str, tensors: Mapping[str, Tensor], key_map: KeyMap, rules: Rules, task: str
+) -> str | None:
+    """Their name for a tensor outside of our backbone; None for one that they do not have."""
+    if task == "classification":
+        name = _back(key, key, rules, tensors)
+        return None if name == key else name
+    if _DETECTOR_OF_OURS in tensors and key_map.detector:
+        return _back(key, key, key_map.detector, tensors)
+    name = _back(key, key, key_map.tasks[task], tensors)
+    # a pyramid that the rules know by another name is inside of the backbone there
+    return name if name is None or name == key else PREFIX + name
+
+
+def _back(key: str, ours: str, rules: Rules, keys: Collection[str]) -> str | None:
+    """Apply rules in reverse, see :meth:`Rule.back`."""
+    for rule in reversed(rules):
+        name = rule.back(key, ours, keys)
+        if name is None:
+            return None
+        key = name
+    return key
+
+
+def _split_parts(
+    key: str, tensors: Mapping[str, Tensor], key_map: KeyMap
+) -> Iterator[tuple[str, Tensor]]:
+    """A tensor under its name, or its parts under ``name@i``."""
+    value = tensors[key]
+    count = None if key_map.count_parts is None else key_map.count_parts(key, tensors)
+    if count is None:
+        yield key, value
+        return
+    if not value.dim() or not count or len(value) % count:
+        raise ValueError(f"{key!r} of shape {tuple(value.shape)} cannot be split for {count} scans")
+    is_stacked = re.search(key_map.stacked, key) is not None
+    for i, part in enumerate(value.chunk(count)):
+        part = part[0] if is_stacked else part
+        yield f"{key}@{i}", part.clone(memory_format=torch.contiguous_format)
+
+
+def _check_way_back(
+    found: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], key_map: KeyMap, task: str
+) -> None:
+    """Raise ValueError unless the way forward leads to the same names, shapes and types again."""
+    shapes = {k: torch.empty(v.shape, dtype=v.dtype, device="meta") for k, v in found.items()}
+    again = map_state_dict(shapes, key_map, task)
+    wrong = [
+        key
+        for key in (*state_dict, *(key for key in again if key not in state_dict))
+        if _kind(again.get(key)) != _kind(state_dict.get(key))
+    ]
+    if wrong:
+        raise ValueError(
+            f"{_listing(wrong)} would not be the same when read again: these weights are not"
+            f" those of one of the project's models for {task!r}"
+        )
+
+
+def _kind(value: Tensor | None) -> tuple | None:
+    return None if value is None else (value.shape, value.dtype)
+
+
+def _listing(keys: Collection[str]) -> str:
+    shown = ", ".join(map(repr, list(keys)[:8]))
+    return f"{shown} and {len(keys) - 8} more" if len(keys) > 8 else shown

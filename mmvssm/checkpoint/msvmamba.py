@@ -1,14 +1,15 @@
 """Key names of MSVMamba's checkpoints, both versions: those of VMamba's code and its own layers."""
 
+from .rules import Rename
 from .vmamba import VMAMBA_TRUNK
 
 MSVMAMBA_TRUNK = (
     *VMAMBA_TRUNK,
-    (r"\.mixer\.conv2d_b1\.", ".mixer.small_conv2d."),
-    (r"\.mixer\.se\.fc\.0\.", ".mixer.se.fc1."),
-    (r"\.mixer\.se\.fc\.2\.", ".mixer.se.fc2."),
-    (r"\.convFFN\.linear([12])\.", r".mlp.fc\1."),
-    (r"\.convFFN\.dwc\.", ".mlp.dwconv."),
+    Rename(".mixer.conv2d_b1.", ".mixer.small_conv2d."),
+    Rename(".mixer.se.fc.0.", ".mixer.se.fc1."),
+    Rename(".mixer.se.fc.2.", ".mixer.se.fc2."),
+    Rename(".convFFN.linear{i}.", ".mlp.fc{i}."),
+    Rename(".convFFN.dwc.", ".mlp.dwconv."),
 )
 
 # the layers of `mlp` are 1x1 convolutions here, too

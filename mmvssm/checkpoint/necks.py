@@ -1,26 +1,47 @@
-"""Key names of the pyramids inside released plain backbones, in terms of ``neck``."""
+"""Key names of the pyramids of released plain backbones, in terms of our ``neck``."""
 
-# Detection: levels by the logarithm of their stride, of a map of stride 16.
+from .rules import Rename, has
+
+# Vim's detectors, inside the backbone: levels by the logarithm of their stride, of a map of
+# stride 16.
 SIMPLE_FEATURE_PYRAMID = (
-    (r"^simfp_2\.0\.", "neck.levels.x4.deconv1."),
-    (r"^simfp_2\.1\.", "neck.levels.x4.deconv_norm."),
-    (r"^simfp_2\.3\.", "neck.levels.x4.deconv2."),
-    (r"^simfp_2\.4\.", "neck.levels.x4.conv1."),
-    (r"^simfp_2\.5\.", "neck.levels.x4.conv2."),
-    (r"^simfp_3\.0\.", "neck.levels.x2.deconv1."),
-    (r"^simfp_3\.1\.", "neck.levels.x2.conv1."),
-    (r"^simfp_3\.2\.", "neck.levels.x2.conv2."),
-    (r"^simfp_4\.0\.", "neck.levels.x1.conv1."),
-    (r"^simfp_4\.1\.", "neck.levels.x1.conv2."),
-    (r"^simfp_5\.1\.", "neck.levels.x0_5.conv1."),
-    (r"^simfp_5\.2\.", "neck.levels.x0_5.conv2."),
-    (r"^(neck\.levels\.\w+)\.conv(\d)\.norm\.", r"\1.norm\2."),
+    Rename(None, "neck.levels."),
+    Rename("simfp_2.0.", "neck.levels.x4.deconv1."),
+    Rename("simfp_2.1.", "neck.levels.x4.deconv_norm."),
+    Rename("simfp_2.3.", "neck.levels.x4.deconv2."),
+    Rename("simfp_2.4.", "neck.levels.x4.conv1."),
+    Rename("simfp_2.5.", "neck.levels.x4.conv2."),
+    Rename("simfp_3.0.", "neck.levels.x2.deconv1."),
+    Rename("simfp_3.1.", "neck.levels.x2.conv1."),
+    Rename("simfp_3.2.", "neck.levels.x2.conv2."),
+    Rename("simfp_4.0.", "neck.levels.x1.conv1."),
+    Rename("simfp_4.1.", "neck.levels.x1.conv2."),
+    Rename("simfp_5.1.", "neck.levels.x0_5.conv1."),
+    Rename("simfp_5.2.", "neck.levels.x0_5.conv2."),
+    Rename("neck.levels.{level}.conv{i}.norm.", "neck.levels.{level}.norm{i}."),
 )
 
-# Segmentation, patches of 16: mmsegmentation's Feature2Pyramid.
+# LocalVim's detectors, whose pyramid is a neck and whose heads have norms of the same class.
+LOCAL_VIM_DETECTOR = (
+    Rename(None, "neck.levels."),
+    Rename("neck.fpn1.0.", "neck.levels.x4.deconv1."),
+    Rename("neck.fpn1.1.", "neck.levels.x4.deconv_norm."),
+    Rename("neck.fpn1.3.", "neck.levels.x4.deconv2."),
+    Rename("neck.fpn2.0.", "neck.levels.x2.deconv1."),
+    *(
+        Rename(f"neck.{theirs}_convs.{i}.{name}.", f"neck.levels.{level}.{ours}{number}.")
+        for i, level in enumerate(("x4", "x2", "x1", "x0_5"))
+        for number, theirs in ((1, "lateral"), (2, "fpn"))
+        for name, ours in (("conv", "conv"), ("norm_layer", "norm"))
+    ),
+    Rename(".norm_layer.", ".ln."),
+)
+
+# Segmentation, patches of 16: mmsegmentation's Feature2Pyramid, inside Vim's backbone.
 FEATURE2PYRAMID = (
-    (r"^fpn1\.", "neck.upsample_4x."),
-    (r"^fpn2\.", "neck.upsample_2x."),
+    Rename(None, "neck.upsample_2x."),
+    Rename("fpn1.", "neck.upsample_4x."),
+    Rename("fpn2.", "neck.upsample_2x.", has("neck.", "upsample_4x.0.weight")),
 )
 # The same of patches of 8, whose maps have twice the sides: rescales 2, 1, 0.5, 0.25.
-FEATURE2PYRAMID_OF_8 = ((r"^fpn1\.", "neck.upsample_2x."),)
+FEATURE2PYRAMID_OF_8 = (Rename("fpn1.", "neck.upsample_2x."),)

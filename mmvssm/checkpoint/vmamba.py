@@ -1,37 +1,53 @@
 """Key names of VMamba's checkpoints: first release, then current code, then ours."""
 
-VMAMBA_TRUNK = (
-    # names of the first release (January 2024) -> names of the current code
-    (r"^patch_embed\.proj\.", "patch_embed.0."),
-    (r"^patch_embed\.norm\.", "patch_embed.2."),
-    (r"\.ln_1\.", ".norm."),
-    (r"\.self_attention\.", ".op."),
-    (r"^norm\.", "classifier.norm."),
-    (r"^head\.(weight|bias)$", r"classifier.head.\1"),
-    # names of the current code -> ours
-    (r"^patch_embed\.0\.", "patch_embed.conv1."),
-    (r"^patch_embed\.2\.", "patch_embed.norm1."),
-    (r"^patch_embed\.5\.", "patch_embed.conv2."),
-    (r"^patch_embed\.7\.", "patch_embed.norm2."),
-    (r"^layers\.", "stages."),
-    (r"\.blocks\.(\d+)\.norm\.", r".blocks.\1.norm1."),
-    (r"\.op\.", ".mixer."),
-    (r"\.mixer\.conv2d\.1\.", ".mixer.conv2d."),  # scalar-decay models
-    (r"\.mixer\.out_norm\.1\.", ".mixer.out_norm."),  # depthwise convolution as out-norm
-    (r"\.mixer\.out_norm\.2\.", ".mixer.out_norm.1."),  # layer norm and convolution
-    (r"\.downsample\.1\.", ".downsample.conv."),
-    (r"\.downsample\.3\.", ".downsample.norm."),
+from .rules import Rename, has, lacks
+
+#: Names of the first release (January 2024), and those of the current code.
+FIRST_RELEASE = (
+    Rename("patch_embed.proj.", "patch_embed.0."),
+    Rename("patch_embed.norm.", "patch_embed.2."),
+    Rename(".blocks.{j}.ln_1.", ".blocks.{j}.norm."),
+    Rename(".self_attention.", ".op."),
+    Rename("norm.", "classifier.norm."),
+    Rename("head.{parameter}", "classifier.head.{parameter}"),
 )
 
+STEM_AND_STAGES = (
+    Rename("patch_embed.0.", "patch_embed.conv1."),
+    Rename("patch_embed.2.", "patch_embed.norm1."),
+    Rename("patch_embed.5.", "patch_embed.conv2."),
+    Rename("patch_embed.7.", "patch_embed.norm2."),
+    Rename("layers.", "stages."),
+    Rename(".blocks.{j}.norm.", ".blocks.{j}.norm1."),
+    Rename(".downsample.1.", ".downsample.conv."),
+    # behind a convolution; the norm of patch merging has its name in both
+    Rename(".downsample.3.", ".downsample.norm.", has(".downsample.", "conv.weight")),
+)
+
+VMAMBA_TRUNK = (
+    *STEM_AND_STAGES,
+    # scalar-decay models, which have no projection of steps
+    Rename(".op.conv2d.1.", ".op.conv2d.", lacks(".mixer.", "dt_projs_weight")),
+    # depthwise convolution as out-norm, also stored without the 1; it has no bias
+    Rename(".op.out_norm.1.weight", ".op.out_norm.weight", lacks(".out_norm.", "bias")),
+    Rename(".op.out_norm.2.", ".op.out_norm.1."),  # layer norm and convolution
+    Rename(".op.", ".mixer."),
+)
+
+# classifiers return the map of the last stage
 VMAMBA_CLASSIFICATION = (
-    (r"^classifier\.norm\.", "norm3."),
-    (r"^classifier\.head\.", "head.fc."),
-    (r"^outnorm\d+\.", None),
+    Rename("outnorm{i}.", None),
+    Rename(None, "norm{i}."),
+    Rename("classifier.norm.", "norm3."),
+    Rename("classifier.head.", "head.fc."),
 )
 
 VMAMBA_DENSE = (
-    (r"^outnorm(\d+)\.", r"norm\1."),
-    (r"^classifier\.", None),
+    Rename("outnorm{i}.", "norm{i}."),
+    Rename("classifier.", None),
 )
 
 VMAMBA_LINEAR = r"\.(in_proj|out_proj|fc1|fc2|reduction|fc)\.weight$"
+
+#: What both generations of the code read in the names of the first release.
+FIRST_RELEASE_ARCHS = ("v0-tiny", "v0-small", "v0-base")

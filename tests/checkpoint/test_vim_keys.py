@@ -23,7 +23,6 @@ MICRO = dict(embed_dims=8, num_layers=2, patch_size=8)
         ("layers.3.norm.bias", "layers.3.norm.bias"),
         ("layers.3.mixer.in_proj.weight", "layers.3.mixer.in_proj.weight"),
         ("layers.3.mixer.out_proj.weight", "layers.3.mixer.out_proj.weight"),
-        ("net.layers.11.norm.weight", "layers.11.norm.weight"),
     ],
 )
 def test_both(key, expected):
@@ -35,6 +34,7 @@ def test_both(key, expected):
 @pytest.mark.parametrize(
     ("key", "expected"),
     [
+        ("net.layers.11.norm.weight", "layers.11.norm.weight"),
         ("cls_token_head", "cls_token@0"),
         ("cls_token_tail", "cls_token@1"),
         ("layers.3.mixer.A_log", "layers.3.mixer.A_logs@0"),
@@ -77,14 +77,64 @@ def test_local_vim(key, expected):
         ("norm_f.weight", "backbone.norm0.weight", None),
         ("head.bias", "head.fc.bias", None),
         ("outnorm_3.bias", None, "backbone.norm3.bias"),
-        ("fpn1.3.weight", "backbone.fpn1.3.weight", "neck.upsample_4x.3.weight"),
-        ("simfp_5.1.weight", "backbone.simfp_5.1.weight", "neck.levels.x0_5.conv1.weight"),
     ],
 )
-def test_norms_heads_and_necks(key, classification, dense):
+def test_norms_and_heads(key, classification, dense):
     for family in ("vim", "local_vim"):
         assert map_key(key, family, "classification") == classification
         assert map_key(key, family, "dense") == dense
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("fpn1.3.weight", "neck.upsample_4x.3.weight"),
+        ("fpn2.0.bias", "neck.upsample_2x.0.bias"),
+        ("simfp_2.1.bias", "neck.levels.x4.deconv_norm.bias"),
+        ("simfp_3.2.norm.bias", "neck.levels.x2.norm2.bias"),
+        ("simfp_5.1.weight", "neck.levels.x0_5.conv1.weight"),
+    ],
+)
+def test_pyramids_inside_of_vim(key, expected):
+    assert map_key(key, "vim", "dense") == expected
+
+
+def test_a_detector_of_vim():
+    """Its backbone holds the network as ``net``, and the pyramid beside it."""
+    value = torch.ones(4)
+    names = {
+        "backbone.net.layers.0.norm.weight": "backbone.layers.0.norm.weight",
+        "backbone.net.rope.freqs_cos": "backbone.rope.freqs_cos",
+        "backbone.simfp_4.0.norm.weight": "neck.levels.x1.norm1.weight",
+        "roi_heads.box_head.conv1.norm.weight": "roi_heads.box_head.conv1.norm.weight",
+    }
+    mapped = map_state_dict(dict.fromkeys(names, value), "vim", "dense")
+    assert list(mapped) == list(names.values())
+
+
+def test_a_detector_of_local_vim():
+    """Its pyramid is a neck, with norms of a class without a short name; so are its heads'."""
+    value = torch.ones(4)
+    names = {
+        "backbone.outnorm_0.weight": "backbone.norm0.weight",
+        "neck.fpn1.0.weight": "neck.levels.x4.deconv1.weight",
+        "neck.fpn1.1.weight": "neck.levels.x4.deconv_norm.weight",
+        "neck.fpn1.3.bias": "neck.levels.x4.deconv2.bias",
+        "neck.fpn2.0.bias": "neck.levels.x2.deconv1.bias",
+        "neck.lateral_convs.0.conv.weight": "neck.levels.x4.conv1.weight",
+        "neck.lateral_convs.3.norm_layer.bias": "neck.levels.x0_5.norm1.bias",
+        "neck.fpn_convs.1.conv.weight": "neck.levels.x2.conv2.weight",
+        "neck.fpn_convs.2.norm_layer.weight": "neck.levels.x1.norm2.weight",
+        "roi_head.mask_head.convs.0.norm_layer.bias": "roi_head.mask_head.convs.0.ln.bias",
+    }
+    mapped = map_state_dict(dict.fromkeys(names, value), "local_vim", "dense")
+    assert list(mapped) == list(names.values())
+
+
+def test_other_necks_of_local_vim_stay():
+    names = ["backbone.norm0.weight", "neck.lateral_convs.0.conv.weight"]
+    mapped = map_state_dict(dict.fromkeys(names, torch.ones(4)), "local_vim", "dense")
+    assert list(mapped) == names
 
 
 def test_rules_of_one_form():

@@ -16,12 +16,17 @@ import torch
 
 from .errors import CheckpointError, shown
 from .references import Inert, Reference, hostile
-
-#: More operations than the logs, options and optimizer states of any training have.
-MAX_OPERATIONS = 5_000_000
-#: Deeper values would overflow the stack of whatever walks through them.
-MAX_DEPTH = 200
-_MAX_KEY = 1 << 60  # smaller ints are their own hashes, so that a file cannot make keys collide
+from .values import (
+    MAX_OPERATIONS,
+    as_key,
+    check_depth,
+    damaged,
+    get_attribute,
+    kind_of,
+    make_complex,
+    make_device,
+    make_size,
+)
 
 _DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 
@@ -108,17 +113,17 @@ class Interpreter:
 
     def _pop(self) -> Any:
         if not self._stack:
-            raise _damaged("takes a value where there is none")
+            raise damaged("takes a value where there is none")
         return self._stack.pop()
 
     def _top(self) -> Any:
         if not self._stack:
-            raise _damaged("takes a value where there is none")
+            raise damaged("takes a value where there is none")
         return self._stack[-1]
 
     def _pop_mark(self) -> list[Any]:
         if not self._marks:
-            raise _damaged("closes a list that it has not opened")
+            raise damaged("closes a list that it has not opened")
         items, self._stack = self._stack, self._marks.pop()
         return items
 
@@ -151,16 +156,16 @@ class Interpreter:
         if isinstance(target, list):
             target.extend(items)
         elif not _is_object(target):
-            raise _damaged(f"appends to {kind_of(target)}")
+            raise damaged(f"appends to {kind_of(target)}")
 
     def _set_items(self, items: list[Any]) -> None:
         target = self._top()
         if len(items) % 2:
-            raise _damaged("has a key without a value")
+            raise damaged("has a key without a value")
         if isinstance(target, dict):
-            target.update(zip(map(_as_key, items[::2]), items[1::2]))
+            target.update(zip(map(as_key, items[::2]), items[1::2]))
         elif not _is_object(target):
-            raise _damaged(f"sets items of {kind_of(target)}")
+            raise damaged(f"sets items of {kind_of(target)}")
 
     def _set_item(self, _: None) -> None:
         value, key = self._pop(), self._pop()
@@ -169,20 +174,20 @@ class Interpreter:
     def _add(self, _: None) -> None:
         items, target = self._pop_mark(), self._top()
         if isinstance(target, set):
-            target.update(map(_as_key, items))
+            target.update(map(as_key, items))
         elif not _is_object(target):
-            raise _damaged(f"adds to {kind_of(target)}")
+            raise damaged(f"adds to {kind_of(target)}")
 
     # The memo
 
     def _put(self, index: int) -> None:
         if not 0 <= index < 1 << 32:
-            raise _damaged("has an absurd memo")
+            raise damaged("has an absurd memo")
         self._memo[index] = self._top()
 
     def _get(self, index: int) -> None:
         if index not in self._memo:
-            raise _damaged("refers to a value that it does not hold")
+            raise damaged("refers to a value that it does not hold")
         self._stack.append(self._memo[index])
 
     # Classes, functions and objects
@@ -194,7 +199,7 @@ class Interpreter:
     def _stack_global(self, _: None) -> None:
         name, module = self._pop(), self._pop()
         if not (isinstance(name, str) and isinstance(module, str)):
-            raise _damaged("has a name that is no text")
+            raise damaged("has a name that is no text")
         self._stack.append(self._refer(module, name))
 
     def _refer(self, module: str, name: str) -> Any:
@@ -210,7 +215,7 @@ class Interpreter:
     def _object(self, _: None) -> None:
         items = self._pop_mark()
         if not items:
-            raise _damaged("makes an object of no class")
+            raise damaged("makes an object of no class")
         self._stack.append(self._call(items[0], tuple(items[1:])))
 
     def _instance(self, text: str) -> None:
@@ -225,7 +230,7 @@ class Interpreter:
     def _new_object_with_names(self, _: None) -> None:
         named, arguments, cls = self._pop(), self._pop(), self._pop()
         if not isinstance(named, dict):
-            raise _damaged("makes an object in no known way")
+            raise damaged("makes an object in no known way")
         self._stack.append(self._call(cls, arguments, is_class=True))
 
     def _call(self, function: Any, arguments: Any, is_class: bool = False) -> Any:
@@ -233,15 +238,15 @@ class Interpreter:
         if not isinstance(function, Reference):
             if isinstance(function, Inert):
                 raise hostile(f"run a function that it gets from {shown(function.origin)}")
-            raise _damaged(f"calls {kind_of(function)}")
+            raise damaged(f"calls {kind_of(function)}")
         if not isinstance(arguments, tuple):
-            raise _damaged(f"calls {shown(function.origin)} in no known way")
+            raise damaged(f"calls {shown(function.origin)} in no known way")
         rebuild = self._rebuilders.get((function.module, function.name))
         if rebuild is not None:
             try:
                 return rebuild(*arguments)
             except TypeError:  # too few or too many: the rebuilders check the values themselves
-                raise _damaged(
+                raise damaged(
                     f"gives {len(arguments)} values to {shown(function.origin)}"
                 ) from None
         if not (is_class or function.is_harmless):
@@ -272,13 +277,13 @@ class Interpreter:
         builtin = {
             "list": self._collection(list, list),
             "tuple": self._collection(tuple, tuple),
-            "set": self._collection(set, lambda items: set(map(_as_key, items))),
-            "frozenset": self._collection(frozenset, lambda items: frozenset(map(_as_key, items))),
+            "set": self._collection(set, lambda items: set(map(as_key, items))),
+            "frozenset": self._collection(frozenset, lambda items: frozenset(map(as_key, items))),
             "dict": self._make_dict,
             "bytes": self._make_bytes,
-            "bytearray": self._make_bytes,
-            "complex": _make_complex,
-            "getattr": _get_attribute,
+            "bytearray": lambda *arguments: bytearray(self._make_bytes(*arguments)),
+            "complex": make_complex,
+            "getattr": get_attribute,
         }
         return {
             **{("builtins", name): rebuild for name, rebuild in builtin.items()},
@@ -289,8 +294,8 @@ class Interpreter:
             ("copyreg", "_reconstructor"): lambda cls, base, state: self._make(cls),
             ("copyreg", "__newobj__"): lambda cls, *arguments: self._make(cls, *arguments),
             ("copyreg", "__newobj_ex__"): lambda cls, arguments, named: self._make(cls),
-            ("torch", "Size"): _make_size,
-            ("torch", "device"): _make_device,
+            ("torch", "Size"): make_size,
+            ("torch", "device"): make_device,
         }
 
     def _copy(self, size: int) -> None:
@@ -312,7 +317,7 @@ class Interpreter:
 
     def _make(self, cls: Any, *arguments: Any) -> Any:
         if isinstance(cls, Reference) and cls.module == "copyreg":  # which would never end
-            raise _damaged("makes an object of no class")
+            raise damaged("makes an object of no class")
         return self._call(cls, arguments, is_class=True)
 
     def _make_dict(self, items: Any = ()) -> Any:
@@ -323,8 +328,8 @@ class Interpreter:
             return Inert("builtins.dict")
         self._copy(len(items))
         if not all(isinstance(item, list | tuple) and len(item) == 2 for item in items):
-            raise _damaged("makes a dict of no pairs")
-        return {_as_key(key): value for key, value in items}
+            raise damaged("makes a dict of no pairs")
+        return {as_key(key): value for key, value in items}
 
     def _make_bytes(self, text: Any = b"", encoding: Any = "latin1") -> Any:
         self._copy(len(text) if isinstance(text, str | bytes | bytearray) else 0)
@@ -334,65 +339,8 @@ class Interpreter:
             try:
                 return text.encode("latin1")
             except UnicodeEncodeError:
-                raise _damaged("encodes text as bytes that it is not") from None
-        return Inert("builtins.bytes")
-
-
-def check_depth(value: Any) -> None:
-    """Make sure that programs can walk through ``value``.
-
-    Raises:
-        CheckpointError: If it contains itself, if it is nested more than ``MAX_DEPTH`` deep, or
-            if the same values stand in so many places that walking through it would not end.
-    """
-    # of values whose parts are done: their depth, and how many values a walk through them sees
-    done: dict[int, tuple[int, int]] = {}
-    path: list[tuple[Any, Iterator[Any], list[int]]] = []
-    open_values: set[int] = set()
-
-    def enter(container: Any) -> None:
-        if len(path) == MAX_DEPTH or id(container) in open_values:
-            raise CheckpointError(
-                f"nests values more than {MAX_DEPTH} deep or within themselves, which no"
-                " checkpoint does"
-            )
-        parts = container.values() if isinstance(container, dict) else container
-        open_values.add(id(container))
-        path.append((container, iter(parts), [1, 1]))
-
-    if _is_container(value):
-        enter(value)
-    while path:
-        container, parts, (depth, count) = path[-1]
-        for part in parts:
-            if not _is_container(part):
-                count += 1
-            elif id(part) in done:
-                depth, count = max(depth, 1 + done[id(part)][0]), count + done[id(part)][1]
-            else:
-                path[-1][2][:] = depth, count
-                enter(part)
-                break
-        else:
-            path.pop()
-            open_values.remove(id(container))
-            done[id(container)] = depth, count
-            if path:
-                above = path[-1][2]
-                above[:] = max(above[0], 1 + depth), above[1] + count
-        if depth > MAX_DEPTH or count > MAX_OPERATIONS:
-            raise CheckpointError(
-                "repeats the same values more often or deeper than any checkpoint does"
-            )
-
-
-def kind_of(value: Any) -> str:
-    """What ``value`` is, in words for a message."""
-    if isinstance(value, Reference):
-        return f"a reference to {shown(value.origin)}"
-    if isinstance(value, Inert):
-        return f"an object of {shown(value.origin)}"
-    return f"a value of type {type(value).__name__}"
+                raise damaged("encodes text as bytes that it is not") from None
+        raise damaged("makes bytes in no known way")
 
 
 def _operations(window: Window) -> Iterator[tuple[str, Any]]:
@@ -405,59 +353,8 @@ def _operations(window: Window) -> Iterator[tuple[str, Any]]:
         raise CheckpointError(f"is cut off or damaged ({shown(error)})") from None
 
 
-def _damaged(what: str) -> CheckpointError:
-    return CheckpointError(f"is damaged: its pickle {what}")
-
-
-def _is_container(value: Any) -> bool:
-    return type(value) in (dict, list, tuple)
-
-
 def _is_object(value: Any) -> bool:
     return isinstance(value, Inert) and not isinstance(value, Reference)
-
-
-def _as_key(key: Any) -> Any:
-    """``key`` if it is plain; deep or colliding ones would hang or crash on hashing."""
-    if key is None or isinstance(key, str | bytes | float):
-        return key
-    if isinstance(key, int) and -_MAX_KEY < key < _MAX_KEY:
-        return key
-    return Inert(f"builtins.{type(key).__name__}")
-
-
-def _get_attribute(owner: Any, name: Any, *_: Any) -> Any:
-    if not isinstance(name, str):
-        raise _damaged("has a name that is no text")
-    if isinstance(owner, Reference):  # dots in names are judged where they are made
-        return Reference(owner.module, f"{owner.name}.{name}")
-    if isinstance(owner, Inert):  # methods of objects, such as those of logs and schedules
-        return Inert(f"{owner.origin}.{name}")
-    raise hostile(f"run getattr on {kind_of(owner)}")
-
-
-def _make_complex(*arguments: Any) -> Any:
-    if len(arguments) == 2 and all(isinstance(part, float) for part in arguments):
-        return complex(*arguments)
-    return Inert("builtins.complex")
-
-
-def _make_size(sizes: Any = ()) -> Any:
-    if isinstance(sizes, tuple | list) and all(
-        type(size) is int and 0 <= size < 1 << 63 for size in sizes
-    ):
-        return torch.Size(sizes)
-    return Inert("torch.Size")
-
-
-def _make_device(kind: Any = None, index: Any = None) -> Any:
-    name = kind if index is None else f"{kind}:{index}"
-    if isinstance(kind, str) and (index is None or type(index) is int):
-        try:
-            return torch.device(name)
-        except RuntimeError:  # of a kind that this torch does not know
-            pass
-    return Inert("torch.device")
 
 
 # Operations whose argument is the value.
@@ -480,7 +377,7 @@ _HANDLERS: dict[str, Callable[[Interpreter, Any], None]] = {
     "TUPLE1": lambda self, _: self._tuple_of(1),
     "TUPLE2": lambda self, _: self._tuple_of(2),
     "TUPLE3": lambda self, _: self._tuple_of(3),
-    "FROZENSET": lambda self, _: self._constant(frozenset(map(_as_key, self._pop_mark()))),
+    "FROZENSET": lambda self, _: self._constant(frozenset(map(as_key, self._pop_mark()))),
     "DICT": Interpreter._dict,
     "MARK": Interpreter._mark,
     "POP": Interpreter._drop,

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from .archives import Progress, read_pickles, read_zip
 from .errors import CheckpointError, HostileFileError, shown
-from .pickles import kind_of
 from .references import Inert
+from .values import kind_of
 
 #: Where a checkpoint keeps its weights: MMEngine's key, then that of most research code.
 WEIGHTS = ("state_dict", "model")

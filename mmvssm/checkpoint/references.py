@@ -121,6 +121,7 @@ class Reference(Inert):
             or self.origin in _HARMLESS
             or self.name in _HARMLESS_IN.get(self.module, ())
             or (self.module == "torch._utils" and self.name.startswith("_rebuild_"))
+            or self.name.startswith("__pyx_unpickle_")  # Cython's classes
         )
 
     def _is_runner(self) -> bool:

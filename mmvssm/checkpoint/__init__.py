@@ -1,15 +1,23 @@
 """Checkpoint files: reading them safely, finding what they hold, converting and writing them."""
 
 from .arch import Found, find_arch, find_family
-from .key_map import KEY_MAPS, map_key, map_state_dict, split_part
+from .convert import CONTENTS, DTYPES, Converted, convert, restore, run_once
+from .errors import CheckpointError, HostileFileError
+from .key_map import KEY_MAPS, map_key, map_state_dict, split_part, unmap_state_dict
 from .reading import read_checkpoint, weights_of
 from .weights import Weights, find_weights, select_weights
 from .writing import place_of, write_checkpoint
 
 __all__ = [
+    "CONTENTS",
+    "DTYPES",
     "KEY_MAPS",
+    "CheckpointError",
+    "Converted",
     "Found",
+    "HostileFileError",
     "Weights",
+    "convert",
     "find_arch",
     "find_family",
     "find_weights",
@@ -17,8 +25,11 @@ __all__ = [
     "map_state_dict",
     "place_of",
     "read_checkpoint",
+    "restore",
+    "run_once",
     "select_weights",
     "split_part",
+    "unmap_state_dict",
     "weights_of",
     "write_checkpoint",
 ]

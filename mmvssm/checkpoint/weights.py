@@ -49,8 +49,8 @@ def find_weights(checkpoint: Mapping[str, Any]) -> list[Weights]:
 
 def _entries(checkpoint: Mapping[str, Any]) -> Iterator[Weights]:
     if _is_from_ema_hook(checkpoint):
-        yield _weights("ema", "'state_dict' (saved by EMAHook)", checkpoint["state_dict"])
-        yield _weights("online", "'ema_state_dict' (saved by EMAHook)", checkpoint["ema_state_dict"])
+        for kind, entry in (("ema", "state_dict"), ("online", "ema_state_dict")):
+            yield _weights(kind, f"{entry!r} (saved by EMAHook)", checkpoint[entry])
         return
     known = _known_kind(checkpoint)
     places = [("ema", entry) for entry in (*EMA_ENTRIES, "ema_state_dict")]

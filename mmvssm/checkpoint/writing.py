@@ -67,7 +67,8 @@ def write_checkpoint(
             ``state_dict``, and ``meta`` as JSON in its header.
         content: What to write: dicts of tensors and plain values.
         force: Whether to replace a file that has the name already.
-        progress: Is told the bytes written and hashed, of twice the file.
+        progress: Is told how many bytes of how many are done; writing is half of it, hashing the
+            other half.
 
     Returns:
         ``<stem>-<first 8 digits of the file's SHA-256><suffix>`` in the same folder.
@@ -126,7 +127,7 @@ def _write_torch(
 ) -> None:
     def written(count: int) -> None:
         if progress is not None:
-            progress(min(count, size), 2 * size)
+            progress(min(count, size) // 2, size)
 
     try:
         with open(part, "wb") as file:
@@ -179,5 +180,5 @@ def _hash(path: Path, progress: Progress | None) -> str:
             digest.update(chunk)
             done += len(chunk)
             if progress is not None:
-                progress(size + done, 2 * size)
+                progress((size + done) // 2, size)
     return digest.hexdigest()

@@ -181,6 +181,7 @@ def run_here(monkeypatch, capsys, tmp_path):
 
     def run(tool, *arguments):
         monkeypatch.setattr(sys, "argv", [str(tool), *map(str, arguments)])
+        capsys.readouterr()
         status = 0
         try:
             runpy.run_path(str(tool), run_name="__main__")

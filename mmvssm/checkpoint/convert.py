@@ -1,0 +1,331 @@
+"""From a released or trained checkpoint to one of ours, checked, and back again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmvssm.version import __version__
+
+from .arch import Found, find_arch, find_family
+from .families import KEY_MAPS
+from .key_map import PREFIX, default_names, map_state_dict, release_names, unmap_state_dict
+from .shapes import shapes_of, some
+from .weights import Weights, select_weights
+
+CONTENTS = ("backbone", "classifier", "detector", "segmentor")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+#: What the configs of detectors and segmentors ask of a backbone beyond their defaults.
+DENSE_OPTIONS = {
+    "vim": {
+        "detector": dict(drop_cls_token=True, out_norm=False),
+        "segmentor": dict(drop_cls_token=True, out_norm=False),
+    },
+    # how many layers give an output matters, not which
+    "local_vim": {
+        "detector": dict(out_norm="ln", out_indices=-1),
+        "segmentor": dict(out_norm="ln", out_indices=(-1,) * 4),
+    },
+}
+#: Beginnings of what stands beside the backbone in the files of other libraries' detectors.
+FOREIGN_HEADS = {"Detectron2": ("proposal_generator.", "roi_heads.")}
+#: What a file's own ``meta`` may say that stays true of the product.
+KEPT_META = ("dataset_meta", "epoch", "iter")
+_OUT_NORM = re.compile(rf"^{re.escape(PREFIX)}norm\d+\.")
+_MANY = 2**24
+
+
+@dataclass(frozen=True)
+class Converted:
+    """Weights of a checkpoint in our names, complete and finite.
+
+    Attributes:
+        weights: What was taken of the file, under its own names.
+        found: The backbone that the weights are those of.
+        source: What the file holds: one of :data:`CONTENTS`.
+        content: What ``state_dict`` holds: one of :data:`CONTENTS`.
+        names: Which naming of the project the file has, or the one that it was converted from, see
+            :func:`release_names`; None for weights trained here.
+        state_dict: The weights, with ``backbone.`` in front of the backbone's.
+        fresh: Names in ``state_dict`` that the file does not have: norms at their start.
+        meta: What a file of them says of itself, in plain types.
+    """
+
+    weights: Weights
+    found: Found
+    source: str
+    content: str
+    names: str | None
+    state_dict: dict[str, Tensor]
+    fresh: tuple[str, ...]
+    meta: dict[str, Any]
+
+
+def convert(
+    checkpoint: Mapping[str, Any],
+    *,
+    arch: str | None = None,
+    weights: str = "auto",
+    to: str | None = None,
+    dtype: str | None = None,
+) -> Converted:
+    """Bring the weights of a checkpoint into our names, and check every one of them.
+
+    Args:
+        checkpoint: What :func:`read_checkpoint` gives: any release of the six families, or ours.
+        arch: Arch to hold the weights against; None finds it. See :func:`find_arch`.
+        weights: ``'ema'``, ``'online'`` or ``'auto'``, see :func:`select_weights`.
+        to: What to make, one of :data:`CONTENTS`; None for what the file holds. ``'backbone'`` is
+            the backbone alone, without a classifier's norm. A ``'detector'`` or ``'segmentor'`` of
+            a file without one is the backbone that the configs of this task build, output norms
+            at their start included.
+        dtype: A key of :data:`DTYPES` for all floating-point weights; None leaves each its own.
+
+    Raises:
+        ValueError: If the file has no such weights, family, arch or content, or if weights are
+            missing, left over, of another shape or dtype, or not finite; the message lists them.
+    """
+    chosen = select_weights(checkpoint, weights)
+    family = find_family(chosen.tensors)
+    source = content_of(chosen.tensors)
+    content = source if to is None else to
+    _check_contents(source, content, chosen.tensors)
+    task = "classification" if content == "classifier" else "dense"
+    mapped = map_state_dict(chosen.tensors, family, task)
+    # weights with names of ours keep them
+    kept = mapped.keys() & {PREFIX + key.removeprefix(PREFIX) for key in chosen.tensors}
+    if content != source or content == "backbone":
+        mapped = _backbone_alone(mapped, kept if source == "classifier" else ())
+    found = find_arch(shapes_of(_of_backbone(mapped)), family, arch)
+    with torch.device("meta"):
+        model = found.build()
+    _check_dtypes(mapped, model)
+    if content == "classifier":
+        _check_head(mapped, model)
+    _check_finite(mapped)
+    fresh: dict[str, Tensor] = {}
+    if content != source and content != "backbone":
+        found, mapped, fresh = _as_in_configs(found, mapped, content)
+    if dtype is not None:
+        mapped = {key: cast(key, value, dtype) for key, value in mapped.items()}
+    names = _own_meta(checkpoint).get("names")
+    if names is None and len(kept) < len(mapped) - len(fresh):
+        names = release_names(chosen.tensors, family)
+    own = dict(
+        version=__version__,
+        type=f"mmvssm.{found.type}",
+        arch=found.arch,
+        options=found.options,
+        content=content,
+        weights=chosen.kind,
+        names=names,
+    )
+    meta = {**_kept_meta(checkpoint), "mmvssm": own}
+    return Converted(chosen, found, source, content, names, mapped, tuple(fresh), meta)
+
+
+def run_once(converted: Converted) -> dict[str, Tensor]:
+    """Outputs of the backbone, and of a linear classifier, for one image of noise.
+
+    Returns:
+        ``output{k}`` of the backbone and, for classifiers, ``logits (1, classes)``.
+
+    Raises:
+        ValueError: If an output is not finite.
+    """
+    backbone = converted.found.build().eval()
+    weights = converted.state_dict
+    backbone.load_state_dict(_of_backbone(weights))
+    size = converted.found.options.get("img_size", 224)
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    noise = torch.randn(1, backbone.in_channels, *size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        outputs = {f"output{k}": out for k, out in enumerate(backbone(noise))}
+        if "head.fc.weight" in weights:
+            last = list(outputs.values())[-1]
+            pooled = last if last.dim() == 2 else last.mean((2, 3))
+            outputs["logits"] = F.linear(
+                pooled, weights["head.fc.weight"].float(), weights["head.fc.bias"].float()
+            )
+    wrong = [name for name, value in outputs.items() if not is_finite(value)]
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)} of a forward pass is NaN or infinite")
+    return outputs
+
+
+def restore(converted: Converted) -> dict[str, dict[str, Tensor]]:
+    """What a file of the original project holds: the weights by its names, where it looks for them.
+
+    Raises:
+        ValueError: If the weights have no counterpart there; see :func:`unmap_state_dict`.
+    """
+    found, key_map = converted.found, KEY_MAPS[converted.found.family]
+    names = converted.names
+    if names is None:
+        names = default_names(found.family, found.arch if isinstance(found.arch, str) else None)
+    # their dense models start from files of classifiers, of which they take the layers
+    is_start = converted.content == "backbone" and not any(
+        map(_OUT_NORM.match, converted.state_dict)
+    )
+    if is_start or converted.content == "classifier":
+        task, entries = "classification", key_map.container
+    else:
+        task, entries = "dense", key_map.dense_container
+    weights = unmap_state_dict(converted.state_dict, found.family, task, names=names)
+    return dict.fromkeys(entries, weights)
+
+
+def content_of(keys: Iterable[str]) -> str:
+    """What a file holds, by the names of its weights: one of :data:`CONTENTS`."""
+    keys = list(keys)
+    if not any(key.startswith(PREFIX) for key in keys):
+        is_classifier = any(re.match(r"(classifier\.)?head\.", key) for key in keys)
+        return "classifier" if is_classifier else "backbone"
+    heads = [key for key in keys if not key.startswith((PREFIX, "neck."))]
+    if not heads:
+        return "backbone"
+    if any(key.startswith(("decode_head.", "auxiliary_head.")) for key in heads):
+        return "segmentor"
+    return "classifier" if all(key.startswith("head.") for key in heads) else "detector"
+
+
+def _check_contents(source: str, content: str, keys: Iterable[str]) -> None:
+    if content not in CONTENTS:
+        raise ValueError(f"to must be one of {', '.join(CONTENTS)}, got {content!r}")
+    if content == "detector":
+        for library, beginnings in FOREIGN_HEADS.items():
+            if any(key.startswith(beginnings) for key in keys):
+                raise ValueError(
+                    f"the file holds a detector of {library}, whose heads have no counterpart here:"
+                    " take its backbone with --to backbone"
+                )
+    is_dense = {"detector", "segmentor"}
+    if content != source and (content == "classifier" or {source, content} == is_dense):
+        raise ValueError(f"the file holds a {source}, which cannot become a {content}")
+
+
+def _of_backbone(mapped: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        key.removeprefix(PREFIX): value for key, value in mapped.items() if key.startswith(PREFIX)
+    }
+
+
+def _backbone_alone(mapped: Mapping[str, Tensor], classifier: Iterable[str]) -> dict[str, Tensor]:
+    """Entries of the backbone, without the norm that one of our classifiers has there."""
+    norms = {key for key in classifier if _OUT_NORM.match(key)}
+    return {
+        key: value for key, value in mapped.items() if key.startswith(PREFIX) and key not in norms
+    }
+
+
+def _check_dtypes(mapped: Mapping[str, Tensor], model: nn.Module) -> None:
+    expected = model.state_dict(prefix=PREFIX)
+    wrong = []
+    for key, value in mapped.items():
+        if key not in expected:  # heads
+            fits = value.dtype in (*DTYPES.values(), torch.int64)
+        elif expected[key].is_floating_point():
+            fits = value.dtype in DTYPES.values()
+        else:
+            fits = value.dtype == expected[key].dtype
+        if not fits:
+            wrong.append(f"{key} is {value.dtype}".replace("torch.", ""))
+    if wrong:
+        names = ", ".join(map(str, DTYPES))
+        raise ValueError(
+            f"weights must be {names} (counters int64): {some(wrong)}; convert them first"
+        )
+
+
+def _check_head(mapped: Mapping[str, Tensor], model: nn.Module) -> None:
+    """A linear head must fit the last width; other heads of mmpretrain pass."""
+    weight, bias = mapped.get("head.fc.weight"), mapped.get("head.fc.bias")
+    if weight is None:
+        return
+    dims = model.embed_dims if isinstance(model.embed_dims, int) else model.embed_dims[-1]
+    if weight.dim() != 2 or weight.shape[1] != dims:
+        raise ValueError(
+            f"head.fc.weight must be (classes, {dims}) behind this backbone,"
+            f" got {tuple(weight.shape)}"
+        )
+    if bias is None or bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"head.fc.bias must be ({len(weight)},) as the weight has {len(weight)} classes,"
+            f" got {'none' if bias is None else tuple(bias.shape)}"
+        )
+
+
+def _check_finite(mapped: Mapping[str, Tensor]) -> None:
+    wrong = [key for key, value in mapped.items() if not is_finite(value)]
+    if wrong:
+        raise ValueError(f"weights are NaN or infinite: {some(wrong)}; the file is of no use")
+
+
+def is_finite(value: Tensor) -> bool:
+    """Whether there is no NaN and no infinity, looking at a part after the other."""
+    if not value.is_floating_point():
+        return True
+    parts = value.reshape(-1).split(_MANY)
+    return all(bool(part.isfinite().all()) for part in parts)
+
+
+def cast(key: str, value: Tensor, dtype: str) -> Tensor:
+    """Floating-point weights in another dtype.
+
+    Raises:
+        ValueError: If they are beyond its range.
+    """
+    if not value.is_floating_point():
+        return value
+    value = value.to(DTYPES[dtype])
+    if not is_finite(value):
+        raise ValueError(f"{key} is beyond the range of {dtype}: take bf16 or fp32")
+    return value
+
+
+def _as_in_configs(
+    found: Found, mapped: Mapping[str, Tensor], content: str
+) -> tuple[Found, dict[str, Tensor], dict[str, Tensor]]:
+    """The backbone that the configs of a task build, its weights, and those not in ``mapped``."""
+    options = {k: v for k, v in found.options.items() if k not in ("out_indices", "out_norm")}
+    found = replace(found, options=options | DENSE_OPTIONS.get(found.family, {}).get(content, {}))
+    with torch.device("meta"):
+        model = found.build()
+    fresh: dict[str, Tensor] = {}
+    for name, module in model.named_children():
+        if re.fullmatch(r"norm\d+", name) and f"{PREFIX}{name}.weight" not in mapped:
+            for tensor in module.to_empty(device="cpu").parameters():
+                nn.init.ones_(tensor)
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)
+            fresh |= module.state_dict(prefix=f"{PREFIX}{name}.")
+    keys = model.state_dict(prefix=PREFIX)
+    return found, {key: fresh.get(key, mapped.get(key)) for key in keys}, fresh
+
+
+def _own_meta(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    meta = checkpoint.get("meta")
+    own = meta.get("mmvssm") if isinstance(meta, Mapping) else None
+    return own if isinstance(own, Mapping) else {}
+
+
+def _kept_meta(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    meta = checkpoint.get("meta")
+    if not isinstance(meta, Mapping):
+        return {}
+    return {name: meta[name] for name in KEPT_META if name in meta and _is_plain(meta[name])}
+
+
+def _is_plain(value: Any, depth: int = 6) -> bool:
+    """Whether a value consists of numbers, words and plain containers of them."""
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if type(value) in (list, tuple):
+        return depth > 0 and all(_is_plain(item, depth - 1) for item in value)
+    return value is None or type(value) in (str, int, float, bool)

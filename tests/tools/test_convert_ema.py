@@ -1,0 +1,413 @@
+"""tools/convert_ema.py: from files of every project to weights that the libraries load."""
+
+import json
+import logging
+import os
+import re
+import signal
+from argparse import Namespace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hooks import EMAHook
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import Runner, find_latest_checkpoint, load_checkpoint
+from safetensors.torch import load_file
+
+import mmvssm  # noqa: F401  makes 'mmvssm::' bases known
+from mmvssm.models import VMamba
+from mmvssm.testing.recipe import fill_value, make_input
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOL = ROOT / "tools" / "convert_ema.py"
+GOLDEN = ROOT / "tests" / "golden"
+#: A released form of every family: how its project keeps weights, and the arch of the golden case.
+RELEASES = {
+    "vmamba/micro_v0_pad_45x37": ("model", "", "VMamba"),
+    "vmamba/micro_v05_noz_ln_32x48": ("model_ema", "", "VMamba"),
+    "vmamba/vmambav2_tiny_s1l8_64x96": ("model_ema", "", "VMamba 'tiny-s1l8'"),
+    "efficient_vmamba/tiny_64x96": ("state_dict", "module.module.", "EfficientVMamba 'tiny'"),
+    "msvmamba/nano_64x96": ("model_ema", "", "MSVMamba 'nano'"),
+    "msvmamba/v3_gated_mini_64x96": ("model_ema", "module.", "MSVMamba"),
+    "local_mamba/local_vssm_tiny__64x96__vfix": (
+        "ema_model",
+        "module.module.",
+        "LocalVMamba 'tiny'",
+    ),
+    "local_mamba/local_vim_tiny__64x96__vfix": ("state_dict", "", "LocalVim 'tiny'"),
+    "vim/vim_tiny_rope_nocls__96x96": ("model", "", "Vim"),
+}
+
+
+@pytest.fixture
+def run(run_here):
+    return partial(run_here, TOOL)
+
+
+def read_case(name):
+    meta = json.loads((GOLDEN / f"{name}.json").read_text())
+    weights = {
+        key: torch.from_numpy(fill_value(key, shape, dtype))
+        for key, shape, dtype in meta["state_dict"]
+    }
+    return meta, weights
+
+
+def product_of(output):
+    """The file that the last line names."""
+    return re.fullmatch(r"wrote    (\S+), [\d.]+ MB", output.splitlines()[-1])[1]
+
+
+@pytest.mark.parametrize("case", RELEASES)
+def test_released_classifier(run, tmp_path, case):
+    """Its product, read by mmpretrain, gives the logits of the reference."""
+    meta, weights = read_case(case)
+    entry, prefix, words = RELEASES[case]
+    released = {prefix + key: value for key, value in weights.items()}
+    options = Namespace(lr=1e-3)  # research code pickles its options
+    torch.save({entry: released, "config": options, "epoch": 3}, "released.pth")
+    status, output, _ = run("released.pth", "converted.pth", "--verify")
+    assert status == 0
+    kind = "EMA weights" if "ema" in entry or prefix == "module.module." else "weights as trained"
+    assert f"took     {kind} from '{entry}'" in output
+    found = re.search(r"found    mmvssm\.(\w+), arch=(.*): a classifier", output)
+    assert " ".join(found.groups()).startswith(words)
+
+    product = product_of(output)
+    own = torch.load(product, weights_only=True)["meta"]["mmvssm"]
+    backbone = dict(type=own["type"], arch=own["arch"], **own["options"])
+    pools = backbone["type"] not in ("mmvssm.Vim", "mmvssm.LocalVim")
+    (head,) = (value for key, value in weights.items() if key.endswith("head.weight"))
+    head = dict(type="LinearClsHead", num_classes=len(head), in_channels=head.shape[1])
+    neck = dict(type="GlobalAveragePooling") if pools else None
+    init_default_scope("mmpretrain")
+    model = MODELS.build(dict(type="ImageClassifier", backbone=backbone, neck=neck, head=head))
+    load_checkpoint(model.eval(), product, strict=True)
+    image = torch.from_numpy(make_input(meta["input_shape"], meta["input_key"]))
+    with torch.no_grad():
+        logits = model(image).flatten()
+    golden = np.load(GOLDEN / f"{case}.npz")["logits"]
+    np.testing.assert_allclose(logits, golden, rtol=0, atol=1e-4 * np.abs(golden).max())
+
+
+MICRO = dict(embed_dims=8, depths=(1, 1, 1, 1))
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    """Our names of a small VMamba classifier, random in all its weights."""
+    backbone = VMamba(MICRO, out_indices=3)
+    for value in backbone.parameters():
+        torch.nn.init.normal_(value, std=0.1)
+    head = {"head.fc.weight": torch.randn(3, 64), "head.fc.bias": torch.randn(3)}
+    return {**backbone.state_dict(prefix="backbone."), **head}
+
+
+@pytest.fixture
+def released(run, classifier, tmp_path):
+    """The same as a file of the authors, made by the tool."""
+    torch.save(dict(state_dict=classifier), "ours.pth")
+    status, output, errors = run("ours.pth", "authors.pth", "--reverse")
+    assert (status, errors) == (0, "")
+    Path(product_of(output)).rename("released.pth")
+    return torch.load("released.pth", weights_only=True)
+
+
+def test_back_to_the_names_of_the_authors(released, classifier):
+    (weights,) = released.values()
+    assert list(released) == ["model"] and len(weights) == len(classifier)
+    assert torch.equal(
+        weights["layers.2.blocks.0.op.in_proj.weight"],
+        classifier["backbone.stages.2.blocks.0.mixer.in_proj.weight"],
+    )
+    assert torch.equal(weights["classifier.head.weight"], classifier["head.fc.weight"])
+
+
+def test_there_and_back_again(run, released, classifier):
+    status, output, errors = run("released.pth", "again.pth")
+    assert (status, errors) == (0, "")
+    again = torch.load(product_of(output), weights_only=True)["state_dict"]
+    assert again.keys() == classifier.keys()
+    assert all(torch.equal(again[key], value) for key, value in classifier.items())
+
+
+class Messages(logging.Handler):
+    """Collects what MMEngine says while it loads."""
+
+    def __init__(self):
+        super().__init__()
+        self.texts = []
+
+    def emit(self, record):
+        self.texts.append(record.getMessage())
+
+
+@pytest.fixture
+def load_messages():
+    """What MMEngine logs of keys that are missing or unexpected."""
+    logger, messages = MMLogger.get_current_instance(), Messages()
+    logger.addHandler(messages)
+    yield lambda: [text for text in messages.texts if "do not match exactly" in text]
+    logger.removeHandler(messages)
+
+
+LIBRARIES = {"cls": "classifier", "det": "detector", "seg": "segmentor"}
+
+
+def read_config(name):
+    config = Config.fromfile(ROOT / "tests/tools/configs" / f"{name}.py")
+    init_default_scope(config.default_scope)
+    return config
+
+
+@pytest.mark.parametrize(("name", "content"), LIBRARIES.items())
+def test_start_of_a_training(run, released, classifier, load_messages, name, content):
+    """A released classifier, converted for each task, is all that init_cfg asks for."""
+    status, output, errors = run("released.pth", ".", "--to", content)
+    assert (status, errors) == (0, "")
+    config = read_config(name)
+    config.model.backbone.init_cfg = dict(
+        type="Pretrained", checkpoint=product_of(output), prefix="backbone."
+    )
+    model = MODELS.build(config.model)
+    model.init_weights()
+    assert load_messages() == []
+    loaded = model.backbone.state_dict(prefix="backbone.")
+    for key, value in loaded.items():
+        if re.search(r"backbone\.norm\d", key) and content != "classifier":
+            assert (value == float(key.endswith("weight"))).all()
+        else:
+            assert torch.equal(value, classifier[key])
+    # the layers alone leave the norms of outputs to the model, which MMEngine reports
+    _, output, _ = run("released.pth", "layers.pth", "--to", "backbone")
+    config.model.backbone.init_cfg.checkpoint = product_of(output)
+    MODELS.build(config.model).init_weights()
+    (message,) = load_messages()
+    assert re.findall(r"\w+\.(?:weight|bias)", message) == [
+        key.removeprefix("backbone.") for key in loaded if ".norm" in key[:14]
+    ]
+    assert "unexpected" not in message
+
+
+@pytest.mark.parametrize(("name", "content"), LIBRARIES.items())
+def test_whole_models_of_the_authors(run, load_messages, name, content):
+    """Their heads have the libraries' names; the product is all that load_from asks for."""
+    model = MODELS.build(read_config(name).model)
+    torch.save(dict(state_dict=model.state_dict(), meta=dict(epoch=12)), "ours.pth")
+    status, output, errors = run("ours.pth", ".", "--reverse")
+    assert (status, errors) == (0, "")
+    (weights, *_) = torch.load(product_of(output), weights_only=True).values()
+    assert not any(".mixer." in key or key.startswith("stages") for key in weights)
+    if name != "cls":
+        assert "backbone.outnorm0.weight" in weights
+    torch.save(dict(state_dict=weights), "theirs.pth")
+    status, output, errors = run("theirs.pth", "converted.pth")
+    assert (status, errors) == (0, "") and f": a {content}" in output
+    other = MODELS.build(read_config(name).model)
+    load_checkpoint(other, product_of(output), strict=True)
+    expected = model.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in other.state_dict().items())
+
+
+EMA_HOOKS = {
+    "cls": dict(type="mmpretrain.EMAHook", momentum=0.2),
+    "det": dict(type="mmengine.EMAHook", ema_type="mmdet.ExpMomentumEMA", momentum=0.2),
+    "seg": dict(type="mmengine.EMAHook", momentum=0.2, update_buffers=True),
+}
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_averages_of_a_training(run, place, tmp_path, monkeypatch, name):
+    """What EMAHook saved is told apart as the runner held it at the end of its training."""
+    config = read_config(name)
+    config.merge_from_dict(dict(work_dir=str(tmp_path / "work"), default_hooks=dict(logger=None)))
+    config.custom_hooks = [EMA_HOOKS[name]]
+    config.val_dataloader.persistent_workers = config.test_dataloader.persistent_workers = False
+    for head in ("decode_head", "auxiliary_head"):
+        if head in config.model:
+            config.model[head].norm_cfg = dict(type="BN")
+    monkeypatch.chdir(place)
+    runner = Runner.from_cfg(config)
+    runner.train()
+    (hook,) = (hook for hook in runner.hooks if isinstance(hook, EMAHook))
+    trained, averaged = runner.model.state_dict(), hook.ema_model.module.state_dict()
+    assert any((trained[key] != averaged[key]).any() for key in trained)
+    monkeypatch.chdir(tmp_path)
+    path = find_latest_checkpoint("work")
+    for kind, expected in (("ema", averaged), ("online", trained), ("auto", averaged)):
+        status, output, errors = run(path, f"{kind}.pth", "--weights", kind)
+        assert (status, errors) == (0, "")
+        assert ("EMA weights" if kind != "online" else "as trained") in output.splitlines()[1]
+        model = MODELS.build(config.model)
+        load_checkpoint(model, product_of(output), strict=True)
+        loaded = model.state_dict()
+        assert all(torch.equal(loaded[key], value) for key, value in expected.items())
+    # a plain test of the runner's own file, which is no safe one, evaluates the average
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    model = MODELS.build(config.model)
+    load_checkpoint(model, path)
+    loaded = model.state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in averaged.items())
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_other_dtypes(run, released, dtype):
+    status, output, _ = run("released.pth", "half.safetensors", "--dtype", dtype)
+    assert status == 0
+    weights = load_file(product_of(output))
+    expected = {"bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
+    assert {value.dtype for value in weights.values()} == {expected}
+    # and back, from the other format
+    status, output, _ = run(product_of(output), "full.pth", "--dtype", "fp32", "--verify")
+    assert status == 0 and "logits (1, 3)" in output
+    again = torch.load(product_of(output), weights_only=True)["state_dict"]
+    assert all(torch.equal(again[key], value.float()) for key, value in weights.items())
+
+
+def test_weights_beyond_half_precision(run, classifier):
+    torch.save({**classifier, "head.fc.bias": torch.full((3,), 1e5)}, "large.pth")
+    status, _, errors = run("large.pth", "half.pth", "--dtype", "fp16")
+    assert "head.fc.bias is beyond the range of fp16: take bf16 or fp32" in str(status) + errors
+
+
+def test_nothing_is_replaced_unless_forced(run, released):
+    product = Path(product_of(run("released.pth", "converted.pth")[1]))
+    product.write_bytes(b"mine")
+    status, *_ = run("released.pth", "converted.pth")
+    assert "exists already: --force replaces it" in status and product.read_bytes() == b"mine"
+    assert run("released.pth", "converted.pth", "--force")[0] == 0
+    assert product.stat().st_size > 10_000
+
+
+def test_an_ended_run_cleans_up(run, released, monkeypatch):
+    """Ended in the middle of writing, as by a cluster's time limit."""
+    before = set(Path().iterdir())
+
+    def save(content, file):
+        file.write(b"half")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(torch, "save", save)
+    assert run("released.pth", "converted.pth")[0] == 128 + signal.SIGTERM
+    assert set(Path().iterdir()) == before
+
+
+class Attack:
+    """Makes a file of its own when it is unpickled with code allowed."""
+
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_that_runs_code(run, classifier, zipped):
+    content = dict(model=classifier, optimizer=[Attack()])
+    torch.save(content, "hostile.pth", _use_new_zipfile_serialization=zipped)
+    status, output, errors = run("hostile.pth", "converted.pth")
+    assert status == 2 and output == ""
+    assert re.fullmatch(r"convert_ema.py: error: .*system.*nothing was run.*\n", errors)
+    assert not Path("executed").exists()
+    with pytest.warns(UserWarning, match="code"):
+        assert run("hostile.pth", "converted.pth", "--trust")[0] == 0
+    assert Path("executed").exists()
+
+
+def changed(weights, **entries):
+    return {**weights, **entries}
+
+
+WRONG = {
+    "missing": (lambda w: {k: v for k, v in w.items() if "patch_embed.0" not in k}, "missing"),
+    "left over": (lambda w: changed(w, **{"layers.9.x": torch.ones(1)}), "left over.*stages.9.x"),
+    "shape": (lambda w: changed(w, **{"patch_embed.2.bias": torch.ones(5)}), "patch_embed"),
+    "whole numbers": (
+        lambda w: changed(w, **{"patch_embed.2.bias": torch.ones(4, dtype=torch.int64)}),
+        "weights must be fp32, bf16, fp16 .*backbone.patch_embed.norm1.bias is int64",
+    ),
+    "NaN": (
+        lambda w: changed(w, **{"patch_embed.2.bias": torch.full((4,), float("nan"))}),
+        "NaN or infinite: backbone.patch_embed.norm1.bias; the file is of no use",
+    ),
+    "infinite head": (
+        lambda w: changed(w, **{"classifier.head.bias": torch.full((3,), float("inf"))}),
+        "NaN or infinite: head.fc.bias",
+    ),
+    "head": (
+        lambda w: changed(w, **{"classifier.head.bias": torch.ones(4)}),
+        r"head.fc.bias must be \(3,\) as the weight has 3 classes, got \(4,\)",
+    ),
+    "unknown family": (lambda w: {"conv1.weight": torch.ones(1)}, "there is no backbone of vmamba, .* conv1.weight"),
+    "mixed families": (
+        lambda w: changed(w, **{"layers.0.mixer.A_b_log": torch.ones(1)}),
+        "mix families: vim .* and vmamba",
+    ),
+    "optimizer": (lambda w: dict(optimizer=dict(state={})), "optimizer but no weights"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG.values(), ids=WRONG)
+def test_wrong_weights(run, released, change, message):
+    (weights,) = released.values()
+    torch.save(change(weights), "wrong.pth")
+    before = set(Path().iterdir())
+    status, _, _ = run("wrong.pth", "converted.pth")
+    assert isinstance(status, str) and "\n" not in status
+    assert re.match(f"convert_ema.py: error: .*{message}", status)
+    assert set(Path().iterdir()) == before
+
+
+FILES = {
+    "empty": (b"", "is empty"),
+    "a page": (b"<!DOCTYPE html><html><title>Not found</title></html>", "is a web page"),
+    "cut off": (b"PK\x03\x04" + bytes(300), "cut off"),
+    "words": (b"404: Not Found", "no checkpoint"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), FILES.values(), ids=FILES)
+def test_files_that_are_no_checkpoints(run, content, message):
+    Path("wrong.pth").write_bytes(content)
+    status, _, _ = run("wrong.pth", "converted.pth")
+    assert "\n" not in status and re.match(
+        rf"convert_ema.py: error: .*wrong.pth.*{message}", status
+    )
+
+
+REFUSED = {
+    "no file": (["absent.pth", "a.pth"], "there is no checkpoint file 'absent.pth'"),
+    "a folder": ([".", "a.pth"], "'.' is a folder"),
+    "no average": (
+        ["released.pth", "a.pth", "--weights", "ema"],
+        "the file has no ema weights; it has online weights in 'model'",
+    ),
+    "no detector": (
+        ["detector.pth", "a.pth", "--to", "classifier"],
+        "the file holds a detector, which cannot become a classifier",
+    ),
+    "no such arch": (
+        ["released.pth", "a.pth", "--arch", "huge"],
+        "arch must be one of v0-tiny, .* got 'huge'",
+    ),
+    "another arch": (["released.pth", "a.pth", "--arch", "tiny-s1l8"], "VMamba 'tiny-s1l8'"),
+    "nowhere": (["released.pth", "absent/a.pth"], "there is no folder 'absent'"),
+    "no suffix": (["released.pth", "a.bin"], "'a.bin' is no folder that exists, and does not end"),
+    "their safetensors": (
+        ["released.pth", "a.safetensors", "--reverse"],
+        "let DST end in .pth",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSED.values(), ids=REFUSED)
+def test_refusals(run, released, classifier, arguments, message):
+    torch.save({**classifier, "rpn_head.weight": torch.ones(1)}, "detector.pth")
+    before = set(Path().iterdir())
+    status, _, _ = run(*arguments)
+    assert isinstance(status, str) and "\n" not in status
+    assert re.match(f"convert_ema.py: error: .*{message}", status)
+    assert set(Path().iterdir()) == before

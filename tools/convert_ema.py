@@ -1,0 +1,218 @@
+"""Turn a released or trained checkpoint into a clean, checked one of mmvssm, or back."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+import mmvssm  # noqa: F401  makes 'mmvssm::' bases known before a config is read
+from mmvssm.checkpoint import (
+    CONTENTS,
+    DTYPES,
+    Converted,
+    HostileFileError,
+    convert,
+    find_weights,
+    place_of,
+    read_checkpoint,
+    restore,
+    run_once,
+    write_checkpoint,
+)
+from mmvssm.engine.cli import fail
+
+EXAMPLES = """examples:
+  a released classifier, for tools/test.py or as the start of a training (load_from):
+    python tools/convert_ema.py vssm1_tiny_0230s_ckpt_epoch_264.pth checkpoints/vmamba-t.pth
+  its backbone, to start a detector or segmentor from:
+    python tools/convert_ema.py vssm1_tiny_0230s_ckpt_epoch_264.pth checkpoints/ --to detector
+    python tools/train.py configs/vmamba/mask-rcnn_vmamba-tiny-s1l8_fpn_1x_coco.py --cfg-options \\
+      "model.backbone.init_cfg=dict(type='Pretrained', checkpoint='FILE', prefix='backbone.')"
+  the weights of a training with EMAHook: their average, or as they were trained:
+    python tools/convert_ema.py work_dirs/NAME/epoch_300.pth averaged.pth --weights ema
+    python tools/convert_ema.py work_dirs/NAME/epoch_300.pth trained.pth --weights online
+  weights trained here, for the original project's code:
+    python tools/convert_ema.py work_dirs/NAME/epoch_300.pth vmamba-original.pth --reverse
+
+Which weights a file holds: research code keeps averaged weights under 'model_ema', 'ema_model' or
+'state_dict_ema', beside 'model' or 'state_dict'. A file that EMAHook has saved is the other way
+round: 'state_dict' holds the AVERAGED weights, so that tools/test.py evaluates them, and
+'ema_state_dict' the weights as trained. A product holds one kind only, and its meta says which.
+
+Nothing that a file asks for is run while it is read. Exit status: 0, or 1 for input that cannot be
+converted, or 2 for a wrong command line and for a file that asks to run code.
+"""
+#: From this size on, bars show how far reading and writing are.
+LARGE = 64 * 2**20
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "source",
+        metavar="SRC",
+        help="checkpoint: of VMamba, EfficientVMamba, MSVMamba, LocalMamba or Vim, or of a training"
+        " with OpenMMLab (.pth, .pt, .ckpt, .safetensors)",
+    )
+    parser.add_argument(
+        "target",
+        metavar="DST",
+        help="file to write (.pth, or .safetensors), whose name gets the first 8 digits of its "
+        "SHA-256 before the suffix; or a folder, for the source's name",
+    )
+    parser.add_argument(
+        "--arch",
+        metavar="ARCH",
+        help="hold the weights against this arch instead of the one found, e.g. tiny-s1l8 or "
+        "local_vim/small-searched, or against model.backbone of a config file (.py)",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=["auto", "ema", "online"],
+        default="auto",
+        help="take the exponential moving average or the weights as trained (default: auto, the "
+        "average where the file has one)",
+    )
+    parser.add_argument(
+        "--to",
+        choices=CONTENTS,
+        help="what to write (default: what the file holds): classifier, for load_from and tests; "
+        "backbone, its layers alone; detector or segmentor, the whole model if the file has it, "
+        "else the backbone as the configs of the task take it in init_cfg",
+    )
+    parser.add_argument(
+        "--dtype", choices=list(DTYPES), help="dtype of the weights (default: the file's)"
+    )
+    parser.add_argument(
+        "--reverse",
+        action="store_true",
+        help="write a file for the original project's code, under its names",
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="run the backbone once and check its outputs"
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="replace a file that has the product's name"
+    )
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="read SRC with pickle, RUNNING whatever code it holds: only for files of people whom "
+        "you would let use your account",
+    )
+    return parser.parse_args()
+
+
+@contextmanager
+def bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error, shown when there is much to do."""
+    columns = (
+        TextColumn(title),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    progress = Progress(*columns, console=Console(stderr=True))
+    task = progress.add_task(title)
+
+    def show(done: int, total: int) -> None:
+        if total >= LARGE:
+            progress.start()
+            progress.update(task, completed=done, total=total)
+
+    try:
+        yield show
+    finally:
+        if progress.live.is_started:
+            progress.stop()
+
+
+def size_of(path: Path) -> str:
+    """Size of a file in megabytes."""
+    return f"{path.stat().st_size / 1e6:.1f} MB"
+
+
+def describe(converted: Converted, checkpoint: dict) -> Iterator[str]:
+    """Lines on what was found in the file."""
+    weights, found = converted.weights, converted.found
+    kinds = {"ema": "EMA weights", "online": "weights as trained"}
+    others = [
+        f"{kinds[other.kind]} in {other.place}"
+        for other in find_weights(checkpoint)
+        if other.place != weights.place
+    ]
+    also = f"; the file also has {', '.join(others)}" if others else ""
+    yield f"took     {kinds[weights.kind]} from {weights.place}{also}"
+    options = "".join(f", {name}={value!r}" for name, value in found.options.items())
+    yield f"found    mmvssm.{found.type}, arch={found.arch!r}{options}: a {converted.source}"
+    if found.others:
+        yield (
+            f"         {', '.join(map(repr, found.others))} has the same shapes, so say"
+            " --arch if it is that one"
+        )
+    count = sum(value.numel() for value in converted.state_dict.values())
+    yield (
+        f"checked  {len(converted.state_dict)} tensors, {count:,} numbers: none missing or left"
+        " over, all finite"
+    )
+    if converted.content != converted.source:
+        yield f"made     a {converted.content} of it"
+    if converted.fresh:
+        yield f"         new, at their start: {', '.join(converted.fresh)}"
+
+
+def main() -> None:
+    args = parse_args()
+    # as Ctrl-C, so that an ended run cleans up
+    signal.signal(signal.SIGTERM, _stop)
+    source = Path(args.source)
+    try:
+        place = place_of(args.target, source)
+        if args.reverse and place.suffix == ".safetensors":
+            raise ValueError("the original projects read no .safetensors: let DST end in .pth")
+        with bar("reading") as progress:
+            checkpoint = read_checkpoint(source, trust=args.trust, progress=progress)
+        print(f"read     {args.source}, {size_of(source)}")
+        converted = convert(
+            checkpoint, arch=args.arch, weights=args.weights, to=args.to, dtype=args.dtype
+        )
+        for line in describe(converted, checkpoint):
+            print(line)
+        if args.verify:
+            start = time.perf_counter()
+            shapes = {name: tuple(out.shape) for name, out in run_once(converted).items()}
+            words = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+            print(f"ran      once in {time.perf_counter() - start:.1f} s, all finite: {words}")
+        if args.reverse:
+            content = restore(converted)
+        else:
+            content = dict(meta=converted.meta, state_dict=converted.state_dict)
+        with bar("writing") as progress:
+            product = write_checkpoint(place, content, force=args.force, progress=progress)
+    except HostileFileError as error:
+        print(f"convert_ema.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (FileNotFoundError, FileExistsError, ValueError) as error:
+        fail(str(error))
+    except OSError as error:
+        fail(f"cannot read or write: {error}")
+    print(f"wrote    {product}, {size_of(product)}")
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    main()

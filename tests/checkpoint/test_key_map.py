@@ -53,7 +53,10 @@ def test_norms_and_heads(family, key, classification, dense):
 
 
 def test_own_names_stay():
+    mixer = "backbone.stages.0.blocks.0.mixer"
     keys = ["backbone.stages.0.blocks.0.norm1.weight", "backbone.norm3.bias", "head.fc.weight"]
+    # a layer norm, then a convolution as out-norm
+    keys += [f"{mixer}.out_norm.0.bias", f"{mixer}.out_norm.1.weight", f"{mixer}.conv2d.weight"]
     values = {key: torch.randn(2, 2) for key in keys}
     assert map_state_dict(values, "vmamba") == values
 
@@ -89,6 +92,31 @@ def test_whole_detectors_keep_their_other_parts():
         "backbone.norm0.weight",
         "neck.layers.0.op.weight",
     }
+
+
+@pytest.mark.parametrize("family", ["vmamba", "efficient_vmamba", "msvmamba", "local_vmamba"])
+def test_first_release_names_of_whole_segmentors(family):
+    """They are renamed behind the prefix alone: heads have norms of such names, too."""
+    mixer = "mixer.ss2d" if family == "efficient_vmamba" else "mixer"
+    names = {
+        "backbone.patch_embed.proj.weight": "backbone.patch_embed.conv1.weight",
+        "backbone.patch_embed.norm.bias": "backbone.patch_embed.norm1.bias",
+        "backbone.layers.1.blocks.0.ln_1.bias": "backbone.stages.1.blocks.0.norm1.bias",
+        "backbone.layers.1.blocks.0.self_attention.Ds": f"backbone.stages.1.blocks.0.{mixer}.Ds",
+        "backbone.layers.1.downsample.norm.bias": "backbone.stages.1.downsample.norm.bias",
+        "backbone.outnorm2.weight": "backbone.norm2.weight",
+        "norm.weight": "norm.weight",
+        "decode_head.ln_1.weight": "decode_head.ln_1.weight",
+    }
+    mapped = map_state_dict(dict.fromkeys(names, torch.zeros(1)), family, "dense")
+    assert list(mapped) == list(names.values())
+
+
+def test_out_norm_of_nightly_files():
+    """A depthwise convolution without the number that the current code gives it."""
+    weight = torch.randn(4, 1, 3, 3)
+    mapped = map_state_dict({"layers.0.blocks.0.op.out_norm.weight": weight}, "vmamba")
+    assert mapped["backbone.stages.0.blocks.0.mixer.out_norm.weight"] is weight
 
 
 def test_two_keys_for_one_name():

@@ -27,7 +27,7 @@ from mmvssm.checkpoint.reading import read_checkpoint
 from mmvssm.checkpoint.references import Inert
 
 SECONDS = 10  # for a file, of which honest ones of the size take milliseconds
-COUNT = 400
+COUNT = 280  # damaged at random
 
 
 class Mutated(NamedTuple):
@@ -344,7 +344,7 @@ def change_numbers(pickled: bytes, rng: random.Random) -> bytes:
 
 
 def mutated_files(folder: Path, count: int, seed: int = 0) -> Iterator[Mutated]:
-    """At least ``count`` files in ``folder``, of which at least half are damaged at random.
+    """Files in ``folder``: one for every known trick, and ``count`` that are damaged at random.
 
     Hostile ones would make ``folder / "canary"``.
     """
@@ -406,8 +406,8 @@ def mutated_files(folder: Path, count: int, seed: int = 0) -> Iterator[Mutated]:
             ".safetensors",
         ),
     }  # fmt: skip
-    while next(serial) < count:
-        yield from (make() for make in ways.values())
+    for make in itertools.islice(itertools.cycle(ways.values()), count):
+        yield make()
 
 
 def mutated_archives(members: dict[str, bytes]) -> dict[str, bytes]:
@@ -497,7 +497,7 @@ def assert_plain(value) -> None:
 
 @pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
 def test_mutated_files(tmp_path, audit, clock):
-    count, outcomes = 0, dict(read=0, refused=0, hostile=0)
+    outcomes = dict(read=0, refused=0, hostile=0)
     files = list(mutated_files(tmp_path, COUNT))
     for honest in ("honest.pth", "legacy.pth", "honest.safetensors"):
         assert_plain(read_checkpoint(tmp_path / honest))
@@ -518,9 +518,8 @@ def test_mutated_files(tmp_path, audit, clock):
         assert audit == [], (path.name, kind)
         assert expected in (outcome, "any"), (path.name, kind, outcome)
         outcomes[outcome] += 1
-        count += 1
     assert not (tmp_path / "canary").exists()
-    assert count >= 400 and min(outcomes.values()) > 20, outcomes
+    assert sum(outcomes.values()) > 600 and min(outcomes.values()) > 20, outcomes
 
 
 def test_hostile_files_are_hostile(tmp_path):

@@ -176,7 +176,10 @@ def find_arch(shapes: Mapping[str, Sequence[int]], family: str, arch: str | None
     else:
         found, differences, reason = _try_name(given, family, _read_name(arch, family))
     if differences:
-        raise ArchError(f"the weights do not fit {found.type} {arch!r}{reason}: {differences}")
+        raise ArchError(
+            f"the weights do not fit {found.type} {arch!r}{reason}; name another arch, or the"
+            f" config file of their network; differences: {differences}"
+        )
     return found
 
 

@@ -158,6 +158,5 @@ def _tokens(shapes: Shapes) -> tuple[int, int | None]:
         side = math.isqrt(max(rows - count, 0))
         if side and side**2 + count == rows:
             return max(count, tokens), side
-    raise Unreadable(
-        f"{rows} positions, of which {tokens} may be class tokens, are those of no square image"
-    )
+    words = " or ".join(map(str, counts))
+    raise Unreadable(f"{rows} positions, {words} of class tokens, are those of no square image")

@@ -6,6 +6,8 @@ import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
+from operator import itemgetter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -47,6 +49,8 @@ SIGNS = {
 SCANS = {"vmamba": rf"{_MIXER}A_logs$", "vim": rf"{_PLAIN_MIXER}A_logs?$"}
 #: What names of a backbone's blocks begin with; what is beside it may have blocks of any name.
 _BLOCK = re.compile(r"(?:backbone\.)?(?:net\.)?((?:layers|stages)(?:\.\d+)?(?:\.blocks)?\.\d+\.)")
+#: How many archs of similar sizes weights without an arch are compared with.
+NEARBY = 3
 
 
 class UnknownFamilyError(ValueError):
@@ -185,12 +189,7 @@ def find_arch(shapes: Mapping[str, Sequence[int]], family: str, arch: str | None
 
 def _fitting_name(given: Shapes, family: str) -> Found | None:
     """The named arch that fits best; None if there is none."""
-    try:
-        size = _reader(family).outline(given)
-    except Unreadable:
-        return None
-    cls, outline_of = _class(family), _reader(family).outline_of
-    names = [name for name in cls.arch_settings if outline_of(cls.read_arch(name)) == size]
+    names = [name for name, distance in _distances(given, family).items() if distance == (0, 0)]
     tried = [_try_name(given, family, name) for name in names]
     fits = [found for found, differences, _ in tried if not differences]
 
@@ -204,6 +203,23 @@ def _fitting_name(given: Shapes, family: str) -> Found | None:
         return None
     others = [fit.arch for fit in fits[1:] if len(fit.options) == len(fits[0].options)]
     return replace(fits[0], others=tuple(others))
+
+
+def _distances(given: Shapes, family: str) -> dict[str, tuple[int, int]]:
+    """Names of the family, nearest first, with how many widths and how many blocks differ."""
+    cls, reader = _class(family), _reader(family)
+    try:
+        dims, depths = reader.outline(given)
+    except Unreadable:
+        dims = depths = ()
+    distances = {}
+    for name in cls.arch_settings:
+        wanted_dims, wanted_depths = reader.outline_of(cls.read_arch(name))
+        distances[name] = (
+            sum(a != b for a, b in zip_longest(dims, wanted_dims)),
+            sum(abs(a - b) for a, b in zip_longest(depths, wanted_depths, fillvalue=0)),
+        )
+    return dict(sorted(distances.items(), key=itemgetter(1)))
 
 
 def _try_name(given: Shapes, family: str, name: str) -> tuple[Found, Differences, str]:
@@ -238,7 +254,8 @@ def _from_fields(given: Shapes, family: str) -> Found:
         tried.append((found, differences))
     except (ValueError, RuntimeError) as error:  # RuntimeError: of sizes that torch refuses
         reason = _brief(error)
-    tried += [_try_name(given, family, name)[:2] for name in cls.arch_settings]
+    nearby = list(_distances(given, family))[:NEARBY]
+    tried += [_try_name(given, family, name)[:2] for name in nearby]
     nearest, differences = min(tried, key=lambda one: len(one[1]))
     raise ArchError(
         f"the weights fit no arch of {TYPES[family]}{reason}; if their network is another than the"

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from mmvssm.checkpoint import read_checkpoint, weights_of
+from mmvssm.checkpoint import read_checkpoint, select_weights
 from mmvssm.engine.cli import fail, require_place
 from mmvssm.files import write_whole
 from mmvssm.models.layers import SEARCH_DIRECTIONS, likeliest
@@ -90,7 +90,7 @@ def read_probabilities(path: str) -> Tensor:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no checkpoint, or not one of a super-net.
     """
-    weights = weights_of(read_checkpoint(path))
+    weights = select_weights(read_checkpoint(path)).tensors
     # by the numbers of stage and block, whatever the order in the file
     layers = sorted(
         ([int(number) for number in re.findall(r"\d+", key)], key)

@@ -10,7 +10,8 @@ from mmap import mmap
 from typing import Any, BinaryIO
 
 from .errors import CheckpointError, shown
-from .pickles import Interpreter, Window
+from .operations import Window
+from .pickles import Interpreter
 from .tensors import TensorBuilder, storage_bytes
 
 Progress = Callable[[int, int], object]
@@ -125,12 +126,16 @@ def _list_members(file: BinaryIO, mapped: mmap) -> list[Member]:
         name = shown(entry.filename)
         if entry.flag_bits & 1 or entry.compress_type != zipfile.ZIP_STORED:
             raise CheckpointError(
-                f"is no archive of torch.save: its member {name} is compressed or encrypted"
+                f"is no archive of torch.save, as its member {name} is compressed: unpack it if it"
+                " contains the checkpoint"
             )
         start = entry.header_offset
         header = mapped[start : start + _LOCAL_HEADER] if start >= 0 else b""
         if len(header) < _LOCAL_HEADER or header[:4] != b"PK\3\4":
-            raise CheckpointError(f"is damaged: its member {name} is not where it should be")
+            raise CheckpointError(
+                f"is damaged: its member {name} is not where it should be; download or copy it"
+                " again"
+            )
         start += _LOCAL_HEADER
         start += int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
         size = entry.file_size

@@ -1,20 +1,20 @@
 """Pickles read without running anything that stands in them.
 
-:mod:`pickletools` decodes the operations; :class:`Interpreter` carries them out on values of its
-own. Tensors come from the functions that it is given, plain values are made here, and every other
-object becomes :class:`~.references.Inert`. No name in a file is ever imported or looked up.
+An :class:`Interpreter` carries their operations out on values of its own. Tensors come from the
+functions that it is given, plain values are made here, and every other object becomes
+:class:`~.references.Inert`. No name in a file is ever imported or looked up.
 """
 
 from __future__ import annotations
 
-import pickletools
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from mmap import mmap
 from typing import Any
 
 import torch
 
 from .errors import CheckpointError, shown
+from .operations import Window, operations
 from .references import Inert, Reference, hostile
 from .values import (
     MAX_OPERATIONS,
@@ -29,39 +29,6 @@ from .values import (
 )
 
 _DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
-
-
-class Window:
-    """A part of a mapped file, as :mod:`pickletools` reads it.
-
-    Args:
-        data: The mapped file.
-        start: First byte of the part.
-        stop: The byte behind it.
-    """
-
-    def __init__(self, data: mmap | bytes, start: int, stop: int) -> None:
-        self._data, self._position, self._stop = data, start, stop
-
-    def tell(self) -> int:
-        """Position of the next byte in the file."""
-        return self._position
-
-    def read(self, count: int) -> bytes:
-        """``count`` bytes; never sets memory aside for more than there are."""
-        if count > self._stop - self._position:
-            raise CheckpointError("is cut off or damaged")
-        return self._take(self._position + count)
-
-    def readline(self) -> bytes:
-        """The bytes up to the next end of a line, with it."""
-        end = self._data.find(b"\n", self._position, self._stop)
-        return self._take(end + 1 if end >= 0 else self._stop)
-
-    def _take(self, end: int) -> bytes:
-        taken = self._data[self._position : end]
-        self._position = end
-        return taken
 
 
 class Interpreter:
@@ -91,25 +58,30 @@ class Interpreter:
         self._stack: list[Any] = []
         self._marks: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
-        self._copies_left = window._stop - window.tell()
+        self._copies_left = window.size
         try:
-            for count, (name, argument) in enumerate(_operations(window)):
-                if count == MAX_OPERATIONS:
-                    raise CheckpointError(
-                        f"holds more than {MAX_OPERATIONS} values beside its weights, which no"
-                        " checkpoint does"
-                    )
-                if name in _VALUES:
-                    self._stack.append(argument)
-                elif (handler := _HANDLERS.get(name)) is not None:
-                    handler(self, argument)
-                elif name == "STOP":
-                    break
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "invalid escape", DeprecationWarning)
+                self._carry_out(operations(window))
             value = self._pop()
         finally:
             del self._stack, self._marks, self._memo
         check_depth(value)
         return value
+
+    def _carry_out(self, decoded: Iterator[tuple[str, Any]]) -> None:
+        for count, (name, argument) in enumerate(decoded):
+            if count == MAX_OPERATIONS:
+                raise CheckpointError(
+                    f"holds more than {MAX_OPERATIONS} values beside its weights, which no"
+                    " checkpoint does"
+                )
+            if name in _VALUES:
+                self._stack.append(argument)
+            elif (handler := _HANDLERS.get(name)) is not None:
+                handler(self, argument)
+            elif name == "STOP":
+                break
 
     def _pop(self) -> Any:
         if not self._stack:
@@ -341,16 +313,6 @@ class Interpreter:
             except UnicodeEncodeError:
                 raise damaged("encodes text as bytes that it is not") from None
         raise damaged("makes bytes in no known way")
-
-
-def _operations(window: Window) -> Iterator[tuple[str, Any]]:
-    try:
-        for operation, argument, _ in pickletools.genops(window):
-            yield operation.name, argument
-    except CheckpointError:
-        raise
-    except (ValueError, OverflowError) as error:
-        raise CheckpointError(f"is cut off or damaged ({shown(error)})") from None
 
 
 def _is_object(value: Any) -> bool:

@@ -55,7 +55,7 @@ def read_checkpoint(
         trust: Read by ``torch.load`` what a pickle holds, which runs whatever code is in it.
             Networks in the file become their state dicts.
         progress: Is called with the bytes that are done and the bytes in all, while the checksums
-            of the file are verified.
+            of a zip archive are verified or the storages of an older file are found.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -84,9 +84,9 @@ def _read(file: BinaryIO, path: Path, trust: bool, progress: Progress | None) ->
     size = file.seek(0, 2)
     if not head:
         raise CheckpointError("is empty: download or copy it again")
-    _refuse_others(head)
     if _is_safetensors(head, size):
         return _read_safetensors(path)
+    _refuse_others(head)
     is_zip = head.startswith(b"PK")
     if trust:
         return _load_trusted(path, is_zip)

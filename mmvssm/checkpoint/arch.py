@@ -53,6 +53,10 @@ _BLOCK = re.compile(r"(?:backbone\.)?(?:net\.)?((?:layers|stages)(?:\.\d+)?(?:\.
 NEARBY = 3
 
 
+#: Options in which models of other tasks differ that have the same network.
+OUTPUTS = ("out_indices", "out_norm", "drop_cls_token", "img_size")
+
+
 class UnknownFamilyError(ValueError):
     """Keys are of none of our families."""
 
@@ -155,7 +159,8 @@ def find_arch(shapes: Mapping[str, Sequence[int]], family: str, arch: str | None
         shapes: Shapes by key in our names, without the prefix ``backbone.``.
         family: A key of :data:`KEY_MAPS`.
         arch: A name such as ``'tiny'``, ``'vim/tiny'`` or ``'Vim/tiny'``, or the path of a config
-            file whose ``model.backbone`` is taken as it is; None to find it.
+            file whose ``model.backbone`` is taken, if need be for the image size and the output
+            norms that the weights have: classifiers fit the configs of detectors; None to find it.
 
     Returns:
         The backbone, which has exactly the given keys and shapes.
@@ -175,6 +180,9 @@ def find_arch(shapes: Mapping[str, Sequence[int]], family: str, arch: str | None
         found, reason = _from_config(arch, family), ""
         try:
             differences = compare(given.shapes, found.shapes())
+            if differences:
+                found = _with_own_outputs(given, found)
+                differences = compare(given.shapes, found.shapes())
         except (TypeError, ValueError) as error:
             raise ValueError(f"the backbone of {arch!r} cannot be built{_brief(error)}") from None
     else:
@@ -299,6 +307,17 @@ def _from_config(path: str, family: str) -> Found:
     for name in ("init_cfg", "_scope_"):
         options.pop(name, None)
     return Found(family, kind, arch, options)
+
+
+def _with_own_outputs(given: Shapes, found: Found) -> Found:
+    """The same network with the outputs and the image size that the weights ask for."""
+    try:
+        arch = _class(found.family).read_arch(found.arch)
+        own = _reader(found.family).read_options(given, arch, found.family)
+    except Unreadable:
+        return found
+    options = {name: value for name, value in found.options.items() if name not in OUTPUTS}
+    return replace(found, options=options | {k: v for k, v in own.items() if k in OUTPUTS})
 
 
 def _class(family: str) -> type:

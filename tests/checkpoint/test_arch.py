@@ -270,6 +270,20 @@ def test_arch_by_name():
         find_arch(shapes, "swin")
 
 
+def test_a_classifier_fits_the_config_of_a_detector(tmp_path):
+    config = tmp_path / "vim.py"
+    config.write_text(
+        "model = dict(backbone=dict(type='mmvssm.Vim', arch='tiny', img_size=1024, out_norm=False,"
+        " out_indices=(5, 23), drop_cls_token=True, divide_out=False, out_type='featmap'))"
+    )
+    found = find_arch(backbone_shapes("Vim", "tiny"), "vim", str(config))
+    assert found.options == dict(divide_out=False, out_type="featmap")
+    shapes = backbone_shapes("Vim", "tiny", img_size=512, drop_cls_token=True, out_indices=(0, 1))
+    found = find_arch(shapes, "vim", str(config))
+    assert found.options["img_size"] == 512 and found.options["drop_cls_token"]
+    assert len(found.options["out_indices"]) == 2 and "out_norm" not in found.options
+
+
 def test_arch_of_a_config_file(tmp_path):
     shapes = backbone_shapes("Vim", PLAIN, img_size=(64, 128))
     config = tmp_path / "vim.py"
@@ -283,8 +297,8 @@ def test_arch_of_a_config_file(tmp_path):
     assert (found.arch, found.options) == (PLAIN, dict(img_size=(64, 128)))
     with pytest.raises(ArchError, match=r"\(33 positions, 1 of class tokens, .* no square image\)"):
         find_arch(shapes, "vim")
-    other = backbone_shapes("Vim", PLAIN)
-    with pytest.raises(ArchError, match=r"pos_embed \(1, 197, 16\) instead of \(1, 33, 16\)"):
+    other = backbone_shapes("Vim", dict(PLAIN, embed_dims=32))
+    with pytest.raises(ArchError, match=r"cls_token \(1, 1, 32\) instead of \(1, 1, 16\)"):
         find_arch(other, "vim", str(config))
     with pytest.raises(ValueError, match=r"must be LocalVim, .*; got 'Vim'"):
         find_arch(other, "local_vim", str(config))

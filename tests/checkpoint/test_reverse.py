@@ -136,6 +136,17 @@ def test_forms_of_one_case():
     assert_equal(unmap_state_dict(ours, key_map, "dense"), values)
 
 
+@pytest.mark.parametrize("family", ["vim", "local_vim"])
+@pytest.mark.parametrize("names", [["cls_token"], ["cls_token_head", "cls_token_tail"]])
+def test_class_tokens_of_dense_forms(family, names):
+    """A backbone of tokens keeps its class token, and both of two."""
+    released = {f"backbone.{name}": torch.randn(1, 1, 4) for name in names}
+    ours = map_state_dict(released, family, "dense")
+    assert list(ours) == ["backbone.cls_token"]
+    assert ours["backbone.cls_token"].shape == (len(names), 1, 4)
+    assert_equal(unmap_state_dict(ours, family, "dense"), released)
+
+
 def test_detector_of_local_vim():
     """The project's pyramid has one name for each of ours, and its heads name norms as it does."""
     neck = SimpleFeaturePyramid(8, 4).state_dict(prefix="neck.")
@@ -343,6 +354,12 @@ def test_parts_are_tensors_of_their_own():
             "vmamba",
             "classification",
             "no place for 'decode_head.conv.weight'",
+        ),
+        (
+            ["backbone.norm0.weight", "backbone.norm1.weight"],
+            "local_vim",
+            "classification",
+            "no place for 'backbone.norm1.weight'",
         ),
         (["backbone.norm0.weight"], "vim", "dense", "no place for 'backbone.norm0.weight'"),
         (

@@ -116,11 +116,15 @@ def _list_members(file: BinaryIO, mapped: mmap) -> list[Member]:
     """The members of an archive, each stored as it is, at its own place in the file."""
     try:
         with zipfile.ZipFile(file) as archive:
-            entries = archive.infolist()
+            entries, names = archive.infolist(), archive.namelist()
     except zipfile.BadZipFile:
         raise CheckpointError("is cut off or damaged: download or copy it again") from None
     except Exception as error:  # zipfile's own and those of what it calls, on absurd directories
         raise CheckpointError(f"is damaged: its directory is no real one ({error!r})") from None
+    if any(name.count("/") == 1 and name.endswith("/constants.pkl") for name in names):
+        raise CheckpointError(
+            "is a TorchScript program, which is code; save the state_dict of the network instead"
+        )
     members = []
     for entry in entries:
         name = shown(entry.filename)
@@ -159,10 +163,6 @@ def _find_pickle(members: dict[str, Member]) -> Member:
         raise CheckpointError(
             "is a zip archive, but not one of torch.save, as it holds no single data.pkl;"
             " unpack it if it contains the checkpoint"
-        )
-    if pickles[0].name.replace("data.pkl", "constants.pkl") in members:
-        raise CheckpointError(
-            "is a TorchScript program, which is code; save the state_dict of the network instead"
         )
     return pickles[0]
 

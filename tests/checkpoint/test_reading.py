@@ -1,48 +1,127 @@
-"""Reading checkpoints: what tools save, and files that try to run code."""
+"""Reading checkpoints: what trainings save, in every container, and files that are none."""
 
 import argparse
+import bz2
+import collections
+import gzip
 import io
+import json
+import os
 import pickle
+import struct
+import sys
+import tarfile
 import zipfile
 from collections import OrderedDict
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, MessageHub
 from torch import nn
 
 from mmvssm.checkpoint import read_checkpoint, weights_of
+from mmvssm.checkpoint.archives import MAGIC
+from mmvssm.checkpoint.errors import CheckpointError, HostileFileError
+from mmvssm.checkpoint.references import Inert
 
 WEIGHTS = OrderedDict(
     half=torch.randn(3, 2).half(),
     counter=torch.tensor(5),
     view=torch.arange(12.0).view(3, 4).t()[1:],
+    empty=torch.zeros(0, 3),
+    one=torch.ones(2, 1, 3)[:, :, :1],
 )
+BASE = torch.randn(4, 6)
+FORMATS = pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "before torch 1.6"])
+
+
+def save(content, path, is_zip=True, protocol=2):
+    torch.save(content, path, _use_new_zipfile_serialization=is_zip, pickle_protocol=protocol)
 
 
 def assert_same(got, expected):
     assert list(got) == list(expected)
     for name, value in expected.items():
-        assert got[name].dtype == value.dtype and torch.equal(got[name], value), name
+        assert type(got[name]) is torch.Tensor and got[name].dtype == value.dtype, name
+        assert got[name].shape == value.shape and got[name].stride() == value.stride(), name
+        assert torch.equal(got[name], value), name
 
 
-def test_checkpoint_of_a_runner(tmp_path):
+@FORMATS
+@pytest.mark.parametrize("protocol", range(1, 6))
+def test_every_protocol(tmp_path, is_zip, protocol):
+    save(dict(state_dict=WEIGHTS, epoch=3), tmp_path / "a.pth", is_zip, protocol)
+    got = read_checkpoint(tmp_path / "a.pth")
+    assert_same(got["state_dict"], WEIGHTS)
+    assert got["epoch"] == 3
+
+
+@FORMATS
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+        *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
+        *(torch.complex64, torch.complex128),
+        *(torch.float8_e4m3fn, torch.float8_e5m2),
+    ],
+    ids=str,
+)
+def test_every_dtype(tmp_path, is_zip, dtype):
+    value = torch.arange(6).to(dtype).view(2, 3)
+    # the odd byte puts what stands behind it in the old format at an odd address
+    save(dict(a=torch.ones(1, dtype=torch.uint8), b=value), tmp_path / "a.pth", is_zip)
+    got = read_checkpoint(tmp_path / "a.pth")["b"]
+    assert got.dtype == dtype and got.shape == (2, 3)
+    assert torch.equal(got.view(torch.uint8), value.view(torch.uint8))
+
+
+@FORMATS
+def test_values_stay_shared_and_the_file_as_it_is(tmp_path, is_zip):
+    save(dict(base=BASE, row=BASE[2], again=BASE), tmp_path / "a.pth", is_zip)
+    before = (tmp_path / "a.pth").read_bytes()
+    got = read_checkpoint(tmp_path / "a.pth")
+    assert got["base"] is got["again"]
+    got["base"][2] = 7
+    assert got["row"].tolist() == [7] * 6
+    assert (tmp_path / "a.pth").read_bytes() == before
+
+
+@FORMATS
+def test_checkpoint_of_a_runner(tmp_path, is_zip):
     """Log buffers, numpy numbers and random states stand beside the weights."""
-    buffer = HistoryBuffer()
-    buffer.update(1.5)
+    hub = MessageHub.get_instance("of a runner")
+    hub.update_scalar("train/loss", torch.tensor(1.5))
+    hub.update_info("iter", 30)
+    net = nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(net.parameters())
+    net(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, 10)
     checkpoint = dict(
         meta=dict(epoch=3, seed=7, cfg="text", hook_msgs=dict(best=np.float64(0.5))),
         state_dict=WEIGHTS,
-        message_hub=dict(log_scalars=OrderedDict({"train/loss": buffer})),
-        optimizer=dict(state={0: dict(step=torch.tensor(2.0))}, param_groups=[dict(lr=1e-3)]),
+        message_hub=hub.state_dict(),
+        optimizer=optimizer.state_dict(),
+        param_schedulers=[schedule.state_dict()],
+        random=(np.random.get_state(), torch.get_rng_state()),
+        sets=({1, "a"}, frozenset((2.5,))),
+        counts=collections.Counter("aab"),
     )
-    torch.save(checkpoint, tmp_path / "epoch_3.pth")
+    save(checkpoint, tmp_path / "epoch_3.pth", is_zip)
     got = read_checkpoint(tmp_path / "epoch_3.pth")
     assert_same(weights_of(got), WEIGHTS)
     assert got["meta"]["epoch"] == 3 and got["meta"]["cfg"] == "text"
-    assert got["optimizer"]["param_groups"] == [dict(lr=1e-3)]
-    assert not isinstance(got["message_hub"]["log_scalars"]["train/loss"], HistoryBuffer)
+    assert got["message_hub"]["runtime_info"]["iter"] == 30
+    assert isinstance(got["message_hub"]["log_scalars"]["train/loss"], Inert)
+    state = optimizer.state_dict()
+    assert_same(got["optimizer"]["state"][0], state["state"][0])
+    assert got["optimizer"]["param_groups"] == state["param_groups"]
+    assert got["param_schedulers"][0]["total_steps"] == 10
+    assert torch.equal(got["random"][1], checkpoint["random"][1])
+    assert got["sets"] == checkpoint["sets"] and got["counts"] == {"a": 2, "b": 1}
 
 
 @pytest.mark.parametrize(
@@ -66,6 +145,114 @@ def test_checkpoint_without_weights():
         weights_of(dict(optimizer={}, epoch=1))
 
 
+class Layer(torch.Tensor):
+    """A tensor of a class of its own."""
+
+
+def test_tensors_of_other_kinds(tmp_path):
+    noted = nn.Parameter(torch.randn(2))
+    noted.note = "for the optimizer"
+    content = dict(
+        layer=torch.ones(2).as_subclass(Layer),
+        noted=noted,
+        sparse=torch.eye(2).to_sparse(),
+        conjugated=torch.ones(2, dtype=torch.complex64).conj(),
+    )
+    torch.save(content, tmp_path / "a.pth")
+    got = read_checkpoint(tmp_path / "a.pth")
+    assert type(got["layer"]) is torch.Tensor and got["layer"].tolist() == [1, 1]
+    assert not got["noted"].requires_grad and torch.equal(got["noted"], noted)
+    assert isinstance(got["sparse"], Inert) and isinstance(got["conjugated"], Inert)
+
+
+def test_safetensors(tmp_path):
+    tensors = {name: value.contiguous() for name, value in WEIGHTS.items()}
+    path = tmp_path / "a.pth"  # known by what it holds
+    safetensors.torch.save_file(tensors, path, dict(arch="tiny"))
+    got = read_checkpoint(path)
+    assert got["meta"] == dict(arch="tiny")
+    assert_same(dict(sorted(got["state_dict"].items())), dict(sorted(tensors.items())))
+
+
+def test_plain_pickle(tmp_path):
+    """Files of Detectron2 hold arrays of numpy, which are no tensors."""
+    content = dict(model=dict(a=np.ones(3)), __author__="x", matching_heuristics=True)
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(content))
+    got = read_checkpoint(tmp_path / "a.pkl")
+    assert got["__author__"] == "x" and isinstance(got["model"]["a"], Inert)
+
+
+def test_byte_order_of_another_machine(tmp_path):
+    values = dict(a=torch.randn(3), b=torch.randn(2, dtype=torch.complex64), c=torch.arange(3))
+    torch.save(values, tmp_path / "little.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "little.pth") as source,
+        zipfile.ZipFile(tmp_path / "a.pth", "w") as target,
+    ):
+        for name in source.namelist():
+            data = source.read(name)
+            if "/data/" in name:
+                unit = {"0": 4, "1": 4, "2": 8}[name[-1]]
+                data = np.frombuffer(data, f"u{unit}").byteswap().tobytes()
+            target.writestr(name, b"big" if name.endswith("/byteorder") else data)
+    if sys.byteorder == "little":
+        assert_same(read_checkpoint(tmp_path / "a.pth"), values)
+
+
+def test_views_of_storages_before_torch_04(tmp_path):
+    """Each part of a storage had a persistent id of its own."""
+
+    class Part:
+        """Two numbers of six, of which a tensor skips the first."""
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value):
+            if value is Part:
+                view = ("part", 3, 2)
+                return ("storage", torch.FloatStorage, "root", "cpu", 6, view)
+            return None
+
+    class Tensor:
+        def __reduce__(self):
+            return torch._utils._rebuild_tensor, (Part, 1, (1,), (1,))
+
+    stream = io.BytesIO()
+    for header in (MAGIC, 1001, {}):
+        pickle.dump(header, stream, 2)
+    Pickler(stream, 2).dump(dict(a=Tensor()))
+    pickle.dump(["root"], stream, 2)
+    stream.write(struct.pack("<q6f", 6, *range(6)))
+    (tmp_path / "a.pth").write_bytes(stream.getvalue())
+    assert read_checkpoint(tmp_path / "a.pth")["a"].tolist() == [4]
+
+
+def test_checksums(tmp_path):
+    torch.save(dict(a=torch.zeros(3_000_000)), tmp_path / "a.pth")
+    calls = []
+    read_checkpoint(tmp_path / "a.pth", progress=lambda *call: calls.append(call))
+    assert len(calls) > 2 and calls == sorted(calls)
+    assert calls[-1][0] == calls[-1][1] > 12_000_000
+    data = bytearray((tmp_path / "a.pth").read_bytes())
+    data[6_000_000] ^= 1
+    (tmp_path / "a.pth").write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"damaged: the checksum of its member a/data/0"):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+def test_files_without_checksums(tmp_path):
+    if not hasattr(torch.serialization, "set_crc32_options"):
+        pytest.skip("this torch always writes checksums")
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(WEIGHTS, tmp_path / "a.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert_same(read_checkpoint(tmp_path / "a.pth"), WEIGHTS)
+
+
+# Code in files
+
+
 class Hostile:
     """Writes a file where it is unpickled."""
 
@@ -76,72 +263,149 @@ class Hostile:
         return open, (str(self.path), "w")
 
 
-class HostileState:
-    def __init__(self, path):
-        self.path = path
-
+class HostileState(Hostile):
     def __reduce__(self):
         code = f"open({str(self.path)!r}, 'w')"
         return argparse.Namespace, (), None, iter([eval]), iter([(exec, code)])
 
 
-@pytest.mark.parametrize("kind", [Hostile, HostileState])
-def test_no_code_is_run(tmp_path, kind):
-    touched = tmp_path / "touched"
-    torch.save(dict(state_dict=WEIGHTS, extra=kind(touched)), tmp_path / "a.pth")
-    assert_same(weights_of(read_checkpoint(tmp_path / "a.pth")), WEIGHTS)
-    assert not touched.exists()
-
-
-def test_nested_archives_stay_closed(tmp_path):
+class Nested(Hostile):
     """`torch.storage._load_from_bytes` would unpickle freely."""
-    touched, inner = tmp_path / "touched", io.BytesIO()
-    torch.save(Hostile(touched), inner)
 
-    class Nested:
-        def __reduce__(self):
-            return torch.storage._load_from_bytes, (inner.getvalue(),)
+    def __reduce__(self):
+        inner = io.BytesIO()
+        torch.save(Hostile(self.path), inner)
+        return torch.storage._load_from_bytes, (inner.getvalue(),)
 
-    torch.save(dict(state_dict=WEIGHTS, extra=Nested()), tmp_path / "a.pth")
-    read_checkpoint(tmp_path / "a.pth")
+
+@FORMATS
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (Hostile, "io.open"),
+        (HostileState, "builtins.eval"),
+        (Nested, "torch.storage._load_from_bytes"),
+    ],
+)
+def test_no_code_is_run(tmp_path, is_zip, kind, name):
+    touched, path = tmp_path / "touched", tmp_path / "a.pth"
+    save(dict(state_dict=WEIGHTS, extra=kind(touched)), path, is_zip)
+    message = f"a.pth' asks to run {name} when it is loaded; nothing was run; do not use this file"
+    with pytest.raises(HostileFileError, match=message):
+        read_checkpoint(path)
     assert not touched.exists()
 
 
-def cut(path):
-    torch.save(WEIGHTS, path)
-    path.write_bytes(path.read_bytes()[:-200])
+@FORMATS
+def test_trusted(tmp_path, is_zip):
+    touched, path = tmp_path / "touched", tmp_path / "a.pth"
+    net = nn.Linear(2, 2)
+    save(dict(state_dict=WEIGHTS, extra=Hostile(touched), ema=net), path, is_zip)
+    with pytest.warns(UserWarning, match="runs any code in it"):
+        got = read_checkpoint(path, trust=True)
+    assert touched.exists()
+    assert_same(got["state_dict"], WEIGHTS)
+    assert_same(got["ema"], net.state_dict())
 
 
-def legacy(path):
-    torch.save(WEIGHTS, path, _use_new_zipfile_serialization=False)
+@pytest.mark.filterwarnings("ignore:.*runs any code:UserWarning")
+def test_trusted_network(tmp_path):
+    net = nn.Linear(2, 2)
+    torch.save(net, tmp_path / "a.pth")
+    assert_same(read_checkpoint(tmp_path / "a.pth", trust=True)["state_dict"], net.state_dict())
 
 
-def other_zip(path):
-    with zipfile.ZipFile(path, "w") as archive:
+@pytest.mark.filterwarnings("ignore:.*runs any code:UserWarning")
+def test_trusted_and_damaged(tmp_path):
+    (tmp_path / "a.pth").write_bytes(pickle.dumps(dict(a=1)))
+    with pytest.raises(
+        CheckpointError, match=r"a.pth' cannot be read by torch.load: Invalid magic"
+    ):
+        read_checkpoint(tmp_path / "a.pth", trust=True)
+
+
+# Other files
+
+
+def content(value):
+    return lambda path: path.write_bytes(value if isinstance(value, bytes) else value.encode())
+
+
+def saved(value, is_zip=True):
+    return lambda path: save(value, path, is_zip)
+
+
+def cut(write, count):
+    def write_cut(path):
+        write(path)
+        path.write_bytes(path.read_bytes()[:-count])
+
+    return write_cut
+
+
+def other_zip(path, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("a.txt", "text")
+
+
+def tar(path):
+    with tarfile.open(path, "w") as archive:
+        archive.addfile(tarfile.TarInfo("a"))
 
 
 def script(path):
     torch.jit.script(nn.Identity()).save(str(path))
 
 
+def safe(path):
+    safetensors.torch.save_file(dict(a=torch.ones(30)), path)
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda path: path.write_bytes(b""), "no checkpoint file"),
-        (lambda path: path.write_text("<html></html>"), "no checkpoint file"),
-        (lambda path: path.write_bytes(pickle.dumps(1)), "no checkpoint file"),
-        (cut, "no checkpoint file"),
-        (legacy, "no checkpoint file of torch 1.6 or later"),
-        (other_zip, "cannot be read as a checkpoint"),
-        (script, "cannot be read as a checkpoint: it is a TorchScript program"),
-        (lambda path: torch.save([1, 2], path), "holds no dict, but list"),
-        (lambda path: path.mkdir(), "there is no checkpoint file"),
-        (lambda path: None, "there is no checkpoint file"),
+        (lambda path: path.mkdir(), "is a folder: name the checkpoint file in it"),
+        (lambda path: os.mkfifo(path), "is no regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "is no regular file"),
+        (content(b""), "is empty: download"),
+        (content("<!DOCTYPE html><p>"), "is a web page"),
+        (content(b"\xef\xbb\xbf\r\n <HTML>"), "is a web page"),
+        (content("<?xml version='1.0'?><Error>"), "is a web page"),
+        (content(json.dumps(dict(message="Not Found"))), "is text.*not found"),
+        (content("Not Found"), "is no checkpoint: it begins with 'Not Found'"),
+        (content("cannot be found\nhere\n"), "is no checkpoint: it begins with 'cannot"),
+        (content(b"\xff\x00" * 50), "is no checkpoint"),
+        (content("version https://git-lfs.github.com/spec/v1\noid"), "git lfs pull"),
+        (content(gzip.compress(b"a")), "compressed by gzip"),
+        (content(bz2.compress(b"a")), "compressed by bzip2"),
+        (tar, "is a tar archive"),
+        (other_zip, "a zip archive, but not one of torch.save, as it holds no single data.pkl"),
+        (lambda path: other_zip(path, zipfile.ZIP_DEFLATED), "member a.txt is compressed"),
+        (cut(saved(WEIGHTS), 200), "is cut off or damaged: download"),
+        (cut(saved(WEIGHTS, False), 10), "is cut off: download"),
+        (cut(saved(WEIGHTS, False), 500), "is cut off"),
+        (cut(safe, 10), "is a damaged file of safetensors"),
+        (lambda path: path.write_bytes(struct.pack("<Q", 900) + b'{"a'), "is cut off: download"),
+        (script, "is a TorchScript program"),
+        (saved([1, 2]), "holds no dict, but a value of type list"),
+        (saved(torch.ones(2)), "holds no dict, but a value of type Tensor"),
+        (saved(nn.Linear(2, 2)), "holds a pickled network of torch.nn.modules.linear.Linear"),
+        (saved(nn.Linear(2, 2), False), "holds a pickled network"),
+        (saved(HistoryBuffer()), "holds no dict, but an object of mmengine.*HistoryBuffer"),
+        (saved(argparse.Namespace), "holds no dict, but a reference to argparse.Namespace"),
+        (content(pickle.dumps(1)), "holds no dict, but a value of type int"),
     ],
 )
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Couldn't retrieve source")
 def test_other_files(tmp_path, write, message):
     write(tmp_path / "a.pth")
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
+    with pytest.raises(CheckpointError, match=rf"^'.*a\.pth' .*{message}"):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_missing_file(tmp_path, link):
+    if link:
+        (tmp_path / "a.pth").symlink_to("nowhere")
+    with pytest.raises(FileNotFoundError, match=r"there is no checkpoint file '.*a\.pth'"):
         read_checkpoint(tmp_path / "a.pth")

@@ -1,0 +1,279 @@
+"""The interpreter of pickles: plain values, objects that become inert, and its bounds."""
+
+import argparse
+import collections
+import datetime
+import decimal
+import enum
+import functools
+import itertools
+import logging
+import pathlib
+import pickle
+import random
+import re
+import types
+import typing
+import uuid
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.logging import HistoryBuffer
+from torch import nn
+
+from mmvssm.checkpoint.errors import CheckpointError, HostileFileError, shown
+from mmvssm.checkpoint.operations import Window
+from mmvssm.checkpoint.pickles import Interpreter
+from mmvssm.checkpoint.references import Inert, Reference
+from mmvssm.checkpoint.values import MAX_DEPTH, MAX_OPERATIONS, check_depth
+
+PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
+
+
+def run(data: bytes):
+    return Interpreter().run(Window(data, 0, len(data)))
+
+
+class Options(dict):
+    """As yacs and others keep options."""
+
+    def __init__(self, values):
+        super().__init__(values)
+        self.__dict__["frozen"] = False
+
+
+class small_options(dict):
+    """Classes have small first letters at times."""
+
+
+class Color(enum.Enum):
+    RED = 1
+
+
+class Mode(enum.Flag):
+    A = 1
+    B = 2
+
+
+class Outer:
+    class Inner:
+        def __init__(self):
+            self.value = 1
+
+        def method(self):
+            pass
+
+
+Pair = collections.namedtuple("Pair", "a b")
+
+PLAIN = [
+    None,
+    True,
+    -5,
+    1 << 200,
+    1.5,
+    float("inf"),
+    1 + 2j,
+    "äö☃\n",
+    "",
+    b"\x00\xff\n",
+    b"",
+    bytearray(b"ab"),
+    [1, [2]],
+    (1, (2, 3), ()),
+    {"a": {1: 2.5, None: False, b"b": ()}},
+    {1, "a"},
+    frozenset((1, 2.5)),
+    torch.Size([1, 2]),
+    torch.device("cuda", 1),
+    torch.bfloat16,
+]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("value", PLAIN, ids=repr)
+def test_plain_values(value, protocol):
+    got = run(pickle.dumps(value, protocol))
+    assert got == value and type(got) is type(value)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_dicts_of_other_classes(protocol):
+    inner = collections.OrderedDict(b=1, a=[2])
+    value = collections.OrderedDict(
+        inner=inner,
+        lists=collections.defaultdict(list, a=[1]),
+        counts=collections.Counter("aab"),
+    )
+    value._metadata = dict(version=1)  # as state dicts have it
+    assert run(pickle.dumps(value, protocol)) == value
+    again = run(pickle.dumps([inner, inner], protocol))
+    assert again[0] is again[1] and list(again[0]) == ["b", "a"]
+
+
+OBJECTS = {
+    "options": Options(dict(a=Options(dict(b=1)))),
+    "small options": small_options(a=1),
+    "namespace": argparse.Namespace(lr=1, names=["a"]),
+    "simple namespace": types.SimpleNamespace(a=1),
+    "log buffer": HistoryBuffer([1.0, 2.0], [1, 1]),
+    "MMEngine's config": Config(dict(a=dict(b=1))),
+    "MMEngine's dict": ConfigDict(a=dict(b=[1])),
+    "array": np.arange(5.0),
+    "array of columns": np.asfortranarray(np.ones((2, 3))),
+    "array of objects": np.array([1, "a", None], dtype=object),
+    "masked array": np.ma.array([1, 2], mask=[0, 1]),
+    "number of numpy": np.float64(1.5),
+    "type of numpy": np.dtype("f4"),
+    "class of numpy": np.float32,
+    "random state": np.random.RandomState(0),
+    "random generator": np.random.default_rng(0),
+    "Python's random state": random.Random(0),
+    "partial": functools.partial(nn.LayerNorm, eps=1e-6),
+    "partial of a function": functools.partial(nn.functional.gelu, approximate="tanh"),
+    "function": nn.functional.relu,
+    "class": nn.SiLU,
+    "network": nn.SiLU(),
+    "slice": slice(1, 2),
+    "range": range(5),
+    "iterator": iter([1, 2]),
+    "endless iterator": itertools.count(3),
+    "deque": collections.deque([1], maxlen=3),
+    "pair": Pair(1, 2),
+    "member": Color.RED,
+    "flag": Mode.A,
+    "flags": Mode.A | Mode.B,
+    "object of an inner class": Outer.Inner(),
+    "inner class": Outer.Inner,
+    "method": Outer.Inner().method,
+    "path": pathlib.Path("/a/b"),
+    "time": datetime.datetime(2024, 1, 2, tzinfo=datetime.timezone.utc),
+    "duration": datetime.timedelta(1),
+    "decimal": decimal.Decimal("1.5"),
+    "uuid": uuid.UUID(int=5),
+    "pattern": re.compile("a+"),
+    "logger": logging.getLogger("a"),
+    "type of a value": typing.Optional[int],  # noqa: UP045
+    "list of a type": list[int],
+    "type of None": type(None),
+    "ellipsis": ...,
+    "error": ValueError("a"),
+}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_honest_objects_become_inert(kind, protocol):
+    """Beside values that are kept."""
+    try:
+        data = pickle.dumps(["before", OBJECTS[kind], "behind"], protocol)
+    except (TypeError, pickle.PicklingError, AttributeError):
+        pytest.skip("Python does not store it in this protocol")
+    before, value, behind = run(data)
+    assert isinstance(value, Inert)
+    assert (before, behind) == ("before", "behind")
+
+
+def test_inert_values_say_what_they_stand_for():
+    value = run(pickle.dumps(argparse.Namespace()))
+    assert repr(value) == "<argparse.Namespace, left out>" and not value.is_network
+    assert run(pickle.dumps(nn.SiLU())).is_network
+    reference = run(pickle.dumps(Outer.Inner, 4))
+    assert isinstance(reference, Reference) and reference.name == "Outer.Inner"
+
+
+def test_keys_that_are_not_plain_are_never_hashed():
+    """Ints of the same hash and deep tuples would hang or crash."""
+    got = run(pickle.dumps({(1, 2): "a", 1 << 70: "b", "c": "d"}))
+    assert list(got.values()) == ["a", "b", "d"]
+    assert [isinstance(key, Inert) for key in got] == [True, True, False]
+    nested = b")" + b"\x85" * 1_000_000
+    assert [type(key) for key in run(b"}" + nested + b"Ns.")] == [Inert]
+
+
+@pytest.mark.parametrize(
+    "nested",
+    [b")" + b"\x85" * 1_000_000, b"]" * 1_000_000 + b"a" * 999_999],
+    ids=["tuples", "lists"],
+)
+def test_deep_nesting(nested):
+    with pytest.raises(CheckpointError, match=f"nests values more than {MAX_DEPTH} deep"):
+        run(nested + b".")
+
+
+def test_depth():
+    value = []
+    for _ in range(MAX_DEPTH - 1):
+        value = [value, 1]
+    check_depth(value)
+    check_depth([[1, 2, 3]] * 1000)
+    with pytest.raises(CheckpointError, match="deep"):
+        check_depth([value])
+    shared = [()]
+    for _ in range(60):
+        shared = [shared, shared]
+    with pytest.raises(CheckpointError, match="repeats the same values"):
+        check_depth(shared)
+    value = {}
+    value["a"] = [value]
+    with pytest.raises(CheckpointError, match="within themselves"):
+        check_depth(value)
+
+
+def test_number_of_operations():
+    with pytest.raises(CheckpointError, match=f"more than {MAX_OPERATIONS} values"):
+        run(b"N0" * (MAX_OPERATIONS // 2) + b"N.")
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("os", "environ"),
+        ("posix", "system"),
+        ("builtins", "eval"),
+        ("__builtin__", "execfile"),
+        ("importlib.util", "find_spec"),
+        ("torch.hub", "load"),
+        ("torch", "load"),
+        ("torch.load", "a"),
+        ("torch", "hub.load"),
+        ("numpy", "load"),
+        ("subprocess", "Popen"),
+        ("logging", "os.system"),
+        ("logging.config", "dictConfig"),
+        ("a", "Class.__init__.__globals__"),
+    ],
+)
+def test_references_that_run_things(module, name):
+    with pytest.raises(HostileFileError, match="nothing was run"):
+        Reference(module, name)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "is_harmless"),
+    [
+        ("yacs.config", "CfgNode", True),
+        ("osmnx", "Graph", True),  # not os
+        ("timm.models._registry", "_Entry", True),
+        ("torch.nn.functional", "relu", False),
+        ("a", "Class.method", False),
+        ("numpy.core.multiarray", "_reconstruct", True),
+        ("numpy.core.multiarray", "fromfile", False),
+        ("torch._utils", "_rebuild_qtensor", True),
+        ("torch._utils", "_import_dotted_name", False),
+        ("types", "SimpleNamespace", True),
+        ("operator", "getitem", True),
+        ("a", "", False),
+    ],
+)
+def test_references_of_objects(module, name, is_harmless):
+    assert Reference(module, name).is_harmless == is_harmless
+
+
+def test_names_in_messages_are_tame():
+    with pytest.raises(HostileFileError) as caught:
+        run(b"c\x1b[31m" + b"a" * 1000 + b"\nrun\n)R.")
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 200
+    assert shown("a\x00\ud800☃") == r"a\x00\ud800\u2603"

@@ -172,6 +172,8 @@ class TensorBuilder:
         if not isinstance(dtype, torch.dtype):
             name = shown(dtype.origin) if isinstance(dtype, Inert) else "unknown type"
             raise CheckpointError(f"holds a tensor of {name}, which this torch does not know")
+        if not _holds_numbers(dtype):
+            return Inert("torch.Tensor")
         return self._tensor(storage, offset, size, stride, dtype)
 
     def _tensor(
@@ -237,6 +239,14 @@ def _element(kind: Any) -> tuple[torch.dtype | None, int]:
             return None, _OTHER_STORAGES[kind.name]
     name = shown(kind.origin) if isinstance(kind, Inert) else "no known type"
     raise CheckpointError(f"holds numbers of {name}, which cannot be read")
+
+
+def _holds_numbers(dtype: torch.dtype) -> bool:
+    """Whether tensors are plain numbers, not quantised or packed."""
+    integers = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    # torch gained these later
+    larger = {getattr(torch, name, None) for name in ("uint16", "uint32", "uint64")}
+    return dtype.is_floating_point or dtype.is_complex or dtype in {*integers, *larger}
 
 
 def _view(storage: Storage, view: Any) -> StorageView:

@@ -149,6 +149,15 @@ class Layer(torch.Tensor):
     """A tensor of a class of its own."""
 
 
+class Packed:
+    """A tensor that no reading can make in this way."""
+
+    def __reduce__(self):
+        storage = torch.zeros(8, dtype=torch.uint8).untyped_storage()
+        arguments = (storage, 0, (2,), (1,), False, OrderedDict(), torch.qint8)
+        return torch._utils._rebuild_tensor_v3, arguments
+
+
 def test_tensors_of_other_kinds(tmp_path):
     noted = nn.Parameter(torch.randn(2))
     noted.note = "for the optimizer"
@@ -157,12 +166,15 @@ def test_tensors_of_other_kinds(tmp_path):
         noted=noted,
         sparse=torch.eye(2).to_sparse(),
         conjugated=torch.ones(2, dtype=torch.complex64).conj(),
+        quantised=torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.quint8),
+        packed=Packed(),
     )
     torch.save(content, tmp_path / "a.pth")
     got = read_checkpoint(tmp_path / "a.pth")
     assert type(got["layer"]) is torch.Tensor and got["layer"].tolist() == [1, 1]
     assert not got["noted"].requires_grad and torch.equal(got["noted"], noted)
-    assert isinstance(got["sparse"], Inert) and isinstance(got["conjugated"], Inert)
+    for name in ("sparse", "conjugated", "quantised", "packed"):
+        assert isinstance(got[name], Inert), name
 
 
 def test_safetensors(tmp_path):

@@ -253,7 +253,7 @@ def _view(storage: Storage, view: Any) -> StorageView:
     if not (isinstance(view, tuple) and len(view) == 3 and all(map(_is_count, view[1:]))):
         raise CheckpointError("is damaged: it refers to a part of a storage in no known way")
     _, offset, numel = view
-    if offset + numel > storage.numel:
+    if storage.dtype is None or offset + numel > storage.numel:
         raise CheckpointError(f"is damaged: a part of storage {shown(storage.key)} leaves it")
     return StorageView(storage, offset, numel)
 

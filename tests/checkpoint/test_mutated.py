@@ -235,9 +235,11 @@ def tensor(
     size: tuple[int, ...] = (4, 3),
     stride: tuple[int, ...] = (3, 1),
     storage: bytes = b"ctorch\nFloatStorage\n",
+    view: bytes = b"N",
 ) -> bytes:
     """A tensor of the storage ``0``, which has 12 elements."""
-    pid = b"(" + text("storage") + storage + text(key) + text("cpu") + number(numel) + b"tQ"
+    named = text("storage") + storage + text(key) + text("cpu")
+    pid = b"(" + named + number(numel) + view + b"tQ"
     return call(
         name_of("torch._utils", "_rebuild_tensor_v2"),
         *(pid, number(offset), numbers(size), numbers(stride), b"\x89}"),
@@ -289,6 +291,14 @@ def excessive_operations(depth: int) -> dict[str, bytes]:
         "storage of another type": tensor(storage=b"ctorch\nDoubleStorage\n", numel=6),
         "storage of no type": tensor(storage=b"ctorch\nNoStorage\n"),
         "storage of a number": tensor(storage=b"N"),
+        "part that leaves its storage": tensor(
+            view=b"(" + text("v") + number(4) + number(9) + b"t"
+        ),
+        "tensor that leaves its part": tensor(view=b"(" + text("v") + number(4) + number(8) + b"t"),
+        "part of bytes": tensor(
+            storage=b"ctorch.storage\nUntypedStorage\n",
+            view=b"(" + text("v") + number(0) + number(12) + b"t",
+        ),
         "strange persistent id": b"}Q",
     }
 

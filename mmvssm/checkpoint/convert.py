@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmvssm.models.layers.tokens import class_positions, remove_tokens
 from mmvssm.version import __version__
 
 from .arch import Found, find_arch, find_family
@@ -37,6 +39,7 @@ DENSE_OPTIONS = {
 FOREIGN_HEADS = {"Detectron2": ("proposal_generator.", "roi_heads.")}
 #: What a file's own ``meta`` may say that stays true of the product.
 KEPT_META = ("dataset_meta", "epoch", "iter")
+POS_EMBED = f"{PREFIX}pos_embed"
 _OUT_NORM = re.compile(rf"^{re.escape(PREFIX)}norm\d+\.")
 _MANY = 2**24
 
@@ -177,8 +180,17 @@ def restore(converted: Converted) -> dict[str, dict[str, Tensor]]:
         task, entries = "classification", key_map.container
     else:
         task, entries = "dense", key_map.dense_container
-    weights = unmap_state_dict(converted.state_dict, found.family, task, names=names)
-    return dict.fromkeys(entries, weights)
+    weights = dict(converted.state_dict)
+    if found.options.get("drop_cls_token"):
+        weights[POS_EMBED] = _without_class_rows(weights[POS_EMBED], found)
+    return dict.fromkeys(entries, unmap_state_dict(weights, found.family, task, names=names))
+
+
+def _without_class_rows(table: Tensor, found: Found) -> Tensor:
+    """A position embedding as the original projects' detectors and segmentors have it."""
+    with torch.device("meta"):
+        model = found.build()
+    return remove_tokens(table, class_positions(model.stored_place, math.prod(model.grid)))
 
 
 def content_of(keys: Iterable[str]) -> str:

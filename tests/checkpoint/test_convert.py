@@ -1,0 +1,171 @@
+"""What convert makes of a file for each task, and what goes back to the original projects."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner import load_checkpoint
+
+import mmvssm.models
+from mmvssm.checkpoint import convert, restore, run_once, write_checkpoint
+from mmvssm.models import LocalVim, Vim
+from mmvssm.registry import MODELS
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+#: A detector and a segmentor of every family.
+DENSE = [
+    "vmamba/mask-rcnn_vmamba-tiny-s1l8_fpn_1x_coco",
+    "vmamba/vmamba-tiny-s1l8_upernet_4xb4-160k_ade20k-512x512",
+    "efficient_vmamba/mask-rcnn_efficient-vmamba-tiny_fpn_1x_coco",
+    "efficient_vmamba/efficient-vmamba-tiny_upernet_4xb4-160k_ade20k-512x512",
+    "msvmamba/mask-rcnn_msvmamba-v3-tiny_fpn_1x_coco",
+    "msvmamba/msvmamba-nano_upernet_4xb4-160k_ade20k-512x512",
+    "local_vmamba/mask-rcnn_local-vmamba-tiny_fpn_1x_coco",
+    "local_vmamba/local-vmamba-tiny_upernet_4xb4-160k_ade20k-512x512",
+    "local_vim/mask-rcnn_local-vim-tiny_fpn_1x_coco",
+    "local_vim/local-vim-tiny_upernet_4xb4-160k_ade20k-512x512",
+    "vim/mask-rcnn_vim-tiny_fpn_1x_coco",
+    "vim/vim-tiny_upernet_4xb4-160k_ade20k-512x512",
+]
+PLAIN = dict(embed_dims=16, num_layers=4)
+
+
+def classifier_of(kind, arch):
+    """Weights of a classifier, which take no memory."""
+    options = {} if kind in ("Vim", "LocalVim") else dict(out_indices=3)
+    with torch.device("meta"):
+        backbone = getattr(mmvssm.models, kind)(arch, **options)
+    shapes = {key: value.shape for key, value in backbone.state_dict(prefix="backbone.").items()}
+    dims = backbone.embed_dims if isinstance(backbone.embed_dims, int) else backbone.embed_dims[-1]
+    shapes |= {"head.fc.weight": (5, dims), "head.fc.bias": (5,)}
+    counters = {key for key in shapes if key.endswith("num_batches_tracked")}
+    return {
+        key: torch.zeros((), dtype=torch.int64 if key in counters else torch.float32).expand(shape)
+        for key, shape in shapes.items()
+    }
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_a_classifier_starts_the_models_of_the_configs(name):
+    config = Config.fromfile(CONFIGS / f"{name}.py").model.backbone
+    weights = classifier_of(config.type.removeprefix("mmvssm."), config.arch)
+    content = "segmentor" if "upernet" in name else "detector"
+    converted = convert(weights, to=content)
+    with torch.device("meta"):
+        wanted = MODELS.build(config).state_dict(prefix="backbone.")
+    assert list(converted.state_dict) == list(wanted)
+    # tables of positions are resized when they are loaded
+    resized = {key for key in wanted if "pos_embed" in key or "rope" in key}
+    for key in wanted.keys() - resized:
+        assert converted.state_dict[key].shape == wanted[key].shape
+    for key, value in converted.state_dict.items():
+        is_new = key in converted.fresh
+        assert is_new == (".norm" in key[:14])
+        assert (value == float(is_new and key.endswith("weight"))).all()
+    assert converted.meta["mmvssm"]["content"] == content
+
+
+def test_the_layers_alone():
+    weights = classifier_of("VMamba", "v0-tiny")
+    converted = convert(weights, to="backbone")
+    rest = {key for key in weights if key.startswith(("head.", "backbone.norm3"))}
+    assert converted.state_dict.keys() == weights.keys() - rest and not converted.fresh
+    (entry, layers), *_ = restore(converted).items()
+    # what the authors' detectors start from has no prefix, and the names of the first release
+    assert entry == "model" and "layers.0.blocks.0.self_attention.Ds" in layers
+
+
+def test_out_norms_of_a_file_stay():
+    norms = {f"backbone.norm{i}.weight": torch.full((96 * 2**i,), 2.0) for i in range(4)}
+    norms |= {f"backbone.norm{i}.bias": torch.full((96 * 2**i,), 3.0) for i in range(4)}
+    weights = classifier_of("VMamba", "v0-tiny")
+    layers = {k: v for k, v in weights.items() if ".norm3" not in k and "head" not in k}
+    for to in (None, "backbone", "detector", "segmentor"):
+        converted = convert({**layers, **norms}, to=to)
+        assert converted.source == "backbone" and not converted.fresh
+        assert all(converted.state_dict[key] is value for key, value in norms.items())
+
+
+def test_class_rows_do_not_go_back_to_segmentors():
+    """Those of Vim's authors remove the class token; our table keeps its row."""
+    options = dict(drop_cls_token=True, out_norm=False, out_indices=(0, 1, 2, 3))
+    backbone = Vim(PLAIN, img_size=64, out_type="featmap", **options)
+    weights = backbone.state_dict(prefix="backbone.")
+    weights["decode_head.conv_seg.weight"] = torch.ones(3, 4, 1, 1)
+    converted = convert(dict(state_dict=weights))
+    assert converted.content == "segmentor"
+    table = restore(converted)["state_dict"]["backbone.pos_embed"]
+    rows = weights["backbone.pos_embed"]
+    assert torch.equal(table, torch.cat([rows[:, :8], rows[:, 9:]], 1))
+
+
+def test_arch_that_shapes_do_not_show():
+    weights = classifier_of("LocalVim", "small")
+    assert convert(weights, arch="small-searched").meta["mmvssm"]["arch"] == "small-searched"
+
+
+@pytest.mark.parametrize("kind", ["Vim", "LocalVim", "VMamba"])
+def test_other_image_sizes(tmp_path, kind):
+    """MMEngine resizes position embeddings when it loads a product, whichever way it does."""
+    arch = dict(embed_dims=8, depths=(1, 1), pos_embed=True) if kind == "VMamba" else PLAIN
+    options = dict(arch=arch, out_indices=(1,) if kind == "VMamba" else -1)
+    small = getattr(mmvssm.models, kind)(img_size=64, **options)
+    torch.nn.init.normal_(small.pos_embed)
+    path = write_checkpoint(
+        tmp_path / "small.pth",
+        dict(state_dict=convert(small.state_dict(prefix="backbone.")).state_dict),
+    )
+    large = dict(type=f"mmvssm.{kind}", img_size=(96, 160), **options)
+    start = dict(type="Pretrained", checkpoint=str(path), prefix="backbone.")
+    by_init_cfg = MODELS.build(dict(large, init_cfg=start))
+    by_init_cfg.init_weights()
+    by_load_from = torch.nn.ModuleDict(dict(backbone=MODELS.build(large)))
+    load_checkpoint(by_load_from, str(path), strict=True)
+    assert torch.equal(by_init_cfg.pos_embed, by_load_from["backbone"].pos_embed)
+    # both give what the small model makes of such an image
+    image = torch.randn(1, 3, 96, 160)
+    with torch.no_grad():
+        (expected,), (result,) = small.eval()(image), by_init_cfg.eval()(image)
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_meta():
+    checkpoint = dict(
+        model_ema=classifier_of("VMamba", "v0-tiny"),
+        meta=dict(epoch=3, dataset_meta=dict(classes=("a", "b")), cfg="import os", seed=object()),
+    )
+    meta = convert(checkpoint).meta
+    assert meta.keys() == {"epoch", "dataset_meta", "mmvssm"}
+    assert meta["dataset_meta"] == dict(classes=("a", "b"))
+    own = meta["mmvssm"]
+    assert (own["type"], own["arch"], own["weights"]) == ("mmvssm.VMamba", "v0-tiny", "ema")
+    # said of the product, it stays true when that is converted again
+    again = convert(dict(state_dict=convert(checkpoint).state_dict, meta=meta))
+    assert again.meta["mmvssm"]["weights"] == "ema"
+
+
+def test_foreign_heads():
+    weights = {k: v for k, v in classifier_of("Vim", "tiny").items() if k.startswith("backbone")}
+    weights["roi_heads.x"] = torch.ones(1)
+    with pytest.raises(ValueError, match=r"a detector of Detectron2.*--to backbone"):
+        convert(weights)
+    assert "roi_heads.x" not in convert(weights, to="backbone").state_dict
+
+
+@pytest.mark.parametrize("backbone", [Vim, LocalVim])
+def test_run_of_a_plain_classifier(backbone):
+    model = backbone(PLAIN, img_size=32, in_channels=4)
+    weights = model.state_dict(prefix="backbone.")
+    weights |= {"head.fc.weight": torch.randn(7, 16), "head.fc.bias": torch.randn(7)}
+    shapes = {name: tuple(out.shape) for name, out in run_once(convert(weights)).items()}
+    assert shapes == {"output0": (1, 16), "logits": (1, 7)}
+
+
+def test_run_that_is_not_finite():
+    model = Vim(PLAIN, img_size=32)
+    weights = model.state_dict(prefix="backbone.")
+    weights["backbone.layers.0.mixer.A_logs"].fill_(1e3)
+    weights["backbone.norm0.weight"].fill_(3e38)
+    with pytest.raises(ValueError, match="output0 of a forward pass is NaN or infinite"):
+        run_once(convert(weights))

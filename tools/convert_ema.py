@@ -18,6 +18,7 @@ import mmvssm  # noqa: F401  makes 'mmvssm::' bases known before a config is rea
 from mmvssm.checkpoint import (
     CONTENTS,
     DTYPES,
+    Checkpoint,
     Converted,
     HostileFileError,
     convert,
@@ -115,8 +116,11 @@ def parse_args() -> argparse.Namespace:
 
 
 @contextmanager
-def bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error, shown when there is much to do."""
+def bar(title: str, checkpoint: Checkpoint | None = None) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error, shown when there is much to do.
+
+    What has been read of ``checkpoint`` is let go on the way, so that it never takes much memory.
+    """
     columns = (
         TextColumn(title),
         BarColumn(),
@@ -125,11 +129,16 @@ def bar(title: str) -> Iterator[Callable[[int, int], None]]:
     )
     progress = Progress(*columns, console=Console(stderr=True))
     task = progress.add_task(title)
+    released = 0
 
     def show(done: int, total: int) -> None:
+        nonlocal released
         if total >= LARGE:
             progress.start()
             progress.update(task, completed=done, total=total)
+        if checkpoint is not None and done - released >= LARGE:
+            checkpoint.release()
+            released = done
 
     try:
         yield show
@@ -143,7 +152,7 @@ def size_of(path: Path) -> str:
     return f"{path.stat().st_size / 1e6:.1f} MB"
 
 
-def describe(converted: Converted, checkpoint: dict) -> Iterator[str]:
+def describe(converted: Converted, checkpoint: Checkpoint) -> Iterator[str]:
     """Lines on what was found in the file."""
     weights, found = converted.weights, converted.found
     kinds = {"ema": "EMA weights", "online": "weights as trained"}
@@ -184,9 +193,15 @@ def main() -> None:
         with bar("reading") as progress:
             checkpoint = read_checkpoint(source, trust=args.trust, progress=progress)
         print(f"read     {args.source}, {size_of(source)}")
-        converted = convert(
-            checkpoint, arch=args.arch, weights=args.weights, to=args.to, dtype=args.dtype
-        )
+        with bar("checking", checkpoint) as progress:
+            converted = convert(
+                checkpoint,
+                arch=args.arch,
+                weights=args.weights,
+                to=args.to,
+                dtype=args.dtype,
+                progress=progress,
+            )
         for line in describe(converted, checkpoint):
             print(line)
         if args.verify:
@@ -198,7 +213,7 @@ def main() -> None:
             content = restore(converted)
         else:
             content = dict(meta=converted.meta, state_dict=converted.state_dict)
-        with bar("writing") as progress:
+        with bar("writing", checkpoint) as progress:
             product = write_checkpoint(place, content, force=args.force, progress=progress)
     except HostileFileError as error:
         print(f"convert_ema.py: error: {error}", file=sys.stderr)

@@ -20,6 +20,7 @@ from .families import KEY_MAPS
 from .key_map import PREFIX, default_names, map_state_dict, release_names, unmap_state_dict
 from .shapes import shapes_of, some
 from .weights import Weights, select_weights
+from .writing import Progress
 
 CONTENTS = ("backbone", "classifier", "detector", "segmentor")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -77,6 +78,7 @@ def convert(
     weights: str = "auto",
     to: str | None = None,
     dtype: str | None = None,
+    progress: Progress | None = None,
 ) -> Converted:
     """Bring the weights of a checkpoint into our names, and check every one of them.
 
@@ -89,6 +91,7 @@ def convert(
             a file without one is the backbone that the configs of this task build, output norms
             at their start included.
         dtype: A key of :data:`DTYPES` for all floating-point weights; None leaves each its own.
+        progress: Is told how many bytes of how many have been checked.
 
     Raises:
         ValueError: If the file has no such weights, family, arch or content, or if weights are
@@ -111,12 +114,10 @@ def convert(
     _check_dtypes(mapped, model)
     if content == "classifier":
         _check_head(mapped, model)
-    _check_finite(mapped)
     fresh: dict[str, Tensor] = {}
     if content != source and content != "backbone":
         found, mapped, fresh = _as_in_configs(found, mapped, content)
-    if dtype is not None:
-        mapped = {key: cast(key, value, dtype) for key, value in mapped.items()}
+    mapped = _finite(mapped, dtype, progress)
     names = _own_meta(checkpoint).get("names")
     if names is None and len(kept) < len(mapped) - len(fresh):
         names = release_names(chosen.tensors, family)
@@ -273,10 +274,28 @@ def _check_head(mapped: Mapping[str, Tensor], model: nn.Module) -> None:
         )
 
 
-def _check_finite(mapped: Mapping[str, Tensor]) -> None:
-    wrong = [key for key, value in mapped.items() if not is_finite(value)]
+def _finite(
+    mapped: Mapping[str, Tensor], dtype: str | None, progress: Progress | None
+) -> dict[str, Tensor]:
+    """The weights in another dtype, all finite before and after."""
+    total, done = sum(value.nbytes for value in mapped.values()), 0
+    wrong, beyond, found = [], [], {}
+    for key, value in mapped.items():
+        found[key] = value
+        if not is_finite(value):
+            wrong.append(key)
+        elif dtype is not None and value.is_floating_point():
+            found[key] = value.to(DTYPES[dtype])
+            if not is_finite(found[key]):
+                beyond.append(key)
+        done += value.nbytes
+        if progress is not None:
+            progress(done, total)
     if wrong:
         raise ValueError(f"weights are NaN or infinite: {some(wrong)}; the file is of no use")
+    if beyond:
+        raise ValueError(f"weights are beyond the range of {dtype}: {some(beyond)}; take bf16")
+    return found
 
 
 def is_finite(value: Tensor) -> bool:
@@ -285,20 +304,6 @@ def is_finite(value: Tensor) -> bool:
         return True
     parts = value.reshape(-1).split(_MANY)
     return all(bool(part.isfinite().all()) for part in parts)
-
-
-def cast(key: str, value: Tensor, dtype: str) -> Tensor:
-    """Floating-point weights in another dtype.
-
-    Raises:
-        ValueError: If they are beyond its range.
-    """
-    if not value.is_floating_point():
-        return value
-    value = value.to(DTYPES[dtype])
-    if not is_finite(value):
-        raise ValueError(f"{key} is beyond the range of {dtype}: take bf16 or fp32")
-    return value
 
 
 def _as_in_configs(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 import warnings
 from collections.abc import Mapping
-from mmap import ACCESS_COPY, mmap
+from mmap import ACCESS_COPY, MADV_DONTNEED, mmap
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -37,9 +37,27 @@ _OTHERS = {
 }
 
 
+class Checkpoint(dict):
+    """The content of a checkpoint file.
+
+    Attributes:
+        mapped: The file, if tensors are mapped into memory.
+    """
+
+    mapped: mmap | None = None
+
+    def release(self) -> None:
+        """Let go of the memory that read parts of the file take; using them reads them again.
+
+        Changes of mapped tensors are lost.
+        """
+        if self.mapped is not None:
+            self.mapped.madvise(MADV_DONTNEED)
+
+
 def read_checkpoint(
     path: str | Path, *, trust: bool = False, progress: Progress | None = None
-) -> dict:
+) -> Checkpoint:
     """The content of a checkpoint file, tensors on the CPU.
 
     Nothing of the file is run: only tensors and plain values are made, all other objects (such as
@@ -72,29 +90,34 @@ def read_checkpoint(
         if not stat.S_ISREG(mode):  # opening a pipe would wait for ever
             raise CheckpointError("is no regular file")
         with path.open("rb") as file:
-            content = _read(file, path, trust, progress)
+            content, mapped = _read(file, path, trust, progress)
         _require_dict(content)
     except CheckpointError as error:
         raise type(error)(f"{str(path)!r} {error}") from None
-    return content
+    checkpoint = Checkpoint(content)
+    checkpoint.mapped = mapped
+    return checkpoint
 
 
-def _read(file: BinaryIO, path: Path, trust: bool, progress: Progress | None) -> Any:
+def _read(
+    file: BinaryIO, path: Path, trust: bool, progress: Progress | None
+) -> tuple[Any, mmap | None]:
+    """The content of a file, and the file as it is mapped into memory."""
     head = file.read(_SNIFFED)
     size = file.seek(0, 2)
     if not head:
         raise CheckpointError("is empty: download or copy it again")
     if _is_safetensors(head, size):
-        return _read_safetensors(path)
+        return _read_safetensors(path), None
     _refuse_others(head)
     is_zip = head.startswith(b"PK")
     if trust:
-        return _load_trusted(path, is_zip)
+        return _load_trusted(path, is_zip), None
     mapped = mmap(file.fileno(), 0, access=ACCESS_COPY)
     if is_zip:
-        return read_zip(file, mapped, progress)
+        return read_zip(file, mapped, progress), mapped
     try:
-        return read_pickles(file, mapped, progress)
+        return read_pickles(file, mapped, progress), mapped
     except HostileFileError:
         raise
     except CheckpointError:

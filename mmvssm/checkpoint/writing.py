@@ -168,8 +168,13 @@ def _own_storages(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _own(tensor: Tensor) -> Tensor:
+    """The tensor, contiguous, in a storage of its size, which is a part of a larger one."""
     tensor = tensor.detach().contiguous()
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+    storage, start = tensor.untyped_storage(), tensor.storage_offset() * tensor.element_size()
+    if storage.nbytes() == tensor.nbytes:
+        return tensor
+    part = storage[start : start + tensor.nbytes]
+    return torch.empty(0, dtype=tensor.dtype).set_(part, 0, tensor.shape, tensor.stride())
 
 
 def _hash(path: Path, progress: Progress | None) -> str:

@@ -143,9 +143,14 @@ def run_once(converted: Converted) -> dict[str, Tensor]:
     Raises:
         ValueError: If an output is not finite.
     """
-    backbone = converted.found.build().eval()
     weights = converted.state_dict
-    backbone.load_state_dict(_of_backbone(weights))
+    precise = {
+        key: value.float() if value.is_floating_point() else value
+        for key, value in _of_backbone(weights).items()
+    }
+    with torch.device("meta"):
+        backbone = converted.found.build().eval()
+    backbone.load_state_dict(precise, assign=True)
     size = converted.found.options.get("img_size", 224)
     size = (size, size) if isinstance(size, int) else tuple(size)
     noise = torch.randn(1, backbone.in_channels, *size, generator=torch.Generator().manual_seed(0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 import warnings
 from collections.abc import Mapping
@@ -11,15 +12,13 @@ from typing import Any, BinaryIO
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from .archives import Progress, read_pickles, read_zip
 from .errors import CheckpointError, HostileFileError, shown
 from .references import Inert
 from .values import kind_of
 
-#: Where a checkpoint keeps its weights: MMEngine's key, then that of most research code.
-WEIGHTS = ("state_dict", "model")
 _SNIFFED = 4096
 _MAX_SAFETENSORS_HEADER = 100_000_000  # of the format
 # What other files begin with.
@@ -69,7 +68,7 @@ def read_checkpoint(
     Args:
         path: A file of ``torch.save``, in the zip format or the one before torch 1.6, a plain
             pickle, or a file of safetensors, which gives
-            ``{"state_dict": {name: tensor}, "meta": {key: text}}``.
+            ``{"state_dict": {name: tensor}, "meta": {...}}``.
         trust: Read by ``torch.load`` what a pickle holds, which runs whatever code is in it.
             Networks in the file become their state dicts.
         progress: Is called with the bytes that are done and the bytes in all, while the checksums
@@ -159,11 +158,21 @@ def _read_safetensors(path: Path) -> dict:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return dict(state_dict=tensors, meta=dict(file.metadata() or {}))
+            return dict(state_dict=tensors, meta=_read_metadata(file.metadata()))
     except Exception as error:  # the library has several kinds for damaged files
         raise CheckpointError(
             f"is a damaged file of safetensors ({shown(error)}); download or copy it again"
         ) from None
+
+
+def _read_metadata(metadata: Mapping[str, str] | None) -> dict[str, Any]:
+    """The text beside the tensors; ours is one JSON, see :func:`write_checkpoint`."""
+    texts = dict(metadata or {})
+    try:
+        meta = json.loads(texts.get("meta", ""))
+    except (ValueError, RecursionError):
+        return texts
+    return meta if isinstance(meta, dict) else texts
 
 
 def _load_trusted(path: Path, is_zip: bool) -> Any:
@@ -194,28 +203,3 @@ def _require_dict(content: Any) -> None:
         )
     if not isinstance(content, dict):
         raise CheckpointError(f"holds no dict, but {kind_of(content)}")
-
-
-def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The weights of a checkpoint, by name, without the prefix ``module.`` of parallel training.
-
-    Args:
-        checkpoint: What :func:`read_checkpoint` gives: the weights themselves, or a dict that
-            holds them as ``state_dict`` or ``model``.
-
-    Raises:
-        ValueError: If there are none; the message lists what there is.
-    """
-    for weights in (*(checkpoint.get(name) for name in WEIGHTS), checkpoint):
-        if isinstance(weights, Mapping):
-            found = {
-                str(name).removeprefix("module."): value
-                for name, value in weights.items()
-                if isinstance(value, Tensor)
-            }
-            if found:
-                return found
-    raise ValueError(
-        f"the checkpoint holds no weights under {' or '.join(map(repr, WEIGHTS))} or at its top;"
-        f" it holds {', '.join(map(repr, list(checkpoint)[:8])) or 'nothing'}"
-    )

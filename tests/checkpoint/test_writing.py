@@ -109,7 +109,7 @@ def test_progress(tmp_path):
 def test_places(tmp_path):
     assert place_of(tmp_path / "a.pth", "x.ckpt") == tmp_path / "a.pth"
     assert place_of(tmp_path, "deep/net-0123abcd.ckpt") == tmp_path / "net.pth"
-    with pytest.raises(ValueError, match="no folder that exists, and does not end in .pth"):
+    with pytest.raises(ValueError, match=r"no folder that exists, and does not end in \.pth"):
         place_of(tmp_path / "absent", "x.pth")
-    with pytest.raises(ValueError, match="there is no folder .*absent"):
+    with pytest.raises(ValueError, match=r"there is no folder .*absent"):
         place_of(tmp_path / "absent" / "a.pth", "x.pth")

@@ -3,9 +3,12 @@
 import json
 import logging
 import os
+import random
 import re
+import runpy
 import signal
 from argparse import Namespace
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -265,8 +268,9 @@ def test_other_dtypes(run, released, dtype):
     # and back, from the other format
     status, output, _ = run(product_of(output), "full.pth", "--dtype", "fp32", "--verify")
     assert status == 0 and "logits (1, 3)" in output
-    again = torch.load(product_of(output), weights_only=True)["state_dict"]
-    assert all(torch.equal(again[key], value.float()) for key, value in weights.items())
+    again = torch.load(product_of(output), weights_only=True)
+    assert again["meta"]["mmvssm"]["names"] == "current"  # of the file that was converted first
+    assert all(torch.equal(again["state_dict"][k], v.float()) for k, v in weights.items())
 
 
 def test_weights_beyond_half_precision(run, classifier):
@@ -341,7 +345,10 @@ WRONG = {
         lambda w: changed(w, **{"classifier.head.bias": torch.ones(4)}),
         r"head.fc.bias must be \(3,\) as the weight has 3 classes, got \(4,\)",
     ),
-    "unknown family": (lambda w: {"conv1.weight": torch.ones(1)}, "there is no backbone of vmamba, .* conv1.weight"),
+    "unknown family": (
+        lambda w: {"conv1.weight": torch.ones(1)},
+        "there is no backbone of vmamba, .* conv1.weight",
+    ),
     "mixed families": (
         lambda w: changed(w, **{"layers.0.mixer.A_b_log": torch.ones(1)}),
         "mix families: vim .* and vmamba",
@@ -411,3 +418,48 @@ def test_refusals(run, released, classifier, arguments, message):
     assert isinstance(status, str) and "\n" not in status
     assert re.match(f"convert_ema.py: error: .*{message}", status)
     assert set(Path().iterdir()) == before
+
+
+def outcome(status):
+    """What a run came to; its refusals are one sentence each."""
+    if isinstance(status, str):
+        assert re.fullmatch(r"convert_ema\.py: error: [^\n]+", status), status
+        return "refused"
+    return {0: "converted", 2: "hostile"}[status]
+
+
+def test_damaged_and_hostile_files(run, tmp_path):
+    """Each ends in a sentence, and nothing of it is written or run."""
+    corpus = runpy.run_path(str(ROOT / "tests/checkpoint/test_mutated.py"))["mutated_files"]
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "products").mkdir()
+    for path, kind, expected in corpus(tmp_path / "corpus", 20):
+        found = outcome(run(path, "products")[0])
+        # no file of the corpus holds a network of ours
+        assert found == ("hostile" if expected == "hostile" else found) != "converted", kind
+        assert not (tmp_path / "corpus/canary").exists(), kind
+    assert list((tmp_path / "products").iterdir()) == []
+
+
+def test_damage_to_a_network_is_never_converted(run, released, classifier, tmp_path):
+    """A file with checksums gives the weights that it held, or none."""
+    data, rng = Path("released.pth").read_bytes(), random.Random(0)
+    (tmp_path / "products").mkdir()
+    outcomes = Counter()
+    for number in range(100):
+        damaged, place = bytearray(data), rng.randrange(len(data))
+        if number % 4 == 0:
+            del damaged[place:]
+        elif number % 4 == 1:
+            damaged[place : place + 8] = rng.randbytes(8)
+        else:
+            damaged[place] ^= 1 << rng.randrange(8)
+        Path("damaged.pth").write_bytes(damaged)
+        status, output, _ = run("damaged.pth", "products", "--force")
+        outcomes[outcome(status)] += 1
+        if status == 0:
+            weights = torch.load(product_of(output), weights_only=True)["state_dict"]
+            assert all(torch.equal(weights[key], value) for key, value in classifier.items())
+        else:
+            assert output == ""
+    assert outcomes["refused"] > 50 and outcomes["hostile"] == 0

@@ -230,7 +230,11 @@ def test_averages_of_a_training(run, place, tmp_path, monkeypatch, name):
     config = read_config(name)
     config.merge_from_dict(dict(work_dir=str(tmp_path / "work"), default_hooks=dict(logger=None)))
     config.custom_hooks = [EMA_HOOKS[name]]
-    config.val_dataloader.persistent_workers = config.test_dataloader.persistent_workers = False
+    config.merge_from_dict({f"val_{part}": None for part in ("dataloader", "evaluator", "cfg")})
+    config.train_dataloader.update(num_workers=0, persistent_workers=False)
+    if "max_epochs" in config.train_cfg:
+        config.train_cfg.max_epochs = 1
+    config.merge_from_dict({f"test_{part}": None for part in ("dataloader", "evaluator", "cfg")})
     for head in ("decode_head", "auxiliary_head"):
         if head in config.model:
             config.model[head].norm_cfg = dict(type="BN")

@@ -232,8 +232,8 @@ def test_averages_of_a_training(run, place, tmp_path, monkeypatch, name):
     config.custom_hooks = [EMA_HOOKS[name]]
     config.merge_from_dict({f"val_{part}": None for part in ("dataloader", "evaluator", "cfg")})
     config.train_dataloader.update(num_workers=0, persistent_workers=False)
-    if "max_epochs" in config.train_cfg:
-        config.train_cfg.max_epochs = 1
+    length = "max_epochs" if "max_epochs" in config.train_cfg else "max_iters"
+    config.train_cfg[length] = dict(max_epochs=1, max_iters=2)[length]
     config.merge_from_dict({f"test_{part}": None for part in ("dataloader", "evaluator", "cfg")})
     for head in ("decode_head", "auxiliary_head"):
         if head in config.model:

@@ -1,6 +1,8 @@
 """What all tests share: threads, seed, the rule for GPU tests, a line on the ops under test."""
 
 import os
+import resource
+import signal
 
 import pytest
 import torch
@@ -26,3 +28,14 @@ def pytest_runtest_setup(item):
 def seed():
     """Makes every test's random numbers its own, whichever tests ran before."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def small_disk():
+    """Files cannot grow beyond 100 kB, as on a disk that fills while they are written."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, old[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    signal.signal(signal.SIGXFSZ, handler)

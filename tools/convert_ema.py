@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
@@ -49,8 +48,8 @@ Which weights a file holds: research code keeps averaged weights under 'model_em
 round: 'state_dict' holds the AVERAGED weights, so that tools/test.py evaluates them, and
 'ema_state_dict' the weights as trained. A product holds one kind only, and its meta says which.
 
-Nothing that a file asks for is run while it is read. Exit status: 0, or 1 for input that cannot be
-converted, or 2 for a wrong command line and for a file that asks to run code.
+Nothing that a file asks for is run while it is read. Exit status: 0; 1 for input that cannot be
+converted; 2 for a wrong command line and for a file that asks to run code; 130 when interrupted.
 """
 #: From this size on, bars show how far reading and writing are.
 LARGE = 64 * 2**20
@@ -183,8 +182,8 @@ def describe(converted: Converted, checkpoint: Checkpoint) -> Iterator[str]:
 
 def main() -> None:
     args = parse_args()
-    # as Ctrl-C, so that an ended run cleans up
-    signal.signal(signal.SIGTERM, _stop)
+    # what a cluster sends at the end of the time is taken as Ctrl-C: the run cleans up
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     source = Path(args.source)
     try:
         place = place_of(args.target, source)
@@ -215,6 +214,9 @@ def main() -> None:
             content = dict(meta=converted.meta, state_dict=converted.state_dict)
         with bar("writing", checkpoint) as progress:
             product = write_checkpoint(place, content, force=args.force, progress=progress)
+    except KeyboardInterrupt:
+        print("convert_ema.py: error: interrupted; nothing was written", file=sys.stderr)
+        sys.exit(130)
     except HostileFileError as error:
         print(f"convert_ema.py: error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -223,10 +225,6 @@ def main() -> None:
     except OSError as error:
         fail(f"cannot read or write: {error}")
     print(f"wrote    {product}, {size_of(product)}")
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

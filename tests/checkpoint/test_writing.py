@@ -3,8 +3,6 @@
 import hashlib
 import json
 import re
-import resource
-import signal
 
 import pytest
 import torch
@@ -69,17 +67,6 @@ def test_nothing_is_replaced_unless_forced(tmp_path, suffix):
     assert product.read_bytes() == b"mine" and list(tmp_path.iterdir()) == [product]
     assert write_checkpoint(tmp_path / f"net{suffix}", CONTENT, force=True) == product
     assert product.stat().st_size > 10_000
-
-
-@pytest.fixture
-def small_disk():
-    """Files cannot grow beyond 100 kB, as on a disk that fills while they are written."""
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, old[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, old)
-    signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

@@ -292,16 +292,25 @@ def test_nothing_is_replaced_unless_forced(run, released):
     assert product.stat().st_size > 10_000
 
 
-def test_an_ended_run_cleans_up(run, released, monkeypatch):
-    """Ended in the middle of writing, as by a cluster's time limit."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_ended_run_cleans_up(run, released, monkeypatch, number):
+    """Ended in the middle of writing, as by a cluster's time limit or by Ctrl-C."""
     before = set(Path().iterdir())
 
     def save(content, file):
         file.write(b"half")
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
     monkeypatch.setattr(torch, "save", save)
-    assert run("released.pth", "converted.pth")[0] == 128 + signal.SIGTERM
+    status, _, errors = run("released.pth", "converted.pth")
+    assert (status, errors) == (130, "convert_ema.py: error: interrupted; nothing was written\n")
+    assert set(Path().iterdir()) == before
+
+
+def test_a_full_disk(run, released, small_disk):
+    before = set(Path().iterdir())
+    status, _, _ = run("released.pth", "converted.pth")
+    assert status == "convert_ema.py: error: cannot read or write: [Errno 27] File too large"
     assert set(Path().iterdir()) == before
 
 

@@ -2,9 +2,8 @@
 
 from .arch import Found, find_arch, find_family
 from .convert import CONTENTS, DTYPES, Converted, convert, restore, run_once
-from .errors import CheckpointError, HostileFileError
-from .key_map import KEY_MAPS, map_key, map_state_dict, split_part, unmap_state_dict
-from .reading import Checkpoint, read_checkpoint
+from .names import KEY_MAPS, map_key, map_state_dict, split_part, unmap_state_dict
+from .reading import Checkpoint, CheckpointError, HostileFileError, read_checkpoint
 from .weights import Weights, find_weights, select_weights
 from .writing import place_of, write_checkpoint
 

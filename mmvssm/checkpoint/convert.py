@@ -15,10 +15,15 @@ from torch import Tensor, nn
 from mmvssm.models.layers.tokens import class_positions, remove_tokens
 from mmvssm.version import __version__
 
-from .arch import Found, find_arch, find_family
-from .families import KEY_MAPS
-from .key_map import PREFIX, default_names, map_state_dict, release_names, unmap_state_dict
-from .shapes import shapes_of, some
+from .arch import Found, find_arch, find_family, shapes_of, some
+from .names import (
+    KEY_MAPS,
+    PREFIX,
+    default_names,
+    map_state_dict,
+    release_names,
+    unmap_state_dict,
+)
 from .weights import Weights, select_weights
 from .writing import Progress
 

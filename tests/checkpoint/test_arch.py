@@ -11,7 +11,7 @@ from mmengine.config import Config
 
 import mmvssm.models
 from mmvssm.checkpoint import KEY_MAPS, map_state_dict
-from mmvssm.checkpoint.arch import (
+from mmvssm.checkpoint.arch.find import (
     TYPES,
     ArchError,
     Found,
@@ -20,7 +20,7 @@ from mmvssm.checkpoint.arch import (
     find_arch,
     find_family,
 )
-from mmvssm.checkpoint.shapes import compare, ratio, shapes_of
+from mmvssm.checkpoint.arch.shapes import compare, ratio, shapes_of
 
 TESTS = Path(__file__).parents[1]
 #: Type and arch by list of keys, None for variants without a name.

@@ -22,9 +22,9 @@ import torch
 from mmengine.logging import HistoryBuffer
 from torch import nn
 
-from mmvssm.checkpoint.errors import CheckpointError, HostileFileError
 from mmvssm.checkpoint.reading import read_checkpoint
-from mmvssm.checkpoint.references import Inert
+from mmvssm.checkpoint.reading.errors import CheckpointError, HostileFileError
+from mmvssm.checkpoint.reading.references import Inert
 
 SECONDS = 10  # for a file, of which honest ones of the size take milliseconds
 COUNT = 280  # damaged at random

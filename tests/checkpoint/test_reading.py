@@ -22,9 +22,9 @@ from mmengine.logging import HistoryBuffer, MessageHub
 from torch import nn
 
 from mmvssm.checkpoint import read_checkpoint, select_weights
-from mmvssm.checkpoint.archives import MAGIC
-from mmvssm.checkpoint.errors import CheckpointError, HostileFileError
-from mmvssm.checkpoint.references import Inert
+from mmvssm.checkpoint.reading.archives import MAGIC
+from mmvssm.checkpoint.reading.errors import CheckpointError, HostileFileError
+from mmvssm.checkpoint.reading.references import Inert
 
 WEIGHTS = OrderedDict(
     half=torch.randn(3, 2).half(),

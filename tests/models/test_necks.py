@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from mmengine.registry import MODELS
 
-from mmvssm.checkpoint.necks import FEATURE2PYRAMID, SIMPLE_FEATURE_PYRAMID
+from mmvssm.checkpoint.names.necks import FEATURE2PYRAMID, SIMPLE_FEATURE_PYRAMID
 from mmvssm.models import SimpleFeaturePyramid
 from mmvssm.testing.recipe import fill_value
 

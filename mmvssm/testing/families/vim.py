@@ -8,9 +8,9 @@ from dataclasses import replace
 from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
-from mmvssm.checkpoint.key_map import KEY_MAPS, KeyMap
-from mmvssm.checkpoint.necks import FEATURE2PYRAMID, FEATURE2PYRAMID_OF_8
-from mmvssm.checkpoint.vim import plain_dense
+from mmvssm.checkpoint.names.key_map import KEY_MAPS, KeyMap
+from mmvssm.checkpoint.names.necks import FEATURE2PYRAMID, FEATURE2PYRAMID_OF_8
+from mmvssm.checkpoint.names.vim import plain_dense
 from mmvssm.models import LocalVim, SimpleFeaturePyramid, Vim
 
 from ..compare import UnsupportedCase

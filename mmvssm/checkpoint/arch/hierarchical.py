@@ -7,7 +7,7 @@ from typing import Any
 
 from mmvssm.models.backbones.local_directions import SEARCH
 
-from .arch_fields import IMG_SIZE, is_search, read_directions, read_mixer, read_patch_size
+from .fields import IMG_SIZE, is_search, read_directions, read_mixer, read_patch_size
 from .shapes import Shapes, Unreadable, ratio
 
 #: No network of ours has more stages, and models of very many take long to build.

@@ -19,8 +19,8 @@ from torch import nn
 from mmvssm import models
 from mmvssm.models.backbones.plain import PlainBackbone
 
-from . import arch_hierarchical, arch_plain
-from .key_map import KEY_MAPS
+from ..names import KEY_MAPS
+from . import hierarchical, plain
 from .shapes import Differences, Shapes, Unreadable, compare, shapes_of, some
 
 #: Classes by family.
@@ -153,7 +153,7 @@ def find_arch(shapes: Mapping[str, Sequence[int]], family: str, arch: str | None
 
     Names of the family's table are preferred, those first that need the fewest options. Weights
     that fit none of them get a dict of fields. What shapes do not show is as
-    :mod:`mmvssm.checkpoint.arch_fields` says.
+    :mod:`mmvssm.checkpoint.arch.fields` says.
 
     Args:
         shapes: Shapes by key in our names, without the prefix ``backbone.``.
@@ -326,7 +326,7 @@ def _class(family: str) -> type:
 
 def _reader(family: str) -> ModuleType:
     """What knows the fields of the family's archs."""
-    return arch_plain if issubclass(_class(family), PlainBackbone) else arch_hierarchical
+    return plain if issubclass(_class(family), PlainBackbone) else hierarchical
 
 
 def _plain_word(name: str) -> str:

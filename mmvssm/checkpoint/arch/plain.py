@@ -9,7 +9,7 @@ from typing import Any
 from mmvssm.models.backbones.local_directions import SEARCH
 from mmvssm.models.layers.tokens import CLASS_TOKENS
 
-from .arch_fields import IMG_SIZE, is_search, read_directions, read_mixer, read_patch_size
+from .fields import IMG_SIZE, is_search, read_directions, read_mixer, read_patch_size
 from .shapes import Shapes, Unreadable
 
 #: Places of class tokens by their number; of a single one the place is not seen.

@@ -1,0 +1,23 @@
+"""Finding family, arch and constructor options of a backbone from its weights."""
+
+from .find import (
+    ArchError,
+    Found,
+    MixedFamiliesError,
+    UnknownFamilyError,
+    find_arch,
+    find_family,
+)
+from .shapes import compare, shapes_of, some
+
+__all__ = [
+    "ArchError",
+    "Found",
+    "MixedFamiliesError",
+    "UnknownFamilyError",
+    "compare",
+    "find_arch",
+    "find_family",
+    "shapes_of",
+    "some",
+]

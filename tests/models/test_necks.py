@@ -1,6 +1,5 @@
 """The simple feature pyramid against a plain reading of the reference, by its key names."""
 
-import re
 
 import pytest
 import torch
@@ -8,7 +7,7 @@ import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from mmengine.registry import MODELS
 
-from mmvssm.checkpoint.names.necks import FEATURE2PYRAMID, SIMPLE_FEATURE_PYRAMID
+from mmvssm.checkpoint import map_state_dict
 from mmvssm.models import SimpleFeaturePyramid
 from mmvssm.testing.recipe import fill_value
 
@@ -31,10 +30,10 @@ for level, (first, channels) in LEVELS.items():
         REFERENCE[f"{level}.{i}.norm.weight"] = REFERENCE[f"{level}.{i}.norm.bias"] = (12,)
 
 
-def rename(key, rules):
-    for pattern, replacement in rules:
-        key = re.sub(pattern, replacement, key)
-    return key.removeprefix("neck.")
+def necks_of(weights):
+    """What the key map of Vim's detectors and segmentors makes of a pyramid in the backbone."""
+    mapped = map_state_dict({f"backbone.{k}": v for k, v in weights.items()}, "vim", "dense")
+    return {key.removeprefix("neck."): value for key, value in mapped.items()}
 
 
 @pytest.fixture
@@ -46,7 +45,7 @@ def weights():
 def neck(weights):
     """The neck with these weights, strictly loaded by the key map."""
     neck = SimpleFeaturePyramid(16, 12)
-    neck.load_state_dict({rename(k, SIMPLE_FEATURE_PYRAMID): v for k, v in weights.items()})
+    neck.load_state_dict(necks_of(weights))
     return neck.double().eval()
 
 
@@ -182,7 +181,7 @@ def feature2pyramid(**options):
 def test_feature2pyramid_is_the_segmentors_pyramid():
     weights = {key: torch.from_numpy(fill_value(key, s)) for key, s in SEGMENTATION.items()}
     neck = feature2pyramid(embed_dim=8)
-    neck.load_state_dict({rename(k, FEATURE2PYRAMID): v for k, v in weights.items()})
+    neck.load_state_dict(necks_of(weights))
 
     def deconv(x, key):
         return F.conv_transpose2d(x, weights[f"{key}.weight"], weights[f"{key}.bias"], stride=2)

@@ -8,7 +8,7 @@ from .find import (
     find_arch,
     find_family,
 )
-from .shapes import compare, shapes_of, some
+from .shapes import compare, shapes_of
 
 __all__ = [
     "ArchError",
@@ -19,5 +19,4 @@ __all__ = [
     "find_arch",
     "find_family",
     "shapes_of",
-    "some",
 ]

@@ -20,8 +20,9 @@ from mmvssm import models
 from mmvssm.models.backbones.plain import PlainBackbone
 
 from ..names import KEY_MAPS
+from ..words import some
 from . import hierarchical, plain
-from .shapes import Differences, Shapes, Unreadable, compare, shapes_of, some
+from .shapes import Differences, Shapes, Unreadable, compare, shapes_of
 
 #: Classes by family.
 TYPES = {

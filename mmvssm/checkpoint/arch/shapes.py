@@ -10,8 +10,8 @@ from fractions import Fraction
 
 from torch import Tensor
 
-#: How many keys of a kind a message names.
-MANY = 8
+from ..words import some
+
 _BLOCK = re.compile(r"layers\.\d+\.|stages\.\d+\.blocks\.\d+\.")
 
 
@@ -130,12 +130,6 @@ def compare(
 def shapes_of(state_dict: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """Shapes by key."""
     return {key: tuple(value.shape) for key, value in state_dict.items()}
-
-
-def some(words: Sequence[str], many: int = MANY) -> str:
-    """The first words, and how many more there are."""
-    rest = f" and {len(words) - many} more" if len(words) > many else ""
-    return ", ".join(words[:many]) + rest
 
 
 def _shape(value: Tensor | Sequence[int]) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 import torch
 from torch import Tensor
 
+from ..words import shown, some
 from .families import KEY_MAPS, KeyMap, Rules
 
 TASKS = ("classification", "dense")
@@ -112,7 +113,10 @@ def map_state_dict(
         if name is None:
             continue
         if name in mapped:
-            raise ValueError(f"keys {sources[name]!r} and {key!r} both stand for {name!r}")
+            raise ValueError(
+                f"keys {shown(sources[name])} and {shown(key)} both stand for {shown(name)}: the"
+                " file mixes two networks or namings of one, of which only one may stay"
+            )
         if re.search(key_map.linear, name) and value.shape[2:] == (1, 1):
             value = value[..., 0, 0]
         mapped[name], sources[name] = value, key
@@ -130,9 +134,9 @@ def _join_parts(mapped: dict[str, Tensor], stacked: str) -> dict[str, Tensor]:
         else:
             parts.setdefault(name, {})[part] = value
     for name, values in parts.items():
-        missing = sorted(set(range(max(values) + 1)) - values.keys())
-        if missing:
-            raise ValueError(f"{name!r} is incomplete: part(s) {missing} of it are missing")
+        if max(values) >= len(values):
+            missing = next(i for i in range(len(values)) if i not in values)
+            raise ValueError(f"{shown(name)} is incomplete: part {missing} of it is missing")
         join = torch.stack if re.search(stacked, name) else torch.cat
         joined[name] = join([values[part] for part in sorted(values)])
     return joined
@@ -218,11 +222,11 @@ def unmap_state_dict(
             if name is None:
                 foreign.append(key)
             elif name in found:
-                raise ValueError(f"two of our keys stand for {name!r} in the project's models")
+                raise ValueError(f"two of our keys stand for {shown(name)} in the project's models")
             else:
                 found[name] = tensor
     if foreign:
-        listing = _listing(dict.fromkeys(foreign))
+        listing = some(dict.fromkeys(foreign))
         raise ValueError(f"the project has no place for {listing} in its models for {task!r}")
     _check_way_back(found, state_dict, key_map, task)
     return found
@@ -277,7 +281,9 @@ def _split_parts(
         yield key, value
         return
     if not value.dim() or not count or len(value) % count:
-        raise ValueError(f"{key!r} of shape {tuple(value.shape)} cannot be split for {count} scans")
+        raise ValueError(
+            f"{shown(key)} of shape {tuple(value.shape)} cannot be split for {count} scans"
+        )
     is_stacked = re.search(key_map.stacked, key) is not None
     for i, part in enumerate(value.chunk(count)):
         part = part[0] if is_stacked else part
@@ -297,15 +303,10 @@ def _check_way_back(
     ]
     if wrong:
         raise ValueError(
-            f"{_listing(wrong)} would not be the same when read again: these weights are not"
+            f"{some(wrong)} would not be the same when read again: these weights are not"
             f" those of one of the project's models for {task!r}"
         )
 
 
 def _kind(value: Tensor | None) -> tuple | None:
     return None if value is None else (value.shape, value.dtype)
-
-
-def _listing(keys: Collection[str]) -> str:
-    shown = ", ".join(map(repr, list(keys)[:8]))
-    return f"{shown} and {len(keys) - 8} more" if len(keys) > 8 else shown

@@ -1,6 +1,6 @@
 """Reading checkpoint files without running anything that stands in them."""
 
-from .errors import CheckpointError, HostileFileError, shown
+from .errors import CheckpointError, HostileFileError
 from .files import Checkpoint, read_checkpoint
 from .references import Inert
 
@@ -10,5 +10,4 @@ __all__ = [
     "HostileFileError",
     "Inert",
     "read_checkpoint",
-    "shown",
 ]

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from mmap import mmap
 from typing import Any, BinaryIO
 
-from .errors import CheckpointError, shown
+from ..words import shown
+from .errors import CheckpointError
 from .operations import Window
 from .pickles import Interpreter
 from .tensors import TensorBuilder, storage_bytes

@@ -14,8 +14,9 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from ..words import shown
 from .archives import Progress, read_pickles, read_zip
-from .errors import CheckpointError, HostileFileError, shown
+from .errors import CheckpointError, HostileFileError
 from .references import Inert
 from .values import kind_of
 

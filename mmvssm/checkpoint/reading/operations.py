@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from mmap import mmap
 from typing import Any
 
-from .errors import CheckpointError, shown
+from ..words import shown
+from .errors import CheckpointError
 
 
 class Window:

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from .errors import CheckpointError, shown
+from ..words import shown
+from .errors import CheckpointError
 from .operations import Window, operations
 from .references import Inert, Reference, hostile
 from .values import (

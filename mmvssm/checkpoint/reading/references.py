@@ -6,7 +6,8 @@ become inert, from a file that was made to run something.
 
 from __future__ import annotations
 
-from .errors import HostileFileError, shown
+from ..words import shown
+from .errors import HostileFileError
 
 _COMPATIBLE = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # Python 2, protocols below 3
 

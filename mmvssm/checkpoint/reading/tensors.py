@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import CheckpointError, shown
+from ..words import shown
+from .errors import CheckpointError
 from .references import Inert, Reference
 
 MAX_DIMS = 64  # of torch's loops over tensors

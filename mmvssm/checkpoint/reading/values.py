@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from .errors import CheckpointError, shown
+from ..words import shown
+from .errors import CheckpointError
 from .references import Inert, Reference, hostile
 
 #: More operations than the logs, options and optimizer states of any training have.

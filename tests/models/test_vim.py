@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
+from mmengine.runner import load_checkpoint
 from torch import nn
 
 from mmvssm.models import LocalVim, MambaMixer, Vim
@@ -251,6 +252,84 @@ def test_loading_reports_a_table_of_no_square_grid():
     weights = build("vim", img_size=(32, 48)).state_dict()
     with pytest.raises(RuntimeError, match="size mismatch for pos_embed"):
         build("vim", img_size=32).load_state_dict(weights)
+
+
+def without_class_rows(model):
+    """The weights of a model as the published detectors and segmentors have theirs."""
+    weights = model.state_dict()
+    weights.pop("cls_token", None)
+    rows, _ = split_class(list(model.pos_embed[0].detach()), model.stored_place)
+    weights["pos_embed"] = torch.stack(rows)[None]
+    return weights
+
+
+def load_strictly(model, weights, path):
+    model.load_state_dict(weights)
+
+
+def load_by_init_cfg(model, weights, path):
+    torch.save(dict(state_dict={f"backbone.{k}": v for k, v in weights.items()}), path)
+    model.init_cfg = dict(type="Pretrained", checkpoint=str(path), prefix="backbone.")
+    model.init_weights()
+
+
+def load_by_runner(model, weights, path):
+    """As MMEngine's ``load_from`` does it."""
+    detector = nn.ModuleDict(dict(backbone=model))
+    torch.save(dict(state_dict={f"backbone.{k}": v for k, v in weights.items()}), path)
+    load_checkpoint(detector, str(path), strict=True)
+
+
+@pytest.mark.parametrize("load", [load_strictly, load_by_init_cfg, load_by_runner])
+@pytest.mark.parametrize("place", ["middle", "head", "double"])
+@pytest.mark.parametrize(
+    ("stored", "own"), [(32, 32), ((32, 48), (32, 48)), (32, 64), (64, 32)], ids=str
+)
+def test_tables_without_class_rows_are_loaded(load, place, stored, own, tmp_path):
+    """The rows of the grid are those of the file, the unused ones of class tokens zeros."""
+    options = dict(cls_token=place, drop_cls_token=True)
+    source, model = (build("vim", img_size=size, **options) for size in (stored, own))
+    weights = without_class_rows(source)
+    table = weights["pos_embed"][0].clone()
+    assert len(table) == source.grid[0] * source.grid[1]
+    load(model, weights, tmp_path / "weights.pth")
+    assert len(weights["pos_embed"][0]) == len(table)
+    rows, class_rows = split_class(list(model.pos_embed[0].detach()), place)
+    expected = table if stored == own else resize(table, source.grid, model.grid)
+    torch.testing.assert_close(torch.stack(rows), expected, rtol=0, atol=0)
+    assert not torch.stack(class_rows).any()
+    for name, value in source.named_parameters():
+        if name != "pos_embed":
+            assert torch.equal(model.get_parameter(name), value)
+
+
+def test_which_tables_lack_class_rows():
+    square = Vim(MICRO, img_size=32, drop_cls_token=True)  # of 4x4
+    assert [n for n in range(40) if square.lacks_class_rows(n)] == [1, 4, 9, 16, 25, 36]
+    wide = Vim(MICRO, img_size=(40, 80), drop_cls_token=True)
+    # 50 patches, but 50 rows are those of 7x7 with a class row as well
+    assert [n for n in range(60) if wide.lacks_class_rows(n)] == [1, 4, 9, 16, 25, 36, 49]
+    flat = Vim(MICRO, img_size=(24, 40), drop_cls_token=True)
+    # 15 patches and a class row are 16 rows
+    assert [n for n in range(26) if flat.lacks_class_rows(n)] == [1, 4, 9, 15, 25]
+    for options in (dict(), dict(cls_token="none", drop_cls_token=True)):
+        assert not any(map(Vim(MICRO, img_size=32, **options).lacks_class_rows, range(40)))
+
+
+def test_a_kept_class_token_needs_its_row():
+    source = build("vim", img_size=32)
+    weights = without_class_rows(source)
+    weights["cls_token"] = source.cls_token.detach()
+    with pytest.raises(RuntimeError, match=r"size mismatch for pos_embed: .*1, 16, 16.*1, 17, 16"):
+        build("vim", img_size=32).load_state_dict(weights)
+
+
+@pytest.mark.parametrize("shape", [(), (17,), (17, 16), (1, 0, 16), (1, 16, 8)])
+def test_loading_reports_tables_that_are_none(shape):
+    model = build("vim", img_size=32, drop_cls_token=True)
+    weights = {**model.state_dict(), "pos_embed": torch.zeros(shape)}
+    with pytest.raises(RuntimeError, match="size mismatch for pos_embed"):
+        model.load_state_dict(weights)
 
 
 def test_mixers_of_the_variants():

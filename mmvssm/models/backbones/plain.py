@@ -41,6 +41,12 @@ def norm_stream(norm: nn.Module, x: Tensor) -> Tensor:
     return norm(x)
 
 
+def _side(num_patches: int) -> int:
+    """Side of the square grid of so many patches; 0 if there is none."""
+    side = math.isqrt(max(num_patches, 0))
+    return side if side**2 == num_patches else 0
+
+
 class PlainLayer(CheckpointedBlock):
     """Norm and mixer, whose output is added to the residual stream.
 
@@ -102,7 +108,7 @@ class PlainBackbone(BaseModule):
         cls_token: Field ``cls_token``; None for that of ``arch``.
         drop_cls_token: Leave class tokens out of the sequence, as the published detectors and
             segmentors do. The position embedding keeps their rows, so that it fits the weights of
-            a classifier.
+            a classifier; in a checkpoint they may be absent.
         rope: Field ``rope``; None for that of ``arch``.
         norm: Field ``norm``; None for that of ``arch``.
         drop_path_rate: Drop-path rate of the last layer; it grows linearly from 0.
@@ -347,16 +353,37 @@ class PlainBackbone(BaseModule):
         table = resize_table(remove_tokens(table, stored), grid, size)
         return insert_tokens(table, rows, positions)
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        """Resize position tables of another square grid first, as of stride 16 for stride 8.
+    def lacks_class_rows(self, num_rows: int) -> bool:
+        """Whether a position embedding of so many rows is one without those of class tokens.
 
-        A table that fits no square grid stays as it is, and loading reports its shape.
+        The published detectors and segmentors have dropped the rows together with the tokens.
+        Only models with ``drop_cls_token`` load such a table: of the grid that they are made for,
+        or of a square one. Where it can also be one with class rows, it is.
+        """
+        num_class, num_patches = CLASS_TOKENS[self.stored_place], math.prod(self.grid)
+        if self.class_place == self.stored_place:
+            return False
+        if num_rows == num_patches + num_class or _side(num_rows - num_class):
+            return False
+        return num_rows == num_patches or _side(num_rows) > 0
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        """Bring position tables into this model's form first.
+
+        Unused rows of class tokens are put where a table has none, as zeros, and a table of another
+        square grid is resized, as of stride 16 for stride 8. One that fits no square grid stays as
+        it is, and loading reports its shape.
         """
         num_class = CLASS_TOKENS[self.stored_place]
-        table = state_dict.get(f"{prefix}pos_embed")
-        if table is not None and self.pos_embed is not None:
-            side = math.isqrt(max(table.shape[1] - num_class, 0))
-            if side**2 + num_class == table.shape[1] != self.pos_embed.shape[1]:
+        key = f"{prefix}pos_embed"
+        table = state_dict.get(key)
+        if table is not None and self.pos_embed is not None and table.dim() == 3:
+            if self.lacks_class_rows(table.shape[1]):
+                rows = table.new_zeros(num_class, 1, table.shape[2])
+                positions = class_positions(self.stored_place, table.shape[1])
+                state_dict[key] = table = insert_tokens(table, rows, positions)
+            side = _side(table.shape[1] - num_class)
+            if side and table.shape[1] != self.pos_embed.shape[1]:
                 if self.grid[0] != self.grid[1]:
                     warnings.warn(
                         f"a position embedding of {side**2} patches is taken for one of a square"
@@ -364,14 +391,12 @@ class PlainBackbone(BaseModule):
                         stacklevel=2,
                     )
                 positions = class_positions(self.stored_place, math.prod(self.grid))
-                state_dict[f"{prefix}pos_embed"] = self._resize_positions(
-                    table, (side, side), self.grid, positions
-                )
+                state_dict[key] = self._resize_positions(table, (side, side), self.grid, positions)
         for name in (f"{prefix}rope.freqs_cos", f"{prefix}rope.freqs_sin"):
             table = state_dict.get(name)
-            if table is not None and self.rope is not None:
-                side = math.isqrt(len(table))
-                if side**2 == len(table) != math.prod(self.grid):
+            if table is not None and self.rope is not None and table.dim() == 2:
+                side = _side(len(table))
+                if side and len(table) != math.prod(self.grid):
                     state_dict[name] = resize_table(table[None], (side, side), self.grid)[0]
         super()._load_from_state_dict(state_dict, prefix, *args)
 

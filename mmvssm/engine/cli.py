@@ -22,7 +22,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import find_latest_checkpoint
-from torch import distributed
+from torch import distributed, nn
 
 from mmvssm.options import option_names, read_option
 
@@ -267,20 +267,34 @@ def build_runner(cfg: Config) -> Runner:
 
 
 class CompleteWeightsHook(Hook):
-    """Ends a test whose checkpoint leaves parameters of the model at random values."""
+    """Ends a test whose checkpoint leaves parameters of the model at random values.
+
+    The models themselves say what of a file they take: tables of another grid, for instance, are
+    resized while they are loaded. Parameters that nothing was written to were not taken.
+    """
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Compare the file's keys and shapes with the model's parameters."""
-        model = runner.model
-        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-            model = model.module
-        weights = checkpoint.get("state_dict", checkpoint)
-        shapes = {key.removeprefix("module."): value.shape for key, value in weights.items()}
+        """Note how often each parameter has been written to, before the file's are loaded."""
+        self._writes = {
+            name: parameter._version for name, parameter in _inner_parameters(runner.model)
+        }
+
+    def before_test(self, runner: Runner) -> None:
+        """Check that each parameter has been written to since."""
         missing = [
-            name for name, value in model.named_parameters() if shapes.get(name) != value.shape
+            name
+            for name, parameter in _inner_parameters(runner.model)
+            if parameter._version == self._writes[name]
         ]
         if missing:
             fail(
                 f"the checkpoint does not fit the config: {len(missing)} parameters are absent or "
                 f"have another shape, e.g. {', '.join(missing[:3])}"
             )
+
+
+def _inner_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Names and parameters of a model inside wrappers."""
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model.named_parameters()

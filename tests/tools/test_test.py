@@ -103,6 +103,38 @@ def test_detection_tta_merges_boxes_and_masks_of_the_mirror_image(tools, place, 
         assert (masks == found.masks[kept]).float().mean() > 0.999
 
 
+def test_position_tables_of_another_size_are_resized(tools, place):
+    """A classifier is tested on images of another size than it was trained for."""
+    text = (
+        "_base_ = 'cls.py'\n"
+        "model = dict(backbone=dict(_delete_=True, type='mmvssm.Vim', img_size={size},\n"
+        "    arch=dict(embed_dims={width}, num_layers=2, patch_size=8)),\n"
+        "    neck=None, head=dict(in_channels={width}))\n"
+    )
+    for name, size, width in (("small", 32, 16), ("large", 48, 16), ("wide", 48, 24)):
+        (place / f"vim_{name}.py").write_text(text.format(size=size, width=width))
+    weights = get_model("vim_small.py").state_dict()
+    torch.nn.init.normal_(weights["backbone.pos_embed"])
+    torch.save(dict(state_dict=weights), place / "vim_small.pth")
+    tools.run("test.py", "vim_large.py", "vim_small.pth", "--out", "vim_large.pkl")
+    table = weights["backbone.pos_embed"][0]
+    rows = torch.cat([table[:8], table[9:]]).T.reshape(1, 16, 4, 4)
+    rows = F.interpolate(rows, (6, 6), mode="bicubic").flatten(2)[0].T
+    weights["backbone.pos_embed"] = torch.cat([rows[:18], table[8:9], rows[18:]])[None]
+    model = get_model("vim_large.py").eval()
+    model.load_state_dict(weights)
+    for sample in read_pickle(place / "vim_large.pkl"):
+        image = image_tensor(sample["img_path"])[None]
+        with torch.no_grad():
+            score = model(**model.data_preprocessor(dict(inputs=image))).softmax(-1)[0]
+        torch.testing.assert_close(sample["pred_score"], score, rtol=0, atol=1e-5)
+
+    output = tools.run("test.py", "vim_wide.py", "vim_small.pth", status=1)
+    expected = r"error: the checkpoint does not fit the config: 26 parameters are absent or have"
+    assert re.search(expected, output), output
+    assert "Traceback" not in output
+
+
 @pytest.fixture(scope="module")
 def seg_contrast(place, tools, seg_checkpoint):
     """The trained segmentor with all classes about equally likely, so that views disagree."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from torch import distributed, nn
 from mmvssm.options import option_names, read_option
 
 LIBRARIES = ("mmpretrain", "mmdet", "mmseg")
+_DICT = re.compile(r"dict\(.*\)|\{.*:.*\}", re.DOTALL)
 
 
 def fail(message: str) -> NoReturn:
@@ -35,13 +37,27 @@ def fail(message: str) -> NoReturn:
 
 
 class _Options(DictAction):
-    """``KEY=VALUE`` pairs; a word without ``=`` is a usage error instead of a traceback."""
+    """``KEY=VALUE`` pairs; what MMEngine cannot read is a usage error instead of a traceback."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        for value in values:
-            if "=" not in value:
-                parser.error(f"argument {option_string}: expected KEY=VALUE, got {value!r}")
-        super().__call__(parser, namespace, values, option_string)
+        for pair in values:
+            key, equals, value = pair.partition("=")
+            if not equals:
+                parser.error(f"argument {option_string}: expected KEY=VALUE, got {pair!r}")
+            if _DICT.fullmatch(value.strip()):
+                parser.error(
+                    f"argument {option_string}: {key} cannot be given as a dict: give each entry by"
+                    f" itself as {key}.NAME=VALUE, as in model.backbone.init_cfg.type=Pretrained"
+                    " model.backbone.init_cfg.checkpoint=FILE"
+                    " model.backbone.init_cfg.prefix=backbone."
+                )
+            try:
+                super().__call__(parser, namespace, [pair], option_string)
+            except (AssertionError, RecursionError):
+                parser.error(
+                    f"argument {option_string}: the value of {key} must be a number, a word or"
+                    f" lists of them such as [(a,b),(c,d)], got {value!r}"
+                )
 
 
 def add_shared_arguments(parser: argparse.ArgumentParser) -> None:

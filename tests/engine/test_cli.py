@@ -1,6 +1,8 @@
 """Shared parts of the tools that need no process of their own."""
 
+import argparse
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,9 +14,13 @@ from torch import nn
 
 from mmvssm.engine.cli import (
     CompleteWeightsHook,
+    add_shared_arguments,
     latest_checkpoint,
     leaf_datasets,
+    load_config,
 )
+
+CONFIG = Path(__file__).parents[2] / "configs/vim/mask-rcnn_vim-tiny_fpn_1x_coco.py"
 
 
 @pytest.fixture
@@ -56,6 +62,51 @@ def test_leaf_datasets_are_found_in_any_wrapping():
     )
     assert list(leaf_datasets(ConfigDict(wrapped))) == [one, two, three]
     assert list(leaf_datasets(ConfigDict(one))) == [one]
+
+
+def cfg_options(*words):
+    """What ``--cfg-options`` makes of its words."""
+    parser = argparse.ArgumentParser()
+    add_shared_arguments(parser)
+    return parser.parse_args(["--cfg-options", *words]).cfg_options
+
+
+def test_entries_of_a_dict_are_given_one_by_one():
+    key = "model.backbone.init_cfg"
+    words = ["type=Pretrained", "checkpoint=dir/file.pth", "prefix=backbone."]
+    options = cfg_options(*(f"{key}.{word}" for word in words), "a=[(1,b),(2.5,True)]", "c='d'")
+    assert options["a"] == [(1, "b"), (2.5, True)]
+    assert options["c"] == "d"
+    expected = dict(type="Pretrained", checkpoint="dir/file.pth", prefix="backbone.")
+    backbone = load_config(str(CONFIG), options).model.backbone
+    assert backbone.type == "mmvssm.Vim"
+    assert backbone.init_cfg == expected
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "dict(type='Pretrained', checkpoint='x', prefix='backbone.')",
+        " dict(type=Pretrained)",
+        "{'type': 'Pretrained', 'checkpoint': 'x'}",
+    ],
+)
+def test_a_dict_as_a_value_is_a_usage_error(value, capsys):
+    key = "model.backbone.init_cfg"
+    with pytest.raises(SystemExit) as stop:
+        cfg_options("a=1", f"{key}={value}")
+    assert stop.value.code == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"argument --cfg-options: {key} cannot be given as a dict" in error
+    assert f"{key}.type=Pretrained {key}.checkpoint=FILE {key}.prefix=backbone." in error
+
+
+@pytest.mark.parametrize("value", ["f(a,b)", "[(1,2)", "(a,b),g[c,d]"])
+def test_values_that_cannot_be_read_are_usage_errors(value, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cfg_options(f"key={value}")
+    assert stop.value.code == 2
+    assert "the value of key must be a number, a word or lists of them" in capsys.readouterr().err
 
 
 class Doubled(nn.Linear):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+#: Called with the bytes that are done and those there are in all.
+Progress = Callable[[int, int], object]
 
 
 @contextmanager
@@ -15,7 +19,8 @@ def temporary_beside(path: str | Path) -> Iterator[Path]:
     What stands under this name in the end is removed: rename it to keep it.
     """
     path = Path(path)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    # a name that nobody can have put a link under
+    part = path.with_name(f".{path.stem}.{secrets.token_hex(8)}.part{path.suffix}")
     try:
         yield part
     finally:

@@ -6,6 +6,7 @@ import argparse
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +37,8 @@ EXAMPLES = """examples:
   its backbone, to start a detector or segmentor from:
     python tools/convert_ema.py vssm1_tiny_0230s_ckpt_epoch_264.pth checkpoints/ --to detector
     python tools/train.py configs/vmamba/mask-rcnn_vmamba-tiny-s1l8_fpn_1x_coco.py --cfg-options \\
-      "model.backbone.init_cfg=dict(type='Pretrained', checkpoint='FILE', prefix='backbone.')"
+      model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=FILE \\
+      model.backbone.init_cfg.prefix=backbone.
   the weights of a training with EMAHook: their average, or as they were trained:
     python tools/convert_ema.py work_dirs/NAME/epoch_300.pth averaged.pth --weights ema
     python tools/convert_ema.py work_dirs/NAME/epoch_300.pth trained.pth --weights online
@@ -75,7 +77,7 @@ def parse_args() -> argparse.Namespace:
         "--arch",
         metavar="ARCH",
         help="hold the weights against this arch instead of the one found, e.g. tiny-s1l8 or "
-        "local_vim/small-searched, or against model.backbone of a config file (.py)",
+        "local_vim/small-searched, or against the model of a config file (.py), heads included",
     )
     parser.add_argument(
         "--weights",
@@ -170,10 +172,14 @@ def describe(converted: Converted, checkpoint: Checkpoint) -> Iterator[str]:
             " --arch if it is that one"
         )
     count = sum(value.numel() for value in converted.state_dict.values())
-    yield (
-        f"checked  {len(converted.state_dict)} tensors, {count:,} numbers: none missing or left"
-        " over, all finite"
-    )
+    heads = [key for key in converted.state_dict if not key.startswith("backbone.")]
+    what = "none missing or left over"
+    if heads and converted.content != "classifier" and not converted.is_whole:
+        what = (
+            f"none of the backbone missing or left over; the {len(heads)} beside it are compared"
+            " with a model if --arch names its config"
+        )
+    yield f"checked  {len(converted.state_dict)} tensors, {count:,} numbers, all finite: {what}"
     if converted.content != converted.source:
         yield f"made     a {converted.content} of it"
     if converted.fresh:
@@ -182,9 +188,11 @@ def describe(converted: Converted, checkpoint: Checkpoint) -> Iterator[str]:
 
 def main() -> None:
     args = parse_args()
-    # what a cluster sends at the end of the time is taken as Ctrl-C: the run cleans up
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # the end of a cluster's time and of a terminal are taken as Ctrl-C: the run cleans up
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     source = Path(args.source)
+    warnings.formatwarning = lambda message, *_: f"convert_ema.py: warning: {message}\n"
     try:
         place = place_of(args.target, source)
         if args.reverse and place.suffix == ".safetensors":

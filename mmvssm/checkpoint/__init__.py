@@ -1,7 +1,8 @@
 """Checkpoint files: reading them safely, finding what they hold, converting and writing them."""
 
 from .arch import Found, find_arch, find_family
-from .convert import CONTENTS, DTYPES, Converted, convert, restore, run_once
+from .contents import CONTENTS
+from .convert import DTYPES, Converted, convert, restore, run_once
 from .names import KEY_MAPS, map_key, map_state_dict, split_part, unmap_state_dict
 from .reading import Checkpoint, CheckpointError, HostileFileError, read_checkpoint
 from .weights import Weights, find_weights, select_weights

@@ -5,19 +5,30 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmengine.config import Config
 from torch import Tensor, nn
 
+from mmvssm.files import Progress
 from mmvssm.models.layers.tokens import class_positions, remove_tokens
 from mmvssm.version import __version__
 
-from .arch import Found, find_arch, find_family, shapes_of, some
+from .arch import Found, find_arch, find_family, shapes_of
+from .contents import (
+    as_in_configs,
+    check_against_config,
+    check_contents,
+    check_heads,
+    content_of,
+    content_of_config,
+)
 from .names import (
     KEY_MAPS,
+    NAMES,
     PREFIX,
     default_names,
     map_state_dict,
@@ -25,28 +36,14 @@ from .names import (
     unmap_state_dict,
 )
 from .weights import Weights, select_weights
-from .writing import Progress
+from .words import some
 
-CONTENTS = ("backbone", "classifier", "detector", "segmentor")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-#: What the configs of detectors and segmentors ask of a backbone beyond their defaults.
-DENSE_OPTIONS = {
-    "vim": {
-        "detector": dict(drop_cls_token=True, out_norm=False),
-        "segmentor": dict(drop_cls_token=True, out_norm=False),
-    },
-    # how many layers give an output matters, not which
-    "local_vim": {
-        "detector": dict(out_norm="ln", out_indices=-1),
-        "segmentor": dict(out_norm="ln", out_indices=(-1,) * 4),
-    },
-}
-#: Beginnings of what stands beside the backbone in the files of other libraries' detectors.
-FOREIGN_HEADS = {"Detectron2": ("proposal_generator.", "roi_heads.")}
 #: What a file's own ``meta`` may say that stays true of the product.
 KEPT_META = ("dataset_meta", "epoch", "iter")
 POS_EMBED = f"{PREFIX}pos_embed"
 _OUT_NORM = re.compile(rf"^{re.escape(PREFIX)}norm\d+\.")
+# Numbers that are looked at together, so that a large tensor needs no large mask.
 _MANY = 2**24
 
 
@@ -57,12 +54,13 @@ class Converted:
     Attributes:
         weights: What was taken of the file, under its own names.
         found: The backbone that the weights are those of.
-        source: What the file holds: one of :data:`CONTENTS`.
-        content: What ``state_dict`` holds: one of :data:`CONTENTS`.
+        source: What the file holds: one of :data:`~.contents.CONTENTS`.
+        content: What ``state_dict`` holds: one of :data:`~.contents.CONTENTS`.
         names: Which naming of the project the file has, or the one that it was converted from, see
             :func:`release_names`; None for weights trained here.
         state_dict: The weights, with ``backbone.`` in front of the backbone's.
         fresh: Names in ``state_dict`` that the file does not have: norms at their start.
+        is_whole: Whether heads have been held against a config's model, too.
         meta: What a file of them says of itself, in plain types.
     """
 
@@ -73,6 +71,7 @@ class Converted:
     names: str | None
     state_dict: dict[str, Tensor]
     fresh: tuple[str, ...]
+    is_whole: bool
     meta: dict[str, Any]
 
 
@@ -89,12 +88,13 @@ def convert(
 
     Args:
         checkpoint: What :func:`read_checkpoint` gives: any release of the six families, or ours.
-        arch: Arch to hold the weights against; None finds it. See :func:`find_arch`.
+        arch: Arch to hold the weights against; None takes the one that one of our files names, or
+            finds it. See :func:`find_arch`. With a config, heads are held against its model, too.
         weights: ``'ema'``, ``'online'`` or ``'auto'``, see :func:`select_weights`.
-        to: What to make, one of :data:`CONTENTS`; None for what the file holds. ``'backbone'`` is
-            the backbone alone, without a classifier's norm. A ``'detector'`` or ``'segmentor'`` of
-            a file without one is the backbone that the configs of this task build, output norms
-            at their start included.
+        to: What to make, one of :data:`~.contents.CONTENTS`; None for what the file holds.
+            ``'backbone'`` is the backbone alone, without a classifier's norm. A ``'detector'`` or
+            ``'segmentor'`` of a file without one is the backbone that the configs of this task
+            build, output norms at their start included.
         dtype: A key of :data:`DTYPES` for all floating-point weights; None leaves each its own.
         progress: Is told how many bytes of how many have been checked.
 
@@ -104,28 +104,34 @@ def convert(
     """
     chosen = select_weights(checkpoint, weights)
     family = find_family(chosen.tensors)
+    config = Config.fromfile(arch) if arch is not None and arch.endswith(".py") else None
     source = content_of(chosen.tensors)
+    if source == "backbone" and config is not None:
+        source = _content_with_config(chosen.tensors, config)
     content = source if to is None else to
-    _check_contents(source, content, chosen.tensors)
+    check_contents(source, content, chosen.tensors)
     task = "classification" if content == "classifier" else "dense"
     mapped = map_state_dict(chosen.tensors, family, task)
-    # weights with names of ours keep them
-    kept = mapped.keys() & {PREFIX + key.removeprefix(PREFIX) for key in chosen.tensors}
+    is_ours = _of_backbone(mapped).keys() <= {key.removeprefix(PREFIX) for key in chosen.tensors}
+    is_whole = config is not None and content_of_config(config) == content == source
+    everything = mapped
     if content != source or content == "backbone":
-        mapped = _backbone_alone(mapped, kept if source == "classifier" else ())
-    found = find_arch(shapes_of(_of_backbone(mapped)), family, arch)
+        mapped = _backbone_alone(mapped, is_ours and source == "classifier")
+    found = _find_arch(checkpoint, shapes_of(_of_backbone(mapped)), family, arch)
     with torch.device("meta"):
         model = found.build()
-    _check_dtypes(mapped, model)
-    if content == "classifier":
-        _check_head(mapped, model)
+    if is_whole:
+        check_against_config(mapped, config)
+    elif content == source and to != "backbone":
+        check_heads(everything, content, model)
+    _check_dtypes(mapped, model, dtype)
     fresh: dict[str, Tensor] = {}
     if content != source and content != "backbone":
-        found, mapped, fresh = _as_in_configs(found, mapped, content)
+        found, mapped, fresh = as_in_configs(found, mapped, content)
     mapped = _finite(mapped, dtype, progress)
     names = _own_meta(checkpoint).get("names")
-    if names is None and len(kept) < len(mapped) - len(fresh):
-        names = release_names(chosen.tensors, family)
+    if names not in NAMES:
+        names = None if is_ours else release_names(chosen.tensors, family)
     own = dict(
         version=__version__,
         type=f"mmvssm.{found.type}",
@@ -136,7 +142,27 @@ def convert(
         names=names,
     )
     meta = {**_kept_meta(checkpoint), "mmvssm": own}
-    return Converted(chosen, found, source, content, names, mapped, tuple(fresh), meta)
+    return Converted(chosen, found, source, content, names, mapped, tuple(fresh), is_whole, meta)
+
+
+def _content_with_config(keys: Iterable[str], config: Config) -> str:
+    """What a file holds whose heads, if it has some, have names of their own."""
+    has_more = any(not key.startswith((PREFIX, "neck.")) for key in keys)
+    is_model = has_more and any(key.startswith(PREFIX) for key in keys)
+    return content_of_config(config) if is_model else "backbone"
+
+
+def _find_arch(
+    checkpoint: Mapping[str, Any], shapes: Mapping[str, tuple], family: str, arch: str | None
+) -> Found:
+    """The arch that is asked for, else the one that a file of ours names, else the one found."""
+    named = _own_meta(checkpoint).get("arch")
+    if arch is None and isinstance(named, str) and not named.endswith(".py"):
+        try:
+            return find_arch(shapes, family, named)
+        except ValueError:
+            pass  # the weights are another's now, and say themselves what they are
+    return find_arch(shapes, family, arch)
 
 
 def run_once(converted: Converted) -> dict[str, Tensor]:
@@ -204,83 +230,37 @@ def _without_class_rows(table: Tensor, found: Found) -> Tensor:
     return remove_tokens(table, class_positions(model.stored_place, math.prod(model.grid)))
 
 
-def content_of(keys: Iterable[str]) -> str:
-    """What a file holds, by the names of its weights: one of :data:`CONTENTS`."""
-    keys = list(keys)
-    if not any(key.startswith(PREFIX) for key in keys):
-        is_classifier = any(re.match(r"(classifier\.)?head\.", key) for key in keys)
-        return "classifier" if is_classifier else "backbone"
-    heads = [key for key in keys if not key.startswith((PREFIX, "neck."))]
-    if not heads:
-        return "backbone"
-    if any(key.startswith(("decode_head.", "auxiliary_head.")) for key in heads):
-        return "segmentor"
-    return "classifier" if all(key.startswith("head.") for key in heads) else "detector"
-
-
-def _check_contents(source: str, content: str, keys: Iterable[str]) -> None:
-    if content not in CONTENTS:
-        raise ValueError(f"to must be one of {', '.join(CONTENTS)}, got {content!r}")
-    if content == "detector":
-        for library, beginnings in FOREIGN_HEADS.items():
-            if any(key.startswith(beginnings) for key in keys):
-                raise ValueError(
-                    f"the file holds a detector of {library}, whose heads have no counterpart here:"
-                    " take its backbone with --to backbone"
-                )
-    is_dense = {"detector", "segmentor"}
-    if content != source and (content == "classifier" or {source, content} == is_dense):
-        raise ValueError(f"the file holds a {source}, which cannot become a {content}")
-
-
 def _of_backbone(mapped: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {
         key.removeprefix(PREFIX): value for key, value in mapped.items() if key.startswith(PREFIX)
     }
 
 
-def _backbone_alone(mapped: Mapping[str, Tensor], classifier: Iterable[str]) -> dict[str, Tensor]:
+def _backbone_alone(mapped: Mapping[str, Tensor], is_classifier: bool) -> dict[str, Tensor]:
     """Entries of the backbone, without the norm that one of our classifiers has there."""
-    norms = {key for key in classifier if _OUT_NORM.match(key)}
     return {
-        key: value for key, value in mapped.items() if key.startswith(PREFIX) and key not in norms
+        key: value
+        for key, value in mapped.items()
+        if key.startswith(PREFIX) and not (is_classifier and _OUT_NORM.match(key))
     }
 
 
-def _check_dtypes(mapped: Mapping[str, Tensor], model: nn.Module) -> None:
+def _check_dtypes(mapped: Mapping[str, Tensor], model: nn.Module, dtype: str | None) -> None:
     expected = model.state_dict(prefix=PREFIX)
+    floating = {*DTYPES.values()} if dtype is None else {*DTYPES.values(), torch.float64}
     wrong = []
     for key, value in mapped.items():
+        fitting = floating
         if key not in expected:  # heads
-            fits = value.dtype in (*DTYPES.values(), torch.int64)
-        elif expected[key].is_floating_point():
-            fits = value.dtype in DTYPES.values()
-        else:
-            fits = value.dtype == expected[key].dtype
-        if not fits:
+            fitting = {*floating, torch.int64}
+        elif not expected[key].is_floating_point():
+            fitting = {expected[key].dtype}
+        if value.dtype not in fitting:
             wrong.append(f"{key} is {value.dtype}".replace("torch.", ""))
     if wrong:
-        names = ", ".join(map(str, DTYPES))
         raise ValueError(
-            f"weights must be {names} (counters int64): {some(wrong)}; convert them first"
-        )
-
-
-def _check_head(mapped: Mapping[str, Tensor], model: nn.Module) -> None:
-    """A linear head must fit the last width; other heads of mmpretrain pass."""
-    weight, bias = mapped.get("head.fc.weight"), mapped.get("head.fc.bias")
-    if weight is None:
-        return
-    dims = model.embed_dims if isinstance(model.embed_dims, int) else model.embed_dims[-1]
-    if weight.dim() != 2 or weight.shape[1] != dims:
-        raise ValueError(
-            f"head.fc.weight must be (classes, {dims}) behind this backbone,"
-            f" got {tuple(weight.shape)}"
-        )
-    if bias is None or bias.shape != weight.shape[:1]:
-        raise ValueError(
-            f"head.fc.bias must be ({len(weight)},) as the weight has {len(weight)} classes,"
-            f" got {'none' if bias is None else tuple(bias.shape)}"
+            f"weights must be {', '.join(DTYPES)}, or fp64 with a --dtype to convert them to, and"
+            f" counters int64: {some(wrong)}"
         )
 
 
@@ -314,26 +294,6 @@ def is_finite(value: Tensor) -> bool:
         return True
     parts = value.reshape(-1).split(_MANY)
     return all(bool(part.isfinite().all()) for part in parts)
-
-
-def _as_in_configs(
-    found: Found, mapped: Mapping[str, Tensor], content: str
-) -> tuple[Found, dict[str, Tensor], dict[str, Tensor]]:
-    """The backbone that the configs of a task build, its weights, and those not in ``mapped``."""
-    options = {k: v for k, v in found.options.items() if k not in ("out_indices", "out_norm")}
-    found = replace(found, options=options | DENSE_OPTIONS.get(found.family, {}).get(content, {}))
-    with torch.device("meta"):
-        model = found.build()
-    fresh: dict[str, Tensor] = {}
-    for name, module in model.named_children():
-        if re.fullmatch(r"norm\d+", name) and f"{PREFIX}{name}.weight" not in mapped:
-            for tensor in module.to_empty(device="cpu").parameters():
-                nn.init.ones_(tensor)
-            if getattr(module, "bias", None) is not None:
-                nn.init.zeros_(module.bias)
-            fresh |= module.state_dict(prefix=f"{PREFIX}{name}.")
-    keys = model.state_dict(prefix=PREFIX)
-    return found, {key: fresh.get(key, mapped.get(key)) for key in keys}, fresh
 
 
 def _own_meta(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -9,10 +9,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .reading.references import Inert
+from .reading.values import kind_of
+from .words import shown, some
+
 #: Where files keep moving averages, and where the trained weights themselves ("online").
 EMA_ENTRIES = ("model_ema", "ema_model", "state_dict_ema")
 ONLINE_ENTRIES = ("model", "state_dict")
 KINDS = ("ema", "online")
+#: What parallel training, averaging and compilation put before names.
+WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
 #: Counters that profilers leave among the weights.
 COUNTERS = re.compile(r"(^|\.)total_(ops|params)$")
 
@@ -42,27 +48,29 @@ def find_weights(checkpoint: Mapping[str, Any]) -> list[Weights]:
         checkpoint: What :func:`read_checkpoint` gives.
 
     Raises:
-        ValueError: If two entries differ only by the prefix ``module.``.
+        ValueError: If two entries differ only by the prefix ``module.``, or one cannot be read.
     """
     return sorted(_entries(checkpoint), key=lambda found: KINDS.index(found.kind))
 
 
 def _entries(checkpoint: Mapping[str, Any]) -> Iterator[Weights]:
     if _is_from_ema_hook(checkpoint):
-        for kind, entry in (("ema", "state_dict"), ("online", "ema_state_dict")):
-            yield _weights(kind, f"{entry!r} (saved by EMAHook)", checkpoint[entry])
+        yield _weights("ema", "'state_dict' (saved by EMAHook)", checkpoint["state_dict"])
+        # its counter of updates stands beside the model
+        online = {k: v for k, v in checkpoint["ema_state_dict"].items() if k != "steps"}
+        yield _weights("online", "'ema_state_dict' (saved by EMAHook)", online)
         return
     known = _known_kind(checkpoint)
     places = [("ema", entry) for entry in (*EMA_ENTRIES, "ema_state_dict")]
     places += [(known, entry) for entry in ONLINE_ENTRIES]
     found = [(kind, entry) for kind, entry in places if _tensors(checkpoint.get(entry))]
     for kind, entry in found:
-        # a copy by an averaging wrapper around a parallel one: so EfficientVMamba's are released
         if len(found) == 1 and entry == "state_dict" and _is_wrapped_twice(checkpoint[entry]):
             kind = "ema"
         yield _weights(kind, repr(entry), checkpoint[entry])
     if not found and _tensors(checkpoint):
-        yield _weights(known, "the top of the file", checkpoint)
+        kind = "ema" if _is_wrapped_twice(checkpoint) else known
+        yield Weights(kind, "the top of the file", _plain_names(_tensors(checkpoint), "the file"))
 
 
 def _is_from_ema_hook(checkpoint: Mapping[str, Any]) -> bool:
@@ -83,30 +91,48 @@ def _tensors(entry: Any) -> dict[str, Tensor]:
         entry = entry.state_dict()
     if not isinstance(entry, Mapping):
         return {}
-    # the counter of MMEngine's averaging stands beside the wrapped model
     return {
         name: value
         for name, value in entry.items()
-        if isinstance(name, str) and isinstance(value, Tensor) and name != "steps"
+        if isinstance(name, str) and isinstance(value, Tensor)
     }
 
 
 def _is_wrapped_twice(entry: Any) -> bool:
+    """Whether an averaging wrapper around a parallel model saved them, as EfficientVMamba's."""
     return all(name.startswith("module.module.") for name in _tensors(entry))
 
 
+def _is_unread(entry: Any) -> bool:
+    """Whether something is there, but no tensors."""
+    is_something = isinstance(entry, Inert) or (isinstance(entry, Mapping) and len(entry) > 0)
+    return is_something and not _tensors(entry)
+
+
 def _weights(kind: str, place: str, entry: Any) -> Weights:
-    tensors: dict[str, Tensor] = {}
-    for name, value in _tensors(entry).items():
-        plain = re.sub(r"^(module\.)+", "", name)
-        if COUNTERS.search(plain):
-            continue
-        if plain in tensors:
+    if isinstance(entry, Mapping):
+        unread = [name for name, value in entry.items() if isinstance(value, Inert)]
+        if unread:
             raise ValueError(
-                f"{place} holds {plain!r} twice, with and without 'module.': keep one of the two"
+                f"{place} holds more than plain tensors: {some(unread)} cannot be read; save them"
+                " as such (sparse and quantised ones as dense) where the code for them is"
             )
-        tensors[plain] = value
-    return Weights(kind, place, tensors)
+    return Weights(kind, place, _plain_names(_tensors(entry), place))
+
+
+def _plain_names(tensors: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
+    """Without the prefixes of wrappers, and without counters."""
+    plain: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        short = WRAPPERS.sub("", name)
+        if COUNTERS.search(short):
+            continue
+        if short in plain:
+            raise ValueError(
+                f"{place} holds {shown(short)} twice, with and without 'module.': keep one of them"
+            )
+        plain[short] = value
+    return plain
 
 
 def select_weights(checkpoint: Mapping[str, Any], kind: str = "auto") -> Weights:
@@ -123,8 +149,20 @@ def select_weights(checkpoint: Mapping[str, Any], kind: str = "auto") -> Weights
     if kind not in (*KINDS, "auto"):
         raise ValueError(f"weights must be auto, {' or '.join(KINDS)}, got {kind!r}")
     found = find_weights(checkpoint)
+    unread = {
+        entry: kind_of(checkpoint[entry])
+        for entry in (*EMA_ENTRIES, *ONLINE_ENTRIES)
+        if _is_unread(checkpoint.get(entry))
+    }
     if not found:
-        raise ValueError(_nothing_found(checkpoint))
+        raise ValueError(_nothing_found(checkpoint, unread))
+    # to take the others in silence would not be what was asked for
+    lost = [entry for entry in EMA_ENTRIES if entry in unread]
+    if lost and kind != "online":
+        raise ValueError(
+            f"{lost[0]!r} holds {unread[lost[0]]} in place of tensors, so the averages cannot be"
+            " read: --weights online takes the others"
+        )
     for weights in found:
         if kind in ("auto", weights.kind):
             return weights
@@ -132,9 +170,12 @@ def select_weights(checkpoint: Mapping[str, Any], kind: str = "auto") -> Weights
     raise ValueError(f"the file has no {kind} weights; it has {there}")
 
 
-def _nothing_found(checkpoint: Mapping[str, Any]) -> str:
-    names = ", ".join(map(repr, list(checkpoint)[:8])) or "nothing"
+def _nothing_found(checkpoint: Mapping[str, Any], unread: Mapping[str, str]) -> str:
+    names = some(list(checkpoint)) or "nothing"
     if "param_groups" in checkpoint or "optimizer" in checkpoint:
         return f"the file holds the state of an optimizer but no weights of a network: {names}"
+    if unread:
+        words = ", ".join(f"{entry!r} holds {kind}" for entry, kind in unread.items())
+        return f"the file holds no weights: {words}, no dict of tensors"
     entries = ", ".join(map(repr, (*EMA_ENTRIES, *ONLINE_ENTRIES)))
     return f"the file holds no weights at its top or under {entries}; it holds {names}"

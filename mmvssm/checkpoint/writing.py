@@ -16,10 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mmvssm.files import temporary_beside
-
-#: Called with the bytes that are done and those there are in all.
-Progress = Callable[[int, int], object]
+from mmvssm.files import Progress, temporary_beside
 
 SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
 #: Digits of the SHA-256 in a name, as in the names of OpenMMLab's own files.
@@ -133,8 +130,8 @@ def _write_torch(
         with open(part, "wb") as file:
             torch.save(_own_storages(content), _Counted(file, written))
     except RuntimeError as error:
-        # what torch makes of a failed write
-        if isinstance(error.__context__, OSError):
+        # what torch makes of a failed or interrupted write
+        if isinstance(error.__context__, OSError | KeyboardInterrupt):
             raise error.__context__ from None
         raise
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint
 
 import mmvssm.models
@@ -29,6 +30,7 @@ DENSE = [
     "vim/vim-tiny_upernet_4xb4-160k_ade20k-512x512",
 ]
 PLAIN = dict(embed_dims=16, num_layers=4)
+MICRO = dict(embed_dims=8, depths=(1, 1, 1, 1))
 
 
 def classifier_of(kind, arch):
@@ -64,6 +66,9 @@ def test_a_classifier_starts_the_models_of_the_configs(name):
         assert is_new == (".norm" in key[:14])
         assert (value == float(is_new and key.endswith("weight"))).all()
     assert converted.meta["mmvssm"]["content"] == content
+    if resized:
+        weights = {k.removeprefix("backbone."): v for k, v in converted.state_dict.items()}
+        MODELS.build(config).load_state_dict(weights, strict=True)
 
 
 def test_the_layers_alone():
@@ -74,6 +79,36 @@ def test_the_layers_alone():
     (entry, layers), *_ = restore(converted).items()
     # what the authors' detectors start from has no prefix, and the names of the first release
     assert entry == "model" and "layers.0.blocks.0.self_attention.Ds" in layers
+
+
+HEADS = {
+    "classifier": {},
+    "detector": {"rpn_head.rpn_conv.weight": torch.ones(1)},
+    "segmentor": {"decode_head.conv_seg.weight": torch.ones(1)},
+}
+
+
+@pytest.mark.parametrize(("content", "heads"), HEADS.items())
+@pytest.mark.parametrize(("arch", "name"), [("v0-tiny", "self_attention"), ("tiny-s1l8", "op")])
+def test_names_for_weights_trained_here(content, heads, arch, name):
+    """The first variants get the names that all code of their authors reads."""
+    weights = classifier_of("VMamba", arch)
+    if heads:
+        weights = {key: value for key, value in weights.items() if not key.startswith("head.")}
+    converted = convert({**weights, **heads})
+    assert converted.content == content and converted.names is None
+    (restored,) = restore(converted).values()
+    prefix = "backbone." if heads else ""
+    assert f"{prefix}layers.0.blocks.0.{name}.Ds" in restored
+    # what was converted goes back as it came, whatever its arch
+    again = convert(restored)
+    other = "current" if name == "op" else "first-release"
+    assert again.names == other
+    meta = dict(again.meta["mmvssm"], names="current")
+    product = convert(dict(state_dict=again.state_dict, meta=dict(mmvssm=meta)))
+    assert product.names == "current"
+    (restored,) = restore(product).values()
+    assert f"{prefix}layers.0.blocks.0.op.Ds" in restored
 
 
 def test_out_norms_of_a_file_stay():
@@ -102,7 +137,53 @@ def test_class_rows_do_not_go_back_to_segmentors():
 
 def test_arch_that_shapes_do_not_show():
     weights = classifier_of("LocalVim", "small")
-    assert convert(weights, arch="small-searched").meta["mmvssm"]["arch"] == "small-searched"
+    meta = convert(weights, arch="small-searched").meta
+    assert meta["mmvssm"]["arch"] == "small-searched"
+    # a product remembers it, unless other weights have come into the file
+    assert convert(dict(state_dict=weights, meta=meta)).found.arch == "small-searched"
+    others = classifier_of("LocalVim", "tiny")
+    assert convert(dict(state_dict=others, meta=meta)).found.arch == "tiny"
+
+
+@pytest.mark.parametrize("names", [object(), "foo", ["current"]])
+def test_what_a_file_says_of_itself_is_not_believed(names):
+    own = dict(arch=["v0-tiny"], names=names, weights="best")
+    checkpoint = dict(state_dict=classifier_of("VMamba", "v0-tiny"), meta=dict(mmvssm=own))
+    own = convert(checkpoint).meta["mmvssm"]
+    assert (own["arch"], own["names"], own["weights"]) == ("v0-tiny", None, "online")
+
+
+def test_double_precision_needs_a_dtype():
+    weights = {k: v.double() for k, v in classifier_of("VMamba", dict(MICRO)).items()}
+    with pytest.raises(ValueError, match="fp64 with a --dtype to convert them to"):
+        convert(weights)
+    converted = convert(weights, dtype="fp32")
+    assert {value.dtype for value in converted.state_dict.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("config", "content"),
+    [
+        ("vmamba-micro_digits-cls", "classifier"),
+        ("mask-rcnn_vmamba-micro_digits-det", "detector"),
+        ("vmamba-micro_upernet_digits-seg", "segmentor"),
+    ],
+)
+def test_heads_are_held_against_a_config(config, content):
+    path = str(CONFIGS / "demo" / f"{config}.py")
+    config = Config.fromfile(path)
+    init_default_scope(config.default_scope)
+    weights = MODELS.build(config.model).state_dict()
+    converted = convert(weights, arch=path)
+    assert converted.is_whole and converted.content == content
+    assert converted.state_dict.keys() == weights.keys()
+    last = list(weights)[-1]
+    assert not last.startswith("backbone.")
+    missing = {key: value for key, value in weights.items() if key != last}
+    with pytest.raises(ValueError, match=f"do not fit the config: 1 missing: {last}"):
+        convert(missing, arch=path)
+    with pytest.raises(ValueError, match=r"do not fit the config: 1 left over: teacher\.x"):
+        convert({**weights, "teacher.x": torch.ones(1)}, arch=path)
 
 
 @pytest.mark.parametrize("kind", ["Vim", "LocalVim", "VMamba"])
@@ -133,7 +214,7 @@ def test_other_image_sizes(tmp_path, kind):
 def test_meta():
     checkpoint = dict(
         model_ema=classifier_of("VMamba", "v0-tiny"),
-        meta=dict(epoch=3, dataset_meta=dict(classes=("a", "b")), cfg="import os", seed=object()),
+        meta=dict(epoch=3, dataset_meta=dict(classes=("a", "b")), cfg="import os", iter=object()),
     )
     meta = convert(checkpoint).meta
     assert meta.keys() == {"epoch", "dataset_meta", "mmvssm"}

@@ -8,6 +8,7 @@ from mmengine.model import ExponentialMovingAverage
 from torch import nn
 
 from mmvssm.checkpoint import find_weights, select_weights
+from mmvssm.checkpoint.reading import Inert
 
 ONLINE = {"a.weight": torch.zeros(2), "a.bias": torch.zeros(1)}
 EMA = {"a.weight": torch.ones(2), "a.bias": torch.ones(1)}
@@ -52,6 +53,8 @@ ONE_KIND = {
     "state_dict": (dict(state_dict=ONLINE, ema_state_dict=None), "online"),
     "of a parallel model": (prefixed(ONLINE), "online"),
     "the average of a parallel model": (dict(state_dict=prefixed(EMA, "module.module.")), "ema"),
+    "the same without a dict": (prefixed(EMA, "module.module."), "ema"),
+    "compiled": (dict(model=prefixed(ONLINE, "module._orig_mod.")), "online"),
     "an average alone": (dict(model_ema=EMA), "ema"),
     "MMEngine's average alone": (dict(ema_state_dict=prefixed(EMA)), "ema"),
     "converted": (dict(state_dict=EMA, meta=dict(mmvssm=dict(weights="ema"))), "ema"),
@@ -74,6 +77,29 @@ def test_profilers_counters_and_what_is_no_tensor_are_left_out():
     assert select_weights(dict(model=entry)).tensors.keys() == ONLINE.keys()
 
 
+UNREAD = {
+    "an object": (Inert("timm.ModelEma"), "an object of timm.ModelEma"),
+    "another depth": (dict(module=EMA), "a value of type dict"),
+}
+
+
+@pytest.mark.parametrize(("entry", "kind"), UNREAD.values(), ids=UNREAD)
+def test_averages_that_cannot_be_read_are_not_passed_over(entry, kind):
+    checkpoint = dict(model=ONLINE, model_ema=entry)
+    for which in ("auto", "ema"):
+        with pytest.raises(ValueError, match=f"'model_ema' holds {kind} in place of tensors"):
+            select_weights(checkpoint, which)
+    assert select_weights(checkpoint, "online").tensors.keys() == ONLINE.keys()
+    with pytest.raises(ValueError, match=f"no weights: 'model_ema' holds {kind}"):
+        select_weights(dict(model_ema=entry))
+
+
+def test_tensors_that_cannot_be_read_are_not_left_out():
+    weights = {**ONLINE, "b.weight": Inert("torch.sparse")}
+    with pytest.raises(ValueError, match=r"'model' holds more than plain tensors: b.weight cannot"):
+        select_weights(dict(model=weights))
+
+
 def test_a_whole_network():
     """Only a file that is trusted is read to one."""
     network = nn.Linear(2, 3)
@@ -85,9 +111,9 @@ def test_a_whole_network():
     [
         (dict(optimizer=dict(state={}), epoch=3), "the state of an optimizer but no weights"),
         (dict(state={0: {}}, param_groups=[]), "the state of an optimizer but no weights"),
-        (dict(model=None, epoch=3), "no weights at its top or under .*; it holds 'model', 'epoch'"),
+        (dict(model=None, epoch=3), "no weights at its top or under .*; it holds model, epoch"),
         ({}, "it holds nothing"),
-        (dict(model={"module.a": torch.ones(1), "a": torch.ones(1)}), "'a' twice"),
+        (dict(model={"module.a": torch.ones(1), "a": torch.ones(1)}), "'model' holds a twice"),
     ],
 )
 def test_no_weights(checkpoint, message):

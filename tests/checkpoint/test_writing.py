@@ -69,6 +69,15 @@ def test_nothing_is_replaced_unless_forced(tmp_path, suffix):
     assert product.stat().st_size > 10_000
 
 
+def test_what_is_replaced_is_not_written_to(tmp_path):
+    """Another name of the old file keeps its content."""
+    product = write_checkpoint(tmp_path / "net.pth", CONTENT)
+    product.write_bytes(b"mine")
+    (tmp_path / "other").hardlink_to(product)
+    write_checkpoint(tmp_path / "net.pth", CONTENT, force=True)
+    assert (tmp_path / "other").read_bytes() == b"mine"
+
+
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_a_full_disk_leaves_nothing_half_written(tmp_path, small_disk, suffix):
     content = dict(meta={}, state_dict={"x": torch.randn(1000, 1000)})

@@ -1,6 +1,5 @@
 """The simple feature pyramid against a plain reading of the reference, by its key names."""
 
-
 import pytest
 import torch
 import torch.nn.functional as F

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import cv2
@@ -178,6 +179,8 @@ def run_here(monkeypatch, capsys, tmp_path):
     """Runs a tool in this process and an empty folder: exit status, output and errors."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
+    # what a tool changes of it must not outlive the test
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
 
     def run(tool, *arguments):
         monkeypatch.setattr(sys, "argv", [str(tool), *map(str, arguments)])

@@ -197,24 +197,44 @@ def test_start_of_a_training(run, released, classifier, load_messages, name, con
     assert "unexpected" not in message
 
 
-@pytest.mark.parametrize(("name", "content"), LIBRARIES.items())
-def test_whole_models_of_the_authors(run, load_messages, name, content):
+#: What VMamba's authors call the parts of our models.
+THEIR_NAMES = {
+    "backbone.patch_embed.conv1.": "backbone.patch_embed.0.",
+    "backbone.patch_embed.norm1.": "backbone.patch_embed.2.",
+    "backbone.patch_embed.conv2.": "backbone.patch_embed.5.",
+    "backbone.patch_embed.norm2.": "backbone.patch_embed.7.",
+    "backbone.stages.": "backbone.layers.",
+    ".blocks.0.norm1.": ".blocks.0.norm.",
+    ".mixer.": ".op.",
+    ".downsample.conv.": ".downsample.1.",
+    ".downsample.norm.": ".downsample.3.",
+    **{f"backbone.norm{i}.": f"backbone.outnorm{i}." for i in range(4)},
+}
+
+
+@pytest.mark.parametrize("name", ["det", "seg"])
+def test_whole_models_of_the_authors(run, name):
     """Their heads have the libraries' names; the product is all that load_from asks for."""
     model = MODELS.build(read_config(name).model)
-    torch.save(dict(state_dict=model.state_dict(), meta=dict(epoch=12)), "ours.pth")
-    status, output, errors = run("ours.pth", ".", "--reverse")
-    assert (status, errors) == (0, "")
-    (weights, *_) = torch.load(product_of(output), weights_only=True).values()
-    assert not any(".mixer." in key or key.startswith("stages") for key in weights)
-    if name != "cls":
-        assert "backbone.outnorm0.weight" in weights
-    torch.save(dict(state_dict=weights), "theirs.pth")
-    status, output, errors = run("theirs.pth", "converted.pth")
-    assert (status, errors) == (0, "") and f": a {content}" in output
+    ours, theirs = model.state_dict(), {}
+    for key, value in ours.items():
+        for part, other in THEIR_NAMES.items():
+            key = key.replace(part, other) if key.startswith("backbone.") else key
+        theirs[key] = value
+    assert not ours.keys() & {key for key in theirs if key.startswith("backbone.")}
+    torch.save(dict(state_dict=theirs, meta=dict(epoch=12)), "theirs.pth")
+    status, output, errors = run("theirs.pth", "converted.pth", "--verify")
+    assert (status, errors) == (0, "") and f": a {LIBRARIES[name]}" in output
+    product = product_of(output)
     other = MODELS.build(read_config(name).model)
-    load_checkpoint(other, product_of(output), strict=True)
-    expected = model.state_dict()
-    assert all(torch.equal(value, expected[key]) for key, value in other.state_dict().items())
+    load_checkpoint(other, product, strict=True)
+    assert all(torch.equal(value, ours[key]) for key, value in other.state_dict().items())
+    # and back
+    status, output, errors = run(product, "back.pth", "--reverse")
+    assert (status, errors) == (0, "")
+    back = torch.load(product_of(output), weights_only=True)["state_dict"]
+    assert back.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[key]) for key, value in back.items())
 
 
 EMA_HOOKS = {
@@ -344,7 +364,7 @@ WRONG = {
     "shape": (lambda w: changed(w, **{"patch_embed.2.bias": torch.ones(5)}), "patch_embed"),
     "whole numbers": (
         lambda w: changed(w, **{"patch_embed.2.bias": torch.ones(4, dtype=torch.int64)}),
-        "weights must be fp32, bf16, fp16 .*backbone.patch_embed.norm1.bias is int64",
+        "weights must be fp32, .*: backbone.patch_embed.norm1.bias is int64",
     ),
     "NaN": (
         lambda w: changed(w, **{"patch_embed.2.bias": torch.full((4,), float("nan"))}),
@@ -356,7 +376,35 @@ WRONG = {
     ),
     "head": (
         lambda w: changed(w, **{"classifier.head.bias": torch.ones(4)}),
-        r"head.fc.bias must be \(3,\) as the weight has 3 classes, got \(4,\)",
+        r"no linear one behind 64 channels; .*head.fc.bias \(4,\) instead of \(3,\)",
+    ),
+    "width of the head": (
+        lambda w: changed(w, **{"classifier.head.weight": torch.ones(3, 65)}),
+        r"head.fc.weight \(3, 65\) instead of \(3, 64\)",
+    ),
+    "half a head": (
+        lambda w: {k: v for k, v in w.items() if k != "classifier.head.bias"},
+        "1 missing: head.fc.bias",
+    ),
+    "the other half": (
+        lambda w: {k: v for k, v in w.items() if k != "classifier.head.weight"},
+        "1 missing: head.fc.weight",
+    ),
+    "more of a head": (
+        lambda w: changed(w, **{"head.scale": torch.ones(1)}),
+        "1 left over: head.scale",
+    ),
+    "fp64": (
+        lambda w: {key: value.double() for key, value in w.items()},
+        "fp64 with a --dtype to convert them to",
+    ),
+    "escapes": (
+        lambda w: changed(w, **{"layers.0.\x1b[31m\n": torch.ones(1)}),
+        r"1 left over: stages.0.\\x1b\[31m\\n",
+    ),
+    "two namings": (
+        lambda w: changed(w, **{"patch_embed.proj.bias": torch.ones(4)}),
+        "the file mixes two networks or namings of one",
     ),
     "unknown family": (
         lambda w: {"conv1.weight": torch.ones(1)},
@@ -409,6 +457,10 @@ REFUSED = {
         ["detector.pth", "a.pth", "--to", "classifier"],
         "the file holds a detector, which cannot become a classifier",
     ),
+    "more than a backbone": (
+        ["teacher.pth", "a.pth"],
+        "1 weights are left over: teacher.weight; if the model has another head, name its config",
+    ),
     "no such arch": (
         ["released.pth", "a.pth", "--arch", "huge"],
         "arch must be one of v0-tiny, .* got 'huge'",
@@ -425,7 +477,9 @@ REFUSED = {
 
 @pytest.mark.parametrize(("arguments", "message"), REFUSED.values(), ids=REFUSED)
 def test_refusals(run, released, classifier, arguments, message):
-    torch.save({**classifier, "rpn_head.weight": torch.ones(1)}, "detector.pth")
+    layers = {key: value for key, value in classifier.items() if not key.startswith("head")}
+    torch.save({**layers, "rpn_head.weight": torch.ones(1)}, "detector.pth")
+    torch.save({**layers, "teacher.weight": torch.ones(1)}, "teacher.pth")
     before = set(Path().iterdir())
     status, _, _ = run(*arguments)
     assert isinstance(status, str) and "\n" not in status

@@ -16,8 +16,9 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from mmvssm import models
+from mmvssm import config_path, models
 from mmvssm.models.backbones.plain import PlainBackbone
+from mmvssm.models.layers.tokens import CLASS_TOKENS
 
 from ..names import KEY_MAPS
 from ..words import some
@@ -54,6 +55,8 @@ _BLOCK = re.compile(r"(?:backbone\.)?(?:net\.)?((?:layers|stages)(?:\.\d+)?(?:\.
 NEARBY = 3
 
 
+#: What the names of our own config files begin with.
+OURS = "mmvssm::"
 #: Options in which models of other tasks differ that have the same network.
 OUTPUTS = ("out_indices", "out_norm", "drop_cls_token", "img_size")
 
@@ -102,6 +105,24 @@ class Found:
         """Shapes of its weights by key; takes no memory for them."""
         with torch.device("meta"):
             return shapes_of(self.build().state_dict())
+
+    def differences(self, given: Mapping[str, Sequence[int]]) -> Differences:
+        """Where weights differ from the backbone's, unless it loads them nevertheless.
+
+        It does so with a position embedding that lacks the rows of class tokens, if it drops them;
+        see :meth:`PlainBackbone.lacks_class_rows`.
+
+        Args:
+            given: Shapes by key.
+        """
+        with torch.device("meta"):
+            model = self.build()
+        given, table = dict(given), given.get("pos_embed", ())
+        if isinstance(model, PlainBackbone) and len(table) == 3:
+            if model.lacks_class_rows(table[1]):
+                num_class = CLASS_TOKENS[model.stored_place]
+                given["pos_embed"] = (table[0], table[1] + num_class, table[2])
+        return compare(given, shapes_of(model.state_dict()))
 
 
 def find_family(keys: Iterable[str]) -> str:
@@ -160,11 +181,13 @@ def find_arch(shapes: Mapping[str, Sequence[int]], family: str, arch: str | None
         shapes: Shapes by key in our names, without the prefix ``backbone.``.
         family: A key of :data:`KEY_MAPS`.
         arch: A name such as ``'tiny'``, ``'vim/tiny'`` or ``'Vim/tiny'``, or the path of a config
-            file whose ``model.backbone`` is taken, if need be for the image size and the output
-            norms that the weights have: classifiers fit the configs of detectors; None to find it.
+            file, one of ours also as ``'mmvssm::vim/NAME.py'``, whose ``model.backbone`` is taken,
+            if need be for the image size and the output norms that the weights have: classifiers
+            fit the configs of detectors; None to find it.
 
     Returns:
-        The backbone, which has exactly the given keys and shapes.
+        The backbone, which has exactly the given keys and shapes; one with ``drop_cls_token`` may
+        have rows of class tokens that the given position embedding lacks.
 
     Raises:
         ArchError: If the weights fit no arch, or not the one that is given; the message lists where
@@ -180,12 +203,12 @@ def find_arch(shapes: Mapping[str, Sequence[int]], family: str, arch: str | None
     if arch.endswith(".py"):
         found, reason = _from_config(arch, family), ""
         try:
-            differences = compare(given.shapes, found.shapes())
-            if differences:
-                found = _with_own_outputs(given, found)
-                differences = compare(given.shapes, found.shapes())
-        except (TypeError, ValueError) as error:
+            differences = found.differences(given.shapes)
+        except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"the backbone of {arch!r} cannot be built{_brief(error)}") from None
+        own = _with_own_outputs(given, found) if differences else None
+        if own is not None:
+            return own
     else:
         found, differences, reason = _try_name(given, family, _read_name(arch, family))
     if differences:
@@ -233,15 +256,14 @@ def _distances(given: Shapes, family: str) -> dict[str, tuple[int, int]]:
 
 def _try_name(given: Shapes, family: str, name: str) -> tuple[Found, Differences, str]:
     """A named arch with the options that the weights ask for, what differs, and why it must."""
-    found, reason = Found(family, TYPES[family], name), ""
+    found = Found(family, TYPES[family], name)
     try:
         options = _reader(family).read_options(given, _class(family).read_arch(name), family)
-        shapes = replace(found, options=options).shapes()
-        found = replace(found, options=options)
+        own = replace(found, options=options)
+        return own, own.differences(given.shapes), ""
     except (ValueError, RuntimeError) as error:
         # no options explain these shapes: they are compared with those of the arch itself
-        shapes, reason = found.shapes(), _brief(error)
-    return found, compare(given.shapes, shapes), reason
+        return found, found.differences(given.shapes), _brief(error)
 
 
 def _from_fields(given: Shapes, family: str) -> Found:
@@ -257,7 +279,7 @@ def _from_fields(given: Shapes, family: str) -> Found:
         }
         options = reader.read_options(given, cls.read_arch(fields), family)
         found = Found(family, TYPES[family], fields, options)
-        differences = compare(given.shapes, found.shapes())
+        differences = found.differences(given.shapes)
         if not differences:
             return found
         tried.append((found, differences))
@@ -291,13 +313,16 @@ def _read_name(arch: str, family: str) -> str:
 
 def _from_config(path: str, family: str) -> Found:
     """The backbone of a config file, as it is."""
-    if not Path(path).is_file():
+    file = config_path(path.removeprefix(OURS)) if path.startswith(OURS) else path
+    if not Path(file).is_file():
         raise FileNotFoundError(f"there is no config file {path!r} to take the arch from")
     try:
-        options = Config.fromfile(path).to_dict()["model"]["backbone"]
-    except Exception as error:  # config files are programs, which fail in every possible way
+        options = dict(Config.fromfile(file).to_dict()["model"]["backbone"])
+    # config files are programs, which fail in every possible way, or end ours
+    except (Exception, SystemExit) as error:
         raise ValueError(f"no model.backbone can be read from {path!r}{_brief(error)}") from None
-    kind = str(options.pop("type", None)).removeprefix("mmvssm.")
+    kind = options.pop("type", None)
+    kind = str(getattr(kind, "__name__", kind)).split(".")[-1]
     if kind != TYPES[family]:
         raise ValueError(
             f"the backbone of {path!r} must be {TYPES[family]}, as the weights are of the family"
@@ -310,15 +335,20 @@ def _from_config(path: str, family: str) -> Found:
     return Found(family, kind, arch, options)
 
 
-def _with_own_outputs(given: Shapes, found: Found) -> Found:
-    """The same network with the outputs and the image size that the weights ask for."""
-    try:
-        arch = _class(found.family).read_arch(found.arch)
-        own = _reader(found.family).read_options(given, arch, found.family)
-    except Unreadable:
-        return found
+def _with_own_outputs(given: Shapes, found: Found) -> Found | None:
+    """The same network with the outputs and the image size of the weights; None if they differ."""
+    arch = _class(found.family).read_arch(found.arch)
+    arch |= {name: found.options[name] for name in found.options.keys() & arch.keys()}
     options = {name: value for name, value in found.options.items() if name not in OUTPUTS}
-    return replace(found, options=options | {k: v for k, v in own.items() if k in OUTPUTS})
+    try:
+        own = _reader(found.family).read_options(given, arch, found.family)
+        options |= {name: value for name, value in own.items() if name in OUTPUTS}
+        if found.options.get("drop_cls_token") and "cls_token" not in given:
+            options["drop_cls_token"] = True
+        own = replace(found, options=options)
+        return None if own.differences(given.shapes) else own
+    except (ValueError, RuntimeError):  # RuntimeError: of sizes that torch refuses
+        return None
 
 
 def _class(family: str) -> type:
@@ -334,5 +364,8 @@ def _plain_word(name: str) -> str:
     return re.sub(r"[-_]", "", name).lower()
 
 
-def _brief(error: Exception) -> str:
-    return " (" + (str(error).split("\n", 1)[0] or type(error).__name__) + ")"
+def _brief(error: BaseException) -> str:
+    words = str(error).split("\n", 1)[0]
+    if isinstance(error, SystemExit):
+        words = f"it ends the program: {words}"
+    return f" ({words or type(error).__name__})"

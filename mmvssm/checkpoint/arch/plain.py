@@ -89,6 +89,9 @@ def read_options(shapes: Shapes, arch: Mapping[str, Any], family: str) -> dict:
         options["in_channels"] = channels
     num_class, side = _tokens(shapes)
     place, norm, rope = arch["cls_token"], _norm(shapes), _has_rope(shapes)
+    if num_class == 0 and rope == arch["rope"] and _is_dense(shapes):
+        # as their authors save them, without the rows; the network is that of 'none'
+        num_class = CLASS_TOKENS[place]
     if CLASS_TOKENS[place] != num_class:
         place = PLACES[num_class]
     if rope != arch["rope"]:
@@ -108,6 +111,11 @@ def read_options(shapes: Shapes, arch: Mapping[str, Any], family: str) -> dict:
     if side not in (None, _grid(arch["patch_size"], stride)):
         options["img_size"] = (side - 1) * stride + arch["patch_size"]
     return {**options, **_outputs(shapes, arch["num_layers"], norm)}
+
+
+def _is_dense(shapes: Shapes) -> bool:
+    """Whether tokens are read as maps: a classifier has one norm behind its last layer."""
+    return "pos_embed" in shapes and len(shapes.numbers(r"norm(\d{1,3})\.")) != 1
 
 
 def _outputs(shapes: Shapes, depth: int, norm: str) -> dict:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from mmap import mmap
 from typing import Any, BinaryIO
+
+from mmvssm.files import Progress
 
 from ..words import shown
 from .errors import CheckpointError
 from .operations import Window
 from .pickles import Interpreter
 from .tensors import TensorBuilder, storage_bytes
-
-Progress = Callable[[int, int], object]
 
 #: What a file of the format before torch 1.6 begins with.
 MAGIC = 0x1950A86A20F9469CFC6C

@@ -14,8 +14,10 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from mmvssm.files import Progress
+
 from ..words import shown
-from .archives import Progress, read_pickles, read_zip
+from .archives import read_pickles, read_zip
 from .errors import CheckpointError, HostileFileError
 from .references import Inert
 from .values import kind_of

@@ -180,10 +180,13 @@ def describe(converted: Converted, checkpoint: Checkpoint) -> Iterator[str]:
             " with a model if --arch names its config"
         )
     yield f"checked  {len(converted.state_dict)} tensors, {count:,} numbers, all finite: {what}"
-    if converted.content != converted.source:
+    if converted.content in ("detector", "segmentor") and converted.content != converted.source:
+        yield f"made     the backbone that {converted.content}s start from, for init_cfg"
+    elif converted.content != converted.source:
         yield f"made     a {converted.content} of it"
     if converted.fresh:
-        yield f"         new, at their start: {', '.join(converted.fresh)}"
+        layers = dict.fromkeys(key.rpartition(".")[0] for key in converted.fresh)
+        yield f"         not in the file, so at their start: {', '.join(layers)}"
 
 
 def main() -> None:

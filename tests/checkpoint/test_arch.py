@@ -312,6 +312,140 @@ def test_arch_of_a_config_file(tmp_path):
         find_arch(other, "vim", str(config))
 
 
+def grid_rows_only(shapes, number=1):
+    """Shapes of a dense model as its authors save it: the rows of class tokens are gone."""
+    batch, rows, width = shapes["pos_embed"]
+    return {**shapes, "pos_embed": (batch, rows - number, width)}
+
+
+def loads_into(found, shapes):
+    """Whether the backbone loads weights of these shapes."""
+    with torch.device("meta"):
+        weights = {key: torch.empty(shape) for key, shape in shapes.items()}
+        return found.build().load_state_dict(weights, assign=True) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "options"),
+    [
+        ("Vim", "tiny", dict(out_norm=False)),
+        ("Vim", "small", dict(out_norm=False, img_size=1024)),
+        ("Vim", "base", dict(out_indices=(5, 11, 17, 23), out_norm="ln", img_size=512)),
+        ("LocalVim", "tiny-mid-cls", dict(out_indices=(4, 9, 14, 19), out_norm="ln")),
+    ],
+)
+def test_dense_weights_without_class_rows(kind, name, options):
+    shapes = grid_rows_only(backbone_shapes(kind, name, drop_cls_token=True, **options))
+    assert shapes == backbone_shapes(kind, name, cls_token="none", **options)
+    for arch in (None, name):
+        found = find_arch(shapes, FAMILIES[kind], arch)
+        assert (found.arch, found.options) == (name, dict(drop_cls_token=True, **options))
+        assert loads_into(found, shapes)
+    with pytest.raises(ArchError, match=r"pos_embed"):
+        find_arch({**shapes, "pos_embed": (1, shapes["pos_embed"][1] + 2, 192)}, FAMILIES[kind])
+
+
+def test_weights_without_class_tokens_that_are_of_a_classifier_or_have_a_rotary_embedding():
+    for options in (dict(), dict(rope=True, divide_out=False, out_norm=False)):
+        shapes = backbone_shapes("Vim", "tiny", cls_token="none", **options)
+        found = find_arch(shapes, "vim")
+        assert (found.arch, found.options) == ("tiny", dict(cls_token="none", **options))
+
+
+@pytest.mark.parametrize("img_size", [512, 768])
+@pytest.mark.parametrize("prefix", ["", "mmvssm::"])
+def test_dense_weights_without_class_rows_fit_our_configs(prefix, img_size):
+    name = "vim/vim-tiny_upernet_4xb8-60k_ade20k-512x512.py"
+    config = name if prefix else str(TESTS.parent / "configs" / name)
+    found = find_arch(
+        grid_rows_only(
+            backbone_shapes("Vim", "tiny", drop_cls_token=True, out_norm=False, img_size=img_size)
+        ),
+        "vim",
+        prefix + config,
+    )
+    expected = Config.fromfile(TESTS.parent / "configs" / name).model.backbone.to_dict()
+    kept = {"drop_cls_token", "feature", "out_type", "drop_path_rate"} & expected.keys()
+    assert {key: found.options[key] for key in kept} == {key: expected[key] for key in kept}
+    assert found.options["drop_cls_token"] and found.options["img_size"] == img_size
+    assert found.arch == "tiny"
+
+
+@pytest.mark.parametrize("place", ["middle", "double"])
+@pytest.mark.parametrize("options", [dict(img_size=(64, 128)), dict(img_size=64, out_norm="ln")])
+def test_tables_without_class_rows_fit_configs_that_drop_the_token(place, options, tmp_path):
+    options = dict(options, cls_token=place, drop_cls_token=True)
+    config = tmp_path / "vim.py"
+    config.write_text(f"model = dict(backbone=dict(type='mmvssm.Vim', arch={PLAIN}, **{options}))")
+    number = 2 if place == "double" else 1
+    shapes = grid_rows_only(backbone_shapes("Vim", PLAIN, **options), number)
+    found = find_arch(shapes, "vim", str(config))
+    assert (found.arch, found.options) == (PLAIN, options)
+    assert loads_into(found, shapes)
+    if options["img_size"] == 64:
+        # of another size, and with the one norm that a classifier has
+        larger = grid_rows_only(
+            backbone_shapes("Vim", PLAIN, **{**options, "img_size": 96}), number
+        )
+        found = find_arch(larger, "vim", str(config))
+        assert (found.arch, found.options) == (PLAIN, {**options, "img_size": 96})
+        assert loads_into(found, larger)
+
+
+def test_differences_are_those_from_the_config_as_it_is(tmp_path):
+    config = tmp_path / "vim.py"
+    options = dict(drop_cls_token=True, out_norm=False, img_size=64)
+    config.write_text(f"model = dict(backbone=dict(type='mmvssm.Vim', arch={PLAIN}, **{options}))")
+    shapes = backbone_shapes("Vim", PLAIN, **options)
+    shapes["layers.1.norm.weight"] = (17,)
+    with pytest.raises(ArchError) as e:
+        find_arch(shapes, "vim", str(config))
+    assert str(e.value).endswith(
+        "; differences: 1 of another shape or type: layers.1.norm.weight (17,) instead of (16,)"
+    )
+    shapes = backbone_shapes("Vim", dict(PLAIN, num_layers=5), cls_token="none", img_size=64)
+    del shapes["norm0.weight"]
+    with pytest.raises(ArchError, match=r"differences: \d+ left over: layers\.4\.[^;]*$"):
+        find_arch(shapes, "vim", str(config))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["type='mmvssm.models.Vim'", "type='mmvssm.Vim'", "type='Vim'", "type=Vim", "type=models.Vim"],
+)
+def test_types_in_configs(kind, tmp_path):
+    config = tmp_path / "vim.py"
+    arch = "dict(embed_dims=16, num_layers=4)"
+    lines = ["from mmvssm import models", "from mmvssm.models import Vim"]
+    config.write_text("\n".join([*lines, f"model = dict(backbone=dict({kind}, arch={arch}))"]))
+    found = find_arch(backbone_shapes("Vim", PLAIN), "vim", str(config))
+    assert (found.type, found.arch, found.options) == ("Vim", PLAIN, {})
+    with pytest.raises(ValueError, match=r"must be LocalVim, .*; got 'Vim'"):
+        find_arch(backbone_shapes("LocalVim", PLAIN), "local_vim", str(config))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("import sys\nsys.exit()", "it ends the program: None"),
+        ("raise SystemExit('enough')", "it ends the program: enough"),
+        ("model = dict(backbone=None)", "'NoneType' object is not iterable"),
+        ("raise KeyError", "KeyError"),
+    ],
+)
+def test_configs_that_cannot_be_read(text, reason, tmp_path):
+    config = tmp_path / "broken.py"
+    config.write_text(text)
+    with pytest.raises(ValueError) as e:
+        find_arch(backbone_shapes("Vim", PLAIN), "vim", str(config))
+    assert str(e.value) == f"no model.backbone can be read from {str(config)!r} ({reason})"
+
+
+def test_config_of_ours_that_is_not_there():
+    with pytest.raises(FileNotFoundError, match=r"no config 'vim/vim-tinny.py'.*closest: vim/vim-"):
+        find_arch(backbone_shapes("Vim", PLAIN), "vim", "mmvssm::vim/vim-tinny.py")
+
+
 def test_one_changed_tensor():
     shapes = backbone_shapes("VMamba", "tiny-s1l8")
     key = "stages.2.blocks.5.mixer.x_proj_weight"

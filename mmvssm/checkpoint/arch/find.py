@@ -117,11 +117,10 @@ class Found:
         """
         with torch.device("meta"):
             model = self.build()
-        given, table = dict(given), given.get("pos_embed", ())
-        if isinstance(model, PlainBackbone) and len(table) == 3:
-            if model.lacks_class_rows(table[1]):
-                num_class = CLASS_TOKENS[model.stored_place]
-                given["pos_embed"] = (table[0], table[1] + num_class, table[2])
+        is_plain, table = isinstance(model, PlainBackbone), given.get("pos_embed", ())
+        if is_plain and len(table) == 3 and model.lacks_class_rows(table[1]):
+            num_class = CLASS_TOKENS[model.stored_place]
+            given = {**given, "pos_embed": (table[0], table[1] + num_class, table[2])}
         return compare(given, shapes_of(model.state_dict()))
 
 
@@ -338,8 +337,8 @@ def _from_config(path: str, family: str) -> Found:
 def _with_own_outputs(given: Shapes, found: Found) -> Found | None:
     """The same network with the outputs and the image size of the weights; None if they differ."""
     arch = _class(found.family).read_arch(found.arch)
-    arch |= {name: found.options[name] for name in found.options.keys() & arch.keys()}
     options = {name: value for name, value in found.options.items() if name not in OUTPUTS}
+    arch |= {name: value for name, value in options.items() if name in arch and value is not None}
     try:
         own = _reader(found.family).read_options(given, arch, found.family)
         options |= {name: value for name, value in own.items() if name in OUTPUTS}

@@ -356,15 +356,16 @@ def test_weights_without_class_tokens_that_are_of_a_classifier_or_have_a_rotary_
 
 
 @pytest.mark.parametrize("img_size", [512, 768])
-def test_dense_weights_without_class_rows_fit_our_configs(img_size):
+@pytest.mark.parametrize("prefix", ["", "mmvssm::"])
+def test_dense_weights_without_class_rows_fit_our_configs(prefix, img_size):
     name = "vim/vim-tiny_upernet_4xb8-60k_ade20k-512x512.py"
-    config = str(TESTS.parent / "configs" / name)
+    config = name if prefix else str(TESTS.parent / "configs" / name)
     found = find_arch(
         grid_rows_only(
             backbone_shapes("Vim", "tiny", drop_cls_token=True, out_norm=False, img_size=img_size)
         ),
         "vim",
-        config,
+        prefix + config,
     )
     expected = Config.fromfile(TESTS.parent / "configs" / name).model.backbone.to_dict()
     kept = {"drop_cls_token", "feature", "out_type", "drop_path_rate"} & expected.keys()
@@ -409,6 +410,43 @@ def test_differences_are_those_from_the_config_as_it_is(tmp_path):
     del shapes["norm0.weight"]
     with pytest.raises(ArchError, match=r"differences: \d+ left over: layers\.4\.[^;]*$"):
         find_arch(shapes, "vim", str(config))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["type='mmvssm.models.Vim'", "type='mmvssm.Vim'", "type='Vim'", "type=Vim", "type=models.Vim"],
+)
+def test_types_in_configs(kind, tmp_path):
+    config = tmp_path / "vim.py"
+    arch = "dict(embed_dims=16, num_layers=4)"
+    lines = ["from mmvssm import models", "from mmvssm.models import Vim"]
+    config.write_text("\n".join([*lines, f"model = dict(backbone=dict({kind}, arch={arch}))"]))
+    found = find_arch(backbone_shapes("Vim", PLAIN), "vim", str(config))
+    assert (found.type, found.arch, found.options) == ("Vim", PLAIN, {})
+    with pytest.raises(ValueError, match=r"must be LocalVim, .*; got 'Vim'"):
+        find_arch(backbone_shapes("LocalVim", PLAIN), "local_vim", str(config))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("import sys\nsys.exit()", "it ends with sys.exit(None)"),
+        ("raise SystemExit('enough')", "it ends with sys.exit('enough')"),
+        ("model = dict(backbone=None)", "'NoneType' object is not iterable"),
+        ("raise KeyError", "KeyError"),
+    ],
+)
+def test_configs_that_cannot_be_read(text, reason, tmp_path):
+    config = tmp_path / "broken.py"
+    config.write_text(text)
+    with pytest.raises(ValueError) as e:
+        find_arch(backbone_shapes("Vim", PLAIN), "vim", str(config))
+    assert str(e.value) == f"no model.backbone can be read from {str(config)!r} ({reason})"
+
+
+def test_config_of_ours_that_is_not_there():
+    with pytest.raises(FileNotFoundError, match=r"no config 'vim/vim-tinny.py'.*closest: vim/vim-"):
+        find_arch(backbone_shapes("Vim", PLAIN), "vim", "mmvssm::vim/vim-tinny.py")
 
 
 def test_one_changed_tensor():

@@ -16,7 +16,7 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from mmvssm import models
+from mmvssm import config_path, models
 from mmvssm.models.backbones.plain import PlainBackbone
 from mmvssm.models.layers.tokens import CLASS_TOKENS
 
@@ -55,6 +55,8 @@ _BLOCK = re.compile(r"(?:backbone\.)?(?:net\.)?((?:layers|stages)(?:\.\d+)?(?:\.
 NEARBY = 3
 
 
+#: What the names of our own config files begin with.
+OURS = "mmvssm::"
 #: Options in which models of other tasks differ that have the same network.
 OUTPUTS = ("out_indices", "out_norm", "drop_cls_token", "img_size")
 
@@ -364,5 +366,5 @@ def _plain_word(name: str) -> str:
 def _brief(error: BaseException) -> str:
     words = str(error).split("\n", 1)[0]
     if isinstance(error, SystemExit):
-        words = f"it ends the program: {words}"
+        words = f"it ends with sys.exit({error.code!r})"
     return f" ({words or type(error).__name__})"

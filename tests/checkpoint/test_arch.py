@@ -305,7 +305,7 @@ def test_arch_of_a_config_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no config file 'missing.py'"):
         find_arch(other, "vim", "missing.py")
     config.write_text("model = dict(")
-    with pytest.raises(ValueError, match=r"no model.backbone can be read from"):
+    with pytest.raises(ValueError, match=r"the config '.*vim.py' cannot be read \("):
         find_arch(other, "vim", str(config))
     config.write_text("model = dict(backbone=dict(type='mmvssm.Vim', depth=3))")
     with pytest.raises(ValueError, match=r"cannot be built \(.*depth"):
@@ -428,20 +428,27 @@ def test_types_in_configs(kind, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"),
+    ("text", "message"),
     [
-        ("import sys\nsys.exit()", "it ends with sys.exit(None)"),
-        ("raise SystemExit('enough')", "it ends with sys.exit('enough')"),
-        ("model = dict(backbone=None)", "'NoneType' object is not iterable"),
-        ("raise KeyError", "KeyError"),
+        ("import sys\nsys.exit()", "the config {} cannot be read (it ends with sys.exit(None))"),
+        (
+            "raise SystemExit('enough')",
+            "the config {} cannot be read (it ends with sys.exit('enough'))",
+        ),
+        ("raise KeyError", "the config {} cannot be read (KeyError)"),
+        ("model = dict(neck=3)", "no model.backbone can be read from {} ('backbone')"),
+        (
+            "model = dict(backbone=None)",
+            "no model.backbone can be read from {} ('NoneType' object is not iterable)",
+        ),
     ],
 )
-def test_configs_that_cannot_be_read(text, reason, tmp_path):
+def test_configs_that_cannot_be_read(text, message, tmp_path):
     config = tmp_path / "broken.py"
     config.write_text(text)
     with pytest.raises(ValueError) as e:
         find_arch(backbone_shapes("Vim", PLAIN), "vim", str(config))
-    assert str(e.value) == f"no model.backbone can be read from {str(config)!r} ({reason})"
+    assert str(e.value) == message.format(repr(str(config)))
 
 
 def test_config_of_ours_that_is_not_there():

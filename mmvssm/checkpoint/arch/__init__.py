@@ -7,6 +7,7 @@ from .find import (
     UnknownFamilyError,
     find_arch,
     find_family,
+    read_config,
 )
 from .shapes import compare, shapes_of
 
@@ -18,5 +19,6 @@ __all__ = [
     "compare",
     "find_arch",
     "find_family",
+    "read_config",
     "shapes_of",
 ]

@@ -310,15 +310,29 @@ def _read_name(arch: str, family: str) -> str:
     return name
 
 
-def _from_config(path: str, family: str) -> Found:
-    """The backbone of a config file, as it is."""
+def read_config(path: str) -> Config:
+    """A config file: its path, or ``'mmvssm::vim/NAME.py'`` for one of ours.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be read, or ends the program.
+    """
     file = config_path(path.removeprefix(OURS)) if path.startswith(OURS) else path
     if not Path(file).is_file():
         raise FileNotFoundError(f"there is no config file {path!r} to take the arch from")
     try:
-        options = dict(Config.fromfile(file).to_dict()["model"]["backbone"])
+        return Config.fromfile(file)
     # config files are programs, which fail in every possible way, or end ours
     except (Exception, SystemExit) as error:
+        raise ValueError(f"the config {path!r} cannot be read{_brief(error)}") from None
+
+
+def _from_config(path: str, family: str) -> Found:
+    """The backbone of a config file, as it is."""
+    config = read_config(path)
+    try:
+        options = dict(config.to_dict()["model"]["backbone"])
+    except Exception as error:  # dicts of any form, and classes that cannot be imported
         raise ValueError(f"no model.backbone can be read from {path!r}{_brief(error)}") from None
     kind = options.pop("type", None)
     kind = str(getattr(kind, "__name__", kind)).split(".")[-1]

@@ -17,7 +17,7 @@ from mmvssm.files import Progress
 from mmvssm.models.layers.tokens import class_positions, remove_tokens
 from mmvssm.version import __version__
 
-from .arch import Found, find_arch, find_family, shapes_of
+from .arch import Found, find_arch, find_family, read_config, shapes_of
 from .contents import (
     as_in_configs,
     check_against_config,
@@ -104,7 +104,7 @@ def convert(
     """
     chosen = select_weights(checkpoint, weights)
     family = find_family(chosen.tensors)
-    config = Config.fromfile(arch) if arch is not None and arch.endswith(".py") else None
+    config = read_config(arch) if arch is not None and arch.endswith(".py") else None
     source = content_of(chosen.tensors)
     if source == "backbone" and config is not None:
         source = _content_with_config(chosen.tensors, config)
@@ -227,7 +227,10 @@ def _without_class_rows(table: Tensor, found: Found) -> Tensor:
     """A position embedding as the original projects' detectors and segmentors have it."""
     with torch.device("meta"):
         model = found.build()
-    return remove_tokens(table, class_positions(model.stored_place, math.prod(model.grid)))
+    patches = math.prod(model.grid)
+    if table.shape[1] == patches:
+        return table
+    return remove_tokens(table, class_positions(model.stored_place, patches))
 
 
 def _of_backbone(mapped: Mapping[str, Tensor]) -> dict[str, Tensor]:

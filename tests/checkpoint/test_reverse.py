@@ -347,45 +347,45 @@ def test_parts_are_tensors_of_their_own():
             ["backbone.norm1.bias", "backbone.norm3.bias"],
             "vmamba",
             "classification",
-            "no place for 'backbone.norm1.bias' in its models for 'classification'",
+            "no place for backbone.norm1.bias in its models for 'classification'",
         ),
         (
             ["backbone.norm3.bias", "decode_head.conv.weight"],
             "vmamba",
             "classification",
-            "no place for 'decode_head.conv.weight'",
+            "no place for decode_head.conv.weight",
         ),
         (
             ["backbone.norm0.weight", "backbone.norm1.weight"],
             "local_vim",
             "classification",
-            "no place for 'backbone.norm1.weight'",
+            "no place for backbone.norm1.weight",
         ),
-        (["backbone.norm0.weight"], "vim", "dense", "no place for 'backbone.norm0.weight'"),
+        (["backbone.norm0.weight"], "vim", "dense", "no place for backbone.norm0.weight"),
         (
             ["backbone.pos_embed", "neck.levels.x0_25.conv1.weight"],
             "vim",
             "dense",
-            "no place for 'neck.levels.x0_25.conv1.weight'",
+            "no place for neck.levels.x0_25.conv1.weight",
         ),
         (
             ["backbone.norm0.bias", "neck.levels.x2.deconv1.weight"],
             "local_vim",
             "dense",
-            "no place for 'neck.levels.x2.deconv1.weight'",
+            "no place for neck.levels.x2.deconv1.weight",
         ),
         (
             ["backbone.pos_embed", "neck.upsample_2x.0.weight"],
             "vim",
             "dense",
-            "no place for 'neck.upsample_2x.0.weight'",
+            "no place for neck.upsample_2x.0.weight",
         ),
         (["backbone.layers.0.mixer.Ds"], "vim", "dense", "has no x_proj_weight of three axes"),
         (
             ["backbone.layers.0.mixer.conv2d.bias"],
             "vmamba",
             "dense",
-            "'backbone.layers.0.mixer.conv2d.bias', .* would not be the same when read again",
+            "backbone.layers.0.mixer.conv2d.bias, .* would not be the same when read again",
         ),
     ],
 )
@@ -395,7 +395,7 @@ def test_what_has_no_way_back(ours, family, task, message):
 
 
 def test_all_that_is_foreign_is_named():
-    with pytest.raises(ValueError, match=r"'a.0', .*'a.7' and 3 more in its models"):
+    with pytest.raises(ValueError, match=r"a.0, .*a.7 and 3 more in its models"):
         unmapped(["backbone.norm3.bias", *(f"a.{i}" for i in range(11))], task="classification")
 
 
@@ -411,14 +411,14 @@ def test_four_scans_are_not_vims():
     """LocalVim has as many scans as it likes, Vim two at most."""
     ours = micro(LocalVim, "local_vim").state_dict(prefix="backbone.")
     ours = {key: value for key, value in ours.items() if ".merge." not in key}
-    with pytest.raises(ValueError, match=r"no place for 'backbone\.layers\.0\.mixer\."):
+    with pytest.raises(ValueError, match=r"no place for backbone\.layers\.0\.mixer\."):
         unmap_state_dict(ours, "vim")
 
 
 def test_a_tensor_that_does_not_split():
     mixer = "backbone.layers.0.mixer"
     ours = {f"{mixer}.x_proj_weight": torch.zeros(2, 3, 4), f"{mixer}.Ds": torch.zeros(5)}
-    with pytest.raises(ValueError, match=r"mixer.Ds' of shape \(5,\) cannot be split for 2 scans"):
+    with pytest.raises(ValueError, match=r"mixer.Ds of shape \(5,\) cannot be split for 2 scans"):
         unmap_state_dict(ours, "vim")
 
 

@@ -21,7 +21,7 @@ from mmvssm.models.backbones.plain import PlainBackbone
 from mmvssm.models.layers.tokens import CLASS_TOKENS
 
 from ..names import KEY_MAPS
-from ..words import some
+from ..words import shown, some
 from . import hierarchical, plain
 from .shapes import Differences, Shapes, Unreadable, compare, shapes_of
 
@@ -162,7 +162,7 @@ def find_family(keys: Iterable[str]) -> str:
             f" {some(keys, 4) or '(there are none)'}; check that it is the right file"
         )
     if len(found) > 1:
-        named = " and ".join(f"{family} ({key!r})" for family, key in found.items())
+        named = " and ".join(f"{family} ({shown(key)})" for family, key in found.items())
         raise MixedFamiliesError(
             f"the keys mix families: {named}; a file must hold one network only"
         )

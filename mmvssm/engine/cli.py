@@ -7,6 +7,7 @@ status 1, before any work is done (wrong options: argparse's usage text and stat
 from __future__ import annotations
 
 import argparse
+import atexit
 import datetime
 import os
 import re
@@ -237,6 +238,8 @@ def set_up_launch(cfg: Config, args: argparse.Namespace) -> None:
         fail("several processes without GPUs need --launcher pytorch: start with tools/dist_*.sh")
     timeout = cfg.get("env_cfg", {}).get("dist_cfg", {}).get("timeout", 1800)
     distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=timeout))
+    # threads of an open group can abort a process that ends
+    atexit.register(_close_group)
     if distributed.get_rank() == 0:
         processes = distributed.get_world_size()
         print(f"No GPU found: {processes} processes run on the CPU and talk by gloo.", flush=True)
@@ -250,6 +253,11 @@ def set_up_launch(cfg: Config, args: argparse.Namespace) -> None:
         _shard_on_cpu(cfg.strategy)
     if _revert_sync_bn(cfg.model) and distributed.get_rank() == 0:
         print("SyncBN needs GPUs: each process normalises by its own batch (BN).", flush=True)
+
+
+def _close_group() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _shard_on_cpu(strategy: ConfigDict) -> None:

@@ -12,6 +12,7 @@ import datetime
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -238,7 +239,6 @@ def set_up_launch(cfg: Config, args: argparse.Namespace) -> None:
         fail("several processes without GPUs need --launcher pytorch: start with tools/dist_*.sh")
     timeout = cfg.get("env_cfg", {}).get("dist_cfg", {}).get("timeout", 1800)
     distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=timeout))
-    # threads of an open group can abort a process that ends
     atexit.register(_close_group)
     if distributed.get_rank() == 0:
         processes = distributed.get_world_size()
@@ -256,6 +256,12 @@ def set_up_launch(cfg: Config, args: argparse.Namespace) -> None:
 
 
 def _close_group() -> None:
+    """Leave the process group once its threads are idle.
+
+    They need the interpreter to let go of the tensors that were sent last, and abort the process
+    if it is ending by then.
+    """
+    time.sleep(0.2)
     if distributed.is_initialized():
         distributed.destroy_process_group()
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from safetensors.torch import save_file
 from timing import machine
 
 from mmvssm.checkpoint import unmap_state_dict
@@ -30,6 +31,7 @@ RUNS = {
     "weights, verified": ("weights.pth", "b.pth", "--verify"),
     "weights to bf16": ("weights.pth", "c.pth", "--dtype", "bf16"),
     "weights to safetensors": ("weights.pth", "d.safetensors"),
+    "safetensors to fp16": ("weights.safetensors", "h.pth", "--dtype", "fp16"),
     "weights of the old format": ("old.pth", "e.pth"),
     "training": ("training.pth", "f.pth"),
     "back to the authors' names": ("weights.pth", "g.pth", "--reverse"),
@@ -37,7 +39,7 @@ RUNS = {
 
 
 def make_files(folder: Path, size: float) -> None:
-    """Write files of ``size`` GB: weights alone, in both formats, and a whole training."""
+    """Write files of ``size`` GB: weights alone, in every format, and a whole training."""
     for name, copies in (("weights", 1), ("training", 4)):
         weights = make_weights(size / copies)
         content: dict = {"model": weights}
@@ -47,6 +49,8 @@ def make_files(folder: Path, size: float) -> None:
         torch.save(content, folder / f"{name}.pth")
         if copies == 1:
             torch.save(content, folder / "old.pth", _use_new_zipfile_serialization=False)
+            packed = {key: value.contiguous() for key, value in weights.items()}
+            save_file(packed, folder / "weights.safetensors")
 
 
 def make_weights(size: float) -> dict[str, torch.Tensor]:

@@ -109,13 +109,13 @@ def _read(
     size = file.seek(0, 2)
     if not head:
         raise CheckpointError("is empty: download or copy it again")
+    mapped = mmap(file.fileno(), 0, access=ACCESS_COPY)
     if _is_safetensors(head, size):
-        return _read_safetensors(path), None
+        return _read_safetensors(path, mapped), mapped
     _refuse_others(head)
     is_zip = head.startswith(b"PK")
     if trust:
         return _load_trusted(path, is_zip), None
-    mapped = mmap(file.fileno(), 0, access=ACCESS_COPY)
     if is_zip:
         return read_zip(file, mapped, progress), mapped
     try:
@@ -157,15 +157,24 @@ def _is_safetensors(head: bytes, size: int) -> bool:
     return True
 
 
-def _read_safetensors(path: Path) -> dict:
+def _read_safetensors(path: Path, mapped: mmap) -> dict:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return dict(state_dict=tensors, meta=_read_metadata(file.metadata()))
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            meta = _read_metadata(file.metadata())
     except Exception as error:  # the library has several kinds for damaged files
         raise CheckpointError(
             f"is a damaged file of safetensors ({shown(error)}); download or copy it again"
         ) from None
+    # the library has checked the header; its own mapping could not be let go of
+    start = 8 + int.from_bytes(mapped[:8], "little")
+    header = json.loads(mapped[8:start])
+    for name, tensor in found.items():
+        place = start + header[name]["data_offsets"][0]
+        if tensor.numel() and place % tensor.element_size() == 0:
+            data = torch.frombuffer(mapped, dtype=torch.uint8, count=tensor.nbytes, offset=place)
+            found[name] = data.view(tensor.dtype).view(tensor.shape)
+    return dict(state_dict=found, meta=meta)
 
 
 def _read_metadata(metadata: Mapping[str, str] | None) -> dict[str, Any]:

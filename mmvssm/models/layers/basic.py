@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmvssm.ops.selective_scan import autocast_cpu_dtype, autocast_enabled
+
 from .checks import one_of
 
 #: Activations by the names that ``act`` arguments take; GELU is the exact (erf) form.
@@ -64,7 +66,35 @@ def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
     return norm(x)
 
 
-class DepthwiseConv(nn.Conv2d):
+def _half_precision_on_cpu(x: Tensor) -> torch.dtype | None:
+    """The 16-bit type in which a layer would compute on the CPU; None for any other."""
+    if x.device.type != "cpu":
+        return None
+    dtype = x.dtype
+    if autocast_enabled("cpu") and dtype != torch.float64:
+        dtype = autocast_cpu_dtype()
+    return dtype if dtype in (torch.bfloat16, torch.float16) else None
+
+
+class StridedConv2d(nn.Conv2d):
+    """Convolution of any stride that is right in half precision on CPUs, too.
+
+    With a stride, oneDNN (torch 2.11, AMX) returns garbage for maps a few columns wide: as
+    outputs of dense convolutions, as gradients of the weights of depthwise ones. There it is
+    computed in float32 and rounded.
+    """
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        dtype = None if max(self.stride) == 1 else _half_precision_on_cpu(x)
+        if dtype is None:
+            return super()._conv_forward(x, weight, bias)
+        bias = None if bias is None else bias.float()
+        with torch.autocast("cpu", enabled=False):
+            y = super()._conv_forward(x.float(), weight.float(), bias)
+        return y.to(dtype)
+
+
+class DepthwiseConv(StridedConv2d):
     """Depthwise convolution of a channels-last map.
 
     Args:

@@ -11,9 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmvssm.ops.selective_scan import autocast_cpu_dtype, autocast_enabled
-
-from .basic import apply_norm, build_norm
+from .basic import StridedConv2d, apply_norm, build_norm
 from .checks import one_of
 
 
@@ -21,17 +19,7 @@ def _conv_size(conv: nn.Conv2d, size: int) -> int:
     return (size + 2 * conv.padding[0] - conv.kernel_size[0]) // conv.stride[0] + 1
 
 
-def _half_precision_on_cpu(x: Tensor) -> torch.dtype | None:
-    """The 16-bit type in which a layer would compute on the CPU; None for any other."""
-    if x.device.type != "cpu":
-        return None
-    dtype = x.dtype
-    if autocast_enabled("cpu") and dtype != torch.float64:
-        dtype = autocast_cpu_dtype()
-    return dtype if dtype in (torch.bfloat16, torch.float16) else None
-
-
-class _MapConv(nn.Conv2d):
+class _MapConv(StridedConv2d):
     """Convolution of ``(B, C, H, W)`` whose result is a channels-last map without a later copy."""
 
     def __init__(self, *args, **kwargs) -> None:
@@ -42,14 +30,7 @@ class _MapConv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W) -> (B, H', W', C')``."""
         x = x.contiguous(memory_format=torch.channels_last)
-        dtype = _half_precision_on_cpu(x)
-        if dtype is None:
-            return super().forward(x).permute(0, 2, 3, 1)
-        # in half precision oneDNN (torch 2.11, AMX) returns garbage for maps a few columns wide
-        bias = None if self.bias is None else self.bias.float()
-        with torch.autocast("cpu", enabled=False):
-            y = self._conv_forward(x.float(), self.weight.float(), bias)
-        return y.to(dtype).permute(0, 2, 3, 1)
+        return super().forward(x).permute(0, 2, 3, 1)
 
 
 class PatchEmbed(nn.Module):

@@ -1,0 +1,53 @@
+"""Strided convolutions in half precision, where libraries return garbage for narrow maps."""
+
+import pytest
+import torch
+
+from mmvssm.models.layers import ConvDownsample, ConvStem, DepthwiseConv, PatchEmbed
+
+LAYERS = {
+    "depthwise 3": lambda: DepthwiseConv(16, 3, stride=2),
+    "depthwise 5": lambda: DepthwiseConv(16, 5, stride=2),
+    "depthwise 7": lambda: DepthwiseConv(16, 7, stride=2),
+    "downsample 2": lambda: ConvDownsample(16, 32, kernel_size=2),
+    "downsample 3": lambda: ConvDownsample(16, 32, kernel_size=3),
+    "stem": lambda: ConvStem(3, 32),
+    "patches": lambda: PatchEmbed(3, 32, patch_size=4, stride=2),
+}
+
+
+def fill_free_memory_with_nan():
+    """Makes reads of memory that nobody wrote show: what is allocated next holds NaN."""
+    for size in (256, 1024, 4096, 16384, 65536):
+        del [torch.full((size,), torch.nan) for _ in range(8)][:]
+
+
+@pytest.mark.parametrize("cast", ["autocast", "model"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_half_precision_of_narrow_maps(layer, dtype, cast):
+    reference = LAYERS[layer]()
+    tested = LAYERS[layer]()
+    tested.load_state_dict(reference.state_dict())
+    if cast == "model":
+        tested.to(dtype)
+    image = layer in ("stem", "patches")
+    for height, width in [(2, 1), (4, 1), (5, 2), (8, 3), (9, 5)]:
+        if layer == "downsample 2":
+            height, width = max(height, 2), max(width, 2)
+        elif image:
+            height, width = height + 4, width + 4
+        shape = (2, 3, height, width) if image else (2, height, width, 16)
+        x = torch.randn(shape).to(dtype).float()
+        weights, results = torch.randn(10_000), []
+        for model in (reference, tested):
+            model.zero_grad()
+            half = model is tested
+            fill_free_memory_with_nan()
+            with torch.autocast("cpu", dtype, enabled=half and cast == "autocast"):
+                y = model(x.to(dtype) if half and cast == "model" else x)
+            fill_free_memory_with_nan()
+            (y.float().flatten() * weights[: y.numel()]).mean().backward()
+            results.append([y.detach(), *(p.grad for p in model.parameters())])
+        for got, expected in zip(results[1], results[0]):
+            assert (got.float() - expected).norm() <= 0.05 * expected.norm() + 1e-4

@@ -18,8 +18,9 @@ LAYERS = {
 
 def fill_free_memory_with_nan():
     """Makes reads of memory that nobody wrote show: what is allocated next holds NaN."""
-    for size in (256, 1024, 4096, 16384, 65536):
-        del [torch.full((size,), torch.nan) for _ in range(8)][:]
+    sizes = (256, 1024, 4096, 16384, 65536)
+    tensors = [torch.full((size,), torch.nan) for size in sizes for _ in range(8)]
+    del tensors
 
 
 @pytest.mark.parametrize("cast", ["autocast", "model"])
@@ -45,7 +46,7 @@ def test_half_precision_of_narrow_maps(layer, dtype, cast):
             half = model is tested
             fill_free_memory_with_nan()
             with torch.autocast("cpu", dtype, enabled=half and cast == "autocast"):
-                y = model(x.to(dtype) if half and cast == "model" else x)
+                y = model(x.to(next(model.parameters()).dtype))
             fill_free_memory_with_nan()
             (y.float().flatten() * weights[: y.numel()]).mean().backward()
             results.append([y.detach(), *(p.grad for p in model.parameters())])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +37,7 @@ from .names import (
     unmap_state_dict,
 )
 from .weights import Weights, select_weights
-from .words import some
+from .words import shown, some
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 #: What a file's own ``meta`` may say that stays true of the product.
@@ -160,8 +161,12 @@ def _find_arch(
     if arch is None and isinstance(named, str) and not named.endswith(".py"):
         try:
             return find_arch(shapes, family, named)
-        except ValueError:
-            pass  # the weights are another's now, and say themselves what they are
+        except ValueError:  # the weights are another's now, and say themselves what they are
+            warnings.warn(
+                f"the file names {shown(named)} as its arch, but its weights do not fit it: the"
+                " arch is found from their keys and shapes",
+                stacklevel=3,
+            )
     return find_arch(shapes, family, arch)
 
 

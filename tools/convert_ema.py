@@ -29,6 +29,7 @@ from mmvssm.checkpoint import (
     run_once,
     write_checkpoint,
 )
+from mmvssm.checkpoint.words import some
 from mmvssm.engine.cli import fail
 
 EXAMPLES = """examples:
@@ -55,6 +56,8 @@ converted; 2 for a wrong command line and for a file that asks to run code; 130 
 """
 #: From this size on, bars show how far reading and writing are.
 LARGE = 64 * 2**20
+#: The ends of a cluster's time and of a terminal are taken as Ctrl-C: the run cleans up.
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def parse_args() -> argparse.Namespace:
@@ -71,7 +74,8 @@ def parse_args() -> argparse.Namespace:
         "target",
         metavar="DST",
         help="file to write (.pth, or .safetensors), whose name gets the first 8 digits of its "
-        "SHA-256 before the suffix; or a folder, for the source's name",
+        "SHA-256 before the suffix; or a folder (FOLDER/), for the source's name; folders that are "
+        "missing are made",
     )
     parser.add_argument(
         "--arch",
@@ -148,6 +152,21 @@ def bar(title: str, checkpoint: Checkpoint | None = None) -> Iterator[Callable[[
             progress.stop()
 
 
+def until_complete(progress: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    """``progress`` of writing, after which interrupts are ignored: only a renaming is left.
+
+    One that came behind it would say that nothing was written.
+    """
+
+    def show(done: int, total: int) -> None:
+        progress(done, total)
+        if done == total:
+            for number in INTERRUPTS:
+                signal.signal(number, signal.SIG_IGN)
+
+    return show
+
+
 def size_of(path: Path) -> str:
     """Size of a file in megabytes."""
     return f"{path.stat().st_size / 1e6:.1f} MB"
@@ -184,6 +203,8 @@ def describe(converted: Converted, checkpoint: Checkpoint) -> Iterator[str]:
         yield f"made     the backbone that {converted.content}s start from, for init_cfg"
     elif converted.content != converted.source:
         yield f"made     a {converted.content} of it"
+    if converted.unused:
+        yield f"         left out, as models here have no use for them: {some(converted.unused)}"
     if converted.fresh:
         layers = dict.fromkeys(key.rpartition(".")[0] for key in converted.fresh)
         yield f"         not in the file, so at their start: {', '.join(layers)}"
@@ -191,10 +212,10 @@ def describe(converted: Converted, checkpoint: Checkpoint) -> Iterator[str]:
 
 def main() -> None:
     args = parse_args()
-    # the end of a cluster's time and of a terminal are taken as Ctrl-C: the run cleans up
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in INTERRUPTS:
         signal.signal(number, signal.default_int_handler)
     source = Path(args.source)
+    sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are no text
     warnings.formatwarning = lambda message, *_: f"convert_ema.py: warning: {message}\n"
     try:
         place = place_of(args.target, source)
@@ -224,7 +245,9 @@ def main() -> None:
         else:
             content = dict(meta=converted.meta, state_dict=converted.state_dict)
         with bar("writing", checkpoint) as progress:
-            product = write_checkpoint(place, content, force=args.force, progress=progress)
+            product = write_checkpoint(
+                place, content, force=args.force, progress=until_complete(progress)
+            )
     except KeyboardInterrupt:
         print("convert_ema.py: error: interrupted; nothing was written", file=sys.stderr)
         sys.exit(130)
@@ -234,7 +257,7 @@ def main() -> None:
     except (FileNotFoundError, FileExistsError, ValueError) as error:
         fail(str(error))
     except OSError as error:
-        fail(f"cannot read or write: {error}")
+        fail(f"cannot read or write: {error}; make room, or check the folder of DST and its rights")
     print(f"wrote    {product}, {size_of(product)}")
 
 

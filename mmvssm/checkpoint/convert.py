@@ -35,6 +35,7 @@ from .names import (
     map_state_dict,
     release_names,
     unmap_state_dict,
+    unused_keys,
 )
 from .weights import Weights, select_weights
 from .words import shown, some
@@ -61,6 +62,7 @@ class Converted:
             :func:`release_names`; None for weights trained here.
         state_dict: The weights, with ``backbone.`` in front of the backbone's.
         fresh: Names in ``state_dict`` that the file does not have: norms at their start.
+        unused: Names in the file that models of this content have no use for.
         is_whole: Whether heads have been held against a config's model, too.
         meta: What a file of them says of itself, in plain types.
     """
@@ -72,6 +74,7 @@ class Converted:
     names: str | None
     state_dict: dict[str, Tensor]
     fresh: tuple[str, ...]
+    unused: tuple[str, ...]
     is_whole: bool
     meta: dict[str, Any]
 
@@ -143,7 +146,10 @@ def convert(
         names=names,
     )
     meta = {**_kept_meta(checkpoint), "mmvssm": own}
-    return Converted(chosen, found, source, content, names, mapped, tuple(fresh), is_whole, meta)
+    unused = unused_keys(chosen.tensors, family, task) if content == source else ()
+    return Converted(
+        chosen, found, source, content, names, mapped, tuple(fresh), unused, is_whole, meta
+    )
 
 
 def _content_with_config(keys: Iterable[str], config: Config) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,8 +20,12 @@ ONLINE_ENTRIES = ("model", "state_dict")
 KINDS = ("ema", "online")
 #: What parallel training, averaging and compilation put before names.
 WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
-#: Counters that profilers leave among the weights.
-COUNTERS = re.compile(r"(^|\.)total_(ops|params)$")
+#: What torch's ``AveragedModel`` counts its updates by, beside the weights.
+AVERAGED = "n_averaged"
+#: Counters that profilers and averages leave among the weights.
+COUNTERS = re.compile(rf"(^|\.)total_(ops|params)$|^{AVERAGED}$")
+#: More tensors than any checkpoint has under one entry; each takes some work.
+MAX_TENSORS = 2**16
 
 
 @dataclass(frozen=True)
@@ -30,12 +35,36 @@ class Weights:
     Attributes:
         kind: ``'ema'`` (a moving average) or ``'online'`` (as trained).
         place: Where the file holds them, in words.
-        tensors: By name, without the prefixes ``module.`` of parallel training.
+        entry: What the file has there.
     """
 
     kind: str
     place: str
-    tensors: dict[str, Tensor]
+    entry: Any = field(repr=False)
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """Tensors by name, without the prefixes ``module.`` of parallel training.
+
+        Raises:
+            ValueError: If some cannot be read, two differ only by that prefix, or there are more
+                than any network has.
+        """
+        found = _tensors(self.entry)
+        if len(found) > MAX_TENSORS:
+            raise ValueError(
+                f"{self.place} holds {len(found)} tensors, more than {MAX_TENSORS}, which no"
+                " network of ours has; check that it is the right file"
+            )
+        if isinstance(self.entry, Mapping):
+            unread = [name for name, value in self.entry.items() if isinstance(value, Inert)]
+            if unread:
+                raise ValueError(
+                    f"{self.place} holds more than plain tensors: {some(unread)} cannot be read;"
+                    " save them as such (sparse and quantised ones as dense) where the code for"
+                    " them is"
+                )
+        return _plain_names(found, self.place)
 
 
 def find_weights(checkpoint: Mapping[str, Any]) -> list[Weights]:
@@ -46,31 +75,28 @@ def find_weights(checkpoint: Mapping[str, Any]) -> list[Weights]:
 
     Args:
         checkpoint: What :func:`read_checkpoint` gives.
-
-    Raises:
-        ValueError: If two entries differ only by the prefix ``module.``, or one cannot be read.
     """
     return sorted(_entries(checkpoint), key=lambda found: KINDS.index(found.kind))
 
 
 def _entries(checkpoint: Mapping[str, Any]) -> Iterator[Weights]:
     if _is_from_ema_hook(checkpoint):
-        yield _weights("ema", "'state_dict' (saved by EMAHook)", checkpoint["state_dict"])
+        yield Weights("ema", "'state_dict' (saved by EMAHook)", checkpoint["state_dict"])
         # its counter of updates stands beside the model
         online = {k: v for k, v in checkpoint["ema_state_dict"].items() if k != "steps"}
-        yield _weights("online", "'ema_state_dict' (saved by EMAHook)", online)
+        yield Weights("online", "'ema_state_dict' (saved by EMAHook)", online)
         return
     known = _known_kind(checkpoint)
     places = [("ema", entry) for entry in (*EMA_ENTRIES, "ema_state_dict")]
     places += [(known, entry) for entry in ONLINE_ENTRIES]
     found = [(kind, entry) for kind, entry in places if _tensors(checkpoint.get(entry))]
-    for kind, entry in found:
-        if len(found) == 1 and entry == "state_dict" and _is_wrapped_twice(checkpoint[entry]):
-            kind = "ema"
-        yield _weights(kind, repr(entry), checkpoint[entry])
-    if not found and _tensors(checkpoint):
-        kind = "ema" if _is_wrapped_twice(checkpoint) else known
-        yield Weights(kind, "the top of the file", _plain_names(_tensors(checkpoint), "the file"))
+    if len(found) > 1:
+        yield from (Weights(kind, repr(entry), checkpoint[entry]) for kind, entry in found)
+    elif found:
+        kind, entry = found[0]
+        yield _alone(kind, repr(entry), checkpoint[entry])
+    elif tensors := _tensors(checkpoint):  # beside them there may be options and the like
+        yield _alone(known, "the top of the file", tensors)
 
 
 def _is_from_ema_hook(checkpoint: Mapping[str, Any]) -> bool:
@@ -98,9 +124,15 @@ def _tensors(entry: Any) -> dict[str, Tensor]:
     }
 
 
-def _is_wrapped_twice(entry: Any) -> bool:
-    """Whether an averaging wrapper around a parallel model saved them, as EfficientVMamba's."""
-    return all(name.startswith("module.module.") for name in _tensors(entry))
+def _alone(kind: str, place: str, entry: Any) -> Weights:
+    """The only weights of a file, which may be averages whatever their entry is called."""
+    names = _tensors(entry)
+    if AVERAGED in names:
+        return Weights("ema", f"{place} (saved by torch's AveragedModel)", entry)
+    # an averaging wrapper around a parallel model saved them, as EfficientVMamba's authors did
+    if kind == "online" and all(name.startswith("module.module.") for name in names):
+        return Weights("ema", f"{place} (by their prefix module.module.)", entry)
+    return Weights(kind, place, entry)
 
 
 def _is_unread(entry: Any) -> bool:
@@ -109,15 +141,8 @@ def _is_unread(entry: Any) -> bool:
     return is_something and not _tensors(entry)
 
 
-def _weights(kind: str, place: str, entry: Any) -> Weights:
-    if isinstance(entry, Mapping):
-        unread = [name for name, value in entry.items() if isinstance(value, Inert)]
-        if unread:
-            raise ValueError(
-                f"{place} holds more than plain tensors: {some(unread)} cannot be read; save them"
-                " as such (sparse and quantised ones as dense) where the code for them is"
-            )
-    return Weights(kind, place, _plain_names(_tensors(entry), place))
+def _words(entry: Any) -> str:
+    return "a dict without tensors" if isinstance(entry, Mapping) else kind_of(entry)
 
 
 def _plain_names(tensors: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
@@ -150,7 +175,7 @@ def select_weights(checkpoint: Mapping[str, Any], kind: str = "auto") -> Weights
         raise ValueError(f"weights must be auto, {' or '.join(KINDS)}, got {kind!r}")
     found = find_weights(checkpoint)
     unread = {
-        entry: kind_of(checkpoint[entry])
+        entry: _words(checkpoint[entry])
         for entry in (*EMA_ENTRIES, *ONLINE_ENTRIES)
         if _is_unread(checkpoint.get(entry))
     }
@@ -165,17 +190,31 @@ def select_weights(checkpoint: Mapping[str, Any], kind: str = "auto") -> Weights
         )
     for weights in found:
         if kind in ("auto", weights.kind):
+            _require_tensors(weights, found)
             return weights
     there = ", ".join(f"{weights.kind} weights in {weights.place}" for weights in found)
     raise ValueError(f"the file has no {kind} weights; it has {there}")
 
 
+def _require_tensors(weights: Weights, found: list[Weights]) -> None:
+    """Raise ValueError for weights that cannot be read, and name the others that there are."""
+    try:
+        weights.tensors  # noqa: B018
+    except ValueError as error:
+        others = [other.kind for other in found if other.kind != weights.kind]
+        hint = f"; --weights {others[0]} takes the others" if others else ""
+        raise ValueError(f"{error}{hint}") from None
+
+
 def _nothing_found(checkpoint: Mapping[str, Any], unread: Mapping[str, str]) -> str:
     names = some(list(checkpoint)) or "nothing"
     if "param_groups" in checkpoint or "optimizer" in checkpoint:
-        return f"the file holds the state of an optimizer but no weights of a network: {names}"
+        return (
+            f"the file holds the state of an optimizer but no weights of a network: {names}; take"
+            " the file of the same training that has them"
+        )
     if unread:
         words = ", ".join(f"{entry!r} holds {kind}" for entry, kind in unread.items())
-        return f"the file holds no weights: {words}, no dict of tensors"
+        return f"the file holds no weights: {words}; save them as a dict of torch tensors by name"
     entries = ", ".join(map(repr, (*EMA_ENTRIES, *ONLINE_ENTRIES)))
     return f"the file holds no weights at its top or under {entries}; it holds {names}"

@@ -30,23 +30,26 @@ def place_of(target: str | Path, source: str | Path) -> Path:
     """The path that a product gets, but for the digits of its hash.
 
     Args:
-        target: A path that ends in one of :data:`SUFFIXES`, in a folder that exists; or such a
-            folder, in which the product has the name of the source.
+        target: A path that ends in one of :data:`SUFFIXES`; or a folder, which exists or is named
+            with a slash at its end, in which the product has the name of the source.
         source: The file that is converted.
 
     Raises:
         ValueError: If ``target`` is none of these.
     """
     path = Path(target)
-    if path.is_dir():
+    is_folder = path.is_dir() or str(target).endswith(("/", os.sep))
+    folder = path if is_folder else path.parent
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not existing.is_dir():
+        raise ValueError(f"{str(existing)!r} is a file: name a folder to write into")
+    if is_folder:
         stem = re.sub(rf"-[0-9a-f]{{{DIGITS}}}$", "", Path(source).stem)
         return path / f"{stem}.pth"
     if path.suffix not in SUFFIXES:
         raise ValueError(
-            f"{str(path)!r} is no folder that exists, and does not end in {', '.join(SUFFIXES)}"
+            f"{str(path)!r} must end in {', '.join(SUFFIXES)}, or in a slash for a folder"
         )
-    if not path.parent.is_dir():
-        raise ValueError(f"there is no folder {str(path.parent)!r}")
     return path
 
 
@@ -60,8 +63,8 @@ def write_checkpoint(
     """Write a checkpoint beside ``path`` and give it a name with the digits of its hash.
 
     Args:
-        path: As :func:`place_of` gives it. A ``.safetensors`` file takes the tensors of
-            ``state_dict``, and ``meta`` as JSON in its header.
+        path: As :func:`place_of` gives it; a folder that is missing is made. A ``.safetensors``
+            file takes the tensors of ``state_dict``, and ``meta`` as JSON in its header.
         content: What to write: dicts of tensors and plain values.
         force: Whether to replace a file that has the name already.
         progress: Is told how many bytes of how many are done; writing is half of it, hashing the
@@ -75,9 +78,14 @@ def write_checkpoint(
         OSError: If the file cannot be written, e.g. for want of room; nothing half-written stays.
     """
     size = _size(content)
+    path.parent.mkdir(parents=True, exist_ok=True)
     room = shutil.disk_usage(path.parent).free
     if room < size + _MARGIN:
-        raise OSError(f"{size / 1e6:.0f} MB are needed, {room / 1e6:.0f} MB are free")
+        raise OSError(
+            f"{size / 1e6:.0f} MB are needed, {room / 1e6:.0f} MB are free in {str(path.parent)!r}"
+        )
+    if progress is not None:  # safetensors says nothing while it writes
+        progress(0, size)
     with temporary_beside(path) as part:
         if path.suffix == ".safetensors":
             _write_safetensors(part, content)
@@ -85,7 +93,7 @@ def write_checkpoint(
             _write_torch(part, content, size, progress)
         digest = _hash(part, progress)
         product = path.with_name(f"{path.stem}-{digest[:DIGITS]}{path.suffix}")
-        if product.exists() and not force:
+        if os.path.lexists(product) and not force:
             raise FileExistsError(f"{str(product)!r} exists already: --force replaces it")
         os.replace(part, product)
     return product

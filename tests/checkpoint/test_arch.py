@@ -465,6 +465,23 @@ def test_one_changed_tensor():
         find_arch({**shapes, "extra": (1,)}, "vmamba")
 
 
+def test_the_nearest_is_called_by_name_where_it_has_one():
+    shapes = backbone_shapes("EfficientVMamba", "tiny")
+    with pytest.raises(ArchError, match=r"than the nearest, 'tiny', .*: 1 left over: extra"):
+        find_arch({**shapes, "extra": (1,)}, "efficient_vmamba")
+
+
+@pytest.mark.parametrize("arch", [None, "tiny"])
+def test_more_blocks_than_any_network_has(arch):
+    """Building them would take minutes."""
+    shapes = backbone_shapes("Vim", PLAIN)
+    layer = {key: shape for key, shape in shapes.items() if key.startswith("layers.0.")}
+    for i in range(600):
+        shapes.update({key.replace("0", str(i), 1): shape for key, shape in layer.items()})
+    with pytest.raises(ArchError, match="have 600 blocks, more than 512"):
+        find_arch(shapes, "vim", arch)
+
+
 def test_unnamed_number_of_directions():
     arch = dict(MICRO, directions=[["h", "v"]] * 4)
     with pytest.raises(ArchError, match=r"scans in 2 directions, which are not stored .*config"):

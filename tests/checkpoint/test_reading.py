@@ -379,7 +379,7 @@ def safe(path):
         (content(b"\xef\xbb\xbf\r\n <HTML>"), "is a web page"),
         (content("<?xml version='1.0'?><Error>"), "is a web page"),
         (content(json.dumps(dict(message="Not Found"))), "is text.*not found"),
-        (content("Not Found"), "is no checkpoint: it begins with 'Not Found'"),
+        (content("Not Found"), "is no checkpoint: it begins with 'Not Found'; download"),
         (content("cannot be found\nhere\n"), "is no checkpoint: it begins with 'cannot"),
         (content(b"\xff\x00" * 50), "is no checkpoint"),
         (content("version https://git-lfs.github.com/spec/v1\noid"), "git lfs pull"),
@@ -390,11 +390,11 @@ def safe(path):
         (lambda path: other_zip(path, zipfile.ZIP_DEFLATED), "member a.txt is compressed"),
         (cut(saved(WEIGHTS), 200), "is cut off or damaged: download"),
         (cut(saved(WEIGHTS, False), 10), "is cut off: download"),
-        (cut(saved(WEIGHTS, False), 500), "is cut off"),
+        (cut(saved(WEIGHTS, False), 500), "is cut off or damaged: download"),
         (cut(safe, 10), "is a damaged file of safetensors"),
         (lambda path: path.write_bytes(struct.pack("<Q", 900) + b'{"a'), "is cut off: download"),
         (script, "is a TorchScript program"),
-        (saved([1, 2]), "holds no dict, but a value of type list"),
+        (saved([1, 2]), "holds no dict, but a value of type list: save weights as a dict"),
         (saved(torch.ones(2)), "holds no dict, but a value of type Tensor"),
         (saved(nn.Linear(2, 2)), "holds a pickled network of torch.nn.modules.linear.Linear"),
         (saved(nn.Linear(2, 2), False), "holds a pickled network"),
@@ -407,6 +407,20 @@ def safe(path):
 def test_other_files(tmp_path, write, message):
     write(tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=rf"^'.*a\.pth' .*{message}"):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+def test_directories_and_headers_larger_than_any_checkpoint_has(tmp_path):
+    """Their reading would take many times the memory of the file."""
+    with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
+        for i in range(300):
+            archive.writestr(f"{i:05}{'a' * 30_000}", "")
+    with pytest.raises(CheckpointError, match=r"directory of 9\d+ bytes, more than 8388608"):
+        read_checkpoint(tmp_path / "a.pth")
+    empty = torch.empty(0)
+    tensors = {f"{i:05}{'a' * 30_000}": empty.clone() for i in range(200)}
+    safetensors.torch.save_file(tensors, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"header of 6\d+ bytes, more than 4194304"):
         read_checkpoint(tmp_path / "a.pth")
 
 

@@ -12,6 +12,7 @@ from mmvssm.checkpoint.reading import Inert
 
 ONLINE = {"a.weight": torch.zeros(2), "a.bias": torch.zeros(1)}
 EMA = {"a.weight": torch.ones(2), "a.bias": torch.ones(1)}
+COUNT = {"n_averaged": torch.tensor(3)}  # of torch.optim.swa_utils.AveragedModel
 
 
 def prefixed(weights, prefix="module."):
@@ -56,6 +57,9 @@ ONE_KIND = {
     "the same without a dict": (prefixed(EMA, "module.module."), "ema"),
     "compiled": (dict(model=prefixed(ONLINE, "module._orig_mod.")), "online"),
     "an average alone": (dict(model_ema=EMA), "ema"),
+    "an average of torch": (dict(model_ema={**prefixed(EMA), **COUNT}), "ema"),
+    "an average of torch as trained weights": (dict(model={**prefixed(EMA), **COUNT}), "ema"),
+    "an average of torch without a dict": ({**prefixed(EMA), **COUNT}, "ema"),
     "MMEngine's average alone": (dict(ema_state_dict=prefixed(EMA)), "ema"),
     "converted": (dict(state_dict=EMA, meta=dict(mmvssm=dict(weights="ema"))), "ema"),
 }
@@ -79,7 +83,7 @@ def test_profilers_counters_and_what_is_no_tensor_are_left_out():
 
 UNREAD = {
     "an object": (Inert("timm.ModelEma"), "an object of timm.ModelEma"),
-    "another depth": (dict(module=EMA), "a value of type dict"),
+    "another depth": (dict(module=EMA), "a dict without tensors"),
 }
 
 
@@ -98,6 +102,25 @@ def test_tensors_that_cannot_be_read_are_not_left_out():
     weights = {**ONLINE, "b.weight": Inert("torch.sparse")}
     with pytest.raises(ValueError, match=r"'model' holds more than plain tensors: b.weight cannot"):
         select_weights(dict(model=weights))
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [{**EMA, "b.weight": Inert("torch.sparse")}, {**EMA, **prefixed(EMA)}],
+    ids=["unread", "twice"],
+)
+def test_what_is_wrong_with_one_kind_does_not_keep_the_other(entry):
+    checkpoint = dict(model=ONLINE, model_ema=entry)
+    assert select_weights(checkpoint, "online").tensors.keys() == ONLINE.keys()
+    for kind in ("auto", "ema"):
+        with pytest.raises(ValueError, match=r"'model_ema' holds .*; --weights online takes"):
+            select_weights(checkpoint, kind)
+
+
+def test_more_tensors_than_any_network_has():
+    one = torch.ones(1)
+    with pytest.raises(ValueError, match="holds 65537 tensors, more than 65536"):
+        select_weights(dict(model={str(i): one for i in range(2**16 + 1)}))
 
 
 def test_a_whole_network():

@@ -105,7 +105,16 @@ def test_progress(tmp_path):
 def test_places(tmp_path):
     assert place_of(tmp_path / "a.pth", "x.ckpt") == tmp_path / "a.pth"
     assert place_of(tmp_path, "deep/net-0123abcd.ckpt") == tmp_path / "net.pth"
-    with pytest.raises(ValueError, match=r"no folder that exists, and does not end in \.pth"):
+    assert place_of(f"{tmp_path}/new/deep/", "net.ckpt") == tmp_path / "new" / "deep" / "net.pth"
+    with pytest.raises(ValueError, match=r"must end in \.pth, .*, or in a slash for a folder"):
         place_of(tmp_path / "absent", "x.pth")
-    with pytest.raises(ValueError, match=r"there is no folder .*absent"):
-        place_of(tmp_path / "absent" / "a.pth", "x.pth")
+    (tmp_path / "file").touch()
+    for target in ("file/a.pth", "file/", "file/new/a.pth"):
+        with pytest.raises(ValueError, match=r"file' is a file: name a folder to write into"):
+            place_of(f"{tmp_path}/{target}", "x.pth")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_folder_of_a_product_is_made(tmp_path):
+    product = write_checkpoint(tmp_path / "new" / "deep" / "net.pth", dict(meta={}, state_dict={}))
+    assert product.is_file() and product.parent == tmp_path / "new" / "deep"

@@ -4,6 +4,7 @@ import json
 import os
 import runpy
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -181,6 +182,7 @@ def run_here(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("COLUMNS", "80")
     # what a tool changes of it must not outlive the test
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
 
     def run(tool, *arguments):
         monkeypatch.setattr(sys, "argv", [str(tool), *map(str, arguments)])
@@ -193,4 +195,7 @@ def run_here(monkeypatch, capsys, tmp_path):
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 
-    return run
+    yield run
+    for number, handler in handlers.items():
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)

@@ -7,6 +7,8 @@ import random
 import re
 import runpy
 import signal
+import subprocess
+import sys
 from argparse import Namespace
 from collections import Counter
 from functools import partial
@@ -327,10 +329,64 @@ def test_an_ended_run_cleans_up(run, released, monkeypatch, number):
     assert set(Path().iterdir()) == before
 
 
+def test_an_interrupt_behind_the_last_byte_is_ignored(run, released, monkeypatch):
+    """To say that nothing was written would be wrong then."""
+    replace = os.replace
+
+    def replace_and_interrupt(part, product):
+        replace(part, product)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(os, "replace", replace_and_interrupt)
+    status, output, errors = run("released.pth", "converted.pth")
+    assert (status, errors) == (0, "") and Path(product_of(output)).is_file()
+
+
+def test_missing_folders_are_made(run, released):
+    for target in ("new/folder/", "other/folder/released.pth"):
+        status, output, _ = run("released.pth", target)
+        assert status == 0
+        product = Path(product_of(output))
+        assert product.is_file() and product.parent == Path(target.rpartition("/")[0])
+    # but not before there is something to write
+    assert "no ema weights" in run("released.pth", "third/", "--weights", "ema")[0]
+    assert not Path("third").exists()
+
+
+def test_a_link_that_leads_nowhere_is_not_replaced(run, released):
+    product = Path(product_of(run("released.pth", "converted.pth")[1]))
+    product.unlink()
+    product.symlink_to("absent")
+    assert "exists already" in run("released.pth", "converted.pth")[0]
+    assert product.is_symlink()
+
+
+def test_a_name_that_is_no_text(released):
+    """In a process of its own, whose output refuses what it cannot encode."""
+    os.rename(b"released.pth", b"\xff.pth")
+    env = {**os.environ, "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:strict"}
+    command = [sys.executable, TOOL, b"\xff.pth", "converted.pth"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert r"read     \udcff.pth" in done.stdout
+
+
+def test_what_models_here_have_no_use_for_is_named(run):
+    """Segmentors of Vim's authors have a norm that their outputs do not pass."""
+    _, weights = read_case("vim/vim_tiny_seg__96x96")
+    torch.save(dict(state_dict={f"backbone.{k}": v for k, v in weights.items()}), "seg.pth")
+    status, output, _ = run("seg.pth", "a.pth", "--to", "backbone")
+    assert status == 0
+    assert "left out, as models here have no use for them: backbone.norm_f.weight\n" in output
+
+
 def test_a_full_disk(run, released, small_disk):
     before = set(Path().iterdir())
     status, _, _ = run("released.pth", "converted.pth")
-    assert status == "convert_ema.py: error: cannot read or write: [Errno 27] File too large"
+    assert status == (
+        "convert_ema.py: error: cannot read or write: [Errno 27] File too large; make room, or"
+        " check the folder of DST and its rights"
+    )
     assert set(Path().iterdir()) == before
 
 
@@ -466,8 +522,8 @@ REFUSED = {
         "arch must be one of v0-tiny, .* got 'huge'",
     ),
     "another arch": (["released.pth", "a.pth", "--arch", "tiny-s1l8"], "VMamba 'tiny-s1l8'"),
-    "nowhere": (["released.pth", "absent/a.pth"], "there is no folder 'absent'"),
-    "no suffix": (["released.pth", "a.bin"], "'a.bin' is no folder that exists, and does not end"),
+    "nowhere": (["released.pth", "released.pth/a.pth"], "'released.pth' is a file: name a folder"),
+    "no suffix": (["released.pth", "a.bin"], "'a.bin' must end in .pth, .* or in a slash"),
     "their safetensors": (
         ["released.pth", "a.safetensors", "--reverse"],
         "let DST end in .pth",

@@ -51,6 +51,8 @@ SIGNS = {
 SCANS = {"vmamba": rf"{_MIXER}A_logs$", "vim": rf"{_PLAIN_MIXER}A_logs?$"}
 #: What names of a backbone's blocks begin with; what is beside it may have blocks of any name.
 _BLOCK = re.compile(r"(?:backbone\.)?(?:net\.)?((?:layers|stages)(?:\.\d+)?(?:\.blocks)?\.\d+\.)")
+#: More blocks than any network has; building them takes milliseconds each.
+MAX_BLOCKS = 512
 #: How many archs of similar sizes weights without an arch are compared with.
 NEARBY = 3
 
@@ -197,6 +199,11 @@ def find_arch(shapes: Mapping[str, Sequence[int]], family: str, arch: str | None
     if family not in TYPES:
         raise ValueError(f"family must be one of {', '.join(TYPES)}, got {family!r}")
     given = Shapes(shapes)
+    if len(given.blocks) > MAX_BLOCKS:
+        raise ArchError(
+            f"the weights have {len(given.blocks)} blocks, more than {MAX_BLOCKS}, which no network"
+            " of ours has; check that it is the right file"
+        )
     if arch is None:
         return _fitting_name(given, family) or _from_fields(given, family)
     if arch.endswith(".py"):
@@ -268,7 +275,7 @@ def _try_name(given: Shapes, family: str, name: str) -> tuple[Found, Differences
 def _from_fields(given: Shapes, family: str) -> Found:
     """An arch of fields that fits; raises ArchError if there is none."""
     cls, reader, reason = _class(family), _reader(family), ""
-    tried = []
+    tried: list[tuple[Found, Differences]] = []
     try:
         # fields that the class does not know stay out: what they say is then in the differences
         fields = {
@@ -281,11 +288,12 @@ def _from_fields(given: Shapes, family: str) -> Found:
         differences = found.differences(given.shapes)
         if not differences:
             return found
-        tried.append((found, differences))
+        tried = [(found, differences)]
     except (ValueError, RuntimeError) as error:  # RuntimeError: of sizes that torch refuses
         reason = _brief(error)
     nearby = list(_distances(given, family))[:NEARBY]
-    tried += [_try_name(given, family, name)[:2] for name in nearby]
+    # of equally near ones the first is taken: a name says more than fields
+    tried = [*(_try_name(given, family, name)[:2] for name in nearby), *tried]
     nearest, differences = min(tried, key=lambda one: len(one[1]))
     raise ArchError(
         f"the weights fit no arch of {TYPES[family]}{reason}; if their network is another than the"

@@ -10,6 +10,7 @@ from .key_map import (
     release_names,
     split_part,
     unmap_state_dict,
+    unused_keys,
 )
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "release_names",
     "split_part",
     "unmap_state_dict",
+    "unused_keys",
 ]

@@ -123,6 +123,25 @@ def map_state_dict(
     return _join_parts(mapped, key_map.stacked)
 
 
+def unused_keys(
+    keys: Iterable[str], family: str | KeyMap, task: str = "classification"
+) -> tuple[str, ...]:
+    """Keys of a released checkpoint that models of a task have no use for.
+
+    Args:
+        keys: All keys of the file.
+        family: See :func:`map_key`.
+        task: See :func:`map_key`.
+
+    Raises:
+        ValueError: If family or task is unknown.
+    """
+    keys = tuple(keys)
+    if _holds_backbone(keys):
+        keys = tuple(key for key in keys if key.startswith(PREFIX))
+    return tuple(key for key in keys if map_key(key.removeprefix(PREFIX), family, task) is None)
+
+
 def _join_parts(mapped: dict[str, Tensor], stacked: str) -> dict[str, Tensor]:
     """Replace the entries ``name@i`` by one entry ``name``."""
     joined: dict[str, Tensor] = {}

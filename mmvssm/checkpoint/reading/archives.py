@@ -21,6 +21,7 @@ MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_VERSION = 1001
 _CHUNK = 4 << 20
 _LOCAL_HEADER = 30  # bytes, then the name and extra fields
+_MAX_DIRECTORY = 8 << 20  # bytes, of about 70,000 members
 
 
 @dataclass(frozen=True)
@@ -112,13 +113,31 @@ def read_pickles(file: BinaryIO, mapped: mmap, progress: Progress | None) -> Any
     return content
 
 
+class _Bounded:
+    """A file as :mod:`zipfile` reads it, which takes the directory of an archive in one piece."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+        self._file = file
+
+    def read(self, count: int = -1) -> bytes:
+        if count > _MAX_DIRECTORY:
+            raise CheckpointError(
+                f"has a directory of {count} bytes, more than {_MAX_DIRECTORY}, which no checkpoint"
+                " has"
+            )
+        return self._file.read(count)
+
+
 def _list_members(file: BinaryIO, mapped: mmap) -> list[Member]:
     """The members of an archive, each stored as it is, at its own place in the file."""
     try:
-        with zipfile.ZipFile(file) as archive:
+        with zipfile.ZipFile(_Bounded(file)) as archive:
             entries, names = archive.infolist(), archive.namelist()
     except zipfile.BadZipFile:
         raise CheckpointError("is cut off or damaged: download or copy it again") from None
+    except CheckpointError:
+        raise
     except Exception as error:  # zipfile's own and those of what it calls, on absurd directories
         raise CheckpointError(f"is damaged: its directory is no real one ({error!r})") from None
     if any(name.count("/") == 1 and name.endswith("/constants.pkl") for name in names):

@@ -24,6 +24,7 @@ from .values import kind_of
 
 _SNIFFED = 4096
 _MAX_SAFETENSORS_HEADER = 100_000_000  # of the format
+_MAX_HEADER = 4 << 20  # of networks, with more than ten times what the largest have
 # What other files begin with.
 _OTHERS = {
     b"version https://git-lfs": (
@@ -127,7 +128,8 @@ def _read(
             raise
         # other first bytes can begin a pickle as well, but rarely do
         raise CheckpointError(
-            f"is no checkpoint: it begins with {shown(head[:16].decode('latin1'))!r}"
+            f"is no checkpoint: it begins with {shown(head[:16].decode('latin1'))!r}; download or"
+            " copy the checkpoint itself"
         ) from None
 
 
@@ -140,7 +142,10 @@ def _refuse_others(head: bytes) -> None:
             " log in or to confirm; download the file itself"
         )
     if text.startswith((b"{", b"[")):
-        raise CheckpointError(f"is text, not a checkpoint: {shown(text[:60].decode('latin1'))!r}")
+        raise CheckpointError(
+            f"is text, not a checkpoint: {shown(text[:60].decode('latin1'))!r}; download or copy"
+            " the checkpoint itself"
+        )
     for start, message in _OTHERS.items():
         if head.startswith(start):
             raise CheckpointError(message)
@@ -154,6 +159,10 @@ def _is_safetensors(head: bytes, size: int) -> bool:
         return False
     if 8 + length > size:
         raise CheckpointError("is cut off: download or copy it again")
+    if length > _MAX_HEADER:
+        raise CheckpointError(
+            f"has a header of {length} bytes, more than {_MAX_HEADER}, which no checkpoint has"
+        )
     return True
 
 
@@ -214,4 +223,6 @@ def _require_dict(content: Any) -> None:
             " its state_dict() where its code is"
         )
     if not isinstance(content, dict):
-        raise CheckpointError(f"holds no dict, but {kind_of(content)}")
+        raise CheckpointError(
+            f"holds no dict, but {kind_of(content)}: save weights as a dict of tensors by name"
+        )

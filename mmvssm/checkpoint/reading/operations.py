@@ -35,7 +35,7 @@ class Window:
     def read(self, count: int) -> bytes:
         """``count`` bytes; never sets memory aside for more than there are."""
         if count > self.size:
-            raise CheckpointError("is cut off or damaged")
+            raise CheckpointError("is cut off or damaged: download or copy it again")
         return self._take(self._position + count)
 
     def readline(self) -> bytes:
@@ -61,4 +61,6 @@ def operations(window: Window) -> Iterator[tuple[str, Any]]:
     except CheckpointError:
         raise
     except (ValueError, OverflowError) as error:
-        raise CheckpointError(f"is cut off or damaged ({shown(error)})") from None
+        raise CheckpointError(
+            f"is cut off or damaged ({shown(error)}): download or copy it again"
+        ) from None

@@ -94,7 +94,7 @@ def _entries(checkpoint: Mapping[str, Any]) -> Iterator[Weights]:
         yield from (Weights(kind, repr(entry), checkpoint[entry]) for kind, entry in found)
     elif found:
         kind, entry = found[0]
-        yield _alone(kind, repr(entry), checkpoint[entry])
+        yield _alone(kind, repr(entry), checkpoint[entry], entry == "state_dict")
     elif tensors := _tensors(checkpoint):  # beside them there may be options and the like
         yield _alone(known, "the top of the file", tensors)
 
@@ -124,13 +124,16 @@ def _tensors(entry: Any) -> dict[str, Tensor]:
     }
 
 
-def _alone(kind: str, place: str, entry: Any) -> Weights:
-    """The only weights of a file, which may be averages whatever their entry is called."""
+def _alone(kind: str, place: str, entry: Any, is_release: bool = True) -> Weights:
+    """The only weights of a file, which may be averages whatever their entry is called.
+
+    ``is_release``: whether releases have them there, and not only trainings.
+    """
     names = _tensors(entry)
     if AVERAGED in names:
         return Weights("ema", f"{place} (saved by torch's AveragedModel)", entry)
     # an averaging wrapper around a parallel model saved them, as EfficientVMamba's authors did
-    if kind == "online" and all(name.startswith("module.module.") for name in names):
+    if is_release and kind == "online" and all(name.startswith("module.module.") for name in names):
         return Weights("ema", f"{place} (by their prefix module.module.)", entry)
     return Weights(kind, place, entry)
 

@@ -55,6 +55,7 @@ ONE_KIND = {
     "of a parallel model": (prefixed(ONLINE), "online"),
     "the average of a parallel model": (dict(state_dict=prefixed(EMA, "module.module.")), "ema"),
     "the same without a dict": (prefixed(EMA, "module.module."), "ema"),
+    "of a model wrapped twice": (dict(model=prefixed(ONLINE, "module.module.")), "online"),
     "compiled": (dict(model=prefixed(ONLINE, "module._orig_mod.")), "online"),
     "an average alone": (dict(model_ema=EMA), "ema"),
     "an average of torch": (dict(model_ema={**prefixed(EMA), **COUNT}), "ema"),

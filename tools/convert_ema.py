@@ -204,7 +204,7 @@ def describe(converted: Converted, checkpoint: Checkpoint) -> Iterator[str]:
     elif converted.content != converted.source:
         yield f"made     a {converted.content} of it"
     if converted.unused:
-        yield f"         left out, as models here have no use for them: {some(converted.unused)}"
+        yield f"         left out, as the product has no use for them: {some(converted.unused)}"
     if converted.fresh:
         layers = dict.fromkeys(key.rpartition(".")[0] for key in converted.fresh)
         yield f"         not in the file, so at their start: {', '.join(layers)}"
@@ -213,9 +213,11 @@ def describe(converted: Converted, checkpoint: Checkpoint) -> Iterator[str]:
 def main() -> None:
     args = parse_args()
     for number in INTERRUPTS:
-        signal.signal(number, signal.default_int_handler)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup and scripts ignore some
+            signal.signal(number, signal.default_int_handler)
     source = Path(args.source)
-    sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are no text
+    if getattr(sys.stdout, "errors", None) == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are no text
     warnings.formatwarning = lambda message, *_: f"convert_ema.py: warning: {message}\n"
     try:
         place = place_of(args.target, source)
@@ -257,7 +259,7 @@ def main() -> None:
     except (FileNotFoundError, FileExistsError, ValueError) as error:
         fail(str(error))
     except OSError as error:
-        fail(f"cannot read or write: {error}; make room, or check the folder of DST and its rights")
+        fail(f"cannot read or write: {error}; check SRC, and the room and rights where DST is")
     print(f"wrote    {product}, {size_of(product)}")
 
 

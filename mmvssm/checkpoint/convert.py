@@ -62,7 +62,7 @@ class Converted:
             :func:`release_names`; None for weights trained here.
         state_dict: The weights, with ``backbone.`` in front of the backbone's.
         fresh: Names in ``state_dict`` that the file does not have: norms at their start.
-        unused: Names in the file that models of this content have no use for.
+        unused: Names in the file of what is left out, if it holds what ``state_dict`` does.
         is_whole: Whether heads have been held against a config's model, too.
         meta: What a file of them says of itself, in plain types.
     """
@@ -146,7 +146,7 @@ def convert(
         names=names,
     )
     meta = {**_kept_meta(checkpoint), "mmvssm": own}
-    unused = unused_keys(chosen.tensors, family, task) if content == source else ()
+    unused = unused_keys(chosen.tensors, family, task, mapped) if content == source else ()
     return Converted(
         chosen, found, source, content, names, mapped, tuple(fresh), unused, is_whole, meta
     )
@@ -169,8 +169,8 @@ def _find_arch(
             return find_arch(shapes, family, named)
         except ValueError:  # the weights are another's now, and say themselves what they are
             warnings.warn(
-                f"the file names {shown(named)} as its arch, but its weights do not fit it: the"
-                " arch is found from their keys and shapes",
+                f"the file names {shown(named)} as its arch, which is none of ours or does not fit"
+                " its weights: the arch is found from their keys and shapes",
                 stacklevel=3,
             )
     return find_arch(shapes, family, arch)

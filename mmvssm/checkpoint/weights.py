@@ -47,8 +47,8 @@ class Weights:
         """Tensors by name, without the prefixes ``module.`` of parallel training.
 
         Raises:
-            ValueError: If some cannot be read, two differ only by that prefix, or there are more
-                than any network has.
+            ValueError: If some cannot be read, two differ only by that prefix, there are none, or
+                more than any network has.
         """
         found = _tensors(self.entry)
         if len(found) > MAX_TENSORS:
@@ -64,7 +64,10 @@ class Weights:
                     " save them as such (sparse and quantised ones as dense) where the code for"
                     " them is"
                 )
-        return _plain_names(found, self.place)
+        plain = _plain_names(found, self.place)
+        if not plain:
+            raise ValueError(f"{self.place} holds no weights, but counters: {some(found)}")
+        return plain
 
 
 def find_weights(checkpoint: Mapping[str, Any]) -> list[Weights]:
@@ -130,7 +133,7 @@ def _alone(kind: str, place: str, entry: Any, is_release: bool = True) -> Weight
     ``is_release``: whether releases have them there, and not only trainings.
     """
     names = _tensors(entry)
-    if AVERAGED in names:
+    if any(WRAPPERS.sub("", name) == AVERAGED for name in names):
         return Weights("ema", f"{place} (saved by torch's AveragedModel)", entry)
     # an averaging wrapper around a parallel model saved them, as EfficientVMamba's authors did
     if is_release and kind == "online" and all(name.startswith("module.module.") for name in names):
@@ -188,8 +191,8 @@ def select_weights(checkpoint: Mapping[str, Any], kind: str = "auto") -> Weights
     lost = [entry for entry in EMA_ENTRIES if entry in unread]
     if lost and kind != "online":
         raise ValueError(
-            f"{lost[0]!r} holds {unread[lost[0]]} in place of tensors, so the averages cannot be"
-            " read: --weights online takes the others"
+            f"{lost[0]!r} holds {unread[lost[0]]} in place of tensors: save the averages as a dict"
+            f" of torch tensors by name{_instead('online')}"
         )
     for weights in found:
         if kind in ("auto", weights.kind):
@@ -205,8 +208,11 @@ def _require_tensors(weights: Weights, found: list[Weights]) -> None:
         weights.tensors  # noqa: B018
     except ValueError as error:
         others = [other.kind for other in found if other.kind != weights.kind]
-        hint = f"; --weights {others[0]} takes the others" if others else ""
-        raise ValueError(f"{error}{hint}") from None
+        raise ValueError(f"{error}{_instead(others[0]) if others else ''}") from None
+
+
+def _instead(kind: str) -> str:
+    return f"; or take the {kind} weights (tools/convert_ema.py --weights {kind})"
 
 
 def _nothing_found(checkpoint: Mapping[str, Any], unread: Mapping[str, str]) -> str:

@@ -40,9 +40,11 @@ def place_of(target: str | Path, source: str | Path) -> Path:
     path = Path(target)
     is_folder = path.is_dir() or str(target).endswith(("/", os.sep))
     folder = path if is_folder else path.parent
-    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    existing = _existing(folder)
     if not existing.is_dir():
-        raise ValueError(f"{str(existing)!r} is a file: name a folder to write into")
+        raise ValueError(
+            f"{str(existing)!r} is a file, or a link to nothing: name a folder to write into"
+        )
     if is_folder:
         stem = re.sub(rf"-[0-9a-f]{{{DIGITS}}}$", "", Path(source).stem)
         return path / f"{stem}.pth"
@@ -78,12 +80,12 @@ def write_checkpoint(
         OSError: If the file cannot be written, e.g. for want of room; nothing half-written stays.
     """
     size = _size(content)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    room = shutil.disk_usage(path.parent).free
+    room = shutil.disk_usage(_existing(path.parent)).free
     if room < size + _MARGIN:
         raise OSError(
             f"{size / 1e6:.0f} MB are needed, {room / 1e6:.0f} MB are free in {str(path.parent)!r}"
         )
+    path.parent.mkdir(parents=True, exist_ok=True)
     if progress is not None:  # safetensors says nothing while it writes
         progress(0, size)
     with temporary_beside(path) as part:
@@ -97,6 +99,11 @@ def write_checkpoint(
             raise FileExistsError(f"{str(product)!r} exists already: --force replaces it")
         os.replace(part, product)
     return product
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest around it that there is."""
+    return next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
 
 
 def _size(content: Mapping[str, Any]) -> int:

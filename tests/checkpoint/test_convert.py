@@ -142,7 +142,7 @@ def test_arch_that_shapes_do_not_show():
     # a product remembers it, unless other weights have come into the file
     assert convert(dict(state_dict=weights, meta=meta)).found.arch == "small-searched"
     others = classifier_of("LocalVim", "tiny")
-    with pytest.warns(UserWarning, match="names small-searched as its arch, but"):
+    with pytest.warns(UserWarning, match="names small-searched as its arch, which"):
         assert convert(dict(state_dict=others, meta=meta)).found.arch == "tiny"
 
 

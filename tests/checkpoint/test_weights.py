@@ -61,6 +61,10 @@ ONE_KIND = {
     "an average of torch": (dict(model_ema={**prefixed(EMA), **COUNT}), "ema"),
     "an average of torch as trained weights": (dict(model={**prefixed(EMA), **COUNT}), "ema"),
     "an average of torch without a dict": ({**prefixed(EMA), **COUNT}, "ema"),
+    "a compiled average of torch": (
+        dict(model=prefixed({**prefixed(EMA), **COUNT}, "_orig_mod.")),
+        "ema",
+    ),
     "MMEngine's average alone": (dict(ema_state_dict=prefixed(EMA)), "ema"),
     "converted": (dict(state_dict=EMA, meta=dict(mmvssm=dict(weights="ema"))), "ema"),
 }
@@ -114,7 +118,7 @@ def test_what_is_wrong_with_one_kind_does_not_keep_the_other(entry):
     checkpoint = dict(model=ONLINE, model_ema=entry)
     assert select_weights(checkpoint, "online").tensors.keys() == ONLINE.keys()
     for kind in ("auto", "ema"):
-        with pytest.raises(ValueError, match=r"'model_ema' holds .*; --weights online takes"):
+        with pytest.raises(ValueError, match=r"'model_ema' holds .*; or take the online weights"):
             select_weights(checkpoint, kind)
 
 
@@ -137,6 +141,7 @@ def test_a_whole_network():
         (dict(state={0: {}}, param_groups=[]), "the state of an optimizer but no weights"),
         (dict(model=None, epoch=3), "no weights at its top or under .*; it holds model, epoch"),
         ({}, "it holds nothing"),
+        (dict(model=COUNT), "'model' .* holds no weights, but counters: n_averaged"),
         (dict(model={"module.a": torch.ones(1), "a": torch.ones(1)}), "'model' holds a twice"),
     ],
 )

@@ -89,7 +89,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, small_disk, suffix):
 def test_too_little_room_is_seen_before_writing(tmp_path):
     content = dict(state_dict={"x": torch.empty(2**60, dtype=torch.uint8, device="meta")})
     with pytest.raises(OSError, match=r"1152921504607 MB are needed, \d+ MB are free"):
-        write_checkpoint(tmp_path / "net.pth", content)
+        write_checkpoint(tmp_path / "new" / "net.pth", content)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -110,9 +110,12 @@ def test_places(tmp_path):
         place_of(tmp_path / "absent", "x.pth")
     (tmp_path / "file").touch()
     for target in ("file/a.pth", "file/", "file/new/a.pth"):
-        with pytest.raises(ValueError, match=r"file' is a file: name a folder to write into"):
+        with pytest.raises(ValueError, match=r"file' is a file, .*: name a folder to write"):
             place_of(f"{tmp_path}/{target}", "x.pth")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    (tmp_path / "link").symlink_to("absent")
+    with pytest.raises(ValueError, match=r"link' is a file, or a link to nothing"):
+        place_of(tmp_path / "link" / "a.pth", "x.pth")
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "link"}
 
 
 def test_the_folder_of_a_product_is_made(tmp_path):

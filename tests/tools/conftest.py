@@ -192,10 +192,11 @@ def run_here(monkeypatch, capsys, tmp_path):
             runpy.run_path(str(tool), run_name="__main__")
         except SystemExit as stop:
             status = stop.code
+        finally:
+            for number, handler in handlers.items():
+                if signal.getsignal(number) is not handler:
+                    signal.signal(number, handler)
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 
-    yield run
-    for number, handler in handlers.items():
-        if signal.getsignal(number) is not handler:
-            signal.signal(number, handler)
+    return run

@@ -374,18 +374,25 @@ def test_a_name_that_is_no_text(released):
 def test_what_models_here_have_no_use_for_is_named(run):
     """Segmentors of Vim's authors have a norm that their outputs do not pass."""
     _, weights = read_case("vim/vim_tiny_seg__96x96")
-    torch.save(dict(state_dict={f"backbone.{k}": v for k, v in weights.items()}), "seg.pth")
-    status, output, _ = run("seg.pth", "a.pth", "--to", "backbone")
+    segmentor = {f"backbone.{key}": value for key, value in weights.items()}
+    segmentor["decode_head.conv_seg.weight"] = torch.ones(3, 4, 1, 1)
+    torch.save(dict(state_dict=segmentor), "seg.pth")
+    status, output, _ = run("seg.pth", "a.pth")
     assert status == 0
-    assert "left out, as models here have no use for them: backbone.norm_f.weight\n" in output
+    assert "left out, as the product has no use for them: backbone.norm_f.weight\n" in output
+    # a backbone is taken without the pyramid that its authors have inside
+    torch.save(weights, "backbone.pth")
+    status, output, _ = run("backbone.pth", "b.pth")
+    left_out = output.partition("left out, as the product has no use for them: ")[2]
+    assert status == 0 and "fpn1.0.weight" in left_out.splitlines()[0]
 
 
 def test_a_full_disk(run, released, small_disk):
     before = set(Path().iterdir())
     status, _, _ = run("released.pth", "converted.pth")
     assert status == (
-        "convert_ema.py: error: cannot read or write: [Errno 27] File too large; make room, or"
-        " check the folder of DST and its rights"
+        "convert_ema.py: error: cannot read or write: [Errno 27] File too large; check SRC, and"
+        " the room and rights where DST is"
     )
     assert set(Path().iterdir()) == before
 
@@ -522,7 +529,7 @@ REFUSED = {
         "arch must be one of v0-tiny, .* got 'huge'",
     ),
     "another arch": (["released.pth", "a.pth", "--arch", "tiny-s1l8"], "VMamba 'tiny-s1l8'"),
-    "nowhere": (["released.pth", "released.pth/a.pth"], "'released.pth' is a file: name a folder"),
+    "nowhere": (["released.pth", "released.pth/a.pth"], "'released.pth' is a file, .*: name a"),
     "no suffix": (["released.pth", "a.bin"], "'a.bin' must end in .pth, .* or in a slash"),
     "their safetensors": (
         ["released.pth", "a.safetensors", "--reverse"],

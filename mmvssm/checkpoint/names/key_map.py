@@ -99,19 +99,12 @@ def map_state_dict(
         ValueError: If family or task is unknown, two keys get one name, or a part is missing.
     """
     key_map = _find(family)
-    is_whole = _holds_backbone(state_dict)
-    detector = key_map.detector if _DETECTOR_OF_THEIRS in state_dict else ()
     mapped: dict[str, Tensor] = {}
     sources: dict[str, str] = {}
-    for key, value in state_dict.items():
-        name: str | None = key
-        if not is_whole or key.startswith(PREFIX):
-            name = map_key(key.removeprefix(PREFIX), key_map, task)
-        else:
-            for rule in detector:
-                name = rule.forward(name)
+    for key, name in _our_names(state_dict, key_map, task):
         if name is None:
             continue
+        value = state_dict[key]
         if name in mapped:
             raise ValueError(
                 f"keys {shown(sources[name])} and {shown(key)} both stand for {shown(name)}: the"
@@ -124,22 +117,37 @@ def map_state_dict(
 
 
 def unused_keys(
-    keys: Iterable[str], family: str | KeyMap, task: str = "classification"
+    keys: Collection[str], family: str | KeyMap, task: str, used: Collection[str]
 ) -> tuple[str, ...]:
-    """Keys of a released checkpoint that models of a task have no use for.
+    """Keys of a released checkpoint whose tensors are in none of ours.
 
     Args:
         keys: All keys of the file.
         family: See :func:`map_key`.
         task: See :func:`map_key`.
+        used: Our names that were taken of what :func:`map_state_dict` gives.
 
     Raises:
         ValueError: If family or task is unknown.
     """
-    keys = tuple(keys)
-    if _holds_backbone(keys):
-        keys = tuple(key for key in keys if key.startswith(PREFIX))
-    return tuple(key for key in keys if map_key(key.removeprefix(PREFIX), family, task) is None)
+    names = _our_names(keys, _find(family), task)
+    return tuple(key for key, name in names if name is None or split_part(name)[0] not in used)
+
+
+def _our_names(
+    keys: Collection[str], key_map: KeyMap, task: str
+) -> Iterator[tuple[str, str | None]]:
+    """All keys of a file with our names, of which there may be parts; None for none."""
+    is_whole = _holds_backbone(keys)
+    detector = key_map.detector if _DETECTOR_OF_THEIRS in keys else ()
+    for key in keys:
+        name: str | None = key
+        if not is_whole or key.startswith(PREFIX):
+            name = map_key(key.removeprefix(PREFIX), key_map, task)
+        else:
+            for rule in detector:
+                name = rule.forward(name)
+        yield key, name
 
 
 def _join_parts(mapped: dict[str, Tensor], stacked: str) -> dict[str, Tensor]:

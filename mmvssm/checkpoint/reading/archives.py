@@ -124,7 +124,7 @@ class _Bounded:
         if count > _MAX_DIRECTORY:
             raise CheckpointError(
                 f"has a directory of {count} bytes, more than {_MAX_DIRECTORY}, which no checkpoint"
-                " has"
+                " has; check that it is the right file"
             )
         return self._file.read(count)
 

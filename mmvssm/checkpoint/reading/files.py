@@ -161,7 +161,8 @@ def _is_safetensors(head: bytes, size: int) -> bool:
         raise CheckpointError("is cut off: download or copy it again")
     if length > _MAX_HEADER:
         raise CheckpointError(
-            f"has a header of {length} bytes, more than {_MAX_HEADER}, which no checkpoint has"
+            f"has a header of {length} bytes, more than {_MAX_HEADER}, which no checkpoint has;"
+            " check that it is the right file"
         )
     return True
 

@@ -100,6 +100,11 @@ def test_progress(tmp_path):
     done = [done / total for done, total in calls]
     assert done == sorted(done) and done[0] < 0.1 and done[-1] == 1
     assert any(0.2 < part < 0.3 for part in done) and any(0.7 < part < 0.8 for part in done)
+    # safetensors says nothing while it writes: the bar must stand there before
+    calls.clear()
+    content["meta"] = {}
+    write_checkpoint(tmp_path / "a.safetensors", content, progress=lambda *call: calls.append(call))
+    assert calls[0] == (0, 2**23) and calls[1][0] >= 2**22 and calls[-1][0] == calls[-1][1]
 
 
 def test_places(tmp_path):

@@ -342,6 +342,28 @@ def test_an_interrupt_behind_the_last_byte_is_ignored(run, released, monkeypatch
     assert (status, errors) == (0, "") and Path(product_of(output)).is_file()
 
 
+def test_an_interrupt_that_is_ignored_stays_so(run, released, monkeypatch):
+    """nohup ignores the end of the terminal for what it starts."""
+    save = torch.save
+
+    def interrupt_and_save(*arguments):
+        os.kill(os.getpid(), signal.SIGHUP)
+        save(*arguments)
+
+    monkeypatch.setattr(torch, "save", interrupt_and_save)
+    assert run("released.pth", "ended.pth")[0] == 130
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    status, output, errors = run("released.pth", "converted.pth")
+    assert (status, errors) == (0, "") and Path(product_of(output)).is_file()
+
+
+def test_without_an_output(run, released, monkeypatch):
+    """What Python makes of a closed one, as under some daemons."""
+    monkeypatch.setattr(sys, "stdout", None)
+    assert run("released.pth", "converted.pth")[0] == 0
+    assert len(list(Path().glob("converted-*.pth"))) == 1
+
+
 def test_missing_folders_are_made(run, released):
     for target in ("new/folder/", "other/folder/released.pth"):
         status, output, _ = run("released.pth", target)
@@ -385,6 +407,9 @@ def test_what_models_here_have_no_use_for_is_named(run):
     status, output, _ = run("backbone.pth", "b.pth")
     left_out = output.partition("left out, as the product has no use for them: ")[2]
     assert status == 0 and "fpn1.0.weight" in left_out.splitlines()[0]
+    # what another content cannot have is not listed
+    status, output, _ = run("seg.pth", "c.pth", "--to", "backbone")
+    assert status == 0 and "made     a backbone of it" in output and "left out" not in output
 
 
 def test_a_full_disk(run, released, small_disk):

@@ -35,13 +35,13 @@ def measure(
     Returns:
         For each name ``median_ms``, ``min_ms``, ``repetitions`` and, on CUDA, ``peak_mib``.
     """
-    run_once = _run_cuda if device == "cuda" else _run_cpu
+    smoke_test = _run_cuda if device == "cuda" else _run_cpu
     times: dict[str, list[float]] = {name: [] for name in implementations}
     peaks: dict[str, float] = {}
     spent = dict.fromkeys(implementations, 0.0)
     for name, function in implementations.items():
         for _ in range(warmups):
-            spent[name] += run_once(function) / 1e3
+            spent[name] += smoke_test(function) / 1e3
             if spent[name] > budget / 4:
                 break
         if device == "cuda":
@@ -53,7 +53,7 @@ def measure(
     for round_index in range(repetitions):
         for name in names if round_index % 2 == 0 else reversed(names):
             if spent[name] < budget or len(times[name]) < 3:
-                times[name].append(run_once(implementations[name]))
+                times[name].append(smoke_test(implementations[name]))
                 spent[name] += times[name][-1] / 1e3
     return {
         name: {

@@ -13,7 +13,7 @@ Progress = Callable[[int, int], object]
 
 
 @contextmanager
-def temporary_beside(path: str | Path) -> Iterator[Path]:
+def temporary_sibling(path: str | Path) -> Iterator[Path]:
     """A name for a temporary file in the folder of ``path``, with the same suffix.
 
     What stands under this name in the end is removed: rename it to keep it.
@@ -27,7 +27,7 @@ def temporary_beside(path: str | Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
+def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, which then becomes it.
 
     Args:
@@ -37,6 +37,6 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
     Raises:
         OSError: If a file cannot be written; what was at ``path`` stays.
     """
-    with temporary_beside(path) as part:
+    with temporary_sibling(path) as part:
         write(part)
         os.replace(part, path)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmvssm.files import write_whole
+from mmvssm.files import atomic_write
 
 
 def test_replaces_at_the_end(tmp_path):
@@ -14,7 +14,7 @@ def test_replaces_at_the_end(tmp_path):
         part.write_text("new")
         assert path.read_text() == "old"
 
-    write_whole(str(path), write)
+    atomic_write(str(path), write)
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
 
 
@@ -27,5 +27,5 @@ def test_interruption_loses_nothing(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_whole(path, write)
+        atomic_write(path, write)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

@@ -23,10 +23,10 @@ from mmvssm.checkpoint import (
     HostileFileError,
     convert,
     find_weights,
-    place_of,
+    output_path,
     read_checkpoint,
     restore,
-    run_once,
+    smoke_test,
     write_checkpoint,
 )
 from mmvssm.checkpoint.words import some
@@ -220,7 +220,7 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are no text
     warnings.formatwarning = lambda message, *_: f"convert_ema.py: warning: {message}\n"
     try:
-        place = place_of(args.target, source)
+        place = output_path(args.target, source)
         if args.reverse and place.suffix == ".safetensors":
             raise ValueError("the original projects read no .safetensors: let DST end in .pth")
         with bar("reading") as progress:
@@ -239,7 +239,7 @@ def main() -> None:
             print(line)
         if args.verify:
             start = time.perf_counter()
-            shapes = {name: tuple(out.shape) for name, out in run_once(converted).items()}
+            shapes = {name: tuple(out.shape) for name, out in smoke_test(converted).items()}
             words = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
             print(f"ran      once in {time.perf_counter() - start:.1f} s, all finite: {words}")
         if args.reverse:

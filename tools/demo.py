@@ -37,7 +37,7 @@ from mmengine.runner import load_checkpoint
 from mmengine.structures import BaseDataElement
 
 from mmvssm.engine import cli
-from mmvssm.files import write_whole
+from mmvssm.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
 COLOURS = [plt.get_cmap("tab10")(digit)[:3] for digit in range(10)]
@@ -57,7 +57,7 @@ def figure(path: Path, rows: int, columns: int, size: float) -> Iterator[np.ndar
         rows, columns, figsize=(size * columns, size * rows), squeeze=False, layout="constrained"
     )
     yield axes
-    write_whole(path, lambda part: fig.savefig(part, dpi=100))
+    atomic_write(path, lambda part: fig.savefig(part, dpi=100))
     plt.close(fig)
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import yaml
 
-from mmvssm.files import write_whole
+from mmvssm.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = Path("docs", "model_zoo.md")
@@ -258,7 +258,7 @@ def main() -> None:
     for path, text in outdated.items():
         print(f"{'out of date' if args.check else 'wrote'}: {path.relative_to(ROOT)}")
         if not args.check:
-            write_whole(path, lambda part, text=text: part.write_text(text))
+            atomic_write(path, lambda part, text=text: part.write_text(text))
     if args.check and outdated:
         sys.exit("model_zoo.py: error: run tools/model_zoo.py")
     if not outdated:

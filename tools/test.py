@@ -12,7 +12,7 @@ from mmengine.registry import METRICS
 import mmvssm  # noqa: F401  makes 'mmvssm::' bases known before the config is read
 from mmvssm.engine import cli, runtime
 from mmvssm.engine.data_check import require_data
-from mmvssm.files import write_whole
+from mmvssm.files import atomic_write
 
 EXAMPLES = """examples:
   the metrics of a checkpoint:
@@ -157,7 +157,7 @@ def set_up_out(cfg: Config, out: str) -> dict | None:
 def save_metrics(metrics: dict, out: str) -> None:
     """Write the metrics to ``out``, complete or not at all."""
     os.makedirs(os.path.dirname(out) or ".", exist_ok=True)
-    write_whole(out, lambda part: mmengine.dump(metrics, part))
+    atomic_write(out, lambda part: mmengine.dump(metrics, part))
 
 
 def main() -> None:

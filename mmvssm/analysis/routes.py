@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmvssm.models.layers import MS2D, SS2D, CheckpointedBlock, MambaMixer, SelectiveScans
 from mmvssm.models.layers.ss2d import ROUTE_TABLES
-from mmvssm.models.layers.tokens import class_positions
+from mmvssm.models.layers.tokens import cls_positions
 from mmvssm.ops import routes
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _token_routes(mixer: MambaMixer, size: tuple[int, int], places: Sequence[int
         names = ("rows", "rows reversed")
     else:
         position = positions[0] if positions else None
-        table = routes.directions(*size, names=mixer.directions, class_position=position)
+        table = routes.directions(*size, names=mixer.directions, cls_position=position)
         names = map(_describe, mixer.directions)
     # -1 takes the entry behind the last
     table = torch.tensor([*tokens, -1])[table.long()]
@@ -171,7 +171,7 @@ def routes_of(backbone: nn.Module, layer: int, height: int, width: int) -> list[
     if mixers[layer] is None:
         scanning = [str(i) for i, mixer in enumerate(mixers) if mixer is not None]
         raise ValueError(f"layer {layer} has no scan; layers with one: {', '.join(scanning)}")
-    places = class_positions(getattr(backbone, "class_place", "none"), height * width)
+    places = cls_positions(getattr(backbone, "used_cls_place", "none"), height * width)
     return mixer_routes(mixers[layer], height, width, places)
 
 

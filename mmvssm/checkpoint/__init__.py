@@ -2,11 +2,11 @@
 
 from .arch import Found, find_arch, find_family
 from .contents import CONTENTS
-from .convert import DTYPES, Converted, convert, restore, run_once
+from .convert import DTYPES, Converted, convert, restore, smoke_test
 from .names import KEY_MAPS, map_key, map_state_dict, split_part, unmap_state_dict
 from .reading import Checkpoint, CheckpointError, HostileFileError, read_checkpoint
 from .weights import Weights, find_weights, select_weights
-from .writing import place_of, write_checkpoint
+from .writing import output_path, write_checkpoint
 
 __all__ = [
     "CONTENTS",
@@ -24,11 +24,11 @@ __all__ = [
     "find_weights",
     "map_key",
     "map_state_dict",
-    "place_of",
+    "output_path",
     "read_checkpoint",
     "restore",
-    "run_once",
     "select_weights",
+    "smoke_test",
     "split_part",
     "unmap_state_dict",
     "write_checkpoint",

@@ -162,4 +162,4 @@ def _dense_options(family: str, model: nn.Module, content: str) -> dict[str, Any
     if family == "local_vim":
         return dict(options, out_norm="ln", feature="mixer")
     options["out_norm"] = False
-    return dict(options, drop_cls_token=True) if model.stored_place != "none" else options
+    return dict(options, drop_cls_token=True) if model.cls_place != "none" else options

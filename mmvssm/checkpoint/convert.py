@@ -15,7 +15,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from mmvssm.files import Progress
-from mmvssm.models.layers.tokens import class_positions, remove_tokens
+from mmvssm.models.layers.tokens import cls_positions, remove_tokens
 from mmvssm.version import __version__
 
 from .arch import Found, find_arch, find_family, read_config, shapes_of
@@ -176,7 +176,7 @@ def _find_arch(
     return find_arch(shapes, family, arch)
 
 
-def run_once(converted: Converted) -> dict[str, Tensor]:
+def smoke_test(converted: Converted) -> dict[str, Tensor]:
     """Outputs of the backbone, and of a linear classifier, for one image of noise.
 
     Returns:
@@ -241,7 +241,7 @@ def _without_class_rows(table: Tensor, found: Found) -> Tensor:
     patches = math.prod(model.grid)
     if table.shape[1] == patches:
         return table
-    return remove_tokens(table, class_positions(model.stored_place, patches))
+    return remove_tokens(table, cls_positions(model.cls_place, patches))
 
 
 def _of_backbone(mapped: Mapping[str, Tensor]) -> dict[str, Tensor]:

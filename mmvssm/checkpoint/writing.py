@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mmvssm.files import Progress, temporary_beside
+from mmvssm.files import Progress, temporary_sibling
 
 SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
 #: Digits of the SHA-256 in a name, as in the names of OpenMMLab's own files.
@@ -26,7 +26,7 @@ _CHUNK = 2**22
 _MARGIN = 2**20
 
 
-def place_of(target: str | Path, source: str | Path) -> Path:
+def output_path(target: str | Path, source: str | Path) -> Path:
     """The path that a product gets, but for the digits of its hash.
 
     Args:
@@ -65,7 +65,7 @@ def write_checkpoint(
     """Write a checkpoint beside ``path`` and give it a name with the digits of its hash.
 
     Args:
-        path: As :func:`place_of` gives it; a folder that is missing is made. A ``.safetensors``
+        path: As :func:`output_path` gives it; a folder that is missing is made. A ``.safetensors``
             file takes the tensors of ``state_dict``, and ``meta`` as JSON in its header.
         content: What to write: dicts of tensors and plain values.
         force: Whether to replace a file that has the name already.
@@ -88,7 +88,7 @@ def write_checkpoint(
     path.parent.mkdir(parents=True, exist_ok=True)
     if progress is not None:  # safetensors says nothing while it writes
         progress(0, size)
-    with temporary_beside(path) as part:
+    with temporary_sibling(path) as part:
         if path.suffix == ".safetensors":
             _write_safetensors(part, content)
         else:

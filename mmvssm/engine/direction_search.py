@@ -8,7 +8,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmvssm.models.layers import SEARCH_DIRECTIONS, DirectionMerge, likeliest
+from mmvssm.models.layers import SEARCH_DIRECTIONS, DirectionMerge, top_directions
 from mmvssm.registry import HOOKS
 
 
@@ -77,6 +77,6 @@ class DirectionSearchHook(Hook):
         runner.visualizer.add_scalars(scalars, step=iteration)
         lines = [f"Directions at iteration {iteration}, mean entropy {entropy:.4f}:"]
         for layer, row in enumerate(table):
-            named = [f"{SEARCH_DIRECTIONS[i]} {row[i]:.3f}" for i in likeliest(row, self.top)]
+            named = [f"{SEARCH_DIRECTIONS[i]} {row[i]:.3f}" for i in top_directions(row, self.top)]
             lines.append(f"  layer {layer:2}: {', '.join(named)}")
         runner.logger.info("\n".join(lines))

@@ -192,7 +192,7 @@ def _stack_routes(routes: Sequence[Tensor]) -> Tensor:
 
 @_cached
 def directions(
-    height: int, width: int, *, names: tuple[str, ...], class_position: int | None = None
+    height: int, width: int, *, names: tuple[str, ...], cls_position: int | None = None
 ) -> Tensor:
     """Rows, columns and windows, each forward or flipped (LocalMamba's directions).
 
@@ -203,7 +203,7 @@ def directions(
             (window by window of ``K x K`` pixels, both row by row; maps that windows do not divide
             are completed at the right and bottom with zero tokens), or one of these with
             ``'_flip'`` (reversed, zero tokens included).
-        class_position: Index of a class token in the row-major sequence, which then has one token
+        cls_position: Index of a class token in the row-major sequence, which then has one token
             more than the map; every route visits it at the step of this number. None for none.
 
     Returns:
@@ -213,14 +213,14 @@ def directions(
         ValueError: If a size is not positive or a direction unknown.
     """
     routes = [_direction(name, height, width) for name in names]
-    if class_position is not None:
-        routes = [_with_class_token(route, class_position) for route in routes]
+    if cls_position is not None:
+        routes = [_with_class_token(route, cls_position) for route in routes]
     return _stack_routes(routes)
 
 
 @_cached
-def directions_upstream_targets(
-    height: int, width: int, *, names: tuple[str, ...], class_position: int | None = None
+def directions_upstream_out_routes(
+    height: int, width: int, *, names: tuple[str, ...], cls_position: int | None = None
 ) -> Tensor:
     """Where LocalMamba's published code puts the outputs of :func:`directions`.
 
@@ -239,6 +239,6 @@ def directions_upstream_targets(
             targets.append(target.flip(0) if name.endswith("_flip") else target)
         else:
             targets.append(_direction(name, height, width))
-    if class_position is not None:
-        targets = [_with_class_token(target, class_position) for target in targets]
+    if cls_position is not None:
+        targets = [_with_class_token(target, cls_position) for target in targets]
     return _stack_routes(targets)

@@ -160,7 +160,7 @@ def test_what_shapes_do_not_show_is_of_the_release_that_they_point_to():
     v3 = dict(MICRO, stem="conv", downsample="conv3", mixer=dict(ssm_ratio=1.0))
     found = find_arch(backbone_shapes("MSVMamba", v3), "msvmamba")
     assert found.arch["mlp_norm"] == "post"
-    assert found.arch["mixer"]["norm_of"] == "sum"
+    assert found.arch["mixer"]["norm_position"] == "sum"
     rope = dict(PLAIN, rope=True)
     found = find_arch(backbone_shapes("Vim", rope), "vim")
     assert found.arch == dict(rope, cls_token="head", divide_out=False)

@@ -9,7 +9,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint
 
 import mmvssm.models
-from mmvssm.checkpoint import convert, restore, run_once, write_checkpoint
+from mmvssm.checkpoint import convert, restore, smoke_test, write_checkpoint
 from mmvssm.models import LocalVim, Vim
 from mmvssm.registry import MODELS
 
@@ -240,7 +240,7 @@ def test_run_of_a_plain_classifier(backbone):
     model = backbone(PLAIN, img_size=32, in_channels=4)
     weights = model.state_dict(prefix="backbone.")
     weights |= {"head.fc.weight": torch.randn(7, 16), "head.fc.bias": torch.randn(7)}
-    shapes = {name: tuple(out.shape) for name, out in run_once(convert(weights)).items()}
+    shapes = {name: tuple(out.shape) for name, out in smoke_test(convert(weights)).items()}
     assert shapes == {"output0": (1, 16), "logits": (1, 7)}
 
 
@@ -250,4 +250,4 @@ def test_run_that_is_not_finite():
     weights["backbone.layers.0.mixer.A_logs"].fill_(1e3)
     weights["backbone.norm0.weight"].fill_(3e38)
     with pytest.raises(ValueError, match="output0 of a forward pass is NaN or infinite"):
-        run_once(convert(weights))
+        smoke_test(convert(weights))

@@ -57,7 +57,7 @@ def test_trunk(key, expected):
         assert map_key(key, FAMILY, task) == f"backbone.{expected}"
 
 
-@pytest.mark.parametrize("downsample", ["merge", "conv2"])
+@pytest.mark.parametrize("downsample", ["patch_merge", "conv2"])
 def test_own_names_and_shapes_stay(downsample):
     arch = dict(embed_dims=8, depths=(1, 1, 2, 1), downsample=downsample, mlp_ratio=2)
     with torch.device("meta"):

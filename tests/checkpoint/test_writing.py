@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from mmvssm.checkpoint import place_of, write_checkpoint
+from mmvssm.checkpoint import output_path, write_checkpoint
 
 CONTENT = dict(meta=dict(a=[1, "b"]), state_dict={"x": torch.randn(64, 64), "y": torch.arange(3)})
 
@@ -108,18 +108,18 @@ def test_progress(tmp_path):
 
 
 def test_places(tmp_path):
-    assert place_of(tmp_path / "a.pth", "x.ckpt") == tmp_path / "a.pth"
-    assert place_of(tmp_path, "deep/net-0123abcd.ckpt") == tmp_path / "net.pth"
-    assert place_of(f"{tmp_path}/new/deep/", "net.ckpt") == tmp_path / "new" / "deep" / "net.pth"
+    assert output_path(tmp_path / "a.pth", "x.ckpt") == tmp_path / "a.pth"
+    assert output_path(tmp_path, "deep/net-0123abcd.ckpt") == tmp_path / "net.pth"
+    assert output_path(f"{tmp_path}/new/deep/", "net.ckpt") == tmp_path / "new" / "deep" / "net.pth"
     with pytest.raises(ValueError, match=r"must end in \.pth, .*, or in a slash for a folder"):
-        place_of(tmp_path / "absent", "x.pth")
+        output_path(tmp_path / "absent", "x.pth")
     (tmp_path / "file").touch()
     for target in ("file/a.pth", "file/", "file/new/a.pth"):
         with pytest.raises(ValueError, match=r"file' is a file, .*: name a folder to write"):
-            place_of(f"{tmp_path}/{target}", "x.pth")
+            output_path(f"{tmp_path}/{target}", "x.pth")
     (tmp_path / "link").symlink_to("absent")
     with pytest.raises(ValueError, match=r"link' is a file, or a link to nothing"):
-        place_of(tmp_path / "link" / "a.pth", "x.pth")
+        output_path(tmp_path / "link" / "a.pth", "x.pth")
     assert {path.name for path in tmp_path.iterdir()} == {"file", "link"}
 
 

@@ -133,7 +133,9 @@ def test_ratios_of_inverted_residuals():
     assert block.expand.out_channels == 3 * 64 and block.se.fc1.out_channels == 48
 
 
-@pytest.mark.parametrize(("downsample", "smallest"), [("merge", 4), ("conv2", 32), ("conv3", 4)])
+@pytest.mark.parametrize(
+    ("downsample", "smallest"), [("patch_merge", 4), ("conv2", 32), ("conv3", 4)]
+)
 def test_smallest_images(downsample, smallest):
     model = EfficientVMamba(dict(MICRO, downsample=downsample)).eval()
     assert model(torch.randn(1, 3, smallest, smallest))[-1].shape[2:] == (1, 1)
@@ -183,7 +185,7 @@ def test_gate_is_one_module_for_both_branches():
         (dict(mixer=dict(scan="diagonal")), "scan must be one of 'cross2d'.*'diagonal'"),
         (dict(se_ratio=0.001), "expand_ratio and se_ratio must leave.*64 channels.*0.001"),
         (dict(embed_dims=4), "channels must be at least 8.*got 4"),
-        (dict(downsample="pool"), "downsample must be one of 'merge', 'conv2', 'conv3'"),
+        (dict(downsample="pool"), "downsample must be one of 'patch_merge', 'conv2', 'conv3'"),
         (dict(stem="linear"), "stem must be one of 'patch', 'conv'"),
     ],
 )

@@ -62,7 +62,10 @@ class Hierarchical(Family):
         (dict(out_indices=()), "out_indices must hold stages 0 to 3"),
         (dict(depths=4), "depths must list the blocks of every stage, got 4"),
         (dict(depths=(1, 2.5, 1, 1)), r"depths\[1\] must be a whole number of at least 0, got 2.5"),
-        (dict(downsample="merge", odd_size="stretch"), "odd_size must be one of 'pad', 'crop'"),
+        (
+            dict(downsample="patch_merge", odd_size="stretch"),
+            "odd_size must be one of 'pad', 'crop'",
+        ),
     )
 
     def shapes(self, size):
@@ -122,7 +125,7 @@ FIRST_VMAMBA = dict(
     embed_dims=16,
     depths=(1, 1, 2, 1),
     stem="patch",
-    downsample="merge",
+    downsample="patch_merge",
     mlp_ratio=0,
     mixer=dict(d_state=2, ssm_ratio=2.0, gate=True, conv_bias=True, force_fp32=True),
 )
@@ -132,7 +135,7 @@ V3_MSVMAMBA = dict(
     stem="conv",
     downsample="conv3",
     mlp_norm="post",
-    mixer=dict(ssm_ratio=1.0, norm_of="sum", upsample="nearest", full_index=0),
+    mixer=dict(ssm_ratio=1.0, norm_position="after_sum", upsample="nearest", full_first=True),
 )
 MICRO = dict(embed_dims=16, depths=(1, 1, 2, 1), mixer=dict(d_state=2))
 PLAIN = dict(embed_dims=16, num_layers=4, patch_size=8, mixer=dict(d_state=2))

@@ -73,9 +73,9 @@ def order_of(name, height, width):
     return order[::-1] if flip else order
 
 
-def target_of(name, height, width, way_back):
+def target_of(name, height, width, output_order):
     order = order_of(name, height, width)
-    if way_back == "upstream" and name.startswith("v"):
+    if output_order == "upstream" and name.startswith("v"):
         # the order is applied to the outputs once more, instead of its inverse
         steps = [j * height + i for i in range(height) for j in range(width)]
         return steps[::-1] if name.endswith("flip") else steps
@@ -107,7 +107,7 @@ def plain_gate(gate, y):
     return y * g[:, None]
 
 
-def plain_block(block, x, merge, way_back):
+def plain_block(block, x, merge, output_order):
     """x (B, H, W, C)."""
     mixer, (height, width) = block.mixer, x.shape[1:3]
     n = F.layer_norm(x, x.shape[-1:], block.norm1.weight, block.norm1.bias)
@@ -117,7 +117,7 @@ def plain_block(block, x, merge, way_back):
     u = F.silu(u).flatten(2).mT
     outs = []
     for k, name in enumerate(mixer.directions):
-        target = target_of(name, height, width, way_back)
+        target = target_of(name, height, width, output_order)
         y = plain_scan(mixer, k, u, order_of(name, height, width), target)
         outs.append(plain_gate(mixer.merge.attn, y))
     if merge == "search":
@@ -137,23 +137,23 @@ TABLES = {
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "way_back"),
+    ("name", "size", "output_order"),
     [
         *((name, size, "inverse") for name in TABLES for size in [(3, 5), (9, 8)]),
         *(("search", size, "inverse") for size in [(1, 1), (1, 4), (4, 4)]),
         *((name, (6, 4), "upstream") for name in ("rows and columns", "other windows", "search")),
     ],
 )
-def test_values_and_gradients(name, size, way_back):
+def test_values_and_gradients(name, size, output_order):
     directions = TABLES[name]
-    model = LocalVMamba(MICRO, directions=directions, way_back=way_back, drop_path_rate=0)
+    model = LocalVMamba(MICRO, directions=directions, output_order=output_order, drop_path_rate=0)
     block = model.stages[0].blocks[0].double()
     for parameter in block.parameters():
         nn.init.normal_(parameter, std=0.5)
     x = torch.randn(2, *size, 8, dtype=torch.float64, requires_grad=True)
     inputs = (x, *block.parameters())
     merge = "search" if directions == "search" else "gated"
-    expected = plain_block(block, x, merge, way_back)
+    expected = plain_block(block, x, merge, output_order)
     cotangent = torch.randn_like(expected)
     expected_grads = torch.autograd.grad((expected * cotangent).sum(), inputs)
     got = block(x)
@@ -243,7 +243,10 @@ def test_directions_as_read():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(way_back="forth"), "way_back must be one of 'inverse', 'upstream', got 'forth'"),
+        (
+            dict(output_order="forth"),
+            "output_order must be one of 'inverse', 'upstream', got 'forth'",
+        ),
         (dict(arch=dict(MICRO, mixer=dict(scan="bidi"))), "mixer has unknown.*'scan'; known.*gate"),
         (dict(arch=dict(MICRO, mixer=dict(gates=1))), "mixer has unknown.*'gates'"),
         (dict(arch="base"), "arch must be one of 'tiny', 'small', 'tiny-search', 'small-search'"),
@@ -254,7 +257,7 @@ def test_bad_arguments(arguments, message):
         LocalVMamba(**arguments)
 
 
-@pytest.mark.parametrize("options", [dict(scan=("h", "x")), dict(scan=("h",), way_back="x")])
+@pytest.mark.parametrize("options", [dict(scan=("h", "x")), dict(scan=("h",), output_order="x")])
 def test_mixer_refuses_bad_directions_before_it_scans(options):
     with pytest.raises(ValueError, match=r"got 'x'"):
         SS2D(8, **options)

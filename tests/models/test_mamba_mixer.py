@@ -31,7 +31,7 @@ def visited(name, height, width):
     return steps[::-1] if flip else steps
 
 
-def way_back(name, steps, size, upstream):
+def output_order(name, steps, size, upstream):
     """Where the output of each step goes."""
     if not (upstream and name.startswith("v")):
         return steps
@@ -90,7 +90,7 @@ def plain_mixer(mixer, x, merge="sum", size=None, position=None):
             if position is not None:
                 token_out = y[:, position : position + 1]
                 y = torch.cat([y[:, :position], y[:, position + 1 :]], 1)
-            targets = way_back(name, steps, size, mixer.way_back == "upstream")
+            targets = output_order(name, steps, size, mixer.output_order == "upstream")
             out = [None] * len(patches[0])
             for s, target in enumerate(targets):
                 if target is not None:
@@ -124,9 +124,9 @@ OPTIONS = {
     "step rank, short convolution": dict(dt_rank=3, d_conv=2, ssm_ratio=1.5),
     "no convolution": dict(d_conv=1),
     "local": dict(scan=FOUR, merge="gated"),
-    "local, upstream": dict(scan=("v", "v_flip", "w2"), merge="gated", way_back="upstream"),
+    "local, upstream": dict(scan=("v", "v_flip", "w2"), merge="gated", output_order="upstream"),
     "sums": dict(scan=FOUR),
-    "sums, upstream": dict(scan=("v_flip", "w2_flip", "v"), way_back="upstream"),
+    "sums, upstream": dict(scan=("v_flip", "w2_flip", "v"), output_order="upstream"),
     "mean of directions": dict(scan=("v", "h"), merge="mean"),
     "search": dict(scan=("h", "v_flip", "w7"), merge="search"),
 }
@@ -162,7 +162,7 @@ def test_directions_of_the_reading_are_those_of_the_routes():
 
 def test_ways_back_agree_on_square_maps_only():
     inverse = MambaMixer(8, scan=("v", "h"), merge="gated").double()
-    upstream = MambaMixer(8, scan=("v", "h"), merge="gated", way_back="upstream").double()
+    upstream = MambaMixer(8, scan=("v", "h"), merge="gated", output_order="upstream").double()
     upstream.load_state_dict(inverse.state_dict())
     x = torch.randn(1, 36, 8, dtype=torch.float64)
     torch.testing.assert_close(upstream(x, (6, 6)), inverse(x, (6, 6)))
@@ -221,8 +221,11 @@ def test_inner_width_and_rank():
         (dict(scan=("h", "w0")), "a direction must be 'h'.*got 'w0'"),
         (dict(scan=()), "scan must name at least one direction"),
         (dict(merge="product"), "merge must be one of 'sum', 'gated', 'search', 'mean'.*'product'"),
-        (dict(scan=("h",), way_back="forth"), "way_back must be one of 'inverse', 'upstream'"),
-        (dict(way_back="upstream"), "way_back needs directions"),
+        (
+            dict(scan=("h",), output_order="forth"),
+            "output_order must be one of 'inverse', 'upstream'",
+        ),
+        (dict(output_order="upstream"), "output_order needs directions"),
         (dict(d_conv=0), "d_conv must be at least 1, got 0"),
         (dict(d_state=0), "d_state must be at least 1, got 0"),
         (dict(ssm_ratio=0.1), "inner_dims must be at least 1, got 0"),

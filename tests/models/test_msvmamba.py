@@ -10,7 +10,12 @@ from mmvssm.models import MS2D, MSVMamba
 from mmvssm.registry import MODELS
 
 V3_MIXER = dict(
-    ssm_ratio=1.0, gate=False, norm_of="sum", upsample="nearest", full_index=0, force_fp32=False
+    ssm_ratio=1.0,
+    gate=False,
+    norm_position="after_sum",
+    upsample="nearest",
+    full_first=True,
+    force_fp32=False,
 )
 V3 = dict(stem="conv", downsample="conv3", mlp_ratio=4, mlp_norm="post", mixer=V3_MIXER)
 MICRO = dict(embed_dims=16, depths=(1, 1, 2, 1))
@@ -29,9 +34,9 @@ def test_what_the_generations_differ_in(name):
         for block in stage.blocks:
             assert block.mlp_norm == ("post" if v3 else "pre")
             mixer = block.mixer
-            assert mixer.norm_of == ("sum" if v3 else "visits")
+            assert mixer.norm_position == ("after_sum" if v3 else "before_sum")
             assert mixer.upsample == ("nearest" if v3 else "bilinear")
-            assert mixer.full_index == (0 if v3 else 1)
+            assert mixer.full_first == v3
             assert mixer.force_fp32 == (not v3)
             assert (mixer.gate_act is not None) == (name not in ("v3-tiny", "v3-small"))
 
@@ -73,7 +78,7 @@ def resize_matrix(size, small, mode):
     return weights
 
 
-def plain_ms2d(mixer, x, act, gate, norm_of, upsample, full_index):
+def plain_ms2d(mixer, x, act, gate, norm_position, upsample, full_first):
     """x (B, H, W, C)."""
     height, width = x.shape[1:3]
     h, w = (height + 1) // 2, (width + 1) // 2
@@ -89,7 +94,7 @@ def plain_ms2d(mixer, x, act, gate, norm_of, upsample, full_index):
         y = F.conv2d(u_first, conv.weight, conv.bias, stride, pad, groups=channels)
         return act(y).flatten(2).transpose(1, 2)
 
-    full = scan(mixer, full_index, tokens(mixer.conv2d, 1))
+    full = scan(mixer, 0 if full_first else 1, tokens(mixer.conv2d, 1))
     small = tokens(mixer.small_conv2d, 2)
     length = h * w
     orders = [
@@ -97,8 +102,8 @@ def plain_ms2d(mixer, x, act, gate, norm_of, upsample, full_index):
         *(n % h * w + n // h for n in range(length)),
         *(n % h * w + n // h for n in reversed(range(length))),
     ]
-    visits = scan(mixer, 1 - full_index, small[:, orders])
-    if norm_of == "visits":
+    visits = scan(mixer, 1 if full_first else 0, small[:, orders])
+    if norm_position == "before_sum":
         full, visits = norm(full), norm(visits)
     summed = [
         sum(visits[:, n] for n, pixel in enumerate(orders) if pixel == p) for p in range(length)
@@ -106,7 +111,7 @@ def plain_ms2d(mixer, x, act, gate, norm_of, upsample, full_index):
     summed = torch.stack(summed, 1).unflatten(1, (h, w))
     rows, columns = (resize_matrix(*sides, upsample) for sides in ((height, h), (width, w)))
     y = full.unflatten(1, (height, width)) + torch.einsum("ih,jw,bhwd->bijd", rows, columns, summed)
-    if norm_of == "sum":
+    if norm_position == "after_sum":
         y = norm(y)
     squeezed = (y.mean((1, 2)) @ mixer.se.fc1.weight.T).relu() @ mixer.se.fc2.weight.T
     y = y * squeezed.sigmoid()[:, None, None]
@@ -115,8 +120,12 @@ def plain_ms2d(mixer, x, act, gate, norm_of, upsample, full_index):
     return y @ mixer.out_proj.weight.T
 
 
-V1_READING = dict(act=F.silu, gate=True, norm_of="visits", upsample="bilinear", full_index=1)
-V3_READING = dict(act=F.silu, gate=False, norm_of="sum", upsample="nearest", full_index=0)
+V1_READING = dict(
+    act=F.silu, gate=True, norm_position="before_sum", upsample="bilinear", full_first=False
+)
+V3_READING = dict(
+    act=F.silu, gate=False, norm_position="after_sum", upsample="nearest", full_first=True
+)
 MIXERS = {
     "v1": (dict(), V1_READING),
     "v1 without gate": (dict(gate=False), dict(V1_READING, gate=False)),
@@ -127,8 +136,8 @@ MIXERS = {
         dict(V1_READING, act=F.gelu, upsample="nearest"),
     ),
     "other sums": (
-        dict(norm_of="sum", full_index=0, d_conv=1),
-        dict(V1_READING, norm_of="sum", full_index=0),
+        dict(norm_position="after_sum", full_first=True, d_conv=1),
+        dict(V1_READING, norm_position="after_sum", full_first=True),
     ),
 }
 SIZES = [(4, 6), (5, 7), (1, 1), (1, 4), (3, 2)]
@@ -208,9 +217,11 @@ def test_half_precision_model_keeps_its_dtype(options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(norm_of="map"), "norm_of must be one of 'visits', 'sum', got 'map'"),
+        (
+            dict(norm_position="map"),
+            "norm_position must be one of 'before_sum', 'after_sum', got 'map'",
+        ),
         (dict(upsample="bicubic"), "upsample must be one of 'bilinear', 'nearest'.*'bicubic'"),
-        (dict(full_index=2), "full_index must be one of 0, 1, got 2"),
         (dict(act="tanh"), "act must be one of 'silu', 'gelu', 'relu'.*'tanh'"),
         (dict(d_conv=4), "d_conv must be odd, got 4"),
         (dict(small_conv=6), "small_conv must be odd, got 6"),
@@ -230,7 +241,7 @@ def test_bad_arguments_of_the_mixer(options, message):
         (dict(mixer=dict(gates=1)), "mixer has unknown field.*'gates'; known are d_state"),
         (dict(mlp_norm="both"), "mlp_norm must be one of 'pre', 'post', got 'both'"),
         (dict(stem="linear"), "stem must be one of 'patch', 'conv'"),
-        (dict(downsample="pool"), "downsample must be one of 'merge', 'conv2', 'conv3'"),
+        (dict(downsample="pool"), "downsample must be one of 'patch_merge', 'conv2', 'conv3'"),
     ],
 )
 def test_bad_arguments(fields, message):

@@ -26,7 +26,7 @@ MODELS_OF = {
     "vim, dropped": (Vim, dict(drop_cls_token=True), "none"),
     "vim, no position embedding": (Vim, dict(arch=dict(MICRO, pos_embed=False)), "middle"),
     "local": (LocalVim, dict(directions=TABLE), "none"),
-    "local, upstream": (LocalVim, dict(directions=TABLE, way_back="upstream"), "none"),
+    "local, upstream": (LocalVim, dict(directions=TABLE, output_order="upstream"), "none"),
     "local, middle": (LocalVim, dict(cls_token="middle", rope=False), "middle"),
     "local, head": (LocalVim, dict(cls_token="head"), "head"),
     "local, search": (LocalVim, dict(directions="search", norm="ln"), "none"),
@@ -108,7 +108,7 @@ def read(model, image, place, pads):
     tokens = [] if model.cls_token is None else [t.expand(len(x), -1) for t in model.cls_token]
     x = torch.stack(with_class(rows, tokens, place), 1)
     if model.pos_embed is not None:
-        stored = "middle" if place != model.stored_place else place
+        stored = "middle" if place != model.cls_place else place
         rows, class_rows = split_class(list(model.pos_embed[0]), stored)
         rows = list(resize(torch.stack(rows), model.grid, size))
         x = x + torch.stack(with_class(rows, class_rows, place))
@@ -258,7 +258,7 @@ def without_class_rows(model):
     """The weights of a model as the published detectors and segmentors have theirs."""
     weights = model.state_dict()
     weights.pop("cls_token", None)
-    rows, _ = split_class(list(model.pos_embed[0].detach()), model.stored_place)
+    rows, _ = split_class(list(model.pos_embed[0].detach()), model.cls_place)
     weights["pos_embed"] = torch.stack(rows)[None]
     return weights
 
@@ -305,15 +305,15 @@ def test_tables_without_class_rows_are_loaded(load, place, stored, own, tmp_path
 
 def test_which_tables_lack_class_rows():
     square = Vim(MICRO, img_size=32, drop_cls_token=True)  # of 4x4
-    assert [n for n in range(40) if square.lacks_class_rows(n)] == [1, 4, 9, 16, 25, 36]
+    assert [n for n in range(40) if square.lacks_cls_rows(n)] == [1, 4, 9, 16, 25, 36]
     wide = Vim(MICRO, img_size=(40, 80), drop_cls_token=True)
     # 50 patches, but 50 rows are those of 7x7 with a class row as well
-    assert [n for n in range(60) if wide.lacks_class_rows(n)] == [1, 4, 9, 16, 25, 36, 49]
+    assert [n for n in range(60) if wide.lacks_cls_rows(n)] == [1, 4, 9, 16, 25, 36, 49]
     flat = Vim(MICRO, img_size=(24, 40), drop_cls_token=True)
     # 15 patches and a class row are 16 rows
-    assert [n for n in range(26) if flat.lacks_class_rows(n)] == [1, 4, 9, 15, 25]
+    assert [n for n in range(26) if flat.lacks_cls_rows(n)] == [1, 4, 9, 15, 25]
     for options in (dict(), dict(cls_token="none", drop_cls_token=True)):
-        assert not any(map(Vim(MICRO, img_size=32, **options).lacks_class_rows, range(40)))
+        assert not any(map(Vim(MICRO, img_size=32, **options).lacks_cls_rows, range(40)))
 
 
 def test_a_kept_class_token_needs_its_row():
@@ -335,9 +335,9 @@ def test_loading_reports_tables_that_are_none(shape):
 def test_mixers_of_the_variants():
     divided = Vim(dict(MICRO, bidirectional=False)).layers[0].mixer
     assert divided.num_routes == 1
-    model = LocalVim(MICRO, directions=TABLE, way_back="upstream")
+    model = LocalVim(MICRO, directions=TABLE, output_order="upstream")
     assert [layer.mixer.directions for layer in model.layers] == TABLE
-    assert all(layer.mixer.way_back == "upstream" for layer in model.layers)
+    assert all(layer.mixer.output_order == "upstream" for layer in model.layers)
     with torch.device("meta"):
         small, searched = LocalVim("small"), LocalVim("small-searched")
         networks = [LocalVim("tiny-search"), LocalVim("tiny", directions="search")]
@@ -482,7 +482,11 @@ def test_images_smaller_than_a_patch(backbone):
         (LocalVim, dict(directions=TABLE[:2]), "layer 2 has none"),
         (LocalVim, dict(directions=[*TABLE[:2], ("h", "v", "x7")]), "layer 2: .*got 'x7'"),
         (LocalVim, dict(directions=[*TABLE[:2], ("h", "v")]), "directions of layer 2 must be 3"),
-        (LocalVim, dict(directions=TABLE, way_back="back"), "way_back must be one of 'inverse'"),
+        (
+            LocalVim,
+            dict(directions=TABLE, output_order="back"),
+            "output_order must be one of 'inverse'",
+        ),
     ],
 )
 def test_bad_arguments(backbone, options, message):

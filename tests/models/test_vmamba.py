@@ -10,7 +10,7 @@ FIRST = dict(
     embed_dims=16,
     depths=(1, 1, 2, 1),
     stem="patch",
-    downsample="merge",
+    downsample="patch_merge",
     mlp_ratio=0,
     mixer=dict(d_state=2, ssm_ratio=2.0, gate=True, conv_bias=True, force_fp32=True),
 )
@@ -32,7 +32,7 @@ def test_default_arguments():
         (FIRST, "crop", 32),
         (SECOND, "pad", 1),
         (dict(SECOND, downsample="conv2"), "pad", 29),
-        (dict(SECOND, downsample="merge"), "crop", 29),
+        (dict(SECOND, downsample="patch_merge"), "crop", 29),
         (dict(FIRST, downsample="conv2"), "pad", 32),
     ],
 )
@@ -170,7 +170,7 @@ def test_blocks_without_mixer():
     [
         (dict(arch=dict(SECOND, mixer=dict(gates=1))), "mixer has unknown.*'gates'; known.*gate,"),
         (dict(arch=dict(SECOND, stem="linear")), "stem must be one of 'patch', 'conv'"),
-        (dict(arch=dict(SECOND, downsample="pool")), "downsample must be one of 'merge'"),
+        (dict(arch=dict(SECOND, downsample="pool")), "downsample must be one of 'patch_merge'"),
         (dict(arch=dict(SECOND, norm="gn")), "norm must be one of 'ln', 'ln2d', 'bn'"),
         (dict(arch=dict(SECOND, mlp_act="tanh")), "mlp_act must be one of 'silu'"),
     ],

@@ -72,7 +72,7 @@ def test_directions_are_equal_to_the_reference(given):
     assert order.tolist() == given["order"]
     pixels = list(range(height * width))
     assert order[given["gather_back"]].tolist() == pixels
-    (target,) = routes.directions_upstream_targets(height, width, names=names)
+    (target,) = routes.directions_upstream_out_routes(height, width, names=names)
     back = given.get("gather_back_upstream", given["gather_back"])
     assert target[back].tolist() == pixels
     assert sorted(target.tolist()) == sorted(order.tolist())
@@ -89,14 +89,14 @@ def test_shorter_directions_end_with_zero_tokens():
 
 def test_directions_with_a_class_token():
     """The token in the middle of the pixels comes at that step of every padded order."""
-    table = routes.directions(2, 3, names=("h", "v", "w2", "w2_flip"), class_position=3)
+    table = routes.directions(2, 3, names=("h", "v", "w2", "w2_flip"), cls_position=3)
     assert table.tolist() == [
         [0, 1, 2, 3, 4, 5, 6, -1, -1],
         [0, 4, 1, 3, 5, 2, 6, -1, -1],
         [0, 1, 4, 3, 5, 2, -1, 6, -1],
         [-1, 6, -1, 3, 2, 5, 4, 1, 0],
     ]
-    targets = routes.directions_upstream_targets(2, 3, names=("h", "v"), class_position=3)
+    targets = routes.directions_upstream_out_routes(2, 3, names=("h", "v"), cls_position=3)
     # columns of three pixels instead of two
     assert targets.tolist() == [[0, 1, 2, 3, 4, 5, 6], [0, 2, 5, 3, 1, 4, 6]]
 

@@ -39,7 +39,7 @@ def test_other_sizes(build):
             embed_dims=[24, 32, 40],
             depths=[1, 2, 1],
             stage_types=["es2d", "inverted_residual", "es2d"],
-            downsample="merge",
+            downsample="patch_merge",
             patch_size=4,
             mixer=dict(d_state=4, ssm_ratio=1.0, dt_rank=None, d_conv=3),
             mlp_ratio=3.0,

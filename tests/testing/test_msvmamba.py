@@ -37,7 +37,7 @@ def test_other_sizes(build):
             embed_dims=[24, 32, 40],
             depths=[1, 2, 1],
             stem="patch",
-            downsample="merge",
+            downsample="patch_merge",
             mlp_ratio=2.0,
             mlp_norm="pre",
             mixer=dict(
@@ -46,9 +46,9 @@ def test_other_sizes(build):
                 dt_rank=None,
                 d_conv=5,
                 gate=False,
-                norm_of="visits",
+                norm_position="before_sum",
                 upsample="bilinear",
-                full_index=1,
+                full_first=False,
                 force_fp32=True,
             ),
         ),
@@ -82,12 +82,12 @@ def test_refused(build, change, error, message):
 @pytest.mark.parametrize(
     ("case", "mixer"),
     [
-        (NANO, dict(norm_of="sum")),
+        (NANO, dict(norm_position="after_sum")),
         (NANO, dict(upsample="nearest")),
-        (NANO, dict(full_index=0)),
-        (V3, dict(norm_of="visits")),
+        (NANO, dict(full_first=True)),
+        (V3, dict(norm_position="before_sum")),
         (V3, dict(upsample="bilinear")),
-        (V3, dict(full_index=1)),
+        (V3, dict(full_first=False)),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else value.stem,
 )

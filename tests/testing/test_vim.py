@@ -39,16 +39,16 @@ def test_words_reach_the_backbone():
     assert (mixer.d_state, mixer.dt_rank, mixer.num_routes, mixer.mean) == (4, 3, 2, True)
     assert mixer.conv1d.weight.shape == (32, 1, 2)
     assert backbone.grid == (5, 9) and backbone.in_channels == 1
-    assert backbone.class_place == "middle" and backbone.rope is None
+    assert backbone.used_cls_place == "middle" and backbone.rope is None
     head = dict(use_middle_cls_token=False, if_rope=True, if_rope_residual=True)
     backbone = model_of("vim", "classification", **head, if_divide_out=False).backbone
-    assert backbone.class_place == "head" and backbone.rope is not None
+    assert backbone.used_cls_place == "head" and backbone.rope is not None
     assert not backbone.layers[0].mixer.mean
     double = dict(use_double_cls_token=True, bimamba_type="none", rms_norm=False)
     backbone = model_of("vim", "classification", **double).backbone
-    assert backbone.class_place == "double" and backbone.layers[0].mixer.num_routes == 1
+    assert backbone.used_cls_place == "double" and backbone.layers[0].mixer.num_routes == 1
     assert isinstance(backbone.layers[0].norm, nn.LayerNorm)
-    assert model_of("vim", "dense", **double).backbone.class_place == "none"
+    assert model_of("vim", "dense", **double).backbone.used_cls_place == "none"
     without = dict(if_abs_pos_embed=False, if_cls_token=False)
     backbone = model_of("vim", "classification", **without, in_chans=2).backbone
     assert backbone.pos_embed is None and backbone.in_channels == 2
@@ -111,7 +111,9 @@ def test_local_vim_with_and_without_class_token():
     assert model(torch.randn(1, 3, 32, 32))["tokens1"].shape == (1, 5, 16)
     search = model_of("local", "classification", directions=None, v_reverse="upstream")
     mixer = search.backbone.layers[1].mixer
-    assert mixer.num_routes == 8 and mixer.way_back == "upstream" and len(mixer.merge.weights) == 8
+    assert (
+        mixer.num_routes == 8 and mixer.output_order == "upstream" and len(mixer.merge.weights) == 8
+    )
 
 
 @pytest.mark.parametrize(

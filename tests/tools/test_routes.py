@@ -38,7 +38,7 @@ def recorded(backbone, layer, size, num_class=0):
     mixer = next(m for m in block.modules() if isinstance(m, SelectiveScans)).eval()
     dims = mixer.in_proj.in_features
     with Recorder() as recorder, torch.no_grad():
-        if hasattr(backbone, "class_place"):
+        if hasattr(backbone, "used_cls_place"):
             position = size[0] * size[1] // 2 if num_class else None
             mixer(torch.rand(1, size[0] * size[1] + num_class, dims), size, position)
         else:

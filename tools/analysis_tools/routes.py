@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mmvssm.analysis import build_backbone, draw_routes, routes_of
 from mmvssm.engine.cli import fail, require_place
-from mmvssm.files import write_whole
+from mmvssm.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -91,7 +91,7 @@ def main() -> None:
     name = Path(args.model).stem
     figure = draw_routes(found, f"{name}, layer {args.layer}")
     try:
-        write_whole(args.out, lambda part: save(figure, part))
+        atomic_write(args.out, lambda part: save(figure, part))
     except OSError as error:
         fail(f"cannot write: {error}")
     for route in found:

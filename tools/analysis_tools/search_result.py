@@ -14,8 +14,8 @@ from torch import Tensor
 
 from mmvssm.checkpoint import read_checkpoint, select_weights
 from mmvssm.engine.cli import fail, require_place
-from mmvssm.files import write_whole
-from mmvssm.models.layers import SEARCH_DIRECTIONS, likeliest
+from mmvssm.files import atomic_write
+from mmvssm.models.layers import SEARCH_DIRECTIONS, top_directions
 
 DESCRIPTION = """\
 Show which scan directions LocalMamba's search has chosen, and write them for a config.
@@ -174,17 +174,19 @@ def main() -> None:
         probabilities = read_probabilities(args.checkpoint)
     except (FileNotFoundError, ValueError) as error:
         fail(str(error))
-    chosen = [likeliest(row, args.top) for row in probabilities]
+    chosen = [top_directions(row, args.top) for row in probabilities]
     print_table(probabilities, chosen)
     config = as_config(chosen)
     print(f"\n{config}")
     try:
         if args.out is not None:
-            note = f"# The {args.top} likeliest directions of each layer in {args.checkpoint}.\n"
-            write_whole(args.out, lambda part: part.write_text(note + config))
+            note = (
+                f"# The {args.top} likeliest directions of each layer in {args.checkpoint}.\n"
+            )
+            atomic_write(args.out, lambda part: part.write_text(note + config))
             print(f"wrote {args.out}")
         if args.picture is not None:
-            write_whole(args.picture, lambda part: draw(part, probabilities, chosen))
+            atomic_write(args.picture, lambda part: draw(part, probabilities, chosen))
             print(f"wrote {args.picture}")
     except OSError as error:
         fail(f"cannot write: {error}")

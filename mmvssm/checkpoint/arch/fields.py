@@ -6,8 +6,8 @@ that release alone:
 - all families: activations, initialisation, ``force_fp32`` and other matters of precision;
 - hierarchical: ``odd_size``, the kind of scan, ``cascade_flip``, ``gate_act``, ``out_act``, and
   the kind of a mixer's norm that has no weights;
-- MSVMamba: ``mlp_norm``, and the mixer's ``norm_of``, ``upsample`` and ``full_index``;
-- LocalVMamba and LocalVim: ``directions`` other than ``'search'``, and ``way_back``;
+- MSVMamba: ``mlp_norm``, and the mixer's ``norm_position``, ``upsample`` and ``full_first``;
+- LocalVMamba and LocalVim: ``directions`` other than ``'search'``, and ``output_order``;
 - plain: the place of a single class token, ``divide_out``, ``feature``, ``out_type``, the layers
   of several ``out_indices`` (taken at equal distances), and how patches overlap, unless it makes
   the stored grid one of 224 pixels.

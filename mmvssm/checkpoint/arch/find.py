@@ -112,7 +112,7 @@ class Found:
         """Where weights differ from the backbone's, unless it loads them nevertheless.
 
         It does so with a position embedding that lacks the rows of class tokens, if it drops them;
-        see :meth:`PlainBackbone.lacks_class_rows`.
+        see :meth:`PlainBackbone.lacks_cls_rows`.
 
         Args:
             given: Shapes by key.
@@ -120,8 +120,8 @@ class Found:
         with torch.device("meta"):
             model = self.build()
         is_plain, table = isinstance(model, PlainBackbone), given.get("pos_embed", ())
-        if is_plain and len(table) == 3 and model.lacks_class_rows(table[1]):
-            num_class = CLASS_TOKENS[model.stored_place]
+        if is_plain and len(table) == 3 and model.lacks_cls_rows(table[1]):
+            num_class = CLASS_TOKENS[model.cls_place]
             given = {**given, "pos_embed": (table[0], table[1] + num_class, table[2])}
         return compare(given, shapes_of(model.state_dict()))
 

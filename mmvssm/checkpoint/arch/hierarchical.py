@@ -13,7 +13,7 @@ from .shapes import Shapes, Unreadable, ratio
 #: No network of ours has more stages, and models of very many take long to build.
 MAX_STAGES = 8
 #: What MSVMamba's third version has besides its stem and downsampling.
-MSVMAMBA_V3 = dict(norm_of="sum", upsample="nearest", full_index=0, force_fp32=False)
+MSVMAMBA_V3 = dict(norm_position="after_sum", upsample="nearest", full_first=True, force_fp32=False)
 _NORM_OF_TRUNK = r"^(patch_embed|stages\.\d+\.(downsample|blocks\.\d+))\.norm[12]?\."
 
 
@@ -67,7 +67,7 @@ def read_fields(shapes: Shapes, family: str) -> dict:
     )
     if layer := _downsample_layer(shapes, 0):
         is_merge = layer.endswith("reduction.weight")
-        fields["downsample"] = "merge" if is_merge else f"conv{shapes.dim(layer, 2)}"
+        fields["downsample"] = "patch_merge" if is_merge else f"conv{shapes.dim(layer, 2)}"
     inside = "mixer."
     if family == "efficient_vmamba":
         inside = "mixer.ss2d."

@@ -149,7 +149,7 @@ class EfficientVMamba(HierarchicalBackbone):
               ``'inverted_residual'`` for every stage; None for ``'es2d'`` in the first two.
             - stem (str): ``'patch'`` (one 4x4 convolution, default) or ``'conv'`` (two 3x3
               convolutions).
-            - downsample (str): ``'merge'`` (concatenation of 2x2 pixels, norm, linear layer;
+            - downsample (str): ``'patch_merge'`` (concatenation of 2x2 pixels, norm, linear layer;
               default), ``'conv2'`` (2x2 convolution) or ``'conv3'`` (3x3).
             - patch_size (int): Pixels per side that the stem makes one. Default 4.
             - patch_norm (bool): Whether the stem has norms. Default True.
@@ -174,7 +174,7 @@ class EfficientVMamba(HierarchicalBackbone):
         depths=None,
         stage_types=None,
         stem="patch",
-        downsample="merge",
+        downsample="patch_merge",
         patch_size=4,
         patch_norm=True,
         mixer={},

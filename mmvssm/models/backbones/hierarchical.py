@@ -16,7 +16,7 @@ from ..layers import ConvDownsample, ConvStem, PatchEmbed, PatchMerging, apply_n
 from ..layers.checks import at_least, complete_arch, one_of
 
 STEMS = {"patch": PatchEmbed, "conv": ConvStem}
-DOWNSAMPLES = ("merge", "conv2", "conv3")
+DOWNSAMPLES = ("patch_merge", "conv2", "conv3")
 
 #: Linear layers of a truncated normal (of 5 std: at far bounds float32 rounding puts whole weights
 #: onto them) and unit norms.
@@ -61,7 +61,7 @@ class HierarchicalBackbone(BaseModule):
             kept in eval mode, together with the stem; -1 for none.
         norm_eval: Keep batch norms in eval mode while training.
         with_cp: Recompute blocks in the backward pass to save memory.
-        odd_size: What ``downsample='merge'`` does with odd sides: ``'pad'`` zeros or ``'crop'``
+        odd_size: What ``'patch_merge'`` does with odd sides: ``'pad'`` zeros or ``'crop'``
             the last row or column.
         init_cfg: Initialisation; None for truncated normal linear layers and unit norms. The
             mixers' scan parameters always start from their own rule, unless a checkpoint is loaded.
@@ -130,7 +130,7 @@ class HierarchicalBackbone(BaseModule):
             downsample = None
             if i < num_stages - 1:
                 kind = one_of("downsample", arch["downsample"], DOWNSAMPLES)
-                if kind == "merge":
+                if kind == "patch_merge":
                     downsample = PatchMerging(dims[i], dims[i + 1], norm, odd_size)
                 else:
                     downsample = ConvDownsample(dims[i], dims[i + 1], int(kind[-1]), norm)

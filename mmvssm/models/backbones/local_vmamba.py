@@ -22,7 +22,7 @@ _MIXER = dict(d_state=16, ssm_ratio=2.0, gate=True, conv_bias=True, force_fp32=T
 _MIXER_FIELDS = [
     name
     for name in inspect.signature(SS2D).parameters
-    if name not in ("embed_dims", "scan", "merge", "way_back", "cascade_flip")
+    if name not in ("embed_dims", "scan", "merge", "output_order", "cascade_flip")
 ]
 
 
@@ -55,7 +55,7 @@ class LocalVMamba(HierarchicalBackbone):
               directions ``h h_flip w2 w2_flip`` in every layer.
             - stem (str): ``'patch'`` (one 4x4 convolution, default) or ``'conv'`` (two 3x3
               convolutions).
-            - downsample (str): ``'merge'`` (concatenation of 2x2 pixels, norm, linear layer,
+            - downsample (str): ``'patch_merge'`` (concatenation of 2x2 pixels, norm, linear layer,
               default), ``'conv2'`` or ``'conv3'`` (2x2 or 3x3 convolution).
             - patch_size (int): Pixels per side that the stem makes one. Default 4.
             - mixer (dict): Arguments of :class:`mmvssm.models.SS2D` that are to differ from the
@@ -64,8 +64,8 @@ class LocalVMamba(HierarchicalBackbone):
             ``['h', 'v_flip', 'w7', 'w7_flip']`` for every block of the network, see
             :func:`mmvssm.ops.routes.directions`; ``'search'`` for all eight of the search in
             every layer, merged by learned probabilities; None for those of ``arch``.
-        way_back: ``'inverse'``, or ``'upstream'`` for the published code's results, which scramble
-            columns on maps that are not square; see :func:`mmvssm.models.layers.direction_tables`.
+        output_order: ``'inverse'``, or ``'upstream'`` for the published code's results, which mix
+            up columns unless the map is square; see :func:`mmvssm.models.layers.direction_tables`.
         **kwargs: Those of :class:`HierarchicalBackbone`.
 
     Raises:
@@ -84,7 +84,7 @@ class LocalVMamba(HierarchicalBackbone):
         depths=None,
         directions=None,
         stem="patch",
-        downsample="merge",
+        downsample="patch_merge",
         patch_size=4,
         mixer={},
     )
@@ -93,12 +93,12 @@ class LocalVMamba(HierarchicalBackbone):
         self,
         arch: str | dict = "tiny",
         directions: str | Sequence[Sequence[str]] | None = None,
-        way_back: str = "inverse",
+        output_order: str = "inverse",
         **kwargs,
     ) -> None:
         arch = self.read_arch(arch)
         known_fields("mixer", arch["mixer"], _MIXER_FIELDS)
-        arch["mixer"] = {**_MIXER, **arch["mixer"], "way_back": way_back}
+        arch["mixer"] = {**_MIXER, **arch["mixer"], "output_order": output_order}
         if directions is not None:
             arch["directions"] = directions
         super().__init__(arch, **kwargs)

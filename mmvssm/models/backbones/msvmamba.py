@@ -15,7 +15,12 @@ from ..layers.checks import known_arguments
 from .hierarchical import HierarchicalBackbone
 
 _V3_MIXER = dict(
-    ssm_ratio=1.0, gate=False, norm_of="sum", upsample="nearest", full_index=0, force_fp32=False
+    ssm_ratio=1.0,
+    gate=False,
+    norm_position="after_sum",
+    upsample="nearest",
+    full_first=True,
+    force_fp32=False,
 )
 _V3 = dict(stem="conv", downsample="conv3", mlp_ratio=4.0, mlp_norm="post", mixer=_V3_MIXER)
 
@@ -46,7 +51,7 @@ class MSVMamba(HierarchicalBackbone):
               stage to stage, or the width of every stage. Required.
             - depths (Sequence[int]): Blocks per stage. Required.
             - stem (str): ``'patch'`` (one 4x4 convolution, default) or ``'conv'`` (two 3x3).
-            - downsample (str): ``'merge'`` (concatenation of 2x2 pixels, norm, linear layer;
+            - downsample (str): ``'patch_merge'`` (concatenation of 2x2 pixels, norm, linear layer;
               default), ``'conv2'`` (2x2 convolution) or ``'conv3'`` (3x3).
             - mlp_ratio (float): Hidden width of the MLPs, which have a convolution; 0 for none.
               Default 2.
@@ -70,7 +75,7 @@ class MSVMamba(HierarchicalBackbone):
         embed_dims=None,
         depths=None,
         stem="patch",
-        downsample="merge",
+        downsample="patch_merge",
         mlp_ratio=2.0,
         mlp_norm="pre",
         mixer={},

@@ -20,7 +20,7 @@ from ..layers.checks import at_least, complete_arch, known_fields, one_of
 from ..layers.tokens import (
     CLASS_TOKENS,
     RotaryTables,
-    class_positions,
+    cls_positions,
     insert_tokens,
     remove_tokens,
     resize_table,
@@ -75,13 +75,13 @@ class PlainLayer(CheckpointedBlock):
         self,
         x: Tensor,
         size: tuple[int, int],
-        class_position: int | None,
+        cls_position: int | None,
         rope: tuple[Tensor, Tensor] | None,
     ) -> tuple[Tensor, Tensor]:
         """The stream behind the layer, and the mixer's output: each ``(B, L, C)`` like ``x``."""
         if rope is not None:
             x = rotate(x, *rope)
-        h = self.mixer(norm_stream(self.norm, x), size, class_position)
+        h = self.mixer(norm_stream(self.norm, x), size, cls_position)
         return x + self.drop_path(h), h
 
 
@@ -174,8 +174,8 @@ class PlainBackbone(BaseModule):
         self.num_layers = arch["num_layers"]
         self.patch_size = arch["patch_size"]
         #: Place of the class token in the position embedding, and in the sequence.
-        self.stored_place = one_of("cls_token", arch["cls_token"], self.class_tokens)
-        self.class_place = "none" if drop_cls_token else self.stored_place
+        self.cls_place = one_of("cls_token", arch["cls_token"], self.class_tokens)
+        self.used_cls_place = "none" if drop_cls_token else self.cls_place
         self.odd_size = one_of("odd_size", odd_size, ("crop", "pad"))
         self.out_indices = self._read_indices(out_indices)
         features = [feature] * len(self.out_indices) if isinstance(feature, str) else feature
@@ -186,12 +186,12 @@ class PlainBackbone(BaseModule):
             )
         self.features = tuple(one_of("feature", word, FEATURES) for word in features)
         if out_type is None:
-            out_type = "avg_featmap" if self.class_place == "none" else "cls_token"
+            out_type = "avg_featmap" if self.used_cls_place == "none" else "cls_token"
         self.out_type = one_of("out_type", out_type, OUT_TYPES)
-        if out_type == "cls_token" and self.class_place == "none":
+        if out_type == "cls_token" and self.used_cls_place == "none":
             raise ValueError(
                 "out_type 'cls_token' needs a class token, got"
-                f" cls_token={self.stored_place!r} and drop_cls_token={drop_cls_token}"
+                f" cls_token={self.cls_place!r} and drop_cls_token={drop_cls_token}"
             )
         if frozen_stages not in range(-1, self.num_layers):
             raise ValueError(
@@ -210,11 +210,11 @@ class PlainBackbone(BaseModule):
             )
         self.grid = tuple(self.patch_embed.output_size(side) for side in img_size)
         self.cls_token = self.pos_embed = self.rope = None
-        if self.class_place != "none":
-            num_class = CLASS_TOKENS[self.class_place]
+        if self.used_cls_place != "none":
+            num_class = CLASS_TOKENS[self.used_cls_place]
             self.cls_token = nn.Parameter(torch.empty(num_class, 1, self.embed_dims))
         if arch["pos_embed"]:
-            rows = self.grid[0] * self.grid[1] + CLASS_TOKENS[self.stored_place]
+            rows = self.grid[0] * self.grid[1] + CLASS_TOKENS[self.cls_place]
             self.pos_embed = nn.Parameter(torch.empty(1, rows, self.embed_dims))
         if arch["rope"]:
             self.rope = RotaryTables(self.embed_dims, self.grid)
@@ -299,13 +299,13 @@ class PlainBackbone(BaseModule):
         """
         self._check_input(x)
         x, size = self.embed(x)
-        positions = class_positions(self.class_place, size[0] * size[1])
+        positions = cls_positions(self.used_cls_place, size[0] * size[1])
         rope = None if self.rope is None else self.rope(size, positions)
         # families whose mixers read it have one class token
-        class_position = positions[0] if positions else None
+        cls_position = positions[0] if positions else None
         kept = {}
         for i in range(max(self.out_indices) + 1):
-            x, h = self.layers[i](x, size, class_position, rope)
+            x, h = self.layers[i](x, size, cls_position, rope)
             if i in self.out_indices:
                 kept[i] = x, h
         outs = []
@@ -326,7 +326,7 @@ class PlainBackbone(BaseModule):
             x = F.pad(x, (0, width, 0, height))
         x = self.patch_embed(x)
         size, x = tuple(x.shape[1:3]), x.flatten(1, 2)
-        positions = class_positions(self.class_place, x.shape[1])
+        positions = cls_positions(self.used_cls_place, x.shape[1])
         if positions:
             x = insert_tokens(x, self.cls_token, positions)
         if self.pos_embed is not None:
@@ -340,7 +340,7 @@ class PlainBackbone(BaseModule):
     def _position_embedding(self, size: tuple[int, int], positions: tuple[int, ...]) -> Tensor:
         """The embedding of a grid; rows of class tokens are no part of what is resized."""
         table = self.pos_embed
-        if size == self.grid and self.class_place == self.stored_place:
+        if size == self.grid and self.used_cls_place == self.cls_place:
             return table
         return self._resize_positions(table, self.grid, size, positions)
 
@@ -348,20 +348,20 @@ class PlainBackbone(BaseModule):
         self, table: Tensor, grid: tuple[int, int], size: tuple[int, int], positions: Sequence[int]
     ) -> Tensor:
         """The embedding of ``grid`` for ``size``, its class rows at other positions."""
-        stored = class_positions(self.stored_place, grid[0] * grid[1])
+        stored = cls_positions(self.cls_place, grid[0] * grid[1])
         rows = table[0, list(stored)][:, None]
         table = resize_table(remove_tokens(table, stored), grid, size)
         return insert_tokens(table, rows, positions)
 
-    def lacks_class_rows(self, num_rows: int) -> bool:
+    def lacks_cls_rows(self, num_rows: int) -> bool:
         """Whether a position embedding of so many rows is one without those of class tokens.
 
         The published detectors and segmentors have dropped the rows together with the tokens.
         Only models with ``drop_cls_token`` load such a table: of the grid that they are made for,
         or of a square one. Where it can also be one with class rows, it is.
         """
-        num_class, num_patches = CLASS_TOKENS[self.stored_place], math.prod(self.grid)
-        if self.class_place == self.stored_place:
+        num_class, num_patches = CLASS_TOKENS[self.cls_place], math.prod(self.grid)
+        if self.used_cls_place == self.cls_place:
             return False
         if num_rows == num_patches + num_class or _side(num_rows - num_class):
             return False
@@ -374,13 +374,13 @@ class PlainBackbone(BaseModule):
         square grid is resized, as of stride 16 for stride 8. One that fits no square grid stays as
         it is, and loading reports its shape.
         """
-        num_class = CLASS_TOKENS[self.stored_place]
+        num_class = CLASS_TOKENS[self.cls_place]
         key = f"{prefix}pos_embed"
         table = state_dict.get(key)
         if table is not None and self.pos_embed is not None and table.dim() == 3:
-            if self.lacks_class_rows(table.shape[1]):
+            if self.lacks_cls_rows(table.shape[1]):
                 rows = table.new_zeros(num_class, 1, table.shape[2])
-                positions = class_positions(self.stored_place, table.shape[1])
+                positions = cls_positions(self.cls_place, table.shape[1])
                 state_dict[key] = table = insert_tokens(table, rows, positions)
             side = _side(table.shape[1] - num_class)
             if side and table.shape[1] != self.pos_embed.shape[1]:
@@ -390,7 +390,7 @@ class PlainBackbone(BaseModule):
                         f" grid and resized to {self.grid[0]}x{self.grid[1]}",
                         stacklevel=2,
                     )
-                positions = class_positions(self.stored_place, math.prod(self.grid))
+                positions = cls_positions(self.cls_place, math.prod(self.grid))
                 state_dict[key] = self._resize_positions(table, (side, side), self.grid, positions)
         for name in (f"{prefix}rope.freqs_cos", f"{prefix}rope.freqs_sin"):
             table = state_dict.get(name)

@@ -157,8 +157,8 @@ class LocalVim(PlainBackbone):
               Default True.
             - directions: What the argument ``directions`` replaces. Default None: the four
               directions ``h h_flip w2 w2_flip`` in every layer.
-            - way_back (str): ``'inverse'`` (default), or ``'upstream'`` for the published code's
-              results, which scramble columns on maps that are not square; see
+            - output_order (str): ``'inverse'`` (default), or ``'upstream'`` for the published
+              code's results, which mix up columns on maps that are not square; see
               :func:`mmvssm.models.layers.direction_tables`.
             - mixer (dict): As in :class:`Vim`; ``dict(ssm_init='v0')`` starts steps as Mamba does,
               while the published networks start them like linear layers.
@@ -166,7 +166,7 @@ class LocalVim(PlainBackbone):
             ``['h', 'v_flip', 'w7', 'w7_flip']`` for every layer of the network, see
             :func:`mmvssm.ops.routes.directions`; ``'search'`` for all eight of the search in
             every layer, merged by learned probabilities; None for those of ``arch``.
-        way_back: Field ``way_back``; None for that of ``arch``.
+        output_order: Field ``output_order``; None for that of ``arch``.
         odd_size: As in :class:`PlainBackbone`, with another default.
         **kwargs: Those of :class:`PlainBackbone`. The published detectors and segmentors have
             ``feature='mixer'`` and ``out_norm='ln'``.
@@ -199,7 +199,7 @@ class LocalVim(PlainBackbone):
         rope=True,
         norm="rms",
         directions=None,
-        way_back="inverse",
+        output_order="inverse",
         mixer={},
     )
     class_tokens: ClassVar[tuple[str, ...]] = ("none", "head", "middle")
@@ -209,11 +209,11 @@ class LocalVim(PlainBackbone):
         self,
         arch: str | Mapping = "tiny",
         directions: str | Sequence[Sequence[str]] | None = None,
-        way_back: str | None = None,
+        output_order: str | None = None,
         odd_size: str = "pad",
         **kwargs,
     ) -> None:
-        arch = self.read_arch(arch, directions=directions, way_back=way_back)
+        arch = self.read_arch(arch, directions=directions, output_order=output_order)
         super().__init__(arch, odd_size=odd_size, **kwargs)
 
     def build_mixer(self, arch: dict, layer: int) -> MambaMixer:
@@ -224,7 +224,7 @@ class LocalVim(PlainBackbone):
             arch["embed_dims"],
             scan=directions[layer],
             merge=merge,
-            way_back=arch["way_back"],
+            output_order=arch["output_order"],
             depth=depth,
             **{"ssm_init": "linear", **arch["mixer"]},
         )

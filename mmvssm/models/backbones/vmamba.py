@@ -21,7 +21,7 @@ from .hierarchical import HierarchicalBackbone
 
 _FIRST_RELEASE = dict(
     stem="patch",
-    downsample="merge",
+    downsample="patch_merge",
     mlp_ratio=0.0,
     mixer=dict(d_state=16, ssm_ratio=2.0, gate=True, conv_bias=True, force_fp32=True),
 )
@@ -58,7 +58,7 @@ class VMamba(HierarchicalBackbone):
             - stem (str): ``'conv'`` (two 3x3 convolutions, default) or ``'patch'`` (one
               4x4 convolution).
             - downsample (str): ``'conv3'`` (3x3 convolution, default), ``'conv2'`` (2x2)
-              or ``'merge'`` (concatenation of 2x2 pixels, norm, linear layer).
+              or ``'patch_merge'`` (concatenation of 2x2 pixels, norm, linear layer).
             - patch_size (int): Pixels per side that the stem makes one. Default 4.
             - patch_norm (bool): Whether the stem has norms. Default True.
             - norm (str): ``'ln'`` (default; ``'ln2d'`` is the same function) or ``'bn'``,

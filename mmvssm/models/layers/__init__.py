@@ -10,7 +10,7 @@ from .basic import (
     build_norm,
 )
 from .block import CheckpointedBlock, MixerBlock
-from .directions import SEARCH_DIRECTIONS, DirectionMerge, direction_tables, likeliest
+from .directions import SEARCH_DIRECTIONS, DirectionMerge, direction_tables, top_directions
 from .mamba_mixer import MambaMixer
 from .ms2d import MS2D
 from .patch import ConvDownsample, ConvStem, PatchEmbed, PatchMerging
@@ -40,5 +40,5 @@ __all__ = [
     "apply_norm",
     "build_norm",
     "direction_tables",
-    "likeliest",
+    "top_directions",
 ]

@@ -14,16 +14,16 @@ from .checks import one_of
 #: The directions of LocalMamba's search, in the order of its parameters.
 SEARCH_DIRECTIONS = ("h", "h_flip", "v", "v_flip", "w2", "w2_flip", "w7", "w7_flip")
 MERGES = ("sum", "gated", "search")
-WAYS_BACK = ("inverse", "upstream")
+OUTPUT_ORDERS = ("inverse", "upstream")
 
 
 def direction_tables(
     names: tuple[str, ...],
     height: int,
     width: int,
-    way_back: str = "inverse",
+    output_order: str = "inverse",
     *,
-    class_position: int | None = None,
+    cls_position: int | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
     """Where the scans along directions read, and where they put their output.
@@ -32,27 +32,27 @@ def direction_tables(
         names: Directions, see :func:`mmvssm.ops.routes.directions`.
         height: Rows of the map.
         width: Columns of the map.
-        way_back: ``'inverse'`` puts outputs where inputs were read. ``'upstream'`` does as
+        output_order: ``'inverse'`` puts outputs where inputs were read. ``'upstream'`` does as
             LocalMamba's published code, which scrambles columns on maps of ``height != width``:
             only for results to be compared with that code.
-        class_position: See :func:`mmvssm.ops.routes.directions`.
+        cls_position: See :func:`mmvssm.ops.routes.directions`.
         device: Device of the tables.
 
     Returns:
         Two int32 ``(len(names), L)``.
 
     Raises:
-        ValueError: If a direction or ``way_back`` is unknown.
+        ValueError: If a direction or ``output_order`` is unknown.
     """
-    one_of("way_back", way_back, WAYS_BACK)
-    options = dict(names=names, class_position=class_position, device=device)
+    one_of("output_order", output_order, OUTPUT_ORDERS)
+    options = dict(names=names, cls_position=cls_position, device=device)
     table = routes.directions(height, width, **options)
-    if way_back == "inverse":
+    if output_order == "inverse":
         return table, table
-    return table, routes.directions_upstream_targets(height, width, **options)
+    return table, routes.directions_upstream_out_routes(height, width, **options)
 
 
-def likeliest(probabilities: Tensor, count: int) -> list[int]:
+def top_directions(probabilities: Tensor, count: int) -> list[int]:
     """Indices of the ``count`` largest probabilities ``(K,)``, in ascending order of the indices.
 
     That is how LocalMamba's search chooses the directions of a layer.

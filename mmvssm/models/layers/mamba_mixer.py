@@ -14,7 +14,7 @@ from mmvssm.registry import MODELS
 
 from .checks import one_of
 from .directions import MERGES as DIRECTION_MERGES
-from .directions import WAYS_BACK, DirectionMerge, direction_tables
+from .directions import OUTPUT_ORDERS, DirectionMerge, direction_tables
 from .scans import SelectiveScans
 
 #: Scans over the whole sequence, and their numbers of routes.
@@ -75,7 +75,7 @@ class MambaMixer(SelectiveScans):
             ``('h', 'v_flip', 'w7')``, see :func:`mmvssm.ops.routes.directions`.
         merge: How the scans are added up: ``'sum'``, ``'mean'``, or as LocalMamba does,
             ``'gated'`` or ``'search'``, see :class:`DirectionMerge`.
-        way_back: Where scans along directions put their output, see
+        output_order: Where scans along directions put their output, see
             :func:`direction_tables`.
         force_fp32: See :class:`SelectiveScans`.
         ssm_init: See :class:`SelectiveScans`.
@@ -84,7 +84,7 @@ class MambaMixer(SelectiveScans):
 
     Raises:
         ValueError: If an argument is not one of its choices, a direction is unknown, the inner
-            width is zero, or ``way_back`` is given without directions.
+            width is zero, or ``output_order`` is given without directions.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class MambaMixer(SelectiveScans):
         d_conv: int = 4,
         scan: str | Sequence[str] = "bidirectional",
         merge: str = "sum",
-        way_back: str = "inverse",
+        output_order: str = "inverse",
         force_fp32: bool = False,
         ssm_init: str = "vim",
         depth: int = 1,
@@ -105,9 +105,9 @@ class MambaMixer(SelectiveScans):
         directions = None if isinstance(scan, str) else tuple(scan)
         if directions is None:
             one_of("scan", scan, SEQUENCE_SCANS)
-            if way_back != "inverse":
+            if output_order != "inverse":
                 raise ValueError(
-                    f"way_back needs directions as scan, got way_back={way_back!r} with"
+                    f"output_order needs directions as scan, got output_order={output_order!r} with"
                     f" scan={scan!r}"
                 )
         else:
@@ -116,7 +116,7 @@ class MambaMixer(SelectiveScans):
             for name in directions:
                 routes.check_direction(name)
         one_of("merge", merge, MERGES)
-        one_of("way_back", way_back, WAYS_BACK)
+        one_of("output_order", output_order, OUTPUT_ORDERS)
         if d_conv < 1:
             raise ValueError(f"d_conv must be at least 1, got {d_conv}")
         inner = int(ssm_ratio * embed_dims)
@@ -130,7 +130,7 @@ class MambaMixer(SelectiveScans):
             init_cfg=init_cfg,
         )
         self.directions = directions
-        self.way_back = way_back
+        self.output_order = output_order
         self.depth = depth
         self.mean = merge == "mean"
         self.merge = None
@@ -153,14 +153,14 @@ class MambaMixer(SelectiveScans):
         self.reset_out_proj()
 
     def forward(
-        self, x: Tensor, size: Sequence[int] | None = None, class_position: int | None = None
+        self, x: Tensor, size: Sequence[int] | None = None, cls_position: int | None = None
     ) -> Tensor:
         """Mix the tokens of sequences.
 
         Args:
             x: ``(B, P, C)``.
             size: Map ``(H, W)`` of the tokens, needed for directions.
-            class_position: Index of a class token that is no part of the map, for directions.
+            cls_position: Index of a class token that is no part of the map, for directions.
 
         Returns:
             ``(B, P, C)``.
@@ -168,17 +168,17 @@ class MambaMixer(SelectiveScans):
         Raises:
             ValueError: If the size does not fit the sequence.
         """
-        table, target = self._tables(x, size, class_position)
+        table, target = self._tables(x, size, cls_position)
         x, z = self.in_proj(x).chunk(2, dim=-1)
         gate = F.silu(z)
         u = gather_tokens(x, table)
         u = F.silu(self.conv1d(u.flatten(2))).view(u.shape)
         steps = routes.rows(1, u.shape[1], device=u.device).expand(self.num_routes, -1)
-        apart = self.merge is not None or self.way_back == "upstream"
+        apart = self.merge is not None or self.output_order == "upstream"
         y = self.run_scan(
             u, steps, target=target, num_out=x.shape[1], merge="none" if apart else "sum"
         )
-        if self.way_back == "upstream":
+        if self.output_order == "upstream":
             y = y * gather_tokens(gate, _sources(table, target, x.shape[1]))
         else:
             y = y * (gate[:, :, None] if apart else gate)
@@ -192,21 +192,21 @@ class MambaMixer(SelectiveScans):
         return self.out_proj(y.to(x.dtype))
 
     def _tables(
-        self, x: Tensor, size: Sequence[int] | None, class_position: int | None
+        self, x: Tensor, size: Sequence[int] | None, cls_position: int | None
     ) -> tuple[Tensor, Tensor]:
         """The routes, and the tokens that their steps write."""
         num_tokens, device = x.shape[1], x.device
         if self.directions is None:
             table = routes.forward_backward(num_tokens, device=device)[: self.num_routes]
             return table, table
-        expected = math.prod(size or ()) + (class_position is not None)
+        expected = math.prod(size or ()) + (cls_position is not None)
         if size is None or num_tokens != expected:
             raise ValueError(
                 f"size must be the map (H, W) of the {num_tokens} tokens of x, less one for"
-                f" class_position={class_position}, got {size}"
+                f" cls_position={cls_position}, got {size}"
             )
         return direction_tables(
-            self.directions, *size, self.way_back, class_position=class_position, device=device
+            self.directions, *size, self.output_order, cls_position=cls_position, device=device
         )
 
 

@@ -37,10 +37,11 @@ class MS2D(SelectiveScans):
         small_conv: Odd side of the convolution that halves the resolution, rounded up.
         act: Activation after both: ``'silu'``, ``'gelu'`` or ``'relu'``.
         gate: Widen the input layer by Di channels that multiply the output, after ``act``.
-        norm_of: What the norm after the scans sees: ``'visits'``, the scans' output at every step,
-            thrice for a pixel of the small map, or ``'sum'``, what they add up to.
+        norm_position: ``'before_sum'`` norms the scans' output at every step, thrice for a pixel of
+            the small map, ``'after_sum'`` norms what they add up to.
         upsample: How the small map is resized: ``'bilinear'`` or ``'nearest'``.
-        full_index: Parameter set of the full map's scan, 0 or 1; the small one's is the other.
+        full_first: Whether the full map's scan has the first of the parameter sets, the small one's
+            the last.
         force_fp32: See :class:`SelectiveScans`.
         ssm_init: See :class:`SelectiveScans`.
         init_cfg: As in :class:`mmengine.model.BaseModule`.
@@ -60,9 +61,9 @@ class MS2D(SelectiveScans):
         small_conv: int = 7,
         act: str = "silu",
         gate: bool = True,
-        norm_of: str = "visits",
+        norm_position: str = "before_sum",
         upsample: str = "bilinear",
-        full_index: int = 1,
+        full_first: bool = False,
         force_fp32: bool = True,
         ssm_init: str = "v0",
         init_cfg: dict | list | None = None,
@@ -84,9 +85,9 @@ class MS2D(SelectiveScans):
             ssm_init=ssm_init,
             init_cfg=init_cfg,
         )
-        self.norm_of = one_of("norm_of", norm_of, ("visits", "sum"))
+        self.norm_position = one_of("norm_position", norm_position, ("before_sum", "after_sum"))
         self.upsample = one_of("upsample", upsample, ("bilinear", "nearest"))
-        self.full_index = one_of("full_index", full_index, range(NUM_SETS))
+        self.full_first = full_first
 
         act = ACTIVATIONS[one_of("act", act, ACTIVATIONS)]
         self.in_proj = nn.Linear(embed_dims, 2 * inner if gate else inner, bias=False)
@@ -108,10 +109,10 @@ class MS2D(SelectiveScans):
             x = x.contiguous()  # once for both convolutions
         full = self._scan_full(self.act(self.conv2d(x)).contiguous())
         small = self._scan_small(self.act(self.small_conv2d(x)).contiguous())
-        if self.norm_of == "visits":
+        if self.norm_position == "before_sum":
             full, small = self._norm(full).to(dtype), self._norm(small).sum(1).to(dtype)
         y = full + self._resize(small, full.shape[1:3])
-        if self.norm_of == "sum":
+        if self.norm_position == "after_sum":
             y = self._norm(y).to(dtype)
         y = self.se(y)
         if gate is not None:
@@ -121,7 +122,8 @@ class MS2D(SelectiveScans):
     def _scan_full(self, x: Tensor) -> Tensor:
         """Row by row: ``(B, H, W, Di) -> (B, H, W, Di)`` in float32."""
         table = routes.rows(*x.shape[1:3], device=x.device)
-        used = slice(self.full_index, self.full_index + 1)
+        index = 0 if self.full_first else 1
+        used = slice(index, index + 1)
         return self.run_scan(x.flatten(1, 2), table, used=used).view(x.shape)
 
     def _scan_small(self, x: Tensor) -> Tensor:
@@ -131,9 +133,9 @@ class MS2D(SelectiveScans):
         """
         size = x.shape[1:3]
         table = routes.three_orders(*size, device=x.device)
-        index = 1 - self.full_index
+        index = 1 if self.full_first else 0
         used = slice(index, index + 1)
-        if self.norm_of == "sum":
+        if self.norm_position == "after_sum":
             return self.run_scan(x.flatten(1, 2), table, used=used).view(x.shape)
         target = routes.three_orders(*size, apart=True, device=x.device)
         num_out = NUM_ORDERS * x.shape[1] * x.shape[2]

@@ -14,7 +14,7 @@ from mmvssm.registry import MODELS
 
 from .basic import ACTIVATIONS, DepthwiseConv
 from .checks import one_of
-from .directions import WAYS_BACK, DirectionMerge, direction_tables
+from .directions import OUTPUT_ORDERS, DirectionMerge, direction_tables
 from .scans import SelectiveScans
 
 NUM_ROUTES = 4
@@ -71,7 +71,7 @@ class SS2D(SelectiveScans):
             :func:`mmvssm.ops.routes.directions`.
         merge: How the scans along directions are added up: ``'sum'``, or as
             `LocalMamba <https://arxiv.org/abs/2403.09338>`_ does, see :class:`DirectionMerge`.
-        way_back: Where scans along directions put their output, see
+        output_order: Where scans along directions put their output, see
             :func:`direction_tables`.
         cascade_flip: In the cascade, add the reversed scan at the pixels it read. False
             adds it unflipped, as the published code does.
@@ -92,7 +92,7 @@ class SS2D(SelectiveScans):
     Raises:
         ValueError: If an argument is not one of its choices, the inner width is zero,
             ``d_conv`` is even, the heads of ``scalar_decay`` do not divide the width, or
-            ``merge`` or ``way_back`` are given without directions.
+            ``merge`` or ``output_order`` are given without directions.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class SS2D(SelectiveScans):
         act: str = "silu",
         scan: str | Sequence[str] = "cross2d",
         merge: str = "sum",
-        way_back: str = "inverse",
+        output_order: str = "inverse",
         cascade_flip: bool = False,
         scalar_decay: bool = False,
         gate: bool = False,
@@ -136,19 +136,19 @@ class SS2D(SelectiveScans):
         self.merge = None
         if self.directions is None:
             one_of("scan", scan, SCANS)
-            if merge != "sum" or way_back != "inverse":
+            if merge != "sum" or output_order != "inverse":
                 raise ValueError(
-                    f"merge and way_back need directions as scan, got merge={merge!r} and"
-                    f" way_back={way_back!r} with scan={scan!r}"
+                    f"merge and output_order need directions as scan, got merge={merge!r} and"
+                    f" output_order={output_order!r} with scan={scan!r}"
                 )
         else:
             for name in self.directions:
                 routes.check_direction(name)
-            one_of("way_back", way_back, WAYS_BACK)
+            one_of("output_order", output_order, OUTPUT_ORDERS)
             if merge != "sum":
                 self.merge = DirectionMerge(inner, self.num_routes, merge)
         self.scan = scan
-        self.way_back = way_back
+        self.output_order = output_order
         self.cascade_flip = cascade_flip
 
         act = ACTIVATIONS[one_of("act", act, ACTIVATIONS)]
@@ -197,7 +197,7 @@ class SS2D(SelectiveScans):
     def _scan_directions(self, x: Tensor) -> Tensor:
         """Merged scans along the directions over ``x (B, H, W, Di)``, in float32."""
         table, target = direction_tables(
-            self.directions, *x.shape[1:3], self.way_back, device=x.device
+            self.directions, *x.shape[1:3], self.output_order, device=x.device
         )
         merge = "sum" if self.merge is None else "none"
         y = self.run_scan(x.flatten(1, 2), table, target=target, merge=merge)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 CLASS_TOKENS = {"none": 0, "head": 1, "middle": 1, "double": 2}
 
 
-def class_positions(place: str, num_patches: int) -> tuple[int, ...]:
+def cls_positions(place: str, num_patches: int) -> tuple[int, ...]:
     """Indices of the class tokens in a sequence with ``num_patches`` patch tokens.
 
     Args:

@@ -13,7 +13,7 @@ from mmvssm.checkpoint.names.key_map import KeyMap
 from ..compare import MalformedCase, UnsupportedCase
 
 #: Our words for ``v_reverse``.
-WAYS_BACK = {"inverse": "inverse", "upstream": "upstream"}
+OUTPUT_ORDERS = {"inverse": "inverse", "upstream": "upstream"}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from mmvssm.models import EfficientVMamba
 from ..compare import MalformedCase, UnsupportedCase
 from .common import Reading, choice, read_dt_rank, read_hierarchical
 
-DOWNSAMPLES = {"patch_merging": "merge", "conv2x2": "conv2"}
+DOWNSAMPLES = {"patch_merging": "patch_merge", "conv2x2": "conv2"}
 # what the reference has in one form only
 FIXED = dict(scan_step=2, norm="LayerNorm eps 1e-5", block_gate_ratio=0.125)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mmvssm.models import LocalVMamba
 
 from ..compare import MalformedCase, UnsupportedCase
-from .common import WAYS_BACK, Reading, choice, read_hierarchical, whole_output
+from .common import OUTPUT_ORDERS, Reading, choice, read_hierarchical, whole_output
 from .vim import read_local_vim
 
 # what the reference has in one form only
@@ -42,7 +42,7 @@ def read_local_vmamba(build: dict) -> dict:
     return dict(
         arch=arch,
         directions="search" if directions is None else directions,
-        way_back=choice("v_reverse", build.get("v_reverse", "inverse"), WAYS_BACK),
+        output_order=choice("v_reverse", build.get("v_reverse", "inverse"), OUTPUT_ORDERS),
         in_channels=build.get("in_chans", 3),
         out_indices=build.get("out_indices") or range(len(build["depths"])),
         drop_path_rate=build.get("drop_path_rate", 0.0),

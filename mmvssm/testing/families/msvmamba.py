@@ -9,12 +9,12 @@ from .common import Reading, choice, read_dt_rank, read_hierarchical
 
 # What the generation decides; the other words of a description only say it again.
 GENERATIONS = {
-    "v1": dict(stem="patch", downsample="merge", mlp_ratio=2.0, mlp_norm="pre"),
+    "v1": dict(stem="patch", downsample="patch_merge", mlp_ratio=2.0, mlp_norm="pre"),
     "v3": dict(stem="conv", downsample="conv3", mlp_ratio=4.0, mlp_norm="post"),
 }
 MIXERS = {
-    "v1": dict(norm_of="visits", upsample="bilinear", full_index=1, force_fp32=True),
-    "v3": dict(norm_of="sum", upsample="nearest", full_index=0, force_fp32=False),
+    "v1": dict(norm_position="before_sum", upsample="bilinear", full_first=False, force_fp32=True),
+    "v3": dict(norm_position="after_sum", upsample="nearest", full_first=True, force_fp32=False),
 }
 GATES = {"silu": True, "none": False}
 # What all published models have.
@@ -35,7 +35,7 @@ def read_msvmamba(build: dict) -> dict:
     generation = build["generation"]
     arch = choice("generation", generation, GENERATIONS)
     mixer = MIXERS[generation]
-    full = mixer["full_index"]
+    full = 0 if mixer["full_first"] else 1
     index = dict(full=full, small=1 - full)
     if build.get("param_index", index) != index:
         raise MalformedCase(

@@ -14,7 +14,7 @@ from mmvssm.checkpoint.names.vim import plain_dense
 from mmvssm.models import LocalVim, SimpleFeaturePyramid, Vim
 
 from ..compare import UnsupportedCase
-from .common import WAYS_BACK, Reading, choice, whole_output
+from .common import OUTPUT_ORDERS, Reading, choice, whole_output
 
 # what is built in one form only, with the values that the reference calls it by
 FIXED = {
@@ -227,7 +227,7 @@ def read_local_vim(build: dict) -> Reading:
     directions = build["directions"]
     options.update(
         directions="search" if directions is None else directions,
-        way_back=choice("v_reverse", build.get("v_reverse", "inverse"), WAYS_BACK),
+        output_order=choice("v_reverse", build.get("v_reverse", "inverse"), OUTPUT_ORDERS),
     )
     has_maps = options["arch"]["cls_token"] == "none"
 

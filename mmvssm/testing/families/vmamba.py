@@ -44,7 +44,7 @@ SUFFIXES = {
 }
 BROKEN_CORES = ("xv1a", "xv2a", "xv3a")
 STEMS = {"v1": "patch", "v2": "conv"}
-DOWNSAMPLES = {"v1": "merge", "v2": "conv2", "v3": "conv3"}
+DOWNSAMPLES = {"v1": "patch_merge", "v2": "conv2", "v3": "conv3"}
 
 
 def read_forward_type(forward_type: str) -> dict:

@@ -8,7 +8,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmvssm.models.layers import SEARCH_DIRECTIONS, DirectionMerge, top_directions
+from mmvssm.models.layers import SEARCH_DIRECTIONS, RouteMerge, top_directions
 from mmvssm.registry import HOOKS
 
 
@@ -41,14 +41,14 @@ class DirectionSearchHook(Hook):
             raise ValueError(f"top must be from 1 to {len(SEARCH_DIRECTIONS)}, got {top}")
         self.interval = interval
         self.top = top
-        self._merges: list[DirectionMerge] = []
+        self._merges: list[RouteMerge] = []
 
     def before_train(self, runner: Runner) -> None:
         """Find the layers that search, in the order of the network."""
         self._merges = [
             module
             for module in runner.model.modules()
-            if isinstance(module, DirectionMerge) and module.weights is not None
+            if isinstance(module, RouteMerge) and module.weights is not None
         ]
         if not self._merges:
             raise ValueError(

@@ -3,19 +3,17 @@
 The registry is :data:`mmvssm.registry.MODELS`.
 """
 
-from .backbones import EfficientVMamba, LocalVim, LocalVMamba, MSVMamba, Vim, VMamba
-from .layers import MS2D, SS2D, MambaMixer
+from . import backbones
+from .backbones import *  # noqa: F403
+from .layers import MS2D, SS2D, CascadeSS2D, MambaMixer, ScalarDecaySS2D
 from .necks import SimpleFeaturePyramid
 
 __all__ = [
     "MS2D",
     "SS2D",
-    "EfficientVMamba",
-    "LocalVMamba",
-    "LocalVim",
-    "MSVMamba",
+    "CascadeSS2D",
     "MambaMixer",
+    "ScalarDecaySS2D",
     "SimpleFeaturePyramid",
-    "VMamba",
-    "Vim",
+    *backbones.__all__,
 ]

@@ -74,3 +74,21 @@ def check_out_dtype(out_dtype: torch.dtype | None, input_dtype: torch.dtype) -> 
             f"out_dtype must be None, {wanted} for {input_dtype} input, got {out_dtype}"
         )
     return out_dtype
+
+
+def check_table(name: str, table: object) -> None:
+    """Raise unless ``table`` is an int32 tensor ``(K, L)`` with at least one entry."""
+    check_tensor(name, table, 2)
+    if table.dtype != torch.int32:
+        raise TypeError(f"{name} must be an int32 table, got {table.dtype}")
+    check_positive(K=table.shape[0], L=table.shape[1])
+
+
+def check_range(name: str, table: Tensor, size: int) -> int:
+    """Raise unless all entries of a route table lie in ``[-1, size)``; return the lowest one."""
+    low, high = (int(v) for v in table.aminmax())
+    if low < -1 or high >= size:
+        raise ValueError(
+            f"{name} must hold entries from -1 to {size - 1}, got entries from {low} to {high}"
+        )
+    return low

@@ -1,44 +1,235 @@
 """Routes: orders of visiting the pixels of a map, as int32 index tables ``(K, L)``.
 
 An entry is the flat row-major index ``row * width + column`` of the pixel visited at that step, or
--1 for a zero token. Every builder takes ``device=`` besides its sizes. Tables are cached per size
-and device and shared by all layers: never write into one.
+-1 for a zero token, which decays the state and writes nothing. A *builder* is a function of height
+and width that returns such a table; :func:`register_routes` makes it known by a name to every
+mixer, tool and picture. :func:`route_set` gives the :class:`RouteSet` of a builder for one size.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Sequence
-from functools import lru_cache, wraps
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .backend import tracing
+from .route_set import RouteSet
+
+#: What a builder returns: the table that is read, or that and the one that is written.
+Tables = Tensor | tuple[Tensor, Tensor]
+Builder = TypeVar("Builder", bound=Callable[..., Tables])
+OUTPUT_ORDERS = ("inverse", "upstream")
 
 
-def _cached(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Keep the tables of a builder, which may be called under any mode of torch."""
+@dataclass(frozen=True)
+class Scan:
+    """A builder of routes and what was declared with it.
 
-    def on_device(*sizes: int, device: torch.device | str, **options: object) -> Tensor:
-        for size in sizes:
-            if size < 1:
-                raise ValueError(f"sizes of {build.__name__} must be at least 1, got {sizes}")
-        # A tensor made in inference mode could not be saved for a later backward pass.
+    Attributes:
+        name: What messages call it.
+        build: The builder.
+        titles: What each route does, in words, for pictures; empty for none.
+        disjoint: Whether no two of its routes share a pixel, whatever the size of the map.
+        directions: Names of the directions, where these are the routes.
+    """
+
+    name: str
+    build: Callable[..., Tables]
+    titles: tuple[str, ...] = ()
+    disjoint: bool = False
+    directions: tuple[str, ...] = ()
+
+    @property
+    def num_routes(self) -> int:
+        """Number of routes K, which must not depend on the size of the map."""
+        return route_set(self, 4, 4).num_routes
+
+
+#: Registered scans by name.
+SCANS: dict[str, Scan] = {}
+
+
+def register_routes(
+    name: str, *, titles: Sequence[str] = (), disjoint: bool = False
+) -> Callable[[Builder], Builder]:
+    """Make a builder of routes known by a name, which every ``scan=`` then takes.
+
+    The builder is called with height and width, and must return an int32 table ``(K, L)``, or a
+    pair of them: the pixel read and the pixel written at every step. K must not depend on the
+    size. If its signature has ``cls_positions``, it gets the ascending positions of class tokens
+    among the tokens, and its entries then are indices of tokens. Otherwise a class token at
+    position ``p`` is visited at step ``p`` of every route.
+
+    Args:
+        name: The name.
+        titles: What each route does, in words, for pictures.
+        disjoint: Promise that no two routes share a pixel, whatever the size of the map. Each
+            pixel then needs one projection only, in compiled graphs as well.
+
+    Raises:
+        ValueError: If another builder has the name.
+
+    Example:
+        >>> @register_routes("both_ways")
+        ... def both_ways(height, width):
+        ...     rows = torch.arange(height * width, dtype=torch.int32)
+        ...     return torch.stack([rows, rows.flip(0)])
+        >>> SS2D(96, scan="both_ways")
+    """
+
+    def register(build: Builder) -> Builder:
+        known = SCANS.get(name)
+        if known is not None and known.build.__qualname__ != build.__qualname__:
+            raise ValueError(
+                f"routes {name!r} are registered already, by {known.build.__qualname__};"
+                " choose another name"
+            )
+        SCANS[name] = Scan(name, build, tuple(titles), disjoint)
+        return build
+
+    return register
+
+
+def read_scan(
+    scan: str | Sequence[str] | Callable[..., Tables] | Scan, output_order: str = "inverse"
+) -> Scan:
+    """Return the scan that a ``scan=`` argument means.
+
+    Args:
+        scan: A registered name, a builder (see :func:`register_routes`), or a sequence of
+            directions such as ``('h', 'v_flip', 'w7')``, see :func:`directions`.
+        output_order: For directions, where outputs go, see :func:`directions`.
+
+    Raises:
+        ValueError: If the name or a direction is unknown, there is no direction, or
+            ``output_order`` is unknown or given without directions.
+        TypeError: If ``scan`` is none of these.
+    """
+    if output_order not in OUTPUT_ORDERS:
+        choices = ", ".join(map(repr, OUTPUT_ORDERS))
+        raise ValueError(f"output_order must be one of {choices}, got {output_order!r}")
+    is_directions = isinstance(scan, Sequence) and not isinstance(scan, str)
+    if output_order != "inverse" and not is_directions:
+        raise ValueError(
+            f"output_order needs directions as scan, got output_order={output_order!r} with"
+            f" scan={scan!r}"
+        )
+    if isinstance(scan, Scan):
+        return scan
+    if isinstance(scan, str):
+        if scan not in SCANS:
+            raise ValueError(
+                f"scan must be one of {', '.join(map(repr, SCANS))}, a function registered with"
+                f" mmvssm.ops.routes.register_routes, or a list of directions, got {scan!r}"
+            )
+        return SCANS[scan]
+    if is_directions:
+        names = tuple(scan)
+        if not names:
+            raise ValueError("scan must name at least one direction, got none")
+        for name in names:
+            check_direction(name)
+        titles = tuple(_describe(name) for name in names)
+        builder = _Directions(names, output_order)
+        return Scan(", ".join(names), builder, titles, directions=names)
+    if callable(scan):
+        registered = (known for known in SCANS.values() if known.build is scan)
+        return next(registered, Scan(getattr(scan, "__name__", repr(scan)), scan))
+    raise TypeError(
+        "scan must be a registered name, a list of directions or a function of height and width,"
+        f" got {type(scan).__name__}"
+    )
+
+
+def route_set(
+    scan: str | Sequence[str] | Callable[..., Tables] | Scan,
+    height: int,
+    width: int,
+    *,
+    device: torch.device | str = "cpu",
+    cls_positions: tuple[int, ...] = (),
+) -> RouteSet:
+    """Return the routes of a scan over a map, made once per size and device.
+
+    Args:
+        scan: See :func:`read_scan`.
+        height: Rows of the map.
+        width: Columns of the map.
+        device: Device of the tables.
+        cls_positions: Ascending positions of T class tokens among the ``height * width + T``
+            tokens.
+
+    Raises:
+        ValueError: If a size is not positive, or the builder's tables are no routes over the map.
+        TypeError: If the builder returns no int32 tables.
+    """
+    scan = scan if isinstance(scan, Scan) else read_scan(scan)
+    if height < 1 or width < 1:
+        raise ValueError(f"the map must have at least one pixel, got {height}x{width}")
+    # tables made while tracing are no real tensors: they belong to the graph
+    if tracing() or type(torch.empty(0)) is not Tensor:
+        read, out = _build(scan, height, width, cls_positions)
+        num_tokens = height * width + len(cls_positions)
+        read, out = read.to(device), None if out is None else out.to(device)
+        return RouteSet.traced(read, out, num_pixels=num_tokens, disjoint=scan.disjoint)
+    return _kept(scan, height, width, torch.device(device), cls_positions)
+
+
+@lru_cache(maxsize=1024)
+def _kept(
+    scan: Scan, height: int, width: int, device: torch.device, cls_positions: tuple[int, ...]
+) -> RouteSet:
+    if device.type != "cpu":
+        cpu = torch.device("cpu")
         with torch.inference_mode(False):
-            return build(*sizes, **options).to(device)
+            return _kept(scan, height, width, cpu, cls_positions).to(device)
+    # A tensor made in inference mode could not be saved for a later backward pass.
+    with torch.inference_mode(False), torch.device("cpu"):
+        read, out = _build(scan, height, width, cls_positions)
+        try:
+            routes = RouteSet(read, out, num_pixels=height * width + len(cls_positions))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"scan {scan.name!r} over {height}x{width} pixels: {error}") from None
+    if scan.disjoint and not routes.is_disjoint:
+        raise ValueError(
+            f"scan {scan.name!r} was registered as disjoint, but over {height}x{width} pixels two"
+            " of its routes share a pixel"
+        )
+    return routes
 
-    keep = lru_cache(maxsize=1024)(on_device)
 
-    @wraps(build)
-    def table(*sizes: int, device: torch.device | str = "cpu", **options: object) -> Tensor:
-        # A table made while tracing is no real tensor and must not be kept.
-        if tracing() or type(torch.empty(0)) is not Tensor:
-            return on_device(*sizes, device=device, **options)
-        return keep(*sizes, device=device, **options)
+def _build(
+    scan: Scan, height: int, width: int, cls_positions: tuple[int, ...]
+) -> tuple[Tensor, Tensor | None]:
+    """Call the builder, and let its routes visit class tokens."""
+    places_cls = _takes_cls_positions(scan.build)
+    options: dict[str, Any] = dict(cls_positions=cls_positions) if places_cls else {}
+    tables = scan.build(height, width, **options)
+    read, out = tables if isinstance(tables, tuple) else (tables, None)
+    if not places_cls:
+        for position in cls_positions:
+            read = _with_cls_token(read, position)
+            out = None if out is None else _with_cls_token(out, position)
+    return read, out
 
-    return table
+
+@lru_cache(maxsize=1024)
+def _takes_cls_positions(build: Callable[..., Tables]) -> bool:
+    return "cls_positions" in inspect.signature(build).parameters
+
+
+def _with_cls_token(table: Tensor, position: int) -> Tensor:
+    """The token at ``position`` of the row-major sequence also comes at that step of a route."""
+    table = torch.where(table >= position, table + 1, table)
+    token = torch.full_like(table[:, :1], position)
+    return torch.cat([table[:, :position], token, table[:, position:]], dim=1)
 
 
 def _rows(height: int, width: int) -> Tensor:
@@ -49,7 +240,7 @@ def _columns(height: int, width: int) -> Tensor:
     return _rows(height, width).view(height, width).t().reshape(-1)
 
 
-@_cached
+@register_routes("cross2d", titles=("rows", "columns", "rows reversed", "columns reversed"))
 def cross2d(height: int, width: int) -> Tensor:
     """Rows, columns, rows reversed, columns reversed (VMamba's cross scan).
 
@@ -59,51 +250,56 @@ def cross2d(height: int, width: int) -> Tensor:
 
     Returns:
         int32 ``(4, height * width)``.
-
-    Raises:
-        ValueError: If a size is not positive.
     """
     forward = torch.stack([_rows(height, width), _columns(height, width)])
     return torch.cat([forward, forward.flip(1)])
 
 
-@_cached
+@register_routes("unidi", titles=("rows",) * 4)
 def unidi(height: int, width: int) -> Tensor:
     """Rows, four times: VMamba's unidirectional ablation. See :func:`cross2d`."""
     return _rows(height, width).expand(4, -1).contiguous()
 
 
-@_cached
+@register_routes("bidi", titles=("rows", "rows", "rows reversed", "rows reversed"))
 def bidi(height: int, width: int) -> Tensor:
     """Rows, rows, rows reversed, rows reversed: the bidirectional ablation. See :func:`cross2d`."""
     rows = _rows(height, width)
     return torch.stack([rows, rows, rows.flip(0), rows.flip(0)])
 
 
-@_cached
-def forward_backward(length: int) -> Tensor:
-    """A sequence from its start and from its end.
-
-    Args:
-        length: Positions of the sequence.
-
-    Returns:
-        int32 ``(2, length)``.
-
-    Raises:
-        ValueError: If the length is not positive.
-    """
-    line = torch.arange(length, dtype=torch.int32)
-    return torch.stack([line, line.flip(0)])
-
-
-@_cached
+@register_routes("rows", titles=("rows",))
 def rows(height: int, width: int) -> Tensor:
     """Row after row: one route, int32 ``(1, height * width)``. See :func:`cross2d`."""
     return _rows(height, width)[None]
 
 
-@_cached
+@register_routes("bidirectional", titles=("rows", "rows reversed"))
+def bidirectional(height: int, width: int, cls_positions: tuple[int, ...] = ()) -> Tensor:
+    """All tokens from the first to the last and back, class tokens among them (Vim's scan).
+
+    Args:
+        height: Rows of the map.
+        width: Columns of the map.
+        cls_positions: Positions of T class tokens.
+
+    Returns:
+        int32 ``(2, height * width + T)``.
+    """
+    tokens = torch.arange(height * width + len(cls_positions), dtype=torch.int32)
+    return torch.stack([tokens, tokens.flip(0)])
+
+
+@register_routes(
+    "atrous",
+    titles=(
+        "even rows, even columns",
+        "odd rows, even columns",
+        "even rows, odd columns",
+        "odd rows, odd columns",
+    ),
+    disjoint=True,
+)
 def atrous(height: int, width: int) -> Tensor:
     """Every second row and column, from four offsets (EfficientVMamba's scan of step 2).
 
@@ -124,32 +320,10 @@ def atrous(height: int, width: int) -> Tensor:
     return torch.stack([route.reshape(-1) for route in routes])
 
 
-@_cached
-def three_orders(height: int, width: int, *, apart: bool = False) -> Tensor:
-    """Rows reversed, columns, columns reversed in one sequence (MSVMamba's half-resolution scan).
-
-    The state is carried from one order to the next. See :func:`cross2d`.
-
-    Args:
-        height: Rows of the map.
-        width: Columns of the map.
-        apart: Number the pixels on from order to order, as ``out_routes`` that give each order a
-            map of its own.
-
-    Returns:
-        int32 ``(1, 3 * height * width)``.
-    """
-    columns = _columns(height, width)
-    orders = torch.stack([_rows(height, width).flip(0), columns, columns.flip(0)])
-    if apart:
-        orders += height * width * torch.arange(3, dtype=torch.int32)[:, None]
-    return orders.view(1, -1)
-
-
 _DIRECTION = re.compile(r"(h|v|w([1-9]\d*))(_flip)?")
 
 
-def check_direction(name: str) -> None:
+def check_direction(name: object) -> None:
     """Raise unless ``name`` is a direction that :func:`directions` knows.
 
     Raises:
@@ -162,6 +336,12 @@ def check_direction(name: str) -> None:
         )
 
 
+def _describe(direction: str) -> str:
+    kind = direction.removesuffix("_flip")
+    what = {"h": "rows", "v": "columns"}.get(kind) or f"{kind[1:]}x{kind[1:]} windows"
+    return f"{direction}: {what}{' reversed' if kind != direction else ''}"
+
+
 def _windows(height: int, width: int, size: int) -> Tensor:
     pad = (0, -width % size, 0, -height % size)
     grid = F.pad(_rows(height, width).view(height, width), pad, value=-1)
@@ -169,7 +349,6 @@ def _windows(height: int, width: int, size: int) -> Tensor:
 
 
 def _direction(name: str, height: int, width: int) -> Tensor:
-    check_direction(name)
     kind, window, flip = _DIRECTION.fullmatch(name).groups()
     if window:
         route = _windows(height, width, int(window))
@@ -178,10 +357,14 @@ def _direction(name: str, height: int, width: int) -> Tensor:
     return route.flip(0) if flip else route
 
 
-def _with_class_token(route: Tensor, position: int) -> Tensor:
-    """The token at ``position`` of the row-major sequence also comes at that step of a route."""
-    route = torch.where(route >= position, route + 1, route)
-    return torch.cat([route[:position], route.new_tensor([position]), route[position:]])
+def _upstream_out(name: str, height: int, width: int) -> Tensor:
+    """Where LocalMamba's published code puts the outputs of a direction."""
+    if not name.startswith("v"):
+        return _direction(name, height, width)
+    # it takes columns back by their order instead of by its inverse: step a * width + b goes to
+    # pixel b * height + a, which mixes up maps of height != width
+    pixels = _columns(width, height)
+    return pixels.flip(0) if name.endswith("_flip") else pixels
 
 
 def _stack_routes(routes: Sequence[Tensor]) -> Tensor:
@@ -190,10 +373,9 @@ def _stack_routes(routes: Sequence[Tensor]) -> Tensor:
     return torch.stack([F.pad(route, (0, length - route.numel()), value=-1) for route in routes])
 
 
-@_cached
 def directions(
-    height: int, width: int, *, names: tuple[str, ...], cls_position: int | None = None
-) -> Tensor:
+    height: int, width: int, *, names: Sequence[str], output_order: str = "inverse"
+) -> Tables:
     """Rows, columns and windows, each forward or flipped (LocalMamba's directions).
 
     Args:
@@ -203,42 +385,31 @@ def directions(
             (window by window of ``K x K`` pixels, both row by row; maps that windows do not divide
             are completed at the right and bottom with zero tokens), or one of these with
             ``'_flip'`` (reversed, zero tokens included).
-        cls_position: Index of a class token in the row-major sequence, which then has one token
-            more than the map; every route visits it at the step of this number. None for none.
+        output_order: ``'inverse'`` puts outputs where inputs were read. ``'upstream'`` does as
+            LocalMamba's published code, which mixes up columns on maps of ``height != width``: only
+            for results to be compared with that code.
 
     Returns:
-        int32 ``(len(names), L)``; shorter routes end with zero tokens.
+        int32 ``(len(names), L)``, shorter routes ending with zero tokens; for ``'upstream'`` a pair
+        of tables, read and written.
 
     Raises:
-        ValueError: If a size is not positive or a direction unknown.
+        ValueError: If a direction is unknown.
     """
-    routes = [_direction(name, height, width) for name in names]
-    if cls_position is not None:
-        routes = [_with_class_token(route, cls_position) for route in routes]
-    return _stack_routes(routes)
-
-
-@_cached
-def directions_upstream_out_routes(
-    height: int, width: int, *, names: tuple[str, ...], cls_position: int | None = None
-) -> Tensor:
-    """Where LocalMamba's published code puts the outputs of :func:`directions`.
-
-    It takes columns back by the order itself instead of by its inverse, which scrambles maps of
-    ``height != width``; all else goes where it was read.
-
-    Returns:
-        int32 of the shape of :func:`directions`, for ``out_routes``.
-    """
-    targets = []
     for name in names:
-        if name.startswith("v"):
-            check_direction(name)
-            # step a * width + b goes to b * height + a
-            target = _columns(width, height)
-            targets.append(target.flip(0) if name.endswith("_flip") else target)
-        else:
-            targets.append(_direction(name, height, width))
-    if cls_position is not None:
-        targets = [_with_class_token(target, cls_position) for target in targets]
-    return _stack_routes(targets)
+        check_direction(name)
+    read = _stack_routes([_direction(name, height, width) for name in names])
+    if output_order == "inverse":
+        return read
+    return read, _stack_routes([_upstream_out(name, height, width) for name in names])
+
+
+@dataclass(frozen=True)
+class _Directions:
+    """The builder of given directions; equal ones share their tables."""
+
+    names: tuple[str, ...]
+    output_order: str
+
+    def __call__(self, height: int, width: int) -> Tables:
+        return directions(height, width, names=self.names, output_order=self.output_order)

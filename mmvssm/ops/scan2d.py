@@ -13,10 +13,13 @@ from .checks import (
     check_out_dtype,
     check_parameter,
     check_positive,
+    check_range,
     check_shape,
+    check_table,
     check_tensor,
 )
 from .reference import selective_scan_2d_reference, selective_scan_chunked
+from .route_set import IN_RANGE, RouteSet, is_abstract
 from .selective_scan import autocast_enabled
 
 MERGES = ("sum", "none")
@@ -25,7 +28,7 @@ MERGES = ("sum", "none")
 def selective_scan_2d(
     x: Tensor,
     x_dbl: Tensor,
-    routes: Tensor,
+    routes: RouteSet | Tensor,
     A: Tensor,
     dt_weight: Tensor,
     dt_bias: Tensor,
@@ -44,25 +47,28 @@ def selective_scan_2d(
     and nothing is read or written. A pixel may be visited several times; outputs add.
 
     See :mod:`mmvssm.ops.reference` for the definition and its sources, :mod:`mmvssm.ops.routes` for
-    route tables. State, decay and sums are float32 whatever the input (float64 for float64 input).
+    routes. State, decay and sums are float32 whatever the input (float64 for float64 input).
 
     Args:
         x: Map of ``P`` pixels ``(Bt, P, D)``, or one map per route ``(Bt, P, K, D)``; float32,
             float16, bfloat16 or float64.
         x_dbl: Projections ``(Bt, P, K, R + 2N)``, or shared by the routes ``(Bt, P, 1, R + 2N)``;
             the last axis holds the dt rank, B and C in this order. Dtype of ``x``.
-        routes: int32 ``(K, L)`` with entries in ``[-1, P)``.
+        routes: A :class:`RouteSet`, which was checked when it was made; or an int32 table
+            ``(K, L)`` with entries in ``[-1, P)``, which is checked at every call (on a GPU this
+            waits for the device).
         A: Negative decay rates ``(K*D, N)``.
         dt_weight: Step projection ``(K, D, R)``.
         dt_bias: Step bias ``(K, D)``.
         D: Skip weights ``(K*D,)``.
-        out_routes: int32 ``(K, L)`` with entries in ``[-1, num_out)``; None for ``routes``.
-        num_out: Rows of the output; None for ``P``.
+        out_routes: With a table as ``routes``: int32 ``(K, L)`` with entries in ``[-1, num_out)``;
+            None for ``routes``.
+        num_out: With a table as ``routes``: rows of the output Q; None for ``P``.
         merge: ``'sum'`` adds the routes, ``'none'`` keeps them apart.
         out_dtype: None for the dtype of ``x``, or ``torch.float32``.
 
     Returns:
-        ``(Bt, num_out, D)`` for ``'sum'``, ``(Bt, num_out, K, D)`` for ``'none'``.
+        ``(Bt, Q, D)`` for ``'sum'``, ``(Bt, Q, K, D)`` for ``'none'``.
 
     Raises:
         TypeError: If an argument is no tensor or has a wrong dtype.
@@ -70,13 +76,19 @@ def selective_scan_2d(
     """
     check_tensor("x", x, (3, 4))
     check_tensor("x_dbl", x_dbl, 4)
-    check_tensor("routes", routes, 2)
     check_tensor("A", A, 2)
     check_tensor("dt_weight", dt_weight, 3)
     check_tensor("dt_bias", dt_bias, 2)
     batch, pixels, channels = x.shape[0], x.shape[1], x.shape[-1]
-    (num_routes, length), d_state, dt_rank = routes.shape, A.shape[1], dt_weight.shape[2]
-    check_positive(P=pixels, D=channels, K=num_routes, L=length, N=d_state, R=dt_rank)
+    check_positive(P=pixels, D=channels)
+    if not isinstance(routes, RouteSet):
+        routes = _set_of_tables(routes, out_routes, pixels, num_out)
+    elif out_routes is not None or num_out is not None:
+        raise ValueError("out_routes and num_out belong to a RouteSet already; leave them out")
+    elif routes.num_pixels != pixels:
+        raise ValueError(f"routes are over {routes.num_pixels} pixels, but x has {pixels}")
+    num_routes, d_state, dt_rank = routes.num_routes, A.shape[1], dt_weight.shape[2]
+    check_positive(N=d_state, R=dt_rank)
     if x.dim() == 4:
         check_shape("x", x, (batch, pixels, num_routes, channels), "(Bt, P, K, D)")
     projections = num_routes if x_dbl.shape[2] != 1 else 1
@@ -93,57 +105,55 @@ def selective_scan_2d(
         check_parameter(name, value)
     if merge not in MERGES:
         raise ValueError(f"merge must be one of {', '.join(MERGES)}, got {merge!r}")
-    if num_out is None:
-        num_out = pixels
-    elif num_out < 1:
-        raise ValueError(f"num_out must be at least 1, got {num_out}")
     if autocast_enabled(x.device.type):
         x, x_dbl = library.promote(x, x_dbl)
     check_float("x", x, x_dbl=x_dbl)
-    check_device("x", x, A=A, dt_weight=dt_weight, dt_bias=dt_bias, D=D)
+    check_device("x", x, A=A, dt_weight=dt_weight, dt_bias=dt_bias, D=D, routes=routes.read)
     out_dtype = check_out_dtype(out_dtype, x.dtype)
-    if out_routes is None:
-        out_routes = routes
-    else:
-        check_tensor("out_routes", out_routes, 2)
-        check_shape("out_routes", out_routes, (num_routes, length), "(K, L)")
-    native = resolve(x) == "native"
-    for name, table, size in (("routes", routes, pixels), ("out_routes", out_routes, num_out)):
-        if table.dtype != torch.int32:
-            raise TypeError(f"{name} must be an int32 table, got {table.dtype}")
-        check_device("x", x, **{name: table})
-        if not native:  # the compiled kernels check it themselves
-            check_route_range(name, table, size)
 
     A, dt_weight, dt_bias, D = library.parameter_dtype(x.dtype, A, dt_weight, dt_bias, D)
-    if not native:
+    if resolve(x) == "torch":
         y = selective_scan_2d_reference(
             x,
             x_dbl,
-            routes,
+            routes.read,
             A,
             dt_weight,
             dt_bias,
             D,
-            out_routes=out_routes,
-            num_out=num_out,
+            out_routes=routes.out,
+            num_out=routes.num_out,
             merge=merge,
             scan=selective_scan_chunked,
         )
         return y.to(out_dtype)
-    x, x_dbl, routes, out_routes, A, dt_weight, dt_bias = (
-        t.contiguous() for t in (x, x_dbl, routes, out_routes, A, dt_weight, dt_bias)
-    )
-    D = None if D is None else D.contiguous()
+    x, x_dbl, A, dt_weight, dt_bias = (t.contiguous() for t in (x, x_dbl, A, dt_weight, dt_bias))
     return torch.ops.mmvssm.selective_scan_2d(
-        x, x_dbl, routes, out_routes, A, dt_weight, dt_bias, D, num_out, merge == "sum", out_dtype
+        x,
+        x_dbl,
+        routes.read.contiguous(),
+        routes.out.contiguous(),
+        A,
+        dt_weight,
+        dt_bias,
+        None if D is None else D.contiguous(),
+        routes.num_out,
+        merge == "sum",
+        out_dtype,
     )[0]
 
 
-def check_route_range(name: str, table: Tensor, size: int) -> None:
-    """Raise unless all entries of a route table lie in ``[-1, size)``."""
-    low, high = (int(v) for v in table.aminmax())
-    if low < -1 or high >= size:
-        raise ValueError(
-            f"{name} must hold entries from -1 to {size - 1}, got entries from {low} to {high}"
-        )
+def _set_of_tables(
+    routes: Tensor, out_routes: Tensor | None, pixels: int, num_out: int | None
+) -> RouteSet:
+    """Check plain tables for one call."""
+    check_table("routes", routes)
+    if is_abstract(routes):  # the kernels check them when the graph runs
+        return RouteSet.of_tables(routes, out_routes, num_pixels=pixels, num_out=num_out)
+    tables = RouteSet.of_tables(
+        routes, out_routes, num_pixels=pixels, num_out=num_out, facts=IN_RANGE
+    )
+    check_range("routes", tables.read, pixels)
+    if out_routes is not None or tables.num_out != pixels:
+        check_range("out_routes", tables.out, tables.num_out)
+    return tables

@@ -162,7 +162,7 @@ def plain_macs(model, authors_of_local_mamba=False):
     5 N for a scanned element of N states instead of 9 N.
     """
     backbone = model.backbone
-    patches = prod(backbone.grid)
+    patches = prod(backbone.positions.grid)
     tokens = patches + (0 if backbone.cls_token is None else len(backbone.cls_token))
     total = patches * backbone.patch_embed.conv1.weight.numel() + model.head.fc.weight.numel()
     for layer in backbone.layers:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from mmvssm.engine import DirectionSearchHook
 from mmvssm.models import SS2D, LocalVim, LocalVMamba
-from mmvssm.models.layers import SEARCH_DIRECTIONS, DirectionMerge
+from mmvssm.models.layers import SEARCH_DIRECTIONS, RouteMerge
 
 MICRO = dict(arch=dict(embed_dims=8, depths=(1, 1), mixer=dict(d_state=2)), out_indices=(1,))
 
@@ -64,7 +64,7 @@ def train(tmp_path, request):
 
 def make_decided(backbone):
     """Give the layers known preferences; the layer's number tells them apart."""
-    merges = [module for module in backbone.modules() if isinstance(module, DirectionMerge)]
+    merges = [module for module in backbone.modules() if isinstance(module, RouteMerge)]
     for layer, merge in enumerate(merges):
         preference = torch.tensor([0.0, 1, 0, 2, 0, 0, 0, 3]).roll(layer)
         nn.init.zeros_(merge.weights).add_(preference.view(8, 1, 1, 1))

@@ -13,7 +13,7 @@ from torch import nn
 
 from mmvssm.models import SS2D, LocalVMamba
 from mmvssm.models.backbones.local_directions import LOCAL_VIM_TINY, UNSEARCHED, read_directions
-from mmvssm.models.layers import SEARCH_DIRECTIONS, DirectionMerge
+from mmvssm.models.layers import SEARCH_DIRECTIONS, RouteMerge
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "local_mamba"
 DIRECTIONS = json.loads((GOLDEN / "directions.json").read_text())
@@ -22,7 +22,7 @@ MICRO = dict(embed_dims=8, depths=(1, 1, 2, 1), mixer=dict(d_state=2))
 
 
 def directions_of(model):
-    return [m.directions for m in model.modules() if isinstance(m, SS2D)]
+    return [m.scan.directions for m in model.modules() if isinstance(m, SS2D)]
 
 
 def as_tuples(table):
@@ -116,7 +116,7 @@ def plain_block(block, x, merge, output_order):
     u = F.conv2d(u.movedim(-1, 1), weight, bias, padding=1, groups=u.shape[-1])
     u = F.silu(u).flatten(2).mT
     outs = []
-    for k, name in enumerate(mixer.directions):
+    for k, name in enumerate(mixer.scan.directions):
         target = target_of(name, height, width, output_order)
         y = plain_scan(mixer, k, u, order_of(name, height, width), target)
         outs.append(plain_gate(mixer.merge.attn, y))
@@ -189,7 +189,7 @@ def test_table_from_a_config():
 def test_search_starts_almost_even_and_is_trained():
     model = LocalVMamba(MICRO, directions="search", drop_path_rate=0)
     model.init_weights()
-    merges = [m for m in model.modules() if isinstance(m, DirectionMerge)]
+    merges = [m for m in model.modules() if isinstance(m, RouteMerge)]
     assert len(merges) == 5
     for merge in merges:
         assert merge.weights.shape == (8, 1, 1, 1)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmvssm.models import MambaMixer
-from mmvssm.models.layers import direction_tables
+from mmvssm.ops.routes import directions
 from mmvssm.registry import MODELS
 
 
@@ -69,7 +69,7 @@ def scan_one(mixer, k, xz):
 def plain_mixer(mixer, x, merge="sum", size=None, position=None):
     xz = x @ mixer.in_proj.weight.T
     outs = []
-    if mixer.directions is None:
+    if not mixer.scan.directions:
         outs.append(scan_one(mixer, 0, xz))
         if mixer.num_routes == 2:
             outs.append(scan_one(mixer, 1, xz.flip(1)).flip(1))
@@ -79,7 +79,7 @@ def plain_mixer(mixer, x, merge="sum", size=None, position=None):
         if position is not None:
             patches = torch.cat([xz[:, :position], xz[:, position + 1 :]], 1)
             token = xz[:, position : position + 1]
-        for k, name in enumerate(mixer.directions):
+        for k, name in enumerate(mixer.scan.directions):
             steps = visited(name, *size)
             order = [len(patches[0]) if p is None else p for p in steps]
             scanned = F.pad(patches, (0, 0, 0, 1))[:, order]
@@ -90,7 +90,7 @@ def plain_mixer(mixer, x, merge="sum", size=None, position=None):
             if position is not None:
                 token_out = y[:, position : position + 1]
                 y = torch.cat([y[:, :position], y[:, position + 1 :]], 1)
-            targets = output_order(name, steps, size, mixer.output_order == "upstream")
+            targets = output_order(name, steps, size, mixer.scan.build.output_order == "upstream")
             out = [None] * len(patches[0])
             for s, target in enumerate(targets):
                 if target is not None:
@@ -120,7 +120,7 @@ FOUR = ("h_flip", "v", "w2", "w3_flip")
 OPTIONS = {
     "vim": dict(),
     "vim, divided": dict(merge="mean"),
-    "unidirectional": dict(scan="forward"),
+    "unidirectional": dict(scan="rows"),
     "step rank, short convolution": dict(dt_rank=3, d_conv=2, ssm_ratio=1.5),
     "no convolution": dict(d_conv=1),
     "local": dict(scan=FOUR, merge="gated"),
@@ -145,7 +145,7 @@ def test_values_and_gradients(options, size, class_token):
     expected = plain_mixer(mixer, x, options.get("merge", "sum"), size, position)
     cotangent = torch.randn_like(expected)
     expected_grads = torch.autograd.grad((expected * cotangent).sum(), inputs)
-    got = mixer(x, size, position)
+    got = mixer(x, size, () if position is None else (position,))
     grads = torch.autograd.grad((got * cotangent).sum(), inputs)
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
     for grad, expected_grad in zip(grads, expected_grads):
@@ -154,7 +154,7 @@ def test_values_and_gradients(options, size, class_token):
 
 def test_directions_of_the_reading_are_those_of_the_routes():
     names = ("h", "v_flip", "w2", "w7_flip")
-    table, _ = direction_tables(names, 3, 5)
+    table = directions(3, 5, names=names)
     for name, route in zip(names, table.tolist()):
         steps = [-1 if p is None else p for p in visited(name, 3, 5)]
         assert route == steps + [-1] * (len(route) - len(steps))
@@ -217,18 +217,18 @@ def test_inner_width_and_rank():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(scan="spiral"), "scan must be one of 'bidirectional', 'forward', got 'spiral'"),
+        (dict(scan="spiral"), "scan must be one of 'cross2d', .*'bidirectional'.*got 'spiral'"),
         (dict(scan=("h", "w0")), "a direction must be 'h'.*got 'w0'"),
         (dict(scan=()), "scan must name at least one direction"),
-        (dict(merge="product"), "merge must be one of 'sum', 'gated', 'search', 'mean'.*'product'"),
+        (dict(merge="product"), "merge must be one of 'sum', 'mean', 'gated', 'search'.*'product'"),
         (
             dict(scan=("h",), output_order="forth"),
             "output_order must be one of 'inverse', 'upstream'",
         ),
         (dict(output_order="upstream"), "output_order needs directions"),
         (dict(d_conv=0), "d_conv must be at least 1, got 0"),
-        (dict(d_state=0), "d_state must be at least 1, got 0"),
-        (dict(ssm_ratio=0.1), "inner_dims must be at least 1, got 0"),
+        (dict(d_state=0), "d_state must be a whole number of at least 1, got 0"),
+        (dict(ssm_ratio=0.1), r"int\(ssm_ratio \* embed_dims\) must be at least 1, got 0"),
         (dict(ssm_init="xavier"), "ssm_init must be one of 'v0'.*'linear', got 'xavier'"),
     ],
 )

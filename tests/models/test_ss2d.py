@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmvssm import ops
-from mmvssm.models import SS2D
+from mmvssm.models import SS2D, CascadeSS2D, ScalarDecaySS2D
 from mmvssm.registry import MODELS
 
 ACTS = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}
@@ -25,13 +25,13 @@ def sequential_scan(u, delta, A, B, C, D):
     return torch.stack(ys, -1)
 
 
-def scan_route(mixer, k, u):
+def scan_route(mixer, k, u, routes=4):
     """Route k's scan of sequences u (B, D, L)."""
     rank, states = mixer.dt_rank, mixer.d_state
     q = torch.einsum("cd,bdl->bcl", mixer.x_proj_weight[k], u)
     dt, B, C = q.split([rank, states, states], dim=1)
     channels = u.shape[1]
-    if mixer.scalar_decay:
+    if isinstance(mixer, ScalarDecaySS2D):
         head_dim = channels // rank
         delta = F.softplus(dt + mixer.dt_projs_bias[k][:, None]).repeat_interleave(head_dim, 1)
         A = -mixer.A_logs[k].exp().repeat_interleave(head_dim)[:, None].expand(-1, states)
@@ -39,8 +39,8 @@ def scan_route(mixer, k, u):
     else:
         delta = torch.einsum("dr,brl->bdl", mixer.dt_projs_weight[k], dt)
         delta = F.softplus(delta + mixer.dt_projs_bias[k][:, None])
-        A = -mixer.A_logs.view(4, channels, states)[k].exp()
-        D = mixer.Ds.view(4, channels)[k]
+        A = -mixer.A_logs.view(routes, channels, states)[k].exp()
+        D = mixer.Ds.view(routes, channels)[k]
     return sequential_scan(u, delta, A, B, C, D)
 
 
@@ -67,7 +67,7 @@ def scan_atrous(mixer, x):
 
 def scan_map(mixer, x):
     """x (B, D, H, W)."""
-    if mixer.scan == "atrous":
+    if mixer.scan.name == "atrous":
         return scan_atrous(mixer, x)
     rows = x.flatten(2)
     columns = x.transpose(2, 3).flatten(2)
@@ -75,14 +75,14 @@ def scan_map(mixer, x):
     def from_columns(y):
         return y.view(*x.shape[:2], x.shape[3], x.shape[2]).transpose(2, 3)
 
-    if mixer.scan == "cross2d":
+    if mixer.scan.name == "cross2d" and not isinstance(mixer, CascadeSS2D):
         y = scan_route(mixer, 0, rows) + scan_route(mixer, 2, rows.flip(-1)).flip(-1)
         y = y.view(x.shape)
         y = y + from_columns(scan_route(mixer, 1, columns))
         return y + from_columns(scan_route(mixer, 3, columns.flip(-1)).flip(-1))
-    if mixer.scan == "unidi":
+    if mixer.scan.name == "unidi":
         return sum(scan_route(mixer, k, rows) for k in range(4)).view(x.shape)
-    if mixer.scan == "bidi":
+    if mixer.scan.name == "bidi":
         y = scan_route(mixer, 0, rows) + scan_route(mixer, 1, rows)
         y = y + (scan_route(mixer, 2, rows.flip(-1)) + scan_route(mixer, 3, rows.flip(-1))).flip(-1)
         return y.view(x.shape)
@@ -140,9 +140,10 @@ OPTIONS = {
     "no convolution": dict(d_conv=0, act="relu"),
     "step rank": dict(dt_rank=3),
     **{name: dict(out_norm=name) for name in ("none", "dwconv3", "cnorm", "softmax", "sigmoid")},
-    **{name: dict(scan=name, d_state=2) for name in ("unidi", "bidi", "cascade", "atrous")},
-    "cascade with flip": dict(scan="cascade", cascade_flip=True),
-    "scalar decay": dict(scalar_decay=True, ssm_init="v1", dt_rank=3, d_state=4, gate=True),
+    **{name: dict(scan=name, d_state=2) for name in ("unidi", "bidi", "atrous")},
+    "cascade": dict(type=CascadeSS2D, d_state=2),
+    "cascade with flip": dict(type=CascadeSS2D, cascade_flip=True),
+    "scalar decay": dict(type=ScalarDecaySS2D, ssm_init="v1", dt_rank=3, d_state=4, gate=True),
 }
 
 
@@ -158,7 +159,8 @@ def test_values_and_gradients_of_atrous_scans(size):
 
 
 def compare_with_plain_reading(options, size):
-    mixer = SS2D(12, **options).double()
+    arguments = {name: value for name, value in options.items() if name != "type"}
+    mixer = options.get("type", SS2D)(12, **arguments).double()
     for parameter in mixer.parameters():
         nn.init.normal_(parameter, std=0.5)
     x = torch.randn(2, *size, 12, dtype=torch.float64, requires_grad=True)
@@ -248,7 +250,7 @@ def test_initial_values_of_the_variants():
     for value in (uniform.dt_projs_weight, uniform.dt_projs_bias):
         assert value.min() >= 0 and value.max() <= 0.1
         assert value.mean().item() == pytest.approx(0.05, rel=0.1)
-    heads = SS2D(64, scalar_decay=True, ssm_init="v2")
+    heads = ScalarDecaySS2D(64)
     assert heads.Ds.shape == (4, 4, 16) and (heads.Ds == 1).all()
     assert heads.A_logs.shape == heads.dt_projs_bias.shape == (4, 4)
 
@@ -265,21 +267,51 @@ def test_marks_against_weight_decay():
     [
         (
             dict(scan="spiral"),
-            "scan must be one of 'cross2d', 'unidi', 'bidi', 'atrous', 'cascade'.*'spiral'",
+            "scan must be one of 'cross2d', 'unidi', 'bidi', .*'atrous'.*'spiral'",
         ),
         (dict(out_norm="batch"), "out_norm must be one of 'layernorm'.*'batch'"),
         (dict(act="tanh"), "act must be one of 'silu', 'gelu', 'relu'.*'tanh'"),
         (dict(ssm_init="v9"), "ssm_init must be one of 'v0', 'v1', 'v2'.*'v9'"),
         (dict(d_conv=4), "d_conv must be odd.*4"),
-        (dict(d_state=0), "d_state must be at least 1.*0"),
+        (dict(d_state=0), "d_state must be a whole number of at least 1, got 0"),
         (dict(ssm_ratio=0.01), "ssm_ratio.*at least 1.*0"),
-        (dict(scalar_decay=True, ssm_init="v2", dt_rank=5), "scalar_decay.*divide.*16.*5"),
-        (dict(scalar_decay=True), "ssm_init must be 'v1' or 'v2'"),
+        (dict(type=ScalarDecaySS2D, dt_rank=5), "scalar decay.*divide.*16.*5"),
+        (dict(type=ScalarDecaySS2D, ssm_init="v0"), "ssm_init must be 'v1' or 'v2'"),
     ],
 )
 def test_bad_arguments(options, message):
+    options = dict(options)
     with pytest.raises(ValueError, match=message):
-        SS2D(16, **options)
+        options.pop("type", SS2D)(16, **options)
+
+
+def test_routes_of_ones_own():
+    """Three routes, one of which skips pixels and another visits some twice."""
+
+    def three(height, width):
+        pixels = torch.arange(height * width, dtype=torch.int32)
+        twice = torch.cat([pixels[:2], pixels[:-2]])
+        sparse = torch.where(pixels % 2 == 0, pixels, -1)
+        return torch.stack([pixels.flip(0), twice, sparse])
+
+    mixer = SS2D(8, scan=three, d_state=2, d_conv=0, out_norm="none").double()
+    assert mixer.num_routes == 3 and mixer.x_proj_weight.shape[0] == 3
+    x = torch.randn(1, 2, 3, 8, dtype=torch.float64)
+    u = F.silu(mixer.in_proj(x)).flatten(1, 2)
+    expected = torch.zeros_like(u)
+    for k, route in enumerate(three(2, 3).tolist()):
+        visited = torch.stack([u[:, p] if p >= 0 else torch.zeros_like(u[:, 0]) for p in route], 2)
+        y = scan_route(mixer, k, visited, routes=3)
+        for step, pixel in enumerate(route):
+            if pixel >= 0:
+                expected[:, pixel] += y[..., step]
+    torch.testing.assert_close(mixer(x), mixer.out_proj(expected).view(x.shape))
+
+
+def test_number_of_routes_must_not_depend_on_the_size():
+    mixer = SS2D(8, scan=lambda height, width: torch.zeros(height, 1, dtype=torch.int32))
+    with pytest.raises(ValueError, match="scan '<lambda>' has 5 routes over 5x3 pixels, but 4"):
+        mixer(torch.randn(1, 5, 3, 8))
 
 
 def test_registered():

@@ -77,7 +77,7 @@ def turn(x, angles):
 
 def turning(model, size, place):
     """Complex factors (L, C // 2) of the sequence; of other grids, the parts are resized."""
-    height, width = model.grid
+    height, width = model.positions.grid
     quarter = model.embed_dims // 4
     speed = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
     rows = []
@@ -87,7 +87,7 @@ def turning(model, size, place):
     angles = torch.stack(rows)
     # as the model holds them, in float32
     parts = [part.float().double() for part in (angles.cos(), angles.sin())]
-    parts = [resize(part, model.grid, size) for part in parts]
+    parts = [resize(part, model.positions.grid, size) for part in parts]
     factors = list(torch.complex(*parts))
     one = torch.ones_like(factors[0])
     return torch.stack(with_class(factors, [one, one], place))
@@ -108,12 +108,13 @@ def read(model, image, place, pads):
     tokens = [] if model.cls_token is None else [t.expand(len(x), -1) for t in model.cls_token]
     x = torch.stack(with_class(rows, tokens, place), 1)
     if model.pos_embed is not None:
-        stored = "middle" if place != model.cls_place else place
+        stored = "middle" if place != model.positions.cls_place else place
         rows, class_rows = split_class(list(model.pos_embed[0]), stored)
-        rows = list(resize(torch.stack(rows), model.grid, size))
+        rows = list(resize(torch.stack(rows), model.positions.grid, size))
         x = x + torch.stack(with_class(rows, class_rows, place))
     factors = None if model.rope is None else turning(model, size, place)
-    position = {"none": None, "head": 0, "double": 0, "middle": size[0] * size[1] // 2}[place]
+    length = size[0] * size[1]
+    positions = {"none": (), "head": (0,), "middle": (length // 2,), "double": (0, length + 1)}
     h, r, streams, mixed = x, None, [], []
     for layer in model.layers:
         if factors is not None:
@@ -125,7 +126,7 @@ def read(model, image, place, pads):
             normed = F.layer_norm(r, r.shape[-1:], layer.norm.weight, layer.norm.bias)
         else:
             normed = r / (r.square().mean(-1, keepdim=True) + 1e-5).sqrt() * layer.norm.weight
-        h = layer.mixer(normed, size, position)
+        h = layer.mixer(normed, size, positions[place])
         mixed.append(h)
     return [*streams[1:], r + h], mixed, size
 
@@ -258,7 +259,7 @@ def without_class_rows(model):
     """The weights of a model as the published detectors and segmentors have theirs."""
     weights = model.state_dict()
     weights.pop("cls_token", None)
-    rows, _ = split_class(list(model.pos_embed[0].detach()), model.cls_place)
+    rows, _ = split_class(list(model.pos_embed[0].detach()), model.positions.cls_place)
     weights["pos_embed"] = torch.stack(rows)[None]
     return weights
 
@@ -291,11 +292,13 @@ def test_tables_without_class_rows_are_loaded(load, place, stored, own, tmp_path
     source, model = (build("vim", img_size=size, **options) for size in (stored, own))
     weights = without_class_rows(source)
     table = weights["pos_embed"][0].clone()
-    assert len(table) == source.grid[0] * source.grid[1]
+    assert len(table) == source.positions.grid[0] * source.positions.grid[1]
     load(model, weights, tmp_path / "weights.pth")
     assert len(weights["pos_embed"][0]) == len(table)
     rows, class_rows = split_class(list(model.pos_embed[0].detach()), place)
-    expected = table if stored == own else resize(table, source.grid, model.grid)
+    expected = (
+        table if stored == own else resize(table, source.positions.grid, model.positions.grid)
+    )
     torch.testing.assert_close(torch.stack(rows), expected, rtol=0, atol=0)
     assert not torch.stack(class_rows).any()
     for name, value in source.named_parameters():
@@ -305,15 +308,15 @@ def test_tables_without_class_rows_are_loaded(load, place, stored, own, tmp_path
 
 def test_which_tables_lack_class_rows():
     square = Vim(MICRO, img_size=32, drop_cls_token=True)  # of 4x4
-    assert [n for n in range(40) if square.lacks_cls_rows(n)] == [1, 4, 9, 16, 25, 36]
+    assert [n for n in range(40) if square.positions.lacks_cls_rows(n)] == [1, 4, 9, 16, 25, 36]
     wide = Vim(MICRO, img_size=(40, 80), drop_cls_token=True)
     # 50 patches, but 50 rows are those of 7x7 with a class row as well
-    assert [n for n in range(60) if wide.lacks_cls_rows(n)] == [1, 4, 9, 16, 25, 36, 49]
+    assert [n for n in range(60) if wide.positions.lacks_cls_rows(n)] == [1, 4, 9, 16, 25, 36, 49]
     flat = Vim(MICRO, img_size=(24, 40), drop_cls_token=True)
     # 15 patches and a class row are 16 rows
-    assert [n for n in range(26) if flat.lacks_cls_rows(n)] == [1, 4, 9, 15, 25]
+    assert [n for n in range(26) if flat.positions.lacks_cls_rows(n)] == [1, 4, 9, 15, 25]
     for options in (dict(), dict(cls_token="none", drop_cls_token=True)):
-        assert not any(map(Vim(MICRO, img_size=32, **options).lacks_cls_rows, range(40)))
+        assert not any(map(Vim(MICRO, img_size=32, **options).positions.lacks_cls_rows, range(40)))
 
 
 def test_a_kept_class_token_needs_its_row():
@@ -336,13 +339,15 @@ def test_mixers_of_the_variants():
     divided = Vim(dict(MICRO, bidirectional=False)).layers[0].mixer
     assert divided.num_routes == 1
     model = LocalVim(MICRO, directions=TABLE, output_order="upstream")
-    assert [layer.mixer.directions for layer in model.layers] == TABLE
-    assert all(layer.mixer.output_order == "upstream" for layer in model.layers)
+    assert [layer.mixer.scan.directions for layer in model.layers] == TABLE
+    assert all(layer.mixer.scan.build.output_order == "upstream" for layer in model.layers)
     with torch.device("meta"):
         small, searched = LocalVim("small"), LocalVim("small-searched")
         networks = [LocalVim("tiny-search"), LocalVim("tiny", directions="search")]
-    assert {layer.mixer.directions for layer in small.layers} == {("h", "h_flip", "w2", "w2_flip")}
-    assert searched.layers[0].mixer.directions == ("h", "v_flip", "w7", "w7_flip")
+    assert {layer.mixer.scan.directions for layer in small.layers} == {
+        ("h", "h_flip", "w2", "w2_flip")
+    }
+    assert searched.layers[0].mixer.scan.directions == ("h", "v_flip", "w7", "w7_flip")
     for network in networks:
         assert all(len(layer.mixer.merge.weights) == 8 for layer in network.layers)
 
@@ -478,7 +483,7 @@ def test_images_smaller_than_a_patch(backbone):
             dict(rope=True, arch=dict(MICRO, embed_dims=18)),
             "embed_dims must be divisible by 4",
         ),
-        (Vim, dict(arch=dict(MICRO, mixer=dict(scan="forward"))), "mixer has unknown.*'scan'"),
+        (Vim, dict(arch=dict(MICRO, mixer=dict(depth=3))), "mixer has unknown.*'depth'"),
         (LocalVim, dict(directions=TABLE[:2]), "layer 2 has none"),
         (LocalVim, dict(directions=[*TABLE[:2], ("h", "v", "x7")]), "layer 2: .*got 'x7'"),
         (LocalVim, dict(directions=[*TABLE[:2], ("h", "v")]), "directions of layer 2 must be 3"),

@@ -1,4 +1,4 @@
-"""Route tables against the reference's own index tables, and their cache."""
+"""Route tables against the reference's own index tables, their registry and their cache."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mmvssm.ops import routes
+from mmvssm.ops.routes import read_scan, route_set
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TABLES = json.loads((GOLDEN / "ops" / "cross_scan.json").read_text())["tables"]
@@ -48,15 +49,13 @@ def test_atrous_fills_odd_sides_with_zero_tokens(size, expected):
 
 
 @pytest.mark.parametrize("given", MULTI_SCALE, ids=lambda given: "x".join(map(str, given["grid"])))
-def test_three_orders_are_equal_to_the_reference(given):
+def test_multi_scale_routes_are_equal_to_the_reference(given):
     assert routes.rows(*given["grid"]).tolist() == [given["full"]]
     height, width = given["small_grid"]
-    result = routes.three_orders(height, width)
-    assert result.dtype == torch.int32
-    assert result.view(3, -1).tolist() == given["small"]
-    apart = routes.three_orders(height, width, apart=True)
-    assert apart.shape == result.shape and apart.dtype == torch.int32
-    assert apart.view(3, -1).tolist() == [
+    found = route_set(("h_flip", "v", "v_flip"), height, width)
+    assert found.read.tolist() == given["small"]
+    assert found.joined.read.view(3, -1).tolist() == given["small"]
+    assert found.joined_apart.out.view(3, -1).tolist() == [
         [order * height * width + pixel for pixel in pixels]
         for order, pixels in enumerate(given["small"])
     ]
@@ -72,7 +71,7 @@ def test_directions_are_equal_to_the_reference(given):
     assert order.tolist() == given["order"]
     pixels = list(range(height * width))
     assert order[given["gather_back"]].tolist() == pixels
-    (target,) = routes.directions_upstream_out_routes(height, width, names=names)
+    _, (target,) = routes.directions(height, width, names=names, output_order="upstream")
     back = given.get("gather_back_upstream", given["gather_back"])
     assert target[back].tolist() == pixels
     assert sorted(target.tolist()) == sorted(order.tolist())
@@ -89,16 +88,22 @@ def test_shorter_directions_end_with_zero_tokens():
 
 def test_directions_with_a_class_token():
     """The token in the middle of the pixels comes at that step of every padded order."""
-    table = routes.directions(2, 3, names=("h", "v", "w2", "w2_flip"), cls_position=3)
-    assert table.tolist() == [
+    found = route_set(("h", "v", "w2", "w2_flip"), 2, 3, cls_positions=(3,))
+    assert found.num_pixels == 7
+    assert found.read.tolist() == [
         [0, 1, 2, 3, 4, 5, 6, -1, -1],
         [0, 4, 1, 3, 5, 2, 6, -1, -1],
         [0, 1, 4, 3, 5, 2, -1, 6, -1],
         [-1, 6, -1, 3, 2, 5, 4, 1, 0],
     ]
-    targets = routes.directions_upstream_out_routes(2, 3, names=("h", "v"), cls_position=3)
+    found = route_set(read_scan(("h", "v"), "upstream"), 2, 3, cls_positions=(3,))
     # columns of three pixels instead of two
-    assert targets.tolist() == [[0, 1, 2, 3, 4, 5, 6], [0, 2, 5, 3, 1, 4, 6]]
+    assert found.out.tolist() == [[0, 1, 2, 3, 4, 5, 6], [0, 2, 5, 3, 1, 4, 6]]
+
+
+def test_bidirectional_places_class_tokens_itself():
+    found = route_set("bidirectional", 1, 3, cls_positions=(0, 4))
+    assert found.read.tolist() == [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0]]
 
 
 @pytest.mark.parametrize("name", ["d", "w", "w0", "w2_flop", "h_flip_flip", "H", "", 3])
@@ -107,31 +112,99 @@ def test_unknown_directions(name):
         routes.directions(2, 3, names=("h", name))
 
 
-def test_forward_backward():
-    assert routes.forward_backward(3).tolist() == [[0, 1, 2], [2, 1, 0]]
+def test_route_sets_are_kept():
+    assert route_set("cross2d", 6, 7) is route_set(routes.cross2d, 6, 7)
+    assert route_set("cross2d", 6, 7) is not route_set("cross2d", 7, 6)
+    assert route_set(("h", "v"), 6, 7) is route_set(["h", "v"], 6, 7)
+    assert route_set("cross2d", 6, 7, device="meta").read.is_meta
 
 
-def test_tables_are_kept():
-    assert routes.cross2d(6, 7) is routes.cross2d(6, 7)
-    assert routes.cross2d(6, 7) is not routes.cross2d(7, 6)
-
-
-def test_table_made_in_inference_mode_serves_training():
+def test_tables_made_in_inference_mode_serve_training():
     with torch.inference_mode():
-        table = routes.cross2d(11, 13)
-    assert not table.is_inference()
-    assert not routes.cross2d(11, 13).is_inference()
+        found = route_set("atrous", 11, 13)
+        tables = [found.read, found.by_step.read, found._gather_index, found._place]
+    assert not any(table.is_inference() for table in tables)
+    assert route_set("atrous", 11, 13) is found
 
 
-def test_table_made_without_data_is_not_kept():
+def test_tables_made_without_data_are_not_kept():
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
-        routes.cross2d(17, 19)
-    assert type(routes.cross2d(17, 19)) is torch.Tensor
+        route_set("cross2d", 17, 19)
+    assert type(route_set("cross2d", 17, 19).read) is torch.Tensor
 
 
 @pytest.mark.parametrize("size", [(0, 3), (3, -1)])
 def test_size_must_be_positive(size):
-    with pytest.raises(ValueError, match="cross2d must be at least 1"):
-        routes.cross2d(*size)
+    with pytest.raises(ValueError, match=f"at least one pixel, got {size[0]}x{size[1]}"):
+        route_set("cross2d", *size)
+
+
+@pytest.fixture
+def registered():
+    """Names that a test registers are forgotten behind it."""
+    before = dict(routes.SCANS)
+    yield routes.register_routes
+    routes.SCANS.clear()
+    routes.SCANS.update(before)
+
+
+def test_registered_builder(registered):
+    @registered("snake", titles=("there", "back"))
+    def snake(height, width):
+        pixels = torch.arange(height * width, dtype=torch.int32).view(height, width)
+        pixels[1::2] = pixels[1::2].flip(1)
+        return torch.stack([pixels.flatten(), pixels.flatten().flip(0)])
+
+    scan = read_scan("snake")
+    assert scan.titles == ("there", "back") and scan.num_routes == 2
+    assert route_set("snake", 2, 3).read.tolist() == [[0, 1, 2, 5, 4, 3], [3, 4, 5, 2, 1, 0]]
+    assert route_set(snake, 2, 3) is route_set("snake", 2, 3)
+    with pytest.raises(ValueError, match=r"'snake' are registered already.*choose another"):
+        registered("snake")(lambda height, width: None)
+
+
+def test_function_without_registration():
+    scan = read_scan(lambda height, width: torch.zeros(3, 1, dtype=torch.int32))
+    assert scan.num_routes == 3 and scan.titles == ()
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda h, w: torch.zeros(1, 2), TypeError, "over 2x3 pixels: routes must be an int32"),
+        (lambda h, w: torch.zeros(2, dtype=torch.int32), ValueError, "must have 2 dimensions"),
+        (lambda h, w: torch.full((1, 2), h * w).int(), ValueError, "from -1 to 5, got.*to 6"),
+        (lambda h, w: [[0, 1]], TypeError, "routes must be a torch.Tensor, got list"),
+        (
+            lambda h, w: (torch.zeros(1, 2).int(), torch.zeros(1, 3).int()),
+            ValueError,
+            r"out_routes must have shape \(K, L\) = \(1, 2\).*got \(1, 3\)",
+        ),
+    ],
+)
+def test_builders_that_return_no_routes(build, error, message):
+    with pytest.raises(error, match=f"scan '<lambda>'.*{message}"):
+        route_set(build, 2, 3)
+
+
+def test_broken_promise_of_disjoint_routes(registered):
+    registered("twice", disjoint=True)(lambda h, w: torch.zeros(2, 1, dtype=torch.int32))
+    with pytest.raises(ValueError, match=r"'twice' was registered as disjoint.*share a pixel"):
+        route_set("twice", 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("scan", "options", "error", "message"),
+    [
+        ("snail", {}, ValueError, "scan must be one of 'cross2d', .*register_routes.*got 'snail'"),
+        ((), {}, ValueError, "at least one direction"),
+        (3, {}, TypeError, "scan must be a registered name.*got int"),
+        ("rows", {"output_order": "upstream"}, ValueError, "output_order needs directions"),
+        (("h",), {"output_order": "up"}, ValueError, "one of 'inverse', 'upstream', got 'up'"),
+    ],
+)
+def test_what_is_no_scan(scan, options, error, message):
+    with pytest.raises(error, match=message):
+        read_scan(scan, **options)

@@ -13,6 +13,7 @@ from mmvssm.analysis import build_backbone, draw_routes, routes_of
 from mmvssm.analysis.models import arch_names
 from mmvssm.models import LocalVim, Vim, VMamba
 from mmvssm.models.layers import CheckpointedBlock, SelectiveScans
+from mmvssm.ops.routes import rows
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools" / "analysis_tools" / "routes.py"
@@ -38,9 +39,9 @@ def recorded(backbone, layer, size, num_class=0):
     mixer = next(m for m in block.modules() if isinstance(m, SelectiveScans)).eval()
     dims = mixer.in_proj.in_features
     with Recorder() as recorder, torch.no_grad():
-        if hasattr(backbone, "used_cls_place"):
-            position = size[0] * size[1] // 2 if num_class else None
-            mixer(torch.rand(1, size[0] * size[1] + num_class, dims), size, position)
+        if hasattr(backbone, "cls_positions"):
+            positions = (size[0] * size[1] // 2,) if num_class else ()
+            mixer(torch.rand(1, size[0] * size[1] + num_class, dims), size, positions)
         else:
             mixer(torch.rand(1, *size, dims))
     return recorder.tables
@@ -87,15 +88,15 @@ def test_routes_of_tokens_are_those_of_the_scan(backbone):
         sequence = torch.tensor([*range(7), 15, *range(7, 15), -1])
     found = routes_of(backbone, 0, *size)
     assert torch.equal(torch.stack([route.steps for route in found]), sequence[table.long()])
-    assert found[0].class_places == (7,) * num_class
+    assert found[0].cls_places == (7,) * num_class
 
 
-def one_block(scan):
-    return VMamba(dict(embed_dims=16, depths=(1,), mixer=dict(scan=scan)), out_indices=(0,))
+def one_block(**mixer):
+    return VMamba(dict(embed_dims=16, depths=(1,), mixer=mixer), out_indices=(0,))
 
 
 def test_cascade_begins_anew_at_every_line():
-    backbone = one_block("cascade")
+    backbone = one_block(type="CascadeSS2D")
     rows, rows_back, columns, columns_back = routes_of(backbone, 0, 2, 3)
     assert rows.steps.tolist() == [0, 1, 2, 3, 4, 5] and rows.starts == (3,)
     assert rows_back.steps.tolist() == [2, 1, 0, 5, 4, 3] and rows_back.starts == (3,)
@@ -105,8 +106,9 @@ def test_cascade_begins_anew_at_every_line():
 
 def test_every_scan_can_be_drawn():
     """Also routes that stand still, skip everything or begin with a class token."""
-    for scan in ("cross2d", "unidi", "bidi", "cascade", "atrous", ("h", "w7_flip")):
-        backbone = one_block(scan)
+    scans = ("cross2d", "unidi", "bidi", "atrous", ("h", "w7_flip"), lambda h, w: rows(h, w)[:1])
+    for mixer in (*(dict(scan=scan) for scan in scans), dict(type="CascadeSS2D")):
+        backbone = one_block(**mixer)
         for size in ((1, 1), (1, 3), (4, 5)):
             draw_routes(routes_of(backbone, 0, *size)).canvas.draw()
     for place in ("none", "head", "double"):

@@ -15,7 +15,7 @@ from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 
 from mmvssm.models import SS2D, LocalVim, LocalVMamba
-from mmvssm.models.layers import SEARCH_DIRECTIONS, DirectionMerge
+from mmvssm.models.layers import SEARCH_DIRECTIONS, RouteMerge
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools" / "analysis_tools" / "search_result.py"
@@ -39,7 +39,7 @@ def preferences(layers):
 
 def trained(backbone):
     """Weights of a classifier around a backbone, and the four best directions of each layer."""
-    merges = [module for module in backbone.modules() if isinstance(module, DirectionMerge)]
+    merges = [module for module in backbone.modules() if isinstance(module, RouteMerge)]
     weights, best = preferences(len(merges))
     for merge, row in zip(merges, weights):
         merge.weights.data = row.view(8, 1, 1, 1)
@@ -133,7 +133,7 @@ def test_snippet_builds_the_final_network(run):
         "model = dict(backbone=dict(directions=_base_.directions))\n"
     )
     model = LocalVMamba(**Config.fromfile("final.py").model.backbone)
-    assert [list(m.directions) for m in model.modules() if isinstance(m, SS2D)] == best
+    assert [list(m.scan.directions) for m in model.modules() if isinstance(m, SS2D)] == best
 
 
 def test_drawn_dots_follow_the_choice(run):

@@ -26,9 +26,11 @@ from ..layers import (
     PointwiseConv,
     SqueezeExcite,
     apply_norm,
+    build_mixer,
     build_norm,
+    check_mixer,
 )
-from ..layers.checks import known_arguments, one_of
+from ..layers.checks import one_of
 from .hierarchical import HierarchicalBackbone
 
 STAGE_TYPES = ("es2d", "inverted_residual")
@@ -59,12 +61,13 @@ class DualBranchMixer(BaseModule):
 
     Args:
         embed_dims: Channels C.
-        **options: Arguments of :class:`mmvssm.models.SS2D`.
+        options: Arguments of :class:`mmvssm.models.SS2D`, or of another registered mixer, named by
+            ``type``.
     """
 
-    def __init__(self, embed_dims: int, **options) -> None:
+    def __init__(self, embed_dims: int, options: Mapping) -> None:
         super().__init__()
-        self.ss2d = SS2D(embed_dims, **options)
+        self.ss2d = build_mixer(SS2D, embed_dims, options)
         self.conv_branch = ConvBranch(embed_dims)
         self.gate = ChannelGate(embed_dims)
 
@@ -161,7 +164,8 @@ class EfficientVMamba(HierarchicalBackbone):
             - expand_ratio (float): Hidden width of inverted residuals. Default 4.
             - se_ratio (float): Bottleneck of their squeeze-and-excitation as a share of the
               hidden width. Default 0.125.
-        **kwargs: Those of :class:`HierarchicalBackbone`.
+        in_channels, drop_path_rate, out_indices, out_norm, frozen_stages, norm_eval, with_cp,
+            odd_size, init_cfg: See :class:`HierarchicalBackbone`.
     """
 
     arch_settings: ClassVar[dict[str, dict]] = {
@@ -183,14 +187,11 @@ class EfficientVMamba(HierarchicalBackbone):
         se_ratio=0.125,
     )
 
-    def __init__(self, arch: str | dict = "tiny", **kwargs) -> None:
-        super().__init__(arch, **kwargs)
-
     @classmethod
     def read_arch(cls, arch: str | Mapping) -> dict:
-        """The fields of ``arch``, checked and completed with their defaults."""
+        """Return the fields of ``arch``, checked and completed with their defaults."""
         arch = super().read_arch(arch)
-        known_arguments("mixer", arch["mixer"], SS2D)
+        check_mixer(arch["mixer"], SS2D)
         num_stages = len(arch["depths"])
         if arch["stage_types"] is None:
             arch["stage_types"] = [STAGE_TYPES[stage > 1] for stage in range(num_stages)]
@@ -206,10 +207,10 @@ class EfficientVMamba(HierarchicalBackbone):
     def build_block(
         self, arch: dict, embed_dims: int, stage: int, layer: int, **options
     ) -> MixerBlock | InvertedResidual:
-        """A block of the stage's type; see :meth:`HierarchicalBackbone.build_block`."""
+        """Build a block of the stage's type; see :meth:`HierarchicalBackbone.build_block`."""
         if arch["stage_types"][stage] == "inverted_residual":
             return InvertedResidual(embed_dims, arch["expand_ratio"], arch["se_ratio"], **options)
-        mixer, mlp = DualBranchMixer(embed_dims, **{**_ES2D, **arch["mixer"]}), None
+        mixer, mlp = DualBranchMixer(embed_dims, {**_ES2D, **arch["mixer"]}), None
         if arch["mlp_ratio"] > 0:
             mlp = Mlp(embed_dims, int(arch["mlp_ratio"] * embed_dims))
         return MixerBlock(embed_dims, mixer, mlp, **options)

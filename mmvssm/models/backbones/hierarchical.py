@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from typing import ClassVar
 
 import torch
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..layers import ConvDownsample, ConvStem, PatchEmbed, PatchMerging, apply_norm, build_norm
-from ..layers.checks import at_least, complete_arch, one_of
+from ..layers import (
+    ConvDownsample,
+    ConvStem,
+    FreezeMixin,
+    PatchEmbed,
+    PatchMerging,
+    apply_norm,
+    build_norm,
+)
+from ..layers.checks import at_least, check_images, complete_arch, one_of, read_indices
 
 STEMS = {"patch": PatchEmbed, "conv": ConvStem}
 DOWNSAMPLES = ("patch_merge", "conv2", "conv3")
@@ -41,7 +48,7 @@ class Stage(BaseModule):
         return x
 
 
-class HierarchicalBackbone(BaseModule):
+class HierarchicalBackbone(FreezeMixin, BaseModule):
     """Stages of blocks on channels-last maps, each followed by a downsampling.
 
     A family gives its variants as data and builds its blocks in :meth:`build_block`.
@@ -76,7 +83,7 @@ class HierarchicalBackbone(BaseModule):
 
     def __init__(
         self,
-        arch: str | dict,
+        arch: str | Mapping = "tiny",
         in_channels: int = 3,
         drop_path_rate: float = 0.1,
         out_indices: int | Sequence[int] = (0, 1, 2, 3),
@@ -97,20 +104,11 @@ class HierarchicalBackbone(BaseModule):
             raise ValueError(
                 f"embed_dims must name {num_stages} widths, as depths does, got {dims}"
             )
-        out_indices = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
-        if not out_indices or any(i not in range(num_stages) for i in out_indices):
-            raise ValueError(
-                f"out_indices must hold stages 0 to {num_stages - 1}, got {out_indices}"
-            )
-        if frozen_stages not in range(-1, num_stages):
-            raise ValueError(
-                f"frozen_stages must be from -1 to {num_stages - 1}, got {frozen_stages}"
-            )
         self.in_channels = in_channels
         self.embed_dims = dims
-        self.out_indices = out_indices
-        self.frozen_stages = frozen_stages
-        self.norm_eval = norm_eval
+        self.out_indices = read_indices(out_indices, num_stages, "stages")
+        self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
+        self.check_frozen_stages(num_stages)
 
         stem = STEMS[one_of("stem", arch["stem"], STEMS)]
         self.patch_embed = stem(
@@ -135,14 +133,14 @@ class HierarchicalBackbone(BaseModule):
                 else:
                     downsample = ConvDownsample(dims[i], dims[i + 1], int(kind[-1]), norm)
             self.stages.append(Stage(blocks, downsample))
-        for i in out_indices:
+        for i in self.out_indices:
             self.add_module(f"norm{i}", build_norm(norm, dims[i]) if out_norm else nn.Identity())
         self.min_size = next(side for side in count(1) if self._last_size(side) > 0)
-        self._freeze_stages()
+        self.freeze()
 
     @classmethod
     def read_arch(cls, arch: str | Mapping) -> dict:
-        """The fields of ``arch``, checked and completed with their defaults."""
+        """Return the fields of ``arch``, checked and completed with their defaults."""
         arch = complete_arch(
             arch, cls.arch_settings, cls.arch_defaults, required=("embed_dims", "depths")
         )
@@ -157,7 +155,7 @@ class HierarchicalBackbone(BaseModule):
     def build_block(
         self, arch: dict, embed_dims: int, stage: int, layer: int, **options
     ) -> nn.Module:
-        """One block, ``(B, H, W, C) -> (B, H, W, C)``.
+        """Build one block, ``(B, H, W, C) -> (B, H, W, C)``.
 
         Args:
             arch: All fields.
@@ -175,7 +173,7 @@ class HierarchicalBackbone(BaseModule):
         return max(side, 0)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Feature maps of the stages of ``out_indices``.
+        """Return the feature maps of the stages of ``out_indices``.
 
         Args:
             x: Images ``(B, in_channels, H, W)``.
@@ -183,7 +181,8 @@ class HierarchicalBackbone(BaseModule):
         Returns:
             One contiguous ``(B, C_i, H_i, W_i)`` per index, in ascending order of the stages.
         """
-        self._check_input(x)
+        reason = "the least for this arch and odd_size"
+        check_images(x, self.in_channels, self.min_size, reason)
         x = self.embed(x)
         outs = []
         for i in range(max(self.out_indices) + 1):
@@ -197,34 +196,11 @@ class HierarchicalBackbone(BaseModule):
         return tuple(outs)
 
     def embed(self, x: Tensor) -> Tensor:
-        """What the first stage reads: ``(B, in_channels, H, W) -> (B, H', W', C)``."""
+        """Return what the first stage reads: ``(B, in_channels, H, W) -> (B, H', W', C)``."""
         return self.patch_embed(x)
 
-    def _check_input(self, x: Tensor) -> None:
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(f"x must be (B, {self.in_channels}, H, W), got {tuple(x.shape)}")
-        height, width = x.shape[2:]
-        if min(height, width) < self.min_size:
-            raise ValueError(
-                f"x must be at least {self.min_size}x{self.min_size} pixels for this arch and"
-                f" odd_size, got {height}x{width}"
-            )
-
-    def _freeze_stages(self) -> None:
-        if self.frozen_stages < 0:
-            return
-        frozen = [self.patch_embed, *self.stages[: self.frozen_stages + 1]]
-        frozen += [getattr(self, f"norm{i}") for i in self.out_indices if i <= self.frozen_stages]
-        for module in frozen:
-            module.eval()
-            module.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> HierarchicalBackbone:
-        """Set the mode, except for what ``frozen_stages`` and ``norm_eval`` hold in eval mode."""
-        super().train(mode)
-        self._freeze_stages()
-        if mode and self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
-        return self
+    def frozen_parts(self) -> Iterator[nn.Module | nn.Parameter]:
+        """Yield the stem, stages and their output norms."""
+        yield self.patch_embed
+        yield from self.stages[: self.frozen_stages + 1]
+        yield from (getattr(self, f"norm{i}") for i in self.out_indices if i <= self.frozen_stages)

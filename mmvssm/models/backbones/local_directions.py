@@ -117,7 +117,7 @@ def read_directions(
         depth: Layers of the network.
 
     Returns:
-        Names by layer, and the kind of :class:`mmvssm.models.layers.DirectionMerge`.
+        Names by layer, and the kind of :class:`mmvssm.models.layers.RouteMerge`.
 
     Raises:
         ValueError: If a layer has no or too many directions, or an unknown one; the message says

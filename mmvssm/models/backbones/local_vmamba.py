@@ -6,24 +6,19 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from mmvssm.registry import MODELS
 
-from ..layers import SS2D, MixerBlock
-from ..layers.checks import known_fields
+from ..layers import SS2D, MixerBlock, check_mixer
 from .hierarchical import HierarchicalBackbone
 from .local_directions import LOCAL_VMAMBA_SMALL, LOCAL_VMAMBA_TINY, SEARCH, read_directions
 
 #: What distinguishes the mixer from SS2D's defaults; directions, merge and way back come on top.
 _MIXER = dict(d_state=16, ssm_ratio=2.0, gate=True, conv_bias=True, force_fp32=True)
-_MIXER_FIELDS = [
-    name
-    for name in inspect.signature(SS2D).parameters
-    if name not in ("embed_dims", "scan", "merge", "output_order", "cascade_flip")
-]
+#: Arguments that the directions decide.
+_FIXED = ("scan", "merge", "output_order")
 
 
 @MODELS.register_module()
@@ -65,8 +60,16 @@ class LocalVMamba(HierarchicalBackbone):
             :func:`mmvssm.ops.routes.directions`; ``'search'`` for all eight of the search in
             every layer, merged by learned probabilities; None for those of ``arch``.
         output_order: ``'inverse'``, or ``'upstream'`` for the published code's results, which mix
-            up columns unless the map is square; see :func:`mmvssm.models.layers.direction_tables`.
-        **kwargs: Those of :class:`HierarchicalBackbone`.
+            up columns unless the map is square; see :func:`mmvssm.ops.routes.directions`.
+        in_channels: See :class:`HierarchicalBackbone`, as for all arguments that follow.
+        drop_path_rate: Drop-path rate of the last block.
+        out_indices: Stages whose maps are returned.
+        out_norm: Whether each of them passes its own norm.
+        frozen_stages: Stages up to which parameters are frozen; -1 for none.
+        norm_eval: Keep batch norms in eval mode while training.
+        with_cp: Recompute blocks in the backward pass to save memory.
+        odd_size: ``'pad'`` or ``'crop'``.
+        init_cfg: Initialisation.
 
     Raises:
         ValueError: If the directions do not fit the depth, differ in number from layer to layer or
@@ -91,22 +94,41 @@ class LocalVMamba(HierarchicalBackbone):
 
     def __init__(
         self,
-        arch: str | dict = "tiny",
+        arch: str | Mapping = "tiny",
         directions: str | Sequence[Sequence[str]] | None = None,
         output_order: str = "inverse",
-        **kwargs,
+        in_channels: int = 3,
+        drop_path_rate: float = 0.1,
+        out_indices: int | Sequence[int] = (0, 1, 2, 3),
+        out_norm: bool = True,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        odd_size: str = "pad",
+        init_cfg: dict | list | None = None,
     ) -> None:
         arch = self.read_arch(arch)
-        known_fields("mixer", arch["mixer"], _MIXER_FIELDS)
+        check_mixer(arch["mixer"], SS2D, _FIXED)
         arch["mixer"] = {**_MIXER, **arch["mixer"], "output_order": output_order}
         if directions is not None:
             arch["directions"] = directions
-        super().__init__(arch, **kwargs)
+        super().__init__(
+            arch,
+            in_channels=in_channels,
+            drop_path_rate=drop_path_rate,
+            out_indices=out_indices,
+            out_norm=out_norm,
+            frozen_stages=frozen_stages,
+            norm_eval=norm_eval,
+            with_cp=with_cp,
+            odd_size=odd_size,
+            init_cfg=init_cfg,
+        )
 
     def build_block(
         self, arch: dict, embed_dims: int, stage: int, layer: int, **options
     ) -> MixerBlock:
-        """SS2D in the layer's directions; see :meth:`HierarchicalBackbone.build_block`."""
+        """Build SS2D in the layer's directions; see :meth:`HierarchicalBackbone.build_block`."""
         directions, merge = read_directions(arch["directions"], sum(arch["depths"]))
         mixer = SS2D(embed_dims, scan=directions[layer], merge=merge, **arch["mixer"])
         return MixerBlock(embed_dims, mixer, **options)

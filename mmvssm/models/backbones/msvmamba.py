@@ -6,12 +6,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from mmvssm.registry import MODELS
 
-from ..layers import MS2D, MixerBlock, Mlp
-from ..layers.checks import known_arguments
+from ..layers import MS2D, MixerBlock, Mlp, build_mixer, check_mixer
 from .hierarchical import HierarchicalBackbone
 
 _V3_MIXER = dict(
@@ -58,7 +58,8 @@ class MSVMamba(HierarchicalBackbone):
             - mlp_norm (str): Norm before the MLP (``'pre'``, default) or after it (``'post'``).
             - mixer (dict): Arguments of :class:`mmvssm.models.MS2D` other than ``embed_dims``.
               Default ``{}``.
-        **kwargs: Those of :class:`HierarchicalBackbone`.
+        in_channels, drop_path_rate, out_indices, out_norm, frozen_stages, norm_eval, with_cp,
+            odd_size, init_cfg: See :class:`HierarchicalBackbone`.
     """
 
     arch_settings: ClassVar[dict[str, dict]] = {
@@ -81,21 +82,18 @@ class MSVMamba(HierarchicalBackbone):
         mixer={},
     )
 
-    def __init__(self, arch: str | dict = "tiny", **kwargs) -> None:
-        super().__init__(arch, **kwargs)
-
     @classmethod
-    def read_arch(cls, arch: str | dict) -> dict:
-        """The fields of ``arch``, checked and completed with their defaults."""
+    def read_arch(cls, arch: str | Mapping) -> dict:
+        """Return the fields of ``arch``, checked and completed with their defaults."""
         arch = super().read_arch(arch)
-        known_arguments("mixer", arch["mixer"], MS2D)
+        check_mixer(arch["mixer"], MS2D)
         return arch
 
     def build_block(
         self, arch: dict, embed_dims: int, stage: int, layer: int, **options
     ) -> MixerBlock:
-        """MS2D, then an MLP; see :meth:`HierarchicalBackbone.build_block`."""
-        mixer, mlp = MS2D(embed_dims, **arch["mixer"]), None
+        """Build MS2D, then an MLP; see :meth:`HierarchicalBackbone.build_block`."""
+        mixer, mlp = build_mixer(MS2D, embed_dims, arch["mixer"]), None
         if arch["mlp_ratio"] > 0:
             mlp = Mlp(embed_dims, int(arch["mlp_ratio"] * embed_dims), dwconv=True)
         return MixerBlock(embed_dims, mixer, mlp, mlp_norm=arch["mlp_norm"], **options)

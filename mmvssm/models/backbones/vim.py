@@ -1,8 +1,7 @@
-"""Vim and LocalVim: plain backbones of bidirectional and of windowed selective scans.
+"""Vim: a plain backbone of bidirectional selective scans.
 
 `Vision Mamba: Efficient Visual Representation Learning with Bidirectional State Space Model
-<https://arxiv.org/abs/2401.09417>`_, `LocalMamba: Visual State Space Model with Windowed Selective
-Scan <https://arxiv.org/abs/2403.09338>`_
+<https://arxiv.org/abs/2401.09417>`_
 """
 
 from __future__ import annotations
@@ -15,12 +14,8 @@ from torch import nn
 
 from mmvssm.registry import MODELS
 
-from ..layers import MambaMixer
-from .hierarchical import INIT_CFG
-from .local_directions import LOCAL_VIM_TINY, SEARCH, read_directions
-from .plain import PlainBackbone
-
-_UNIT_RMS_NORM = dict(type="Constant", layer="RMSNorm", val=1.0)
+from ..layers import MambaMixer, build_mixer
+from .plain import UNIT_RMS_NORM, PlainBackbone
 
 
 @MODELS.register_module()
@@ -59,12 +54,27 @@ class Vim(PlainBackbone):
             - norm (str): ``'rms'`` (default) or ``'ln'``.
             - bidirectional (bool): Default True; False scans from the start only.
             - divide_out (bool): Take the mean of the two scans, not the sum. Default True.
-            - mixer (dict): Arguments of :class:`mmvssm.models.MambaMixer` that are to differ:
-              ``d_state``, ``ssm_ratio``, ``dt_rank``, ``d_conv``, ``force_fp32``,
-              ``ssm_init``. Default ``{}``.
+            - mixer (dict): Arguments of :class:`mmvssm.models.MambaMixer` that are to differ,
+              such as ``d_state`` or ``scan``, or of another registered mixer, named by
+              ``type``. Default ``{}``.
         divide_out: Field ``divide_out``; None for that of ``arch``.
-        **kwargs: Those of :class:`PlainBackbone`. The published segmentors have
-            ``feature='mixer'``, ``out_norm=False`` and ``drop_cls_token=True``.
+        img_size: See :class:`PlainBackbone`, as for all arguments that follow.
+        in_channels: Channels of the image.
+        cls_token: Field ``cls_token``; None for that of ``arch``.
+        drop_cls_token: Leave class tokens out of the sequence; True in the published segmentors.
+        rope: Field ``rope``; None for that of ``arch``.
+        norm: Field ``norm``; None for that of ``arch``.
+        drop_path_rate: Drop-path rate of the last layer.
+        out_indices: Layers whose output is returned.
+        out_type: ``'cls_token'``, ``'featmap'``, ``'avg_featmap'``, ``'last_token'`` or ``'raw'``.
+        out_norm: Whether, or with which norm, outputs are normed; False in
+            the published segmentors.
+        feature: ``'residual'`` or ``'mixer'``, as in the published segmentors.
+        frozen_stages: Layers up to which parameters are frozen; -1 for none.
+        norm_eval: Without effect.
+        odd_size: ``'crop'`` or ``'pad'``.
+        with_cp: Recompute layers in the backward pass to save memory.
+        init_cfg: Initialisation.
     """
 
     arch_settings: ClassVar[dict[str, dict]] = {
@@ -97,23 +107,59 @@ class Vim(PlainBackbone):
             nonlinearity="leaky_relu",
             distribution="uniform",
         ),
-        _UNIT_RMS_NORM,
+        UNIT_RMS_NORM,
     ]
 
     def __init__(
-        self, arch: str | Mapping = "tiny", divide_out: bool | None = None, **kwargs
+        self,
+        arch: str | Mapping = "tiny",
+        divide_out: bool | None = None,
+        img_size: int | Sequence[int] = 224,
+        in_channels: int = 3,
+        cls_token: str | None = None,
+        drop_cls_token: bool = False,
+        rope: bool | None = None,
+        norm: str | None = None,
+        drop_path_rate: float = 0.1,
+        out_indices: int | Sequence[int] = -1,
+        out_type: str | None = None,
+        out_norm: bool | str = True,
+        feature: str | Sequence[str] = "residual",
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        odd_size: str = "crop",
+        with_cp: bool = False,
+        init_cfg: dict | list | None = None,
     ) -> None:
-        super().__init__(self.read_arch(arch, divide_out=divide_out), **kwargs)
+        arch = self.read_arch(arch, divide_out=divide_out)
+        super().__init__(
+            arch,
+            img_size=img_size,
+            in_channels=in_channels,
+            cls_token=cls_token,
+            drop_cls_token=drop_cls_token,
+            rope=rope,
+            norm=norm,
+            drop_path_rate=drop_path_rate,
+            out_indices=out_indices,
+            out_type=out_type,
+            out_norm=out_norm,
+            feature=feature,
+            frozen_stages=frozen_stages,
+            norm_eval=norm_eval,
+            odd_size=odd_size,
+            with_cp=with_cp,
+            init_cfg=init_cfg,
+        )
 
-    def build_mixer(self, arch: dict, layer: int) -> MambaMixer:
-        """Scans of the whole sequence; see :meth:`PlainBackbone.build_mixer`."""
-        return MambaMixer(
-            arch["embed_dims"],
-            scan="bidirectional" if arch["bidirectional"] else "forward",
+    def build_mixer(self, arch: dict, layer: int) -> nn.Module:
+        """Build scans of the whole sequence; see :meth:`PlainBackbone.build_mixer`."""
+        options = dict(
+            scan="bidirectional" if arch["bidirectional"] else "rows",
             merge="mean" if arch["divide_out"] else "sum",
             depth=arch["num_layers"],
-            **arch["mixer"],
         )
+        return build_mixer(MambaMixer, arch["embed_dims"], {**options, **arch["mixer"]})
 
     def init_embeddings(self) -> None:
         """As in :class:`PlainBackbone`; patches by a normal of ``1 / sqrt(fan-in)``, cut at 2."""
@@ -123,114 +169,3 @@ class Vim(PlainBackbone):
         std = conv.weight[0].numel() ** -0.5 / 0.87962566103423978
         nn.init.trunc_normal_(conv.weight, std=std, a=-2 * std, b=2 * std)
         nn.init.zeros_(conv.bias)
-
-
-@MODELS.register_module()
-class LocalVim(PlainBackbone):
-    """Plain backbone "LocalVim" of `LocalMamba <https://arxiv.org/abs/2403.09338>`_.
-
-    Each layer scans the map of patches in its own directions: along rows, along columns or window
-    by window, forward or backward. A channel attention weighs the scans before they are added up.
-
-    ==================  =====  ======  ===========  =============
-    ``arch``            width  layers  parameters   top-1 (paper)
-    ==================  =====  ======  ===========  =============
-    ``tiny``              192      20    7 994 152  76.2
-    ``tiny-mid-cls``      192      20    7 994 536  77.8
-    ``small``             384      20   27 783 784  81.1
-    ``small-searched``    384      20   27 783 784  -
-    ``tiny-search``       128      20    5 473 288  -
-    ==================  =====  ======  ===========  =============
-
-    Parameters are those of classifiers of 1000 classes at 224 x 224 pixels. ``tiny``,
-    ``tiny-mid-cls`` (a class token instead of the rotary embedding) and ``small-searched`` have
-    the directions that the authors searched. ``small`` is what their registry builds under this
-    name, without a search; which of the two forms 81.1 belongs to is not known. The training of
-    ``tiny-search`` finds directions.
-
-    Args:
-        arch: A name of the table, or a dict of the fields below.
-
-            - embed_dims, num_layers, patch_size, stride, pos_embed, norm: As in :class:`Vim`.
-            - cls_token (str): ``'none'`` (default), ``'middle'`` or ``'head'``.
-            - rope (bool): Turn the residual stream by a rotary embedding before every layer.
-              Default True.
-            - directions: What the argument ``directions`` replaces. Default None: the four
-              directions ``h h_flip w2 w2_flip`` in every layer.
-            - output_order (str): ``'inverse'`` (default), or ``'upstream'`` for the published
-              code's results, which mix up columns on maps that are not square; see
-              :func:`mmvssm.models.layers.direction_tables`.
-            - mixer (dict): As in :class:`Vim`; ``dict(ssm_init='v0')`` starts steps as Mamba does,
-              while the published networks start them like linear layers.
-        directions: Directions of each layer: a list of names such as
-            ``['h', 'v_flip', 'w7', 'w7_flip']`` for every layer of the network, see
-            :func:`mmvssm.ops.routes.directions`; ``'search'`` for all eight of the search in
-            every layer, merged by learned probabilities; None for those of ``arch``.
-        output_order: Field ``output_order``; None for that of ``arch``.
-        odd_size: As in :class:`PlainBackbone`, with another default.
-        **kwargs: Those of :class:`PlainBackbone`. The published detectors and segmentors have
-            ``feature='mixer'`` and ``out_norm='ln'``.
-
-    Raises:
-        ValueError: If the directions do not fit the depth, differ in number from layer to layer or
-            are unknown (the message says which layer), or as in :class:`PlainBackbone`.
-    """
-
-    arch_settings: ClassVar[dict[str, dict]] = {
-        "tiny": dict(embed_dims=192, num_layers=20, directions=LOCAL_VIM_TINY),
-        "tiny-mid-cls": dict(
-            embed_dims=192,
-            num_layers=20,
-            directions=LOCAL_VIM_TINY,
-            cls_token="middle",
-            rope=False,
-        ),
-        "small": dict(embed_dims=384, num_layers=20),
-        "small-searched": dict(embed_dims=384, num_layers=20, directions=LOCAL_VIM_TINY),
-        "tiny-search": dict(embed_dims=128, num_layers=20, directions=SEARCH),
-    }
-    arch_defaults: ClassVar[dict] = dict(
-        embed_dims=None,
-        num_layers=None,
-        patch_size=16,
-        stride=None,
-        cls_token="none",
-        pos_embed=True,
-        rope=True,
-        norm="rms",
-        directions=None,
-        output_order="inverse",
-        mixer={},
-    )
-    class_tokens: ClassVar[tuple[str, ...]] = ("none", "head", "middle")
-    default_init_cfg: ClassVar[list[dict]] = [*INIT_CFG, _UNIT_RMS_NORM]
-
-    def __init__(
-        self,
-        arch: str | Mapping = "tiny",
-        directions: str | Sequence[Sequence[str]] | None = None,
-        output_order: str | None = None,
-        odd_size: str = "pad",
-        **kwargs,
-    ) -> None:
-        arch = self.read_arch(arch, directions=directions, output_order=output_order)
-        super().__init__(arch, odd_size=odd_size, **kwargs)
-
-    def build_mixer(self, arch: dict, layer: int) -> MambaMixer:
-        """Scans in the layer's directions; see :meth:`PlainBackbone.build_mixer`."""
-        depth = arch["num_layers"]
-        directions, merge = read_directions(arch["directions"], depth)
-        return MambaMixer(
-            arch["embed_dims"],
-            scan=directions[layer],
-            merge=merge,
-            output_order=arch["output_order"],
-            depth=depth,
-            **{"ssm_init": "linear", **arch["mixer"]},
-        )
-
-    def init_embeddings(self) -> None:
-        """As in :class:`PlainBackbone`; the class token is zero."""
-        super().init_embeddings()
-        if self.cls_token is not None:
-            nn.init.zeros_(self.cls_token)

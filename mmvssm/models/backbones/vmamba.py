@@ -5,18 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
 from mmvssm.registry import MODELS
 
-from ..layers import SS2D, MixerBlock, Mlp
-from ..layers.checks import known_arguments
+from ..layers import SS2D, MixerBlock, Mlp, PositionGrid, build_mixer, check_mixer
 from .hierarchical import HierarchicalBackbone
 
 _FIRST_RELEASE = dict(
@@ -70,10 +68,18 @@ class VMamba(HierarchicalBackbone):
               bicubically where the map, or a checkpoint's grid, differs from that of
               ``img_size``. Default False.
             - mixer (dict | None): Arguments of :class:`mmvssm.models.SS2D` other than
-              ``embed_dims``; None for blocks without mixer. Default ``{}``.
+              ``embed_dims``, or of another registered mixer, named by ``type``; None for
+              blocks without mixer. Default ``{}``.
         img_size: Image size ``S`` or ``(H, W)`` that a position embedding is made for.
-        **kwargs: Those of :class:`HierarchicalBackbone`. The first code of the authors has
-            ``odd_size='crop'``.
+        in_channels: See :class:`HierarchicalBackbone`, as for all arguments that follow.
+        drop_path_rate: Drop-path rate of the last block.
+        out_indices: Stages whose maps are returned.
+        out_norm: Whether each of them passes its own norm.
+        frozen_stages: Stages up to which parameters are frozen; -1 for none.
+        norm_eval: Keep batch norms in eval mode while training.
+        with_cp: Recompute blocks in the backward pass to save memory.
+        odd_size: ``'pad'`` or ``'crop'``, as the first code of the authors does.
+        init_cfg: Initialisation.
     """
 
     arch_settings: ClassVar[dict[str, dict]] = {
@@ -104,36 +110,53 @@ class VMamba(HierarchicalBackbone):
 
     def __init__(
         self,
-        arch: str | dict = "v0-tiny",
+        arch: str | Mapping = "v0-tiny",
         img_size: int | Sequence[int] = 224,
+        in_channels: int = 3,
+        drop_path_rate: float = 0.1,
+        out_indices: int | Sequence[int] = (0, 1, 2, 3),
+        out_norm: bool = True,
         frozen_stages: int = -1,
-        **kwargs,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        odd_size: str = "pad",
+        init_cfg: dict | list | None = None,
     ) -> None:
-        super().__init__(arch, frozen_stages=frozen_stages, **kwargs)
         arch = self.read_arch(arch)
+        super().__init__(
+            arch,
+            in_channels=in_channels,
+            drop_path_rate=drop_path_rate,
+            out_indices=out_indices,
+            out_norm=out_norm,
+            frozen_stages=frozen_stages,
+            norm_eval=norm_eval,
+            with_cp=with_cp,
+            odd_size=odd_size,
+            init_cfg=init_cfg,
+        )
         self.pos_embed = None
         if arch["pos_embed"]:
             grid = [side // arch["patch_size"] for side in to_2tuple(img_size)]
-            # frozen with the stem
-            self.pos_embed = nn.Parameter(
-                torch.zeros(1, self.embed_dims[0], *grid), requires_grad=frozen_stages < 0
-            )
+            self.positions = PositionGrid(tuple(grid))
+            self.pos_embed = nn.Parameter(torch.zeros(1, self.embed_dims[0], *grid))
+        self.freeze()
 
     @classmethod
-    def read_arch(cls, arch: str | dict) -> dict:
-        """The fields of ``arch``, checked and completed with their defaults."""
+    def read_arch(cls, arch: str | Mapping) -> dict:
+        """Return the fields of ``arch``, checked and completed with their defaults."""
         arch = super().read_arch(arch)
         if arch["mixer"] is not None:
-            known_arguments("mixer", arch["mixer"], SS2D)
+            check_mixer(arch["mixer"], SS2D)
         return arch
 
     def build_block(
         self, arch: dict, embed_dims: int, stage: int, layer: int, **options
     ) -> MixerBlock:
-        """SS2D, then an MLP; see :meth:`HierarchicalBackbone.build_block`."""
+        """Build SS2D, then an MLP; see :meth:`HierarchicalBackbone.build_block`."""
         mixer = mlp = None
         if arch["mixer"] is not None:
-            mixer = SS2D(embed_dims, **arch["mixer"])
+            mixer = build_mixer(SS2D, embed_dims, arch["mixer"])
         if arch["mlp_ratio"] > 0:
             hidden = int(arch["mlp_ratio"] * embed_dims)
             mlp = Mlp(embed_dims, hidden, arch["mlp_act"], arch["gated_mlp"])
@@ -146,23 +169,25 @@ class VMamba(HierarchicalBackbone):
         super().init_weights()
 
     def embed(self, x: Tensor) -> Tensor:
-        """Stem and position embedding: ``(B, in_channels, H, W) -> (B, H', W', C)``."""
+        """Return stem and position embedding: ``(B, in_channels, H, W) -> (B, H', W', C)``."""
         x = self.patch_embed(x)
         if self.pos_embed is None:
             return x
-        return x + _resized(self.pos_embed, x.shape[1:3]).permute(0, 2, 3, 1)
+        table = self.pos_embed.flatten(2).transpose(1, 2)
+        return x + self.positions.at(table, tuple(x.shape[1:3])).unflatten(1, x.shape[1:3])
+
+    def frozen_parts(self) -> Iterator[nn.Module | nn.Parameter]:
+        """As in :class:`HierarchicalBackbone`; the position embedding goes with the stem."""
+        yield from super().frozen_parts()
+        if getattr(self, "pos_embed", None) is not None:
+            yield self.pos_embed
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
         """Resize the position embedding of another image size first."""
         key = f"{prefix}pos_embed"
         table = state_dict.get(key)
         if table is not None and self.pos_embed is not None and table.dim() == 4:
-            state_dict[key] = _resized(table, self.pos_embed.shape[2:])
+            given = PositionGrid(tuple(table.shape[2:]))
+            rows = given.at(table.flatten(2).transpose(1, 2), self.positions.grid)
+            state_dict[key] = rows.transpose(1, 2).unflatten(2, self.positions.grid)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _resized(table: Tensor, size: Sequence[int]) -> Tensor:
-    """A position embedding ``(1, C, H, W)``, bicubically resized unless it has the size already."""
-    if table.shape[2:] == tuple(size):
-        return table
-    return F.interpolate(table, size=tuple(size), mode="bicubic")

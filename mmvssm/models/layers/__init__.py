@@ -1,3 +1,4 @@
+from .ablations import CascadeSS2D, ScalarDecaySS2D
 from .basic import (
     ACTIVATIONS,
     ChannelGate,
@@ -9,12 +10,14 @@ from .basic import (
     apply_norm,
     build_norm,
 )
-from .block import CheckpointedBlock, MixerBlock
-from .directions import SEARCH_DIRECTIONS, DirectionMerge, direction_tables, top_directions
+from .block import CheckpointedBlock, MixerBlock, PlainLayer, norm_stream
+from .freezing import FreezeMixin
 from .mamba_mixer import MambaMixer
+from .merges import SEARCH_DIRECTIONS, RouteMerge, top_directions
 from .ms2d import MS2D
 from .patch import ConvDownsample, ConvStem, PatchEmbed, PatchMerging
-from .scans import SelectiveScans
+from .pos_embed import PositionGrid
+from .scans import Route, SelectiveScans, build_mixer, check_mixer
 from .ss2d import SS2D
 
 __all__ = [
@@ -22,23 +25,31 @@ __all__ = [
     "MS2D",
     "SEARCH_DIRECTIONS",
     "SS2D",
+    "CascadeSS2D",
     "ChannelGate",
     "CheckpointedBlock",
     "ConvDownsample",
     "ConvStem",
     "DepthwiseConv",
-    "DirectionMerge",
+    "FreezeMixin",
     "MambaMixer",
     "MixerBlock",
     "Mlp",
     "PatchEmbed",
     "PatchMerging",
+    "PlainLayer",
     "PointwiseConv",
+    "PositionGrid",
     "RMSNorm",
+    "Route",
+    "RouteMerge",
+    "ScalarDecaySS2D",
     "SelectiveScans",
     "SqueezeExcite",
     "apply_norm",
+    "build_mixer",
     "build_norm",
-    "direction_tables",
+    "check_mixer",
+    "norm_stream",
     "top_directions",
 ]

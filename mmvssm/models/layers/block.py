@@ -1,4 +1,4 @@
-"""The residual block that all hierarchical backbones are made of."""
+"""The residual blocks that backbones are made of."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .basic import apply_norm, build_norm
 from .checks import one_of
+from .tokens import rotate
 
 
 class CheckpointedBlock(BaseModule):
@@ -97,3 +98,48 @@ class MixerBlock(CheckpointedBlock):
                 y = apply_norm(self.norm2, self.mlp(x))
             x = x + self.drop_path(y)
         return x
+
+
+def norm_stream(norm: nn.Module, x: Tensor) -> Tensor:
+    """Norm a residual stream, which may be more precise than the model that reads it."""
+    if isinstance(norm, nn.LayerNorm):
+        x = x.to(norm.weight.dtype)
+    return norm(x)
+
+
+class PlainLayer(CheckpointedBlock):
+    """Norm and mixer, whose output is added to the residual stream.
+
+    Args:
+        embed_dims: Channels C.
+        mixer: Maps ``(B, L, C)`` and what :meth:`forward` hands on to ``(B, L, C)``.
+        norm: ``'rms'`` or ``'ln'``.
+        drop_path: Drop-path rate of the mixer's output.
+        with_cp: Recompute the layer in the backward pass to save memory.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        mixer: nn.Module,
+        norm: str = "rms",
+        drop_path: float = 0.0,
+        with_cp: bool = False,
+    ) -> None:
+        super().__init__(with_cp)
+        self.norm = build_norm(norm, embed_dims)
+        self.mixer = mixer
+        self.drop_path = DropPath(drop_path)
+
+    def _forward(
+        self,
+        x: Tensor,
+        size: tuple[int, int],
+        positions: tuple[int, ...],
+        rope: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The stream behind the layer, and the mixer's output: each ``(B, L, C)`` like ``x``."""
+        if rope is not None:
+            x = rotate(x, *rope)
+        h = self.mixer(norm_stream(self.norm, x), size, positions)
+        return x + self.drop_path(h), h

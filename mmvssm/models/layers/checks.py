@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from torch import Tensor
 
 
 def one_of(name: str, value: Any, choices: Iterable[Any]) -> Any:
@@ -47,19 +49,39 @@ def at_least(least: int, **values: int) -> None:
             raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
-def known_arguments(name: str, given: Mapping, function: Callable) -> None:
-    """Check that a dict holds only arguments of a class or function, its first one left out.
+def known_arguments(name: str, given: Mapping, cls: type, fixed: Iterable[str] = ()) -> None:
+    """Check that a dict holds only arguments of a layer.
+
+    Args:
+        name: Name of the dict.
+        given: The dict.
+        cls: The layer's class, whose first argument is never in the dict.
+        fixed: Further arguments that may not be in it.
 
     Raises:
-        ValueError: If it is no dict, or does not; then the message lists the arguments.
+        ValueError: If it is no dict or has others; the message lists the arguments.
     """
-    known_fields(name, given, list(inspect.signature(function).parameters)[1:])
+    known = [argument for argument in _arguments(cls) if argument not in fixed]
+    known_fields(name, given, known)
+
+
+def _arguments(cls: type) -> list[str]:
+    """Arguments of a class without its first one; ``**options`` are those of its base."""
+    found: dict[str, None] = {}
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = list(inspect.signature(base).parameters.values())
+        found |= dict.fromkeys(p.name for p in parameters[1:] if p.kind is not p.VAR_KEYWORD)
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            break
+    return list(found)
 
 
 def complete_arch(
     arch: str | Mapping, settings: Mapping[str, dict], defaults: dict, required: Iterable[str]
 ) -> dict:
-    """The fields of an ``arch`` argument, checked and completed with their defaults.
+    """Return the fields of an ``arch`` argument, checked and completed with their defaults.
 
     Args:
         arch: A name of ``settings``, or a dict of fields.
@@ -79,3 +101,37 @@ def complete_arch(
         if arch.get(name) is None:
             raise ValueError(f"arch needs the field {name!r}, got only {', '.join(arch)}")
     return {**defaults, **arch}
+
+
+def read_indices(
+    out_indices: int | Sequence[int], count: int, what: str, negative: bool = False
+) -> tuple[int, ...]:
+    """Return ``out_indices`` as a tuple of numbers from 0.
+
+    Args:
+        out_indices: One or more of them.
+        count: How many there are to choose from.
+        what: What they count, in words.
+        negative: Whether negative numbers count from the end.
+
+    Raises:
+        ValueError: If there is none, or one out of range.
+    """
+    given = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
+    allowed = range(-count if negative else 0, count)
+    if not given or any(i not in allowed for i in given):
+        raise ValueError(
+            f"out_indices must hold {what} {allowed[0]} to {allowed[-1]}, got {out_indices}"
+        )
+    return tuple(i % count for i in given)
+
+
+def check_images(x: Tensor, in_channels: int, min_size: int, reason: str) -> None:
+    """Raise ValueError unless ``x`` is ``(B, in_channels, H, W)`` of ``min_size`` pixels a side."""
+    if x.dim() != 4 or x.shape[1] != in_channels:
+        raise ValueError(f"x must be (B, {in_channels}, H, W), got {tuple(x.shape)}")
+    height, width = x.shape[2:]
+    if min(height, width) < min_size:
+        raise ValueError(
+            f"x must be at least {min_size}x{min_size} pixels, {reason}, got {height}x{width}"
+        )

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmvssm.ops import routes
+from mmvssm.ops.routes import route_set
 from mmvssm.registry import MODELS
 
 from .checks import one_of
-from .directions import MERGES as DIRECTION_MERGES
-from .directions import OUTPUT_ORDERS, DirectionMerge, direction_tables
+from .merges import RouteMerge
 from .scans import SelectiveScans
 
-#: Scans over the whole sequence, and their numbers of routes.
-SEQUENCE_SCANS = {"bidirectional": 2, "forward": 1}
-MERGES = (*DIRECTION_MERGES, "mean")
+MERGES = ("sum", "mean", "gated", "search")
 
 
 class CausalConv(nn.Conv1d):
@@ -42,19 +39,6 @@ class CausalConv(nn.Conv1d):
         return y[:, :, 0, :length].transpose(1, 2)
 
 
-def gather_tokens(x: Tensor, table: Tensor) -> Tensor:
-    """Tokens of ``x (B, P, D)`` along routes ``(K, L)`` that visit each of them once.
-
-    Returns:
-        ``(B, L, K, D)``, zeros for the route's entries of -1.
-    """
-    num_tokens = x.shape[1]
-    if table.shape[1] > num_tokens:  # the further steps are zero tokens
-        x = F.pad(x, (0, 0, 0, 1))
-        table = torch.where(table < 0, num_tokens, table)
-    return x.index_select(1, table.t().flatten()).unflatten(1, (-1, len(table)))
-
-
 @MODELS.register_module()
 class MambaMixer(SelectiveScans):
     """Mixer of `Vim <https://arxiv.org/abs/2401.09417>`_ and plain `LocalMamba`_.
@@ -70,13 +54,13 @@ class MambaMixer(SelectiveScans):
         ssm_ratio: Inner width ``Di = int(ssm_ratio * C)``.
         dt_rank: Rank R of the step projection; None for ``ceil(C / 16)``.
         d_conv: Steps that the convolution sees.
-        scan: ``'bidirectional'`` (the sequence from its start and from its end),
-            ``'forward'``, or any number of directions over the map of its tokens, such as
-            ``('h', 'v_flip', 'w7')``, see :func:`mmvssm.ops.routes.directions`.
-        merge: How the scans are added up: ``'sum'``, ``'mean'``, or as LocalMamba does,
-            ``'gated'`` or ``'search'``, see :class:`DirectionMerge`.
+        scan: Routes over the map of the tokens, see :class:`mmvssm.models.SS2D`:
+            ``'bidirectional'`` (the sequence from its start and from its end), ``'rows'`` (from
+            its start), or directions such as ``('h', 'v_flip', 'w7')``.
+        merge: How the routes are added up: ``'sum'``, ``'mean'``, or as LocalMamba does,
+            ``'gated'`` or ``'search'``, see :class:`RouteMerge`.
         output_order: Where scans along directions put their output, see
-            :func:`direction_tables`.
+            :func:`mmvssm.ops.routes.directions`.
         force_fp32: See :class:`SelectiveScans`.
         ssm_init: See :class:`SelectiveScans`.
         depth: Layers of the network; ``out_proj`` starts divided by its square root.
@@ -94,7 +78,7 @@ class MambaMixer(SelectiveScans):
         ssm_ratio: float = 2.0,
         dt_rank: int | None = None,
         d_conv: int = 4,
-        scan: str | Sequence[str] = "bidirectional",
+        scan: str | Sequence[str] | Callable = "bidirectional",
         merge: str = "sum",
         output_order: str = "inverse",
         force_fp32: bool = False,
@@ -102,40 +86,25 @@ class MambaMixer(SelectiveScans):
         depth: int = 1,
         init_cfg: dict | list | None = None,
     ) -> None:
-        directions = None if isinstance(scan, str) else tuple(scan)
-        if directions is None:
-            one_of("scan", scan, SEQUENCE_SCANS)
-            if output_order != "inverse":
-                raise ValueError(
-                    f"output_order needs directions as scan, got output_order={output_order!r} with"
-                    f" scan={scan!r}"
-                )
-        else:
-            if not directions:
-                raise ValueError("scan must name at least one direction, got none")
-            for name in directions:
-                routes.check_direction(name)
-        one_of("merge", merge, MERGES)
-        one_of("output_order", output_order, OUTPUT_ORDERS)
         if d_conv < 1:
             raise ValueError(f"d_conv must be at least 1, got {d_conv}")
-        inner = int(ssm_ratio * embed_dims)
         super().__init__(
-            num_routes=SEQUENCE_SCANS[scan] if directions is None else len(directions),
-            inner_dims=inner,
+            embed_dims,
+            scan,
+            output_order,
             d_state=d_state,
-            dt_rank=math.ceil(embed_dims / 16) if dt_rank is None else dt_rank,
+            ssm_ratio=ssm_ratio,
+            dt_rank=dt_rank,
             force_fp32=force_fp32,
             ssm_init=ssm_init,
             init_cfg=init_cfg,
         )
-        self.directions = directions
-        self.output_order = output_order
+        inner = self.inner_dims
         self.depth = depth
-        self.mean = merge == "mean"
+        self.mean = one_of("merge", merge, MERGES) == "mean"
         self.merge = None
         if merge not in ("sum", "mean"):
-            self.merge = DirectionMerge(inner, self.num_routes, merge)
+            self.merge = RouteMerge(inner, self.num_routes, merge)
         self.in_proj = nn.Linear(embed_dims, 2 * inner, bias=False)
         self.conv1d = CausalConv(self.num_routes * inner, d_conv)
         self.out_proj = nn.Linear(inner, embed_dims, bias=False)
@@ -153,14 +122,17 @@ class MambaMixer(SelectiveScans):
         self.reset_out_proj()
 
     def forward(
-        self, x: Tensor, size: Sequence[int] | None = None, cls_position: int | None = None
+        self,
+        x: Tensor,
+        size: Sequence[int] | None = None,
+        cls_positions: tuple[int, ...] = (),
     ) -> Tensor:
         """Mix the tokens of sequences.
 
         Args:
             x: ``(B, P, C)``.
-            size: Map ``(H, W)`` of the tokens, needed for directions.
-            cls_position: Index of a class token that is no part of the map, for directions.
+            size: Map ``(H, W)`` of the tokens; None for one row of them, not for directions.
+            cls_positions: Indices of class tokens, which are no part of the map.
 
         Returns:
             ``(B, P, C)``.
@@ -168,51 +140,33 @@ class MambaMixer(SelectiveScans):
         Raises:
             ValueError: If the size does not fit the sequence.
         """
-        table, target = self._tables(x, size, cls_position)
-        x, z = self.in_proj(x).chunk(2, dim=-1)
-        gate = F.silu(z)
-        u = gather_tokens(x, table)
-        u = F.silu(self.conv1d(u.flatten(2))).view(u.shape)
-        steps = routes.rows(1, u.shape[1], device=u.device).expand(self.num_routes, -1)
-        apart = self.merge is not None or self.output_order == "upstream"
-        y = self.run_scan(
-            u, steps, target=target, num_out=x.shape[1], merge="none" if apart else "sum"
+        height, width = (1, x.shape[1] - len(cls_positions)) if size is None else size
+        is_unknown = size is None and self.scan.directions
+        if is_unknown or x.shape[1] != height * width + len(cls_positions):
+            raise ValueError(
+                f"size must be the map (H, W) of the {x.shape[1]} tokens of x, less"
+                f" {len(cls_positions)} class token(s), got {size}"
+            )
+        routes = route_set(
+            self.scan, height, width, device=x.device, cls_positions=tuple(cls_positions)
         )
-        if self.output_order == "upstream":
-            y = y * gather_tokens(gate, _sources(table, target, x.shape[1]))
+        self.check_number(routes, height, width)
+        x, gate = self.in_proj(x).chunk(2, dim=-1)
+        gate = F.silu(gate)
+        u = routes.gather(x)
+        u = F.silu(self.conv1d(u.flatten(2))).view(u.shape)
+        # each route has a gate of its own where outputs go to other tokens than were read
+        separate = self.merge is not None or routes.writes_elsewhere
+        y = self.run_scan(u, routes.by_step, merge="none" if separate else "sum")
+        if routes.writes_elsewhere:
+            y = y * routes.by_written_row.gather(gate)
         else:
-            y = y * (gate[:, :, None] if apart else gate)
-        y = y.to(self.Ds.dtype)
+            y = y * (gate[:, :, None] if separate else gate)
+        y = y.to(self.param_dtype)
         if self.merge is not None:
             y = self.merge(y)
-        elif apart:
+        elif separate:
             y = y.sum(2)
         if self.mean:
             y = y / self.num_routes
         return self.out_proj(y.to(x.dtype))
-
-    def _tables(
-        self, x: Tensor, size: Sequence[int] | None, cls_position: int | None
-    ) -> tuple[Tensor, Tensor]:
-        """The routes, and the tokens that their steps write."""
-        num_tokens, device = x.shape[1], x.device
-        if self.directions is None:
-            table = routes.forward_backward(num_tokens, device=device)[: self.num_routes]
-            return table, table
-        expected = math.prod(size or ()) + (cls_position is not None)
-        if size is None or num_tokens != expected:
-            raise ValueError(
-                f"size must be the map (H, W) of the {num_tokens} tokens of x, less one for"
-                f" cls_position={cls_position}, got {size}"
-            )
-        return direction_tables(
-            self.directions, *size, self.output_order, cls_position=cls_position, device=device
-        )
-
-
-def _sources(table: Tensor, target: Tensor, num_tokens: int) -> Tensor:
-    """The token ``(K, P)`` that each route read at the step that writes a token."""
-    # an entry past the end takes what is written nowhere
-    slot = torch.where(target < 0, num_tokens, target).long()
-    sources = table.new_zeros(len(table), num_tokens + 1).scatter_(1, slot, table)
-    return sources[:, :num_tokens]

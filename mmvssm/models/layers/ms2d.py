@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmvssm.ops import routes
+from mmvssm.ops.routes import read_scan, route_set
 from mmvssm.registry import MODELS
 
 from .basic import ACTIVATIONS, DepthwiseConv, SqueezeExcite
 from .checks import one_of
-from .scans import SelectiveScans
+from .scans import Route, SelectiveScans, name_routes
 
-NUM_SETS = 2  # of scan parameters: full and half resolution
-NUM_ORDERS = 3  # of the half-resolution scan
 SE_REDUCTION = 8
 
 
@@ -24,8 +23,8 @@ class MS2D(SelectiveScans):
     """Multi-scale 2-D selective scan of `MSVMamba <https://arxiv.org/abs/2405.14174>`_.
 
     Linear layer in; two depthwise convolutions of its output, of which one halves the
-    resolution. The full map is scanned row by row, the small one in three orders as one
-    sequence (rows reversed, columns, columns reversed) and resized; their sum passes a
+    resolution. The full map is scanned along ``scan``, the small one along ``half_scan``, whose
+    routes follow one another as one sequence, and resized; their sum passes a
     squeeze-and-excitation, an optional gate and a linear layer. Defaults are the first version's.
 
     Args:
@@ -36,12 +35,15 @@ class MS2D(SelectiveScans):
         d_conv: Odd side of the convolution of the full map.
         small_conv: Odd side of the convolution that halves the resolution, rounded up.
         act: Activation after both: ``'silu'``, ``'gelu'`` or ``'relu'``.
+        scan: Routes of the full map, see :class:`mmvssm.models.SS2D`.
+        half_scan: Routes of the small map, see :class:`mmvssm.models.SS2D`. They share one set of
+            parameters, and the state is carried on from each to the next.
         gate: Widen the input layer by Di channels that multiply the output, after ``act``.
-        norm_position: ``'before_sum'`` norms the scans' output at every step, thrice for a pixel of
-            the small map, ``'after_sum'`` norms what they add up to.
+        norm_position: ``'before_sum'`` norms the output of each route, ``'after_sum'`` norms what
+            they add up to.
         upsample: How the small map is resized: ``'bilinear'`` or ``'nearest'``.
-        full_first: Whether the full map's scan has the first of the parameter sets, the small one's
-            the last.
+        full_first: Whether the full map's scan has the first of the parameter sets and the small
+            map's the last.
         force_fp32: See :class:`SelectiveScans`.
         ssm_init: See :class:`SelectiveScans`.
         init_cfg: As in :class:`mmengine.model.BaseModule`.
@@ -60,6 +62,8 @@ class MS2D(SelectiveScans):
         d_conv: int = 3,
         small_conv: int = 7,
         act: str = "silu",
+        scan: str | Sequence[str] | Callable = "rows",
+        half_scan: str | Sequence[str] | Callable = ("h_flip", "v", "v_flip"),
         gate: bool = True,
         norm_position: str = "before_sum",
         upsample: str = "bilinear",
@@ -77,14 +81,17 @@ class MS2D(SelectiveScans):
             if side % 2 == 0:
                 raise ValueError(f"{name} must be odd, got {side}")
         super().__init__(
-            num_routes=NUM_SETS,
-            inner_dims=inner,
+            embed_dims,
+            scan,
             d_state=d_state,
-            dt_rank=math.ceil(embed_dims / 16) if dt_rank is None else dt_rank,
+            ssm_ratio=ssm_ratio,
+            dt_rank=dt_rank,
+            extra_routes=1,
             force_fp32=force_fp32,
             ssm_init=ssm_init,
             init_cfg=init_cfg,
         )
+        self.half_scan = read_scan(half_scan)
         self.norm_position = one_of("norm_position", norm_position, ("before_sum", "after_sum"))
         self.upsample = one_of("upsample", upsample, ("bilinear", "nearest"))
         self.full_first = full_first
@@ -101,16 +108,13 @@ class MS2D(SelectiveScans):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C) -> (B, H, W, C)``."""
-        gate = None
-        x = self.in_proj(x)
+        x, gate = self.in_proj(x), None
         dtype = x.dtype
         if self.gate_act is not None:
             x, gate = x.chunk(2, dim=-1)
             x = x.contiguous()  # once for both convolutions
-        full = self._scan_full(self.act(self.conv2d(x)).contiguous())
-        small = self._scan_small(self.act(self.small_conv2d(x)).contiguous())
-        if self.norm_position == "before_sum":
-            full, small = self._norm(full).to(dtype), self._norm(small).sum(1).to(dtype)
+        full = self._scan_full(self.act(self.conv2d(x)).contiguous()).to(dtype)
+        small = self._scan_small(self.act(self.small_conv2d(x)).contiguous()).to(dtype)
         y = full + self._resize(small, full.shape[1:3])
         if self.norm_position == "after_sum":
             y = self._norm(y).to(dtype)
@@ -120,33 +124,47 @@ class MS2D(SelectiveScans):
         return self.out_proj(y)
 
     def _scan_full(self, x: Tensor) -> Tensor:
-        """Row by row: ``(B, H, W, Di) -> (B, H, W, Di)`` in float32."""
-        table = routes.rows(*x.shape[1:3], device=x.device)
-        index = 0 if self.full_first else 1
-        used = slice(index, index + 1)
-        return self.run_scan(x.flatten(1, 2), table, used=used).view(x.shape)
+        """Scan the full map: ``(B, H, W, Di) -> (B, H, W, Di)`` in float32."""
+        routes, first = self.routes_over(x), 0 if self.full_first else 1
+        param_sets = slice(first, first + self.num_routes)
+        if self.norm_position == "after_sum":
+            y = self.run_scan(x.flatten(1, 2), routes, param_sets=param_sets)
+        else:
+            y = self.run_scan(x.flatten(1, 2), routes, merge="none", param_sets=param_sets)
+            y = self._norm(y).sum(2)
+        return y.view(x.shape)
 
     def _scan_small(self, x: Tensor) -> Tensor:
-        """In three orders: ``(B, h, w, Di) -> (B, h, w, Di)`` in float32.
-
-        Where visits are normed the orders stay apart: ``(B, 3, h, w, Di)``.
-        """
-        size = x.shape[1:3]
-        table = routes.three_orders(*size, device=x.device)
-        index = 1 if self.full_first else 0
-        used = slice(index, index + 1)
+        """Scan the small map: ``(B, h, w, Di) -> (B, h, w, Di)`` in float32."""
+        routes = route_set(self.half_scan, *x.shape[1:3], device=x.device)
+        first = self.num_routes if self.full_first else 0
+        param_sets = slice(first, first + 1)
         if self.norm_position == "after_sum":
-            return self.run_scan(x.flatten(1, 2), table, used=used).view(x.shape)
-        target = routes.three_orders(*size, apart=True, device=x.device)
-        num_out = NUM_ORDERS * x.shape[1] * x.shape[2]
-        y = self.run_scan(x.flatten(1, 2), table, target=target, num_out=num_out, used=used)
-        return y.unflatten(1, (NUM_ORDERS, *size))
+            y = self.run_scan(x.flatten(1, 2), routes.joined, param_sets=param_sets)
+        else:
+            y = self.run_scan(x.flatten(1, 2), routes.joined_apart, param_sets=param_sets)
+            y = self._norm(y.unflatten(1, (routes.num_routes, -1))).sum(1)
+        return y.view(x.shape)
 
     def _norm(self, y: Tensor) -> Tensor:
-        # a model cast to half precision as a whole keeps its norm in half precision
-        return self.out_norm(y.to(self.Ds.dtype))
+        return self.out_norm(y.to(self.param_dtype))
 
     def _resize(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """``(B, h, w, Di) -> (B, H, W, Di)``; the permuted view is channels-last memory format."""
         x = F.interpolate(x.permute(0, 3, 1, 2), size=tuple(size), mode=self.upsample)
         return x.permute(0, 2, 3, 1)
+
+    def name_routes(
+        self, height: int, width: int, cls_positions: Sequence[int] = ()
+    ) -> list[Route]:
+        """Return the routes of the full map, then those of the small one, parts of one scan."""
+        full = name_routes(self.scan, height, width)
+        half = name_routes(self.half_scan, (height + 1) // 2, (width + 1) // 2)
+        total = sum(len(route.steps) for route in half)
+        first = 0
+        found = [replace(route, name=f"full map: {route.name}") for route in full]
+        for route in half:
+            name = f"half map: {route.name}"
+            found.append(replace(route, name=name, first=first, total=total))
+            first += len(route.steps)
+        return found

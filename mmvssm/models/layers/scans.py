@@ -1,8 +1,10 @@
-"""The parameters of selective scans along routes, and the call of the op: what all mixers share."""
+"""What all mixers share: the parameters of selective scans, and the call of the op."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -10,25 +12,116 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmvssm.ops import selective_scan_2d
+from mmvssm.ops.routes import RouteSet, Scan, read_scan, route_set
+from mmvssm.registry import MODELS
 
-from .checks import one_of
+from .checks import at_least, known_arguments, one_of
 
 INITS = ("v0", "v1", "v2", "vim", "linear")
 
 
+@dataclass(frozen=True)
+class Route:
+    """One route of a mixer, for pictures and analysis.
+
+    Attributes:
+        name: What it does, in words.
+        size: Map ``(H, W)`` that it visits.
+        steps: int64 ``(L,)``: flat row-major index of the pixel visited at each step, -1 for a zero
+            token, ``H * W + t`` for class token ``t``.
+        cls_places: Pixel before which each class token stands; ``H * W`` for behind all.
+        starts: Steps, besides the first, at which the state begins anew.
+        first: Steps of the same scan before this part of it.
+        total: Steps of all parts of the scan; None for those of ``steps``.
+    """
+
+    name: str
+    size: tuple[int, int]
+    steps: Tensor
+    cls_places: tuple[int, ...] = ()
+    starts: tuple[int, ...] = ()
+    first: int = 0
+    total: int | None = None
+
+
+def name_routes(
+    scan: Scan, height: int, width: int, cls_positions: Sequence[int] = ()
+) -> list[Route]:
+    """Return the routes of a scan over a map.
+
+    Args:
+        scan: The scan.
+        height: Rows of the map.
+        width: Columns of the map.
+        cls_positions: Ascending positions of class tokens among the tokens.
+    """
+    positions = tuple(cls_positions)
+    table = route_set(scan, height, width, cls_positions=positions).read
+    num_pixels = height * width
+    pixels = list(range(num_pixels))
+    for t, position in enumerate(positions):
+        pixels.insert(position, num_pixels + t)
+    # -1 takes the entry behind the last
+    table = torch.tensor([*pixels, -1])[table.long()]
+    titles = scan.titles or [f"route {k}" for k in range(len(table))]
+    places = tuple(position - t for t, position in enumerate(positions))
+    return [Route(title, (height, width), steps, places) for title, steps in zip(titles, table)]
+
+
+def mixer_class(options: Mapping, default: type) -> type:
+    """Return the class of a mixer.
+
+    Args:
+        options: Its arguments, and perhaps the ``type`` of a registered mixer.
+        default: The class without a ``type``.
+
+    Raises:
+        ValueError: If no mixer is registered under the type.
+    """
+    kind = options.get("type", default)
+    found = MODELS.get(kind) if isinstance(kind, str) else kind
+    if found is None:
+        raise ValueError(f"mixer has the type {kind!r}, which is not registered in MODELS")
+    return found
+
+
+def check_mixer(options: Mapping, default: type, fixed: Iterable[str] = ()) -> None:
+    """Check the arguments of a mixer.
+
+    Args:
+        options: See :func:`mixer_class`.
+        default: See :func:`mixer_class`.
+        fixed: Arguments that must not be among them, besides ``embed_dims``.
+
+    Raises:
+        ValueError: If ``options`` is no dict, or has an unknown type or argument.
+    """
+    if not isinstance(options, Mapping):
+        raise ValueError(f"mixer must be a dict, got {options!r}")
+    given = {name: value for name, value in options.items() if name != "type"}
+    known_arguments("mixer", given, mixer_class(options, default), fixed)
+
+
+def build_mixer(default: type, embed_dims: int, options: Mapping) -> nn.Module:
+    """Build a mixer of ``embed_dims`` channels, see :func:`mixer_class`."""
+    cls = mixer_class(options, default)
+    return cls(embed_dims, **{k: v for k, v in options.items() if k != "type"})
+
+
 class SelectiveScans(BaseModule):
-    """Selective scans of a map along K routes, each with parameters of its own.
+    """Base of the mixers: selective scans of a map along K routes, each with its own parameters.
 
     The projections to step, B and C act on each pixel alone, so one matrix product in pixel order
     serves all routes; the scan reads and writes through route tables.
 
     Args:
-        num_routes: Number of parameter sets K.
-        inner_dims: Channels Di of the map.
+        embed_dims: Channels C of input and output.
+        scan: What the mixer scans along, see :func:`mmvssm.ops.routes.read_scan`.
+        output_order: See :func:`mmvssm.ops.routes.read_scan`.
         d_state: States N per channel.
-        dt_rank: Rank R of the step projection.
-        scalar_decay: One decay per head instead of per channel and state, with R heads
-            of ``Di / R`` channels and no step projection.
+        ssm_ratio: Inner width ``Di = int(ssm_ratio * C)``.
+        dt_rank: Rank R of the step projection; None for ``ceil(C / 16)``.
+        extra_routes: Parameter sets K' besides those of the routes of ``scan``.
         force_fp32: Cast the scan's inputs to float32 under autocast. False leaves them in
             autocast's precision; state and output of the scan are float32 either way.
         ssm_init: Initial values of the scan's parameters: ``'v0'`` (as Mamba: decays
@@ -39,55 +132,51 @@ class SelectiveScans(BaseModule):
         init_cfg: As in :class:`mmengine.model.BaseModule`.
 
     Raises:
-        ValueError: If a size is not positive, ``ssm_init`` unknown, or the heads of
-            ``scalar_decay`` do not divide the width.
+        ValueError: If ``scan`` or ``ssm_init`` is unknown, or a size is not positive.
     """
 
     def __init__(
         self,
-        num_routes: int,
-        inner_dims: int,
+        embed_dims: int,
+        scan: str | Sequence[str] | Scan,
+        output_order: str = "inverse",
+        *,
         d_state: int,
-        dt_rank: int,
-        scalar_decay: bool = False,
+        ssm_ratio: float,
+        dt_rank: int | None = None,
+        extra_routes: int = 0,
         force_fp32: bool = False,
         ssm_init: str = "v0",
         init_cfg: dict | list | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        for name, value in dict(inner_dims=inner_dims, d_state=d_state, dt_rank=dt_rank).items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if scalar_decay and inner_dims % dt_rank:
+        self.scan = read_scan(scan, output_order)
+        self.num_routes = self.scan.num_routes
+        self.inner_dims = int(ssm_ratio * embed_dims)
+        if self.inner_dims < 1:
             raise ValueError(
-                f"scalar_decay needs dt_rank heads that divide the inner width {inner_dims},"
-                f" got {dt_rank}"
+                f"int(ssm_ratio * embed_dims) must be at least 1, got {self.inner_dims}"
             )
-        if scalar_decay and ssm_init not in ("v1", "v2"):
-            raise ValueError(f"ssm_init must be 'v1' or 'v2' with scalar_decay, got {ssm_init!r}")
-        self.num_routes = num_routes
         self.d_state = d_state
-        self.dt_rank = dt_rank
-        self.scalar_decay = scalar_decay
+        self.dt_rank = math.ceil(embed_dims / 16) if dt_rank is None else dt_rank
+        at_least(1, d_state=self.d_state, dt_rank=self.dt_rank)
+        self.num_param_sets = self.num_routes + extra_routes
         self.force_fp32 = force_fp32
         self.ssm_init = one_of("ssm_init", ssm_init, INITS)
-
-        self.x_proj_weight = nn.Parameter(
-            torch.empty(num_routes, dt_rank + 2 * d_state, inner_dims)
-        )
-        if scalar_decay:
-            self.dt_projs_bias = nn.Parameter(torch.empty(num_routes, dt_rank))
-            self.A_logs = nn.Parameter(torch.empty(num_routes, dt_rank))
-            self.Ds = nn.Parameter(torch.empty(num_routes, dt_rank, inner_dims // dt_rank))
-        else:
-            self.dt_projs_weight = nn.Parameter(torch.empty(num_routes, inner_dims, dt_rank))
-            self.dt_projs_bias = nn.Parameter(torch.empty(num_routes, inner_dims))
-            self.A_logs = nn.Parameter(torch.empty(num_routes * inner_dims, d_state))
-            self.Ds = nn.Parameter(torch.empty(num_routes * inner_dims))
+        self.build_ssm_parameters()
         # the marks of the published code; whether they are followed is the config's choice
         self.A_logs._no_weight_decay = True
         self.Ds._no_weight_decay = True
         self.reset_ssm_parameters()
+
+    def build_ssm_parameters(self) -> None:
+        """Create the scan's parameters, without values."""
+        sets, inner = self.num_param_sets, self.inner_dims
+        self.x_proj_weight = nn.Parameter(torch.empty(sets, self.dt_rank + 2 * self.d_state, inner))
+        self.dt_projs_weight = nn.Parameter(torch.empty(sets, inner, self.dt_rank))
+        self.dt_projs_bias = nn.Parameter(torch.empty(sets, inner))
+        self.A_logs = nn.Parameter(torch.empty(sets * inner, self.d_state))
+        self.Ds = nn.Parameter(torch.empty(sets * inner))
 
     @torch.no_grad()
     def reset_ssm_parameters(self) -> None:
@@ -95,108 +184,122 @@ class SelectiveScans(BaseModule):
         bound = self.x_proj_weight.shape[-1] ** -0.5
         self.x_proj_weight.uniform_(-bound, bound)
         self.Ds.fill_(1.0)
-        steps = [self.dt_projs_bias]
-        if not self.scalar_decay:
-            steps.append(self.dt_projs_weight)
-        if self.ssm_init in ("v0", "vim", "linear"):
-            states = torch.arange(1, self.d_state + 1, dtype=torch.float32)
-            self.A_logs.copy_(states.log().expand_as(self.A_logs))
-            bound = self.dt_rank**-0.5
-            self.dt_projs_weight.uniform_(-bound, bound)
-            # the inverse of softplus at log-uniform steps
-            low, high = math.log(1e-3), math.log(1e-1)
-            step = torch.empty_like(self.dt_projs_bias).uniform_(low, high).exp_().clamp_(min=1e-4)
-            self.dt_projs_bias.copy_(step + torch.log(-torch.expm1(-step)))
-            if self.ssm_init == "vim":
-                self.dt_projs_bias[1:].zero_()
-            elif self.ssm_init == "linear":
-                self.dt_projs_bias.zero_()
-                for weight in (self.x_proj_weight, self.dt_projs_weight):
-                    nn.init.trunc_normal_(weight, std=0.02, a=-0.1, b=0.1)
-        elif self.ssm_init == "v1":
+        steps = (self.dt_projs_bias, self.dt_projs_weight)
+        if self.ssm_init == "v1":
             self.A_logs.normal_()
             for parameter in steps:
                 parameter.normal_().mul_(0.1)
-        else:
+        elif self.ssm_init == "v2":
             self.A_logs.zero_()
             for parameter in steps:
                 parameter.uniform_().mul_(0.1)
+        else:
+            self._reset_as_mamba()
+
+    def _reset_as_mamba(self) -> None:
+        states = torch.arange(1, self.d_state + 1, dtype=torch.float32)
+        self.A_logs.copy_(states.log().expand_as(self.A_logs))
+        bound = self.dt_rank**-0.5
+        self.dt_projs_weight.uniform_(-bound, bound)
+        # the inverse of softplus at log-uniform steps
+        low, high = math.log(1e-3), math.log(1e-1)
+        step = torch.empty_like(self.dt_projs_bias).uniform_(low, high).exp_().clamp_(min=1e-4)
+        self.dt_projs_bias.copy_(step + torch.log(-torch.expm1(-step)))
+        if self.ssm_init == "vim":
+            self.dt_projs_bias[1:].zero_()
+        elif self.ssm_init == "linear":
+            self.dt_projs_bias.zero_()
+            for weight in (self.x_proj_weight, self.dt_projs_weight):
+                nn.init.trunc_normal_(weight, std=0.02, a=-0.1, b=0.1)
 
     def init_weights(self) -> None:
         """Initialise as ``init_cfg`` says; the scan's parameters keep their own rule."""
         super().init_weights()
         self.reset_ssm_parameters()
 
-    def project(self, x: Tensor, used: slice = slice(None)) -> Tensor:
-        """The routes' steps (in their low rank), B and C at every pixel.
+    @property
+    def param_dtype(self) -> torch.dtype:
+        """Precision of the model: half for one that was cast to half precision as a whole."""
+        return self.Ds.dtype
+
+    def name_routes(
+        self, height: int, width: int, cls_positions: Sequence[int] = ()
+    ) -> list[Route]:
+        """Return all routes of the mixer over a map, in the order of its parameters.
 
         Args:
-            x: ``(B, P, Di)``, or ``(B, P, K, Di)`` with an input per route.
-            used: Parameter sets to take.
-
-        Returns:
-            ``(B, P, K, R + 2N)``.
+            height: Rows of the map.
+            width: Columns of the map.
+            cls_positions: Ascending positions of class tokens among the tokens.
         """
-        weight = self.x_proj_weight[used]
-        if x.dim() == 4:
-            return torch.einsum("bpkd,ked->bpke", x, weight)
-        return F.linear(x, weight.flatten(0, 1)).unflatten(-1, (weight.shape[0], -1))
+        return name_routes(self.scan, height, width, cls_positions)
+
+    def routes_over(self, x: Tensor) -> RouteSet:
+        """Return the routes of ``scan`` over a map ``x (B, H, W, Di)``.
+
+        Raises:
+            ValueError: If there are more or fewer of them than over other maps.
+        """
+        height, width = x.shape[1:3]
+        routes = route_set(self.scan, height, width, device=x.device)
+        self.check_number(routes, height, width)
+        return routes
+
+    def check_number(self, routes: RouteSet, height: int, width: int) -> None:
+        """Raise ValueError unless there are as many routes as parameter sets for them."""
+        if routes.num_routes != self.num_routes:
+            raise ValueError(
+                f"scan {self.scan.name!r} has {routes.num_routes} routes over {height}x{width}"
+                f" pixels, but {self.num_routes} over other maps; their number must not change"
+            )
 
     def run_scan(
         self,
         x: Tensor,
-        table: Tensor,
-        x_dbl: Tensor | None = None,
+        routes: RouteSet,
         *,
-        target: Tensor | None = None,
-        num_out: int | None = None,
         merge: str = "sum",
-        used: slice = slice(None),
+        param_sets: slice = slice(None),
     ) -> Tensor:
-        """Scan ``x`` along the routes of ``table``.
+        """Scan a map along routes.
 
         Args:
             x: ``(B, P, Di)``, or ``(B, P, K, Di)`` with an input per route.
-            table: int32 ``(K, L)``, see :mod:`mmvssm.ops.routes`.
-            x_dbl: Projections of ``x``; None for :meth:`project`.
-            target: Where outputs go, None for where inputs came from.
-            num_out: Positions of the output, None for P.
-            merge: ``'sum'`` or ``'none'``.
-            used: Parameter sets to take, one per route.
+            routes: K routes over P pixels.
+            merge: ``'sum'`` adds the routes, ``'none'`` keeps them apart.
+            param_sets: Parameter sets to take, one per route.
 
         Returns:
-            float32 ``(B, num_out, Di)``, for ``merge='none'`` ``(B, num_out, K, Di)``.
+            float32 ``(B, Q, Di)``, for ``merge='none'`` ``(B, Q, K, Di)``.
         """
-        if x_dbl is None:
-            x_dbl = self.project(x, used)
+        x_dbl = self._project(x, routes, self.x_proj_weight[param_sets])
+        # the scan's output is never narrower than float32
         precision = torch.promote_types(x.dtype, torch.float32)
         if self.force_fp32:
             x, x_dbl = x.to(precision), x_dbl.to(precision)
-        A, dt_weight, dt_bias, D = self._scan_parameters()
-        sets = (self.num_routes, -1)
+        A, dt_weight, dt_bias, D = self.scan_parameters()
+        sets = (self.num_param_sets, -1)
         return selective_scan_2d(
             x,
             x_dbl,
-            table,
-            A.unflatten(0, sets)[used].flatten(0, 1),
-            dt_weight[used],
-            dt_bias[used],
-            D.unflatten(0, sets)[used].flatten(),
-            out_routes=target,
-            num_out=num_out,
+            routes,
+            A.unflatten(0, sets)[param_sets].flatten(0, 1),
+            dt_weight[param_sets],
+            dt_bias[param_sets],
+            D.unflatten(0, sets)[param_sets].flatten(),
             merge=merge,
             out_dtype=precision,
         )
 
-    def _scan_parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _project(self, x: Tensor, routes: RouteSet, weight: Tensor) -> Tensor:
+        """Steps (in their low rank), B and C at every pixel: ``(B, P, K or 1, R + 2N)``."""
+        if x.dim() == 4:
+            return torch.einsum("bpkd,ked->bpke", x, weight)
+        if routes.is_disjoint and routes.num_routes > 1:
+            return routes.project_once(x, weight)[:, :, None]
+        return F.linear(x, weight.flatten(0, 1)).unflatten(-1, (weight.shape[0], -1))
+
+    def scan_parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """``A (K*Di, N)``, step weight ``(K, Di, R)``, step bias ``(K, Di)`` and ``D (K*Di,)``."""
         A = -torch.exp(self.A_logs.to(torch.promote_types(self.A_logs.dtype, torch.float32)))
-        if not self.scalar_decay:
-            return A, self.dt_projs_weight, self.dt_projs_bias, self.Ds
-        # channel r * P + p of a route takes the step and the decay of head r
-        head_dim = self.Ds.shape[-1]
-        A = A.repeat_interleave(head_dim, dim=1).view(-1, 1).expand(-1, self.d_state)
-        heads = torch.eye(self.dt_rank, dtype=A.dtype, device=A.device)
-        dt_weight = heads.repeat_interleave(head_dim, dim=0).expand(self.num_routes, -1, -1)
-        dt_bias = self.dt_projs_bias.repeat_interleave(head_dim, dim=1)
-        return A, dt_weight, dt_bias, self.Ds.flatten()
+        return A, self.dt_projs_weight, self.dt_projs_bias, self.Ds

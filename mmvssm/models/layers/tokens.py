@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 #: Number of class tokens by the word for their place.
 CLASS_TOKENS = {"none": 0, "head": 1, "middle": 1, "double": 2}
+#: What a plain backbone can return, see :func:`format_tokens`.
+OUT_TYPES = ("cls_token", "featmap", "avg_featmap", "last_token", "raw")
 
 
 def cls_positions(place: str, num_patches: int) -> tuple[int, ...]:
@@ -54,6 +57,31 @@ def remove_tokens(x: Tensor, positions: Sequence[int]) -> Tensor:
     for position in reversed(positions):
         x = torch.cat([x[:, :position], x[:, position + 1 :]], dim=1)
     return x
+
+
+def format_tokens(
+    x: Tensor, out_type: str, size: Sequence[int], positions: Sequence[int]
+) -> Tensor:
+    """Return what ``out_type`` says of a sequence.
+
+    Args:
+        x: ``(B, L, C)``.
+        out_type: ``'cls_token'`` (the class token, the mean of two, ``(B, C)``), ``'featmap'``
+            (patch tokens as ``(B, C, H, W)``), ``'avg_featmap'`` (their mean, ``(B, C)``),
+            ``'last_token'`` (``(B, C)``) or ``'raw'`` (``x`` itself).
+        size: Grid ``(H, W)`` of the patch tokens.
+        positions: Indices of the class tokens.
+    """
+    if out_type == "raw":
+        return x
+    if out_type == "last_token":
+        return x[:, -1]
+    if out_type == "cls_token":
+        return x[:, list(positions)].mean(1)
+    x = remove_tokens(x, positions)
+    if out_type == "avg_featmap":
+        return x.mean(1)
+    return x.transpose(1, 2).unflatten(2, tuple(size)).contiguous()
 
 
 def resize_table(table: Tensor, size: Sequence[int], new_size: Sequence[int]) -> Tensor:
@@ -128,6 +156,18 @@ class RotaryTables(nn.Module):
             for position in positions:
                 tables = torch.cat([tables[:, :position], still, tables[:, position:]], dim=1)
         return tables[0], tables[1]
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        """Resample tables of another square grid first."""
+        for name in ("freqs_cos", "freqs_sin"):
+            table = state_dict.get(f"{prefix}{name}")
+            if table is None or table.dim() != 2 or len(table) == math.prod(self.size):
+                continue
+            side = math.isqrt(len(table))
+            if side**2 == len(table):
+                table = resize_table(table[None], (side, side), self.size)[0]
+                state_dict[f"{prefix}{name}"] = table
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

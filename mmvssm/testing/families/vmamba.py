@@ -14,8 +14,8 @@ CORES = {
     "v05": dict(force_fp32=False),
     "v051d": dict(force_fp32=False, scan="unidi"),
     "v052d": dict(force_fp32=False, scan="bidi"),
-    "v052dc": dict(force_fp32=False, scan="cascade"),
-    "m0": dict(scalar_decay=True),
+    "v052dc": dict(force_fp32=False, type="CascadeSS2D"),
+    "m0": dict(type="ScalarDecaySS2D"),
 }
 # other and older names of the same functions
 CORE_SYNONYMS = {

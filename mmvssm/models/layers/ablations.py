@@ -1,0 +1,134 @@
+"""Variants of SS2D that VMamba's paper compares with; no published weights use them.
+
+`VMamba: Visual State Space Model <https://arxiv.org/abs/2401.10166>`_
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmvssm.ops.routes import RouteSet, route_set
+from mmvssm.registry import MODELS
+
+from .scans import Route
+from .ss2d import SS2D
+
+
+@MODELS.register_module()
+class CascadeSS2D(SS2D):
+    """SS2D that scans each row both ways, then each column both ways, layer norms before both.
+
+    Args:
+        embed_dims: Channels C of input and output.
+        cascade_flip: Add the reversed scan at the pixels it read. False adds it unflipped, as the
+            published code does.
+        **options: Further arguments of :class:`SS2D`, other than ``scan``, ``merge`` and
+            ``output_order``.
+    """
+
+    def __init__(self, embed_dims: int, cascade_flip: bool = False, **options: Any) -> None:
+        # of its four routes the first two are the rows', the last two the columns'
+        super().__init__(embed_dims, scan="cross2d", **options)
+        self.cascade_flip = cascade_flip
+
+    def scan_map(self, x: Tensor) -> Tensor:
+        """Cascaded scans over ``x (B, H, W, Di)``, in float32."""
+        dtype = x.dtype
+        for first in (0, 2):
+            lines = F.layer_norm(x, x.shape[-1:]).to(dtype).flatten(0, 1)
+            routes = _line_routes(lines.shape[1], self.cascade_flip, lines.device)
+            y = self.run_scan(lines, routes, param_sets=slice(first, first + 2))
+            x = y.view(x.shape).transpose(1, 2).contiguous()
+        return x
+
+    def name_routes(
+        self, height: int, width: int, cls_positions: Sequence[int] = ()
+    ) -> list[Route]:
+        """Return the rows and the columns, each a sequence of its own."""
+        pixels = torch.arange(height * width).view(height, width)
+        routes = []
+        for what, lines in (("rows", pixels), ("columns", pixels.t())):
+            starts = tuple(range(lines.shape[1], lines.numel(), lines.shape[1]))
+            for name, steps in (
+                (f"each of the {what}", lines),
+                (f"each of the {what}, reversed", lines.flip(1)),
+            ):
+                routes.append(Route(name, (height, width), steps.flatten(), starts=starts))
+        return routes
+
+
+def _both_ways(height: int, width: int) -> Tensor:
+    """A line from its start and from its end."""
+    line = torch.arange(width, dtype=torch.int32)
+    return torch.stack([line, line.flip(0)])
+
+
+def _both_ways_unflipped(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """The same, with the output of the reversed scan in the order of its steps."""
+    table = _both_ways(height, width)
+    return table, table[:1].expand(2, -1).contiguous()
+
+
+def _line_routes(length: int, flip: bool, device: torch.device) -> RouteSet:
+    return route_set(_both_ways if flip else _both_ways_unflipped, 1, length, device=device)
+
+
+@MODELS.register_module()
+class ScalarDecaySS2D(SS2D):
+    """SS2D with one decay per head instead of per channel and state ("m0").
+
+    There are ``dt_rank`` heads of ``Di / dt_rank`` channels and no step projection.
+
+    Args:
+        embed_dims: Channels C of input and output.
+        ssm_init: ``'v1'`` (normal) or ``'v2'`` (zero and uniform).
+        **options: Further arguments of :class:`SS2D`.
+
+    Raises:
+        ValueError: If ``ssm_init`` is another, or the heads do not divide the inner width.
+    """
+
+    def __init__(self, embed_dims: int, ssm_init: str = "v2", **options: Any) -> None:
+        if ssm_init not in ("v1", "v2"):
+            raise ValueError(f"ssm_init must be 'v1' or 'v2' with scalar decay, got {ssm_init!r}")
+        super().__init__(embed_dims, ssm_init=ssm_init, **options)
+
+    def build_ssm_parameters(self) -> None:
+        """Create the scan's parameters, without values."""
+        sets, heads, inner = self.num_param_sets, self.dt_rank, self.inner_dims
+        if inner % heads:
+            raise ValueError(
+                f"scalar decay needs dt_rank heads that divide the inner width {inner}, got {heads}"
+            )
+        self.x_proj_weight = nn.Parameter(torch.empty(sets, heads + 2 * self.d_state, inner))
+        self.dt_projs_bias = nn.Parameter(torch.empty(sets, heads))
+        self.A_logs = nn.Parameter(torch.empty(sets, heads))
+        self.Ds = nn.Parameter(torch.empty(sets, heads, inner // heads))
+
+    @torch.no_grad()
+    def reset_ssm_parameters(self) -> None:
+        """Give the scan's parameters their initial values."""
+        bound = self.x_proj_weight.shape[-1] ** -0.5
+        self.x_proj_weight.uniform_(-bound, bound)
+        self.Ds.fill_(1.0)
+        if self.ssm_init == "v1":
+            self.A_logs.normal_()
+            self.dt_projs_bias.normal_().mul_(0.1)
+        else:
+            self.A_logs.zero_()
+            self.dt_projs_bias.uniform_().mul_(0.1)
+
+    def scan_parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """As in :class:`SelectiveScans`: a channel takes the step and the decay of its head."""
+        head_dim = self.Ds.shape[-1]
+        A = -torch.exp(self.A_logs.to(torch.promote_types(self.A_logs.dtype, torch.float32)))
+        A = A.repeat_interleave(head_dim, dim=1).view(-1, 1).expand(-1, self.d_state)
+        heads = torch.eye(self.dt_rank, dtype=A.dtype, device=A.device)
+        dt_weight = heads.repeat_interleave(head_dim, dim=0).expand(self.num_param_sets, -1, -1)
+        dt_bias = self.dt_projs_bias.repeat_interleave(head_dim, dim=1)
+        return A, dt_weight, dt_bias, self.Ds.flatten()

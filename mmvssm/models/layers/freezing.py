@@ -1,0 +1,52 @@
+"""FreezeMixin: stages that stay as they are while the rest of a backbone trains."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class FreezeMixin(nn.Module):
+    """Freezes the first stages of a backbone, counted as mmpretrain's ``SwinTransformer`` does.
+
+    Attributes:
+        frozen_stages: Stages, counted from 0, up to which parameters are frozen and modules kept
+            in eval mode; -1 for none.
+        norm_eval: Whether batch norms are kept in eval mode while training.
+    """
+
+    frozen_stages: int
+    norm_eval: bool
+
+    @abstractmethod
+    def frozen_parts(self) -> Iterator[nn.Module | nn.Parameter]:
+        """Yield what ``frozen_stages`` holds: stem and embeddings, stages, their output norms."""
+
+    def check_frozen_stages(self, num_stages: int) -> None:
+        """Raise ValueError unless ``frozen_stages`` is -1 or the number of a stage."""
+        if self.frozen_stages not in range(-1, num_stages):
+            raise ValueError(
+                f"frozen_stages must be from -1 to {num_stages - 1}, got {self.frozen_stages}"
+            )
+
+    def freeze(self) -> None:
+        """Freeze what ``frozen_stages`` says."""
+        if self.frozen_stages < 0:
+            return
+        for part in self.frozen_parts():
+            part.requires_grad_(False)
+            if isinstance(part, nn.Module):
+                part.eval()
+
+    def train(self, mode: bool = True) -> FreezeMixin:
+        """Set the mode, except for what ``frozen_stages`` and ``norm_eval`` hold in eval mode."""
+        super().train(mode)
+        self.freeze()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self

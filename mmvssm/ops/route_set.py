@@ -1,0 +1,308 @@
+"""Route sets: the tables along which a scan reads and writes, checked and described once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .backend import tracing
+from .checks import check_range, check_table
+from .route_facts import RouteFacts
+
+#: Facts of tables in range of which nothing else is known: kernels expect the worst.
+IN_RANGE = int(
+    RouteFacts.CHECKED
+    | RouteFacts.READ_REPEATS
+    | RouteFacts.READ_GAPS
+    | RouteFacts.OUT_REPEATS
+    | RouteFacts.OUT_GAPS
+    | RouteFacts.UNION_GAPS
+)
+_DISJOINT = int(RouteFacts.DISJOINT)
+_UNION_GAPS = int(RouteFacts.UNION_GAPS)
+
+
+def _derived(make: Callable[[Any], Any]) -> cached_property:
+    """Compute an attribute once, as a tensor that a later backward pass may use."""
+
+    def compute(routes: RouteSet) -> Any:
+        # a tensor made in inference mode could not be saved for a backward pass
+        with torch.inference_mode(False):
+            return make(routes)
+
+    compute.__doc__ = make.__doc__
+    return cached_property(compute)
+
+
+class RouteSet:
+    """K routes of L steps each over P pixels, and what a scan needs to know of them.
+
+    The tables are checked and described when the set is made and never again, so make a set once
+    and use it for many calls. Never write into its tables.
+
+    Attributes:
+        read: int32 ``(K, L)``: the pixel read at each step, -1 for a zero token.
+        out: int32 ``(K, L)``: the output row written at each step, -1 for none. ``read`` itself
+            where outputs go back to the pixels that were read.
+        num_pixels: Pixels P (or tokens) that can be read.
+        num_out: Output rows Q.
+        facts: The bits of :class:`RouteFacts`, what kernels may rely on.
+        has_zero_tokens: Whether ``read`` has entries of -1.
+        writes_elsewhere: Whether outputs go to other rows than the pixels that were read.
+
+    Args:
+        read: Table for ``read``.
+        out: Table for ``out``; None for ``read``.
+        num_pixels: Pixels P; None for as many as ``read`` names.
+        num_out: Output rows Q; None for P.
+
+    Raises:
+        TypeError: If a table is no int32 tensor.
+        ValueError: If a table is empty, not two-dimensional, of another shape than the other one,
+            or has an entry out of range.
+    """
+
+    read: Tensor
+    out: Tensor
+    num_pixels: int
+    num_out: int
+    facts: int
+    has_zero_tokens: bool
+    writes_elsewhere: bool
+
+    def __init__(
+        self,
+        read: Tensor,
+        out: Tensor | None = None,
+        *,
+        num_pixels: int | None = None,
+        num_out: int | None = None,
+    ) -> None:
+        check_table("routes", read)
+        if num_pixels is None:
+            num_pixels = max(int(read.max()) + 1, 1)
+        self._set(read, out, num_pixels, num_out)
+        lowest = check_range("routes", read, self.num_pixels)
+        self.has_zero_tokens = lowest < 0
+        if out is not None or self.num_out != self.num_pixels:
+            check_range("out_routes", self.out, self.num_out)
+        self.facts = _find_facts(self)
+
+    def _set(self, read: Tensor, out: Tensor | None, num_pixels: int, num_out: int | None) -> None:
+        self.read, self.num_pixels = read, num_pixels
+        self.num_out = num_pixels if num_out is None else num_out
+        if self.num_out < 1:
+            raise ValueError(f"num_out must be at least 1, got {self.num_out}")
+        self.out, self.writes_elsewhere = read, out is not None
+        if out is not None:
+            check_table("out_routes", out)
+            if out.shape != read.shape or out.device != read.device:
+                raise ValueError(
+                    f"out_routes must have shape (K, L) = {tuple(read.shape)} and lie on the"
+                    f" device of routes, {read.device}, got {tuple(out.shape)} on {out.device}"
+                )
+            self.out = out
+
+    @classmethod
+    def of_tables(
+        cls,
+        read: Tensor,
+        out: Tensor | None = None,
+        *,
+        num_pixels: int,
+        num_out: int | None = None,
+        facts: int = 0,
+    ) -> RouteSet:
+        """Make a set without looking at the tables' entries, which waits for no device.
+
+        Args:
+            read: See :class:`RouteSet`.
+            out: See :class:`RouteSet`.
+            num_pixels: See :class:`RouteSet`.
+            num_out: See :class:`RouteSet`.
+            facts: What is known already; 0 lets the kernels check the tables at every call.
+        """
+        routes = cls.__new__(cls)
+        check_table("routes", read)
+        routes._set(read, out, num_pixels, num_out)
+        routes.facts, routes.has_zero_tokens = facts, True
+        return routes
+
+    @classmethod
+    def traced(
+        cls,
+        read: Tensor,
+        out: Tensor | None = None,
+        *,
+        num_pixels: int,
+        num_out: int | None = None,
+        disjoint: bool = False,
+    ) -> RouteSet:
+        """Make a set of tables that have no content yet, as while a graph is traced.
+
+        Entries are forced into range instead of being looked at, so that the graph waits for no
+        device when it runs.
+
+        Args:
+            read: See :class:`RouteSet`.
+            out: See :class:`RouteSet`.
+            num_pixels: See :class:`RouteSet`.
+            num_out: See :class:`RouteSet`.
+            disjoint: Whether the builder promises that no two routes share a pixel.
+        """
+        read = read.clamp(-1, num_pixels - 1)
+        if out is not None:
+            out = out.clamp(-1, (num_pixels if num_out is None else num_out) - 1)
+        facts = IN_RANGE | _DISJOINT if disjoint else IN_RANGE
+        return cls.of_tables(read, out, num_pixels=num_pixels, num_out=num_out, facts=facts)
+
+    def __repr__(self) -> str:
+        return (
+            f"RouteSet({self.num_routes} routes of {self.length} steps, {self.num_pixels} pixels,"
+            f" {self.num_out} output rows, {RouteFacts(self.facts)!r}, {self.read.device})"
+        )
+
+    @property
+    def num_routes(self) -> int:
+        """Number of routes K."""
+        return self.read.shape[0]
+
+    @property
+    def length(self) -> int:
+        """Steps L of every route."""
+        return self.read.shape[1]
+
+    @property
+    def is_disjoint(self) -> bool:
+        """Whether no two routes share a pixel, and outputs go where inputs were read."""
+        return self.facts & _DISJOINT != 0
+
+    def to(self, device: torch.device | str) -> RouteSet:
+        """Return the set with its tables on another device, without checking them again."""
+        routes = RouteSet.__new__(RouteSet)
+        out = self.out.to(device) if self.writes_elsewhere else None
+        routes._set(self.read.to(device), out, self.num_pixels, self.num_out)
+        routes.facts, routes.has_zero_tokens = self.facts, self.has_zero_tokens
+        return routes
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Read a map along the routes.
+
+        Args:
+            x: ``(B, P, D)``.
+
+        Returns:
+            ``(B, L, K, D)``, zeros for zero tokens.
+        """
+        if self.has_zero_tokens:
+            x = F.pad(x, (0, 0, 0, 1))
+        return x.index_select(1, self._gather_index).unflatten(1, (-1, self.num_routes))
+
+    @_derived
+    def _gather_index(self) -> Tensor:
+        index = self.read.t().flatten()
+        # a row past the end holds the zeros
+        return torch.where(index < 0, self.num_pixels, index) if self.has_zero_tokens else index
+
+    def project_once(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Project every pixel with the weights of the one route that visits it.
+
+        Only for disjoint routes.
+
+        Args:
+            x: ``(B, P, D)``.
+            weight: ``(K, E, D)``.
+
+        Returns:
+            ``(B, P, E)``, zeros for pixels that no route visits.
+        """
+        if self.has_zero_tokens:
+            x = F.pad(x, (0, 0, 0, 1))
+        parts = [
+            F.linear(x.index_select(1, index), route_weight)
+            for index, route_weight in zip(self._gather_index.view(-1, self.num_routes).t(), weight)
+        ]
+        y = torch.cat(parts, dim=1)
+        if self.facts & _UNION_GAPS:
+            y = F.pad(y, (0, 0, 0, 1))
+        return y.index_select(1, self._place)
+
+    @_derived
+    def _place(self) -> Tensor:
+        """Index ``(P,)`` of the step, counted from route to route, that reads each pixel."""
+        steps = torch.arange(self.read.numel(), dtype=torch.int32, device=self.read.device)
+        # zero tokens write past the end; a pixel that is never read takes the row past the last
+        place = steps.new_full((self.num_pixels + 1,), len(steps))
+        row = torch.where(self.read < 0, self.num_pixels, self.read).flatten().long()
+        return place.scatter_(0, row, steps)[:-1]
+
+    @_derived
+    def by_step(self) -> RouteSet:
+        """The set for inputs in the order of the steps, as :meth:`gather` gives them."""
+        steps = torch.arange(self.length, dtype=torch.int32, device=self.read.device)
+        return self._like(
+            steps.expand(self.num_routes, -1).contiguous(), self.out, self.length, self.num_out
+        )
+
+    @_derived
+    def by_written_row(self) -> RouteSet:
+        """The set that reads, for each output row, the pixel read at the step that writes it."""
+        # a row past the end takes what is written nowhere
+        row = torch.where(self.out < 0, self.num_out, self.out).long()
+        pixels = self.read.new_full((self.num_routes, self.num_out + 1), -1)
+        pixels = pixels.scatter_(1, row, self.read)[:, : self.num_out].contiguous()
+        return self._like(pixels, None, self.num_pixels, self.num_pixels)
+
+    @_derived
+    def joined(self) -> RouteSet:
+        """One route that runs through all routes and carries its state on from each to the next."""
+        return self._like(self.read.reshape(1, -1), None, self.num_pixels, self.num_pixels)
+
+    @_derived
+    def joined_apart(self) -> RouteSet:
+        """:attr:`joined`, but the output of each of the K parts has P rows of its own."""
+        part = torch.arange(self.num_routes, dtype=torch.int32, device=self.read.device)
+        rows = torch.where(self.read < 0, -1, self.read + self.num_pixels * part[:, None])
+        num_out = self.num_routes * self.num_pixels
+        return self._like(self.read.reshape(1, -1), rows.reshape(1, -1), self.num_pixels, num_out)
+
+    def _like(self, read: Tensor, out: Tensor | None, num_pixels: int, num_out: int) -> RouteSet:
+        make = RouteSet.traced if is_abstract(read) else RouteSet
+        return make(read, out, num_pixels=num_pixels, num_out=num_out)
+
+
+def is_abstract(tensor: Tensor) -> bool:
+    """Whether a tensor has no content to look at: while a graph is traced, or on ``meta``."""
+    return tracing() or tensor.is_meta or type(tensor) is not Tensor
+
+
+def _find_facts(routes: RouteSet) -> int:
+    facts = RouteFacts.CHECKED
+    same = not routes.writes_elsewhere and routes.num_out == routes.num_pixels
+    read = _visits(routes.read, routes.num_pixels)
+    out = read if same else _visits(routes.out, routes.num_out)
+    users = (out > 0).sum(0)
+    for found, fact in (
+        (read > 1, RouteFacts.READ_REPEATS),
+        (read == 0, RouteFacts.READ_GAPS),
+        (out > 1, RouteFacts.OUT_REPEATS),
+        (out == 0, RouteFacts.OUT_GAPS),
+        (users == 0, RouteFacts.UNION_GAPS),
+    ):
+        if found.any():
+            facts |= fact
+    if same and not (users > 1).any():
+        facts |= RouteFacts.DISJOINT
+    return int(facts)
+
+
+def _visits(table: Tensor, size: int) -> Tensor:
+    """How often each of the K routes names each of ``size`` rows: int32 ``(K, size)``."""
+    row = torch.where(table < 0, size, table).long()
+    counts = torch.zeros(len(table), size + 1, dtype=torch.int32, device=table.device)
+    return counts.scatter_add_(1, row, torch.ones_like(table))[:, :size]

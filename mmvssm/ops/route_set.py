@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,16 +26,23 @@ _DISJOINT = int(RouteFacts.DISJOINT)
 _UNION_GAPS = int(RouteFacts.UNION_GAPS)
 
 
-def _derived(make: Callable[[Any], Any]) -> cached_property:
-    """Compute an attribute once, as a tensor that a later backward pass may use."""
+class _derived:
+    """An attribute that is computed once, as a tensor that a later backward pass may use.
 
-    def compute(routes: RouteSet) -> Any:
+    Unlike ``functools.cached_property`` it takes no lock, which ``torch.compile`` cannot trace.
+    """
+
+    def __init__(self, make: Callable[[RouteSet], Any]) -> None:
+        self.make, self.name, self.__doc__ = make, make.__name__, make.__doc__
+
+    def __get__(self, routes: RouteSet | None, owner: type) -> Any:
+        if routes is None:
+            return self
         # a tensor made in inference mode could not be saved for a backward pass
         with torch.inference_mode(False):
-            return make(routes)
-
-    compute.__doc__ = make.__doc__
-    return cached_property(compute)
+            value = self.make(routes)
+        setattr(routes, self.name, value)
+        return value
 
 
 class RouteSet:

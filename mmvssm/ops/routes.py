@@ -38,6 +38,7 @@ class Scan:
         titles: What each route does, in words, for pictures; empty for none.
         disjoint: Whether no two of its routes share a pixel, whatever the size of the map.
         directions: Names of the directions, where these are the routes.
+        places_cls: Whether the builder visits class tokens itself.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Scan:
     titles: tuple[str, ...] = ()
     disjoint: bool = False
     directions: tuple[str, ...] = ()
+    places_cls: bool = False
 
     @property
     def num_routes(self) -> int:
@@ -91,7 +93,7 @@ def register_routes(
                 f"routes {name!r} are registered already, by {known.build.__qualname__};"
                 " choose another name"
             )
-        SCANS[name] = Scan(name, build, tuple(titles), disjoint)
+        SCANS[name] = Scan(name, build, tuple(titles), disjoint, places_cls=_places_cls(build))
         return build
 
     return register
@@ -141,7 +143,8 @@ def read_scan(
         return Scan(", ".join(names), builder, titles, directions=names)
     if callable(scan):
         registered = (known for known in SCANS.values() if known.build is scan)
-        return next(registered, Scan(getattr(scan, "__name__", repr(scan)), scan))
+        name = getattr(scan, "__name__", repr(scan))
+        return next(registered, Scan(name, scan, places_cls=_places_cls(scan)))
     raise TypeError(
         "scan must be a registered name, a list of directions or a function of height and width,"
         f" got {type(scan).__name__}"
@@ -209,19 +212,17 @@ def _build(
     scan: Scan, height: int, width: int, cls_positions: tuple[int, ...]
 ) -> tuple[Tensor, Tensor | None]:
     """Call the builder, and let its routes visit class tokens."""
-    places_cls = _takes_cls_positions(scan.build)
-    options: dict[str, Any] = dict(cls_positions=cls_positions) if places_cls else {}
+    options: dict[str, Any] = dict(cls_positions=cls_positions) if scan.places_cls else {}
     tables = scan.build(height, width, **options)
     read, out = tables if isinstance(tables, tuple) else (tables, None)
-    if not places_cls:
+    if not scan.places_cls:
         for position in cls_positions:
             read = _with_cls_token(read, position)
             out = None if out is None else _with_cls_token(out, position)
     return read, out
 
 
-@lru_cache(maxsize=1024)
-def _takes_cls_positions(build: Callable[..., Tables]) -> bool:
+def _places_cls(build: Callable[..., Tables]) -> bool:
     return "cls_positions" in inspect.signature(build).parameters
 
 

@@ -34,8 +34,8 @@ struct Channel {
     for (size_t l = 0; l < static_cast<size_t>(length); ++l) {
       y[l] = D * u[l];
       for (size_t n = 0; n < N; ++n) {
-        const double next = std::exp(d[l] * A[n]) * h[l * N + n] +
-                            d[l] * u[l] * B[l * N + n];
+        const double next =
+            std::exp(d[l] * A[n]) * h[l * N + n] + d[l] * u[l] * B[l * N + n];
         h[(l + 1) * N + n] = next;
         y[l] += C[l * N + n] * next;
       }
@@ -71,7 +71,9 @@ struct Channel {
   }
 };
 
-inline double softplus(double z) { return z > 20 ? z : std::log1p(std::exp(z)); }
+inline double softplus(double z) {
+  return z > 20 ? z : std::log1p(std::exp(z));
+}
 inline double softplus_slope(double z) {
   return z > 20 ? 1.0 : 1.0 / (1.0 + std::exp(-z));
 }
@@ -195,7 +197,8 @@ struct Scan1d {
     dbias.assign(bias.size(), 0.0);
     dD.assign(D.size(), 0.0);
     for (size_t b = 0; b < batch; ++b) {
-      for (size_t row = 0; row < routes * channels; ++row) channel(b, row, chunk);
+      for (size_t row = 0; row < routes * channels; ++row)
+        channel(b, row, chunk);
     }
   }
 

@@ -39,20 +39,18 @@ using Scan2dBackward =
 // u, delta (Bt, K*D, L); A (K*D, N); B, C (Bt, K, N, L); D, delta_bias (K*D).
 // All are contiguous and on one device; u, delta, B, C share one dtype;
 // A, D, delta_bias are float32 (float64 when u is).
-ScanForward selective_scan_forward_impl(const Tensor& u, const Tensor& delta,
-                                        const Tensor& A, const Tensor& B,
-                                        const Tensor& C,
-                                        const OptionalTensor& D,
-                                        const OptionalTensor& delta_bias,
-                                        bool delta_softplus,
-                                        at::ScalarType out_dtype,
-                                        bool save_states);
+ScanForward selective_scan_forward_impl(
+    const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B,
+    const Tensor& C, const OptionalTensor& D, const OptionalTensor& delta_bias,
+    bool delta_softplus, at::ScalarType out_dtype, bool save_states);
 
-ScanBackward selective_scan_backward_impl(
-    const Tensor& dy, const Tensor& u, const Tensor& delta, const Tensor& A,
-    const Tensor& B, const Tensor& C, const OptionalTensor& D,
-    const OptionalTensor& delta_bias, const Tensor& states,
-    bool delta_softplus);
+ScanBackward selective_scan_backward_impl(const Tensor& dy, const Tensor& u,
+                                          const Tensor& delta, const Tensor& A,
+                                          const Tensor& B, const Tensor& C,
+                                          const OptionalTensor& D,
+                                          const OptionalTensor& delta_bias,
+                                          const Tensor& states,
+                                          bool delta_softplus);
 
 // x (Bt, P, D) or (Bt, P, K, D); x_dbl (Bt, P, K | 1, R + 2N);
 // routes, out_routes int32 (K, L); A (K*D, N); dt_weight (K, D, R);
@@ -73,29 +71,28 @@ Scan2dBackward selective_scan_2d_backward_impl(
 
 // The checked entry points behind torch.ops.mmvssm.*: every argument is
 // validated (ValueError, TypeError), then the device's implementation runs.
-ScanForward selective_scan_forward(const Tensor& u, const Tensor& delta, const Tensor& A,
-                                   const Tensor& B, const Tensor& C, const OptionalTensor& D,
-                                   const OptionalTensor& delta_bias, bool delta_softplus,
-                                   Optional<at::ScalarType> out_dtype, bool save_states);
+ScanForward selective_scan_forward(
+    const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B,
+    const Tensor& C, const OptionalTensor& D, const OptionalTensor& delta_bias,
+    bool delta_softplus, Optional<at::ScalarType> out_dtype, bool save_states);
 
-ScanBackward selective_scan_backward(const Tensor& dy, const Tensor& u, const Tensor& delta,
-                                     const Tensor& A, const Tensor& B, const Tensor& C,
-                                     const OptionalTensor& D, const OptionalTensor& delta_bias,
+ScanBackward selective_scan_backward(const Tensor& dy, const Tensor& u,
+                                     const Tensor& delta, const Tensor& A,
+                                     const Tensor& B, const Tensor& C,
+                                     const OptionalTensor& D,
+                                     const OptionalTensor& delta_bias,
                                      const Tensor& states, bool delta_softplus);
 
-Scan2dForward selective_scan_2d_forward(const Tensor& x, const Tensor& x_dbl,
-                                        const Tensor& routes, const Tensor& out_routes,
-                                        const Tensor& A, const Tensor& dt_weight,
-                                        const Tensor& dt_bias, const OptionalTensor& D,
-                                        int64_t num_out, bool merge,
-                                        Optional<at::ScalarType> out_dtype,
-                                        bool save_states);
+Scan2dForward selective_scan_2d_forward(
+    const Tensor& x, const Tensor& x_dbl, const Tensor& routes,
+    const Tensor& out_routes, const Tensor& A, const Tensor& dt_weight,
+    const Tensor& dt_bias, const OptionalTensor& D, int64_t num_out, bool merge,
+    Optional<at::ScalarType> out_dtype, bool save_states);
 
-Scan2dBackward selective_scan_2d_backward(const Tensor& dy, const Tensor& x,
-                                          const Tensor& x_dbl, const Tensor& routes,
-                                          const Tensor& out_routes, const Tensor& A,
-                                          const Tensor& dt_weight, const Tensor& dt_bias,
-                                          const OptionalTensor& D, const Tensor& states,
-                                          bool merge);
+Scan2dBackward selective_scan_2d_backward(
+    const Tensor& dy, const Tensor& x, const Tensor& x_dbl,
+    const Tensor& routes, const Tensor& out_routes, const Tensor& A,
+    const Tensor& dt_weight, const Tensor& dt_bias, const OptionalTensor& D,
+    const Tensor& states, bool merge);
 
 }  // namespace mmvssm

@@ -11,7 +11,8 @@
 #include "scan_args.h"
 
 #ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,fma"))), \
+                             apply_to = function)
 #else
 #pragma GCC target("avx512f,avx512dq,fma")
 #endif

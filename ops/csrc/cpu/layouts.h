@@ -72,20 +72,25 @@ class Layout1d {
       const int64_t from = bc_offset(0) + n * a_.length;
       for (int t = 0; t < steps; t += W) {
         const int count = steps - t < W ? steps - t : W;
-        store<S>(B + n * kTile + t, load<S>(a_.B, a_.in_type, from + t, count), W);
-        store<S>(C + n * kTile + t, load<S>(a_.C, a_.in_type, from + t, count), W);
+        store<S>(B + n * kTile + t, load<S>(a_.B, a_.in_type, from + t, count),
+                 W);
+        store<S>(C + n * kTile + t, load<S>(a_.C, a_.in_type, from + t, count),
+                 W);
       }
     }
   }
 
   void load_inputs(int, int64_t c, int count, V* u, V* z) {
     load_columns<S>(a_.u, a_.in_type, offset(c), a_.length, count, steps_, u);
-    load_columns<S>(a_.delta, a_.in_type, offset(c), a_.length, count, steps_, z);
+    load_columns<S>(a_.delta, a_.in_type, offset(c), a_.length, count, steps_,
+                    z);
     // The processor does not follow this many rows by itself.
     const int64_t next = a_.length - start_ - kTile;
     const int ahead = int(next < 0 ? 0 : next < kTile ? next : kTile);
-    prefetch_rows<S>(a_.u, a_.in_type, offset(c) + kTile, a_.length, count, ahead);
-    prefetch_rows<S>(a_.delta, a_.in_type, offset(c) + kTile, a_.length, count, ahead);
+    prefetch_rows<S>(a_.u, a_.in_type, offset(c) + kTile, a_.length, count,
+                     ahead);
+    prefetch_rows<S>(a_.delta, a_.in_type, offset(c) + kTile, a_.length, count,
+                     ahead);
     if (a_.bias == nullptr) return;
     const V bias = load<S>(a_.bias, DType::kFloat, k_ * a_.channels + c, count);
     for (int t = 0; t < steps_; ++t) z[t] += bias;
@@ -101,7 +106,8 @@ class Layout1d {
 
   void store_grads(int, int64_t c, int count, V* du, V* dz) {
     store_columns<false, S>(a_.du + offset(c), a_.length, count, steps_, du);
-    store_columns<false, S>(a_.ddelta + offset(c), a_.length, count, steps_, dz);
+    store_columns<false, S>(a_.ddelta + offset(c), a_.length, count, steps_,
+                            dz);
   }
 
   void end_tile_backward() {
@@ -151,7 +157,8 @@ class Layout2d {
   }
 
   static size_t scratch_bytes(const Args& a, const Task& task) {
-    const int64_t rank = padded(a.dt_rank), width = padded(a.dt_rank + 2 * a.d_state);
+    const int64_t rank = padded(a.dt_rank),
+                  width = padded(a.dt_rank + 2 * a.d_state);
     const int64_t weights = blocks(task) * W * rank * 3;
     const int64_t tiles = kTile * (width + rank) + 2 * (a.d_state + 1) * kTile;
     return size_t(weights + tiles) * sizeof(S);
@@ -197,7 +204,8 @@ class Layout2d {
 
   // Adds the weight gradient of the route to its slot.
   void end_route(int64_t slot) {
-    S* base = a_.ddt_weight + (slot * a_.routes + k_) * a_.channels * a_.dt_rank;
+    S* base =
+        a_.ddt_weight + (slot * a_.routes + k_) * a_.channels * a_.dt_rank;
     for (int64_t c = channel_begin_, i = 0; c < channel_end_; c += W, ++i) {
       const int count = int(channel_end_ - c < W ? channel_end_ - c : W);
       store_columns<true, S>(base + c * a_.dt_rank, a_.dt_rank, count,
@@ -219,7 +227,8 @@ class Layout2d {
       }
       const int64_t from = projection_offset(0, in_[t]);
       if (plain_) {
-        ::memcpy(row, static_cast<const S*>(a_.x_dbl) + from, width * sizeof(S));
+        ::memcpy(row, static_cast<const S*>(a_.x_dbl) + from,
+                 width * sizeof(S));
         continue;
       }
       for (int64_t j = 0; j < width; j += W) {
@@ -234,11 +243,14 @@ class Layout2d {
       const S* x = static_cast<const S*>(a_.x);
       for (int t = 0; t < steps_; ++t) {
         u[t] = V{};
-        if (in_[t] >= 0) __builtin_memcpy(u + t, x + x_offset(in_[t], c), sizeof(V));
+        if (in_[t] >= 0)
+          __builtin_memcpy(u + t, x + x_offset(in_[t], c), sizeof(V));
       }
     } else {
       for (int t = 0; t < steps_; ++t)
-        u[t] = in_[t] < 0 ? V{} : load<S>(a_.x, a_.in_type, x_offset(in_[t], c), count);
+        u[t] = in_[t] < 0
+                   ? V{}
+                   : load<S>(a_.x, a_.in_type, x_offset(in_[t], c), count);
     }
     const V bias = load<S>(a_.bias, DType::kFloat, k_ * a_.channels + c, count);
     const V* weight = weight_ + block * rank_;
@@ -257,7 +269,8 @@ class Layout2d {
     }
     for (; t < steps_; ++t) {
       V sum = bias;
-      for (int64_t r = 0; r < a_.dt_rank; ++r) sum += weight[r] * rows_[t * width_ + r];
+      for (int64_t r = 0; r < a_.dt_rank; ++r)
+        sum += weight[r] * rows_[t * width_ + r];
       z[t] = sum;
     }
   }
@@ -269,7 +282,9 @@ class Layout2d {
 
   void load_grad(int64_t c, int count, V* dy) {
     for (int t = 0; t < steps_; ++t)
-      dy[t] = out_[t] < 0 ? V{} : load<S>(a_.dy, a_.dy_type, y_offset(out_[t], c), count);
+      dy[t] = out_[t] < 0
+                  ? V{}
+                  : load<S>(a_.dy, a_.dy_type, y_offset(out_[t], c), count);
   }
 
   void store_grads(int block, int64_t c, int count, V* du, V* dz) {
@@ -281,7 +296,8 @@ class Layout2d {
       for (int64_t r = 0; r < rank_; r += W) {
         V sum = load<S>(drank_, DType::kFloat, t * rank_ + r, W);
         for (int lane = 0; lane < W; ++lane)
-          sum += dz[t][lane] * load<S>(weight, DType::kFloat, lane * rank_ + r, W);
+          sum +=
+              dz[t][lane] * load<S>(weight, DType::kFloat, lane * rank_ + r, W);
         store<S>(drank_ + t * rank_ + r, sum, W);
       }
     // Gradient of the weight: sum over steps, lanes are channels.
@@ -341,9 +357,9 @@ class Layout2d {
   int64_t b_, k_, channel_begin_, channel_end_;
   int steps_;
   const int32_t *in_, *out_;
-  S *rows_, *drank_;        // (kTile, width), (kTile, rank)
-  V *weight_, *dweight_;    // (blocks, rank) lanes = channels
-  S* weight_rows_;          // (blocks, lanes, rank)
+  S *rows_, *drank_;      // (kTile, width), (kTile, rank)
+  V *weight_, *dweight_;  // (blocks, rank) lanes = channels
+  S* weight_rows_;        // (blocks, lanes, rank)
 };
 
 }  // namespace

@@ -20,9 +20,9 @@ struct ScanArgs {
   // are partials of one slot each
   DType dy_type;
   const void* dy;
-  S* dA;          // (slots, K*D, N)
-  S* dD;          // (slots, K*D) or null
-  S* dbias;       // (slots, K*D) or null
+  S* dA;     // (slots, K*D, N)
+  S* dD;     // (slots, K*D) or null
+  S* dbias;  // (slots, K*D) or null
 };
 
 // Level 1: channel-first sequences.

@@ -1,5 +1,7 @@
 // The CPU implementations: allocate, split into tasks, run the kernels of the
 // best instruction set that the processor has.
+#include "scan_cpu.h"
+
 #include <ATen/Parallel.h>
 
 #include <algorithm>
@@ -9,7 +11,6 @@
 
 #include "../common/scan_ops.h"
 #include "scan_args.h"
-#include "scan_cpu.h"
 
 namespace mmvssm {
 namespace {
@@ -36,8 +37,8 @@ const KernelTable& choose_kernels() {
   if (wanted == nullptr || *wanted == '\0') return *tables.front();
   for (const KernelTable* table : tables)
     if (std::string(wanted) == table->name) return *table;
-  TORCH_CHECK_VALUE(false, "MMVSSM_CPU_CAPABILITY must be one of ", cpu_variants(),
-                    " on this processor, got ", wanted);
+  TORCH_CHECK_VALUE(false, "MMVSSM_CPU_CAPABILITY must be one of ",
+                    cpu_variants(), " on this processor, got ", wanted);
 }
 
 const KernelTable& kernels() {
@@ -47,31 +48,43 @@ const KernelTable& kernels() {
 
 template <typename S>
 auto forward_1d() {
-  if constexpr (sizeof(S) == 4) return kernels().forward_1d_float;
-  else return kernels().forward_1d_double;
+  if constexpr (sizeof(S) == 4)
+    return kernels().forward_1d_float;
+  else
+    return kernels().forward_1d_double;
 }
 template <typename S>
 auto backward_1d() {
-  if constexpr (sizeof(S) == 4) return kernels().backward_1d_float;
-  else return kernels().backward_1d_double;
+  if constexpr (sizeof(S) == 4)
+    return kernels().backward_1d_float;
+  else
+    return kernels().backward_1d_double;
 }
 template <typename S>
 auto forward_2d() {
-  if constexpr (sizeof(S) == 4) return kernels().forward_2d_float;
-  else return kernels().forward_2d_double;
+  if constexpr (sizeof(S) == 4)
+    return kernels().forward_2d_float;
+  else
+    return kernels().forward_2d_double;
 }
 template <typename S>
 auto backward_2d() {
-  if constexpr (sizeof(S) == 4) return kernels().backward_2d_float;
-  else return kernels().backward_2d_double;
+  if constexpr (sizeof(S) == 4)
+    return kernels().backward_2d_float;
+  else
+    return kernels().backward_2d_double;
 }
 
 DType dtype_of(const Tensor& t) {
   switch (t.scalar_type()) {
-    case at::kHalf: return DType::kHalf;
-    case at::kBFloat16: return DType::kBFloat16;
-    case at::kDouble: return DType::kDouble;
-    default: return DType::kFloat;
+    case at::kHalf:
+      return DType::kHalf;
+    case at::kBFloat16:
+      return DType::kBFloat16;
+    case at::kDouble:
+      return DType::kDouble;
+    default:
+      return DType::kFloat;
   }
 }
 
@@ -99,7 +112,8 @@ Split split(int64_t batch, int64_t routes, int64_t channels, int64_t lanes,
   Split s;
   s.slots = std::max<int64_t>(1, std::min(batch, max_slots));
   const int64_t per_group = s.slots * route_parts;
-  s.groups = std::clamp<int64_t>((wanted + per_group - 1) / per_group, 1, blocks);
+  s.groups =
+      std::clamp<int64_t>((wanted + per_group - 1) / per_group, 1, blocks);
   for (int64_t slot = 0; slot < s.slots; ++slot)
     for (int64_t r = 0; r < route_parts; ++r)
       for (int64_t g = 0; g < s.groups; ++g) {
@@ -124,9 +138,11 @@ int64_t lanes() {
 
 template <typename S, typename Kernel>
 void run(const Scan2dArgs<S>& args, const Split& s, Kernel kernel) {
-  at::parallel_for(0, int64_t(s.tasks.size()), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) kernel(args, s.tasks[i]);
-  });
+  at::parallel_for(0, int64_t(s.tasks.size()), 1,
+                   [&](int64_t begin, int64_t end) {
+                     for (int64_t i = begin; i < end; ++i)
+                       kernel(args, s.tasks[i]);
+                   });
 }
 
 // Channel-first rows lie far apart: one vector of channels at a time keeps the
@@ -134,70 +150,84 @@ void run(const Scan2dArgs<S>& args, const Split& s, Kernel kernel) {
 template <typename S, typename Kernel>
 void run(const Scan1dArgs<S>& args, const Split& s, Kernel kernel) {
   const int64_t step = lanes<S>();
-  at::parallel_for(0, int64_t(s.tasks.size()), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
-      for (int64_t c = s.tasks[i].channel_begin; c < s.tasks[i].channel_end; c += step) {
-        Task task = s.tasks[i];
-        task.channel_begin = c;
-        task.channel_end = std::min(c + step, task.channel_end);
-        kernel(args, task);
-      }
-  });
+  at::parallel_for(
+      0, int64_t(s.tasks.size()), 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i)
+          for (int64_t c = s.tasks[i].channel_begin; c < s.tasks[i].channel_end;
+               c += step) {
+            Task task = s.tasks[i];
+            task.channel_begin = c;
+            task.channel_end = std::min(c + step, task.channel_end);
+            kernel(args, task);
+          }
+      });
 }
 
-Tensor sum_partials(const Tensor& t) { return t.size(0) == 1 ? t[0] : t.sum(0); }
+Tensor sum_partials(const Tensor& t) {
+  return t.size(0) == 1 ? t[0] : t.sum(0);
+}
 
-Tensor saved_states(const Tensor& A, int64_t batch, int64_t routes, int64_t channels,
-                    int64_t length, bool save) {
+Tensor saved_states(const Tensor& A, int64_t batch, int64_t routes,
+                    int64_t channels, int64_t length, bool save) {
   const int64_t saved = save ? num_saved_states(length) : 0;
   return at::empty({batch, routes, saved, A.size(1), channels}, A.options());
 }
 
 template <typename S>
-void fill_1d(Scan1dArgs<S>& a, const Tensor& u, const Tensor& delta, const Tensor& A,
-             const Tensor& B, const Tensor& C, const OptionalTensor& D,
-             const OptionalTensor& bias, bool softplus) {
+void fill_1d(Scan1dArgs<S>& a, const Tensor& u, const Tensor& delta,
+             const Tensor& A, const Tensor& B, const Tensor& C,
+             const OptionalTensor& D, const OptionalTensor& bias,
+             bool softplus) {
   a.batch = u.size(0), a.routes = B.size(1), a.channels = u.size(1) / B.size(1);
   a.d_state = A.size(1), a.length = u.size(2), a.in_type = dtype_of(u);
   a.A = A.data_ptr<S>(), a.D = pointer<S>(D), a.bias = pointer<S>(bias);
   a.softplus = softplus;
-  a.u = u.data_ptr(), a.delta = delta.data_ptr(), a.B = B.data_ptr(), a.C = C.data_ptr();
+  a.u = u.data_ptr(), a.delta = delta.data_ptr(), a.B = B.data_ptr(),
+  a.C = C.data_ptr();
 }
 
 template <typename S>
-ScanForward forward_1d_cpu(const Tensor& u, const Tensor& delta, const Tensor& A,
-                           const Tensor& B, const Tensor& C, const OptionalTensor& D,
-                           const OptionalTensor& bias, bool softplus,
-                           at::ScalarType out_dtype, bool save_states) {
+ScanForward forward_1d_cpu(const Tensor& u, const Tensor& delta,
+                           const Tensor& A, const Tensor& B, const Tensor& C,
+                           const OptionalTensor& D, const OptionalTensor& bias,
+                           bool softplus, at::ScalarType out_dtype,
+                           bool save_states) {
   Scan1dArgs<S> a{};
   fill_1d(a, u, delta, A, B, C, D, bias, softplus);
   const Tensor y = at::empty(u.sizes(), A.options());
   const Tensor last = at::empty({a.batch, A.size(0), A.size(1)}, A.options());
   const Tensor states =
       saved_states(A, a.batch, a.routes, a.channels, a.length, save_states);
-  a.y = y.data_ptr<S>(), a.last_state = last.data_ptr<S>(), a.states = pointer<S>(states);
+  a.y = y.data_ptr<S>(), a.last_state = last.data_ptr<S>(),
+  a.states = pointer<S>(states);
   const int64_t slots = 4 * at::get_num_threads();
-  run(a, split(a.batch, a.routes, a.channels, lanes<S>(), true, 4, slots), forward_1d<S>());
+  run(a, split(a.batch, a.routes, a.channels, lanes<S>(), true, 4, slots),
+      forward_1d<S>());
   return {y.to(out_dtype), last, states};
 }
 
 template <typename S>
-ScanBackward backward_1d_cpu(const Tensor& dy, const Tensor& u, const Tensor& delta,
-                             const Tensor& A, const Tensor& B, const Tensor& C,
-                             const OptionalTensor& D, const OptionalTensor& bias,
-                             const Tensor& states, bool softplus) {
+ScanBackward backward_1d_cpu(const Tensor& dy, const Tensor& u,
+                             const Tensor& delta, const Tensor& A,
+                             const Tensor& B, const Tensor& C,
+                             const OptionalTensor& D,
+                             const OptionalTensor& bias, const Tensor& states,
+                             bool softplus) {
   Scan1dArgs<S> a{};
   fill_1d(a, u, delta, A, B, C, D, bias, softplus);
   const Split s = split(a.batch, a.routes, a.channels, lanes<S>(), true, 2,
                         at::get_num_threads());
-  const auto empty = [&](at::IntArrayRef shape) { return at::empty(shape, A.options()); };
+  const auto empty = [&](at::IntArrayRef shape) {
+    return at::empty(shape, A.options());
+  };
   const Tensor du = empty(u.sizes()), ddelta = empty(u.sizes());
-  const Tensor dB =
-      at::zeros({s.groups, a.batch, a.routes, a.d_state, a.length}, A.options());
+  const Tensor dB = at::zeros(
+      {s.groups, a.batch, a.routes, a.d_state, a.length}, A.options());
   const Tensor dC = at::zeros(dB.sizes(), A.options());
   const Tensor dA = at::zeros({s.slots, A.size(0), A.size(1)}, A.options());
   const Tensor dD = D ? at::zeros({s.slots, A.size(0)}, A.options()) : Tensor();
-  const Tensor dbias = bias ? at::zeros({s.slots, A.size(0)}, A.options()) : Tensor();
+  const Tensor dbias =
+      bias ? at::zeros({s.slots, A.size(0)}, A.options()) : Tensor();
   a.dy = dy.data_ptr(), a.dy_type = dtype_of(dy), a.states = pointer<S>(states);
   a.du = du.data_ptr<S>(), a.ddelta = ddelta.data_ptr<S>();
   a.dB = dB.data_ptr<S>(), a.dC = dC.data_ptr<S>(), a.dA = dA.data_ptr<S>();
@@ -214,9 +244,10 @@ ScanBackward backward_1d_cpu(const Tensor& dy, const Tensor& u, const Tensor& de
 }
 
 template <typename S>
-void fill_2d(Scan2dArgs<S>& a, const Tensor& x, const Tensor& x_dbl, const Tensor& routes,
-             const Tensor& out_routes, const Tensor& A, const Tensor& dt_weight,
-             const Tensor& dt_bias, const OptionalTensor& D, int64_t num_out, bool merge) {
+void fill_2d(Scan2dArgs<S>& a, const Tensor& x, const Tensor& x_dbl,
+             const Tensor& routes, const Tensor& out_routes, const Tensor& A,
+             const Tensor& dt_weight, const Tensor& dt_bias,
+             const OptionalTensor& D, int64_t num_out, bool merge) {
   a.batch = x.size(0), a.routes = routes.size(0), a.channels = x.size(-1);
   a.d_state = A.size(1), a.length = routes.size(1), a.in_type = dtype_of(x);
   a.A = A.data_ptr<S>(), a.D = pointer<S>(D), a.bias = dt_bias.data_ptr<S>();
@@ -224,18 +255,21 @@ void fill_2d(Scan2dArgs<S>& a, const Tensor& x, const Tensor& x_dbl, const Tenso
   a.x_per_route = x.dim() == 4, a.merge = merge;
   a.shared_projection = x_dbl.size(2) == 1;
   a.x = x.data_ptr(), a.x_dbl = x_dbl.data_ptr();
-  a.in_route = routes.data_ptr<int32_t>(), a.out_route = out_routes.data_ptr<int32_t>();
+  a.in_route = routes.data_ptr<int32_t>(),
+  a.out_route = out_routes.data_ptr<int32_t>();
   a.dt_weight = dt_weight.data_ptr<S>();
 }
 
 template <typename S>
-Scan2dForward forward_2d_cpu(const Tensor& x, const Tensor& x_dbl, const Tensor& routes,
-                             const Tensor& out_routes, const Tensor& A,
-                             const Tensor& dt_weight, const Tensor& dt_bias,
-                             const OptionalTensor& D, int64_t num_out, bool merge,
+Scan2dForward forward_2d_cpu(const Tensor& x, const Tensor& x_dbl,
+                             const Tensor& routes, const Tensor& out_routes,
+                             const Tensor& A, const Tensor& dt_weight,
+                             const Tensor& dt_bias, const OptionalTensor& D,
+                             int64_t num_out, bool merge,
                              at::ScalarType out_dtype, bool save_states) {
   Scan2dArgs<S> a{};
-  fill_2d(a, x, x_dbl, routes, out_routes, A, dt_weight, dt_bias, D, num_out, merge);
+  fill_2d(a, x, x_dbl, routes, out_routes, A, dt_weight, dt_bias, D, num_out,
+          merge);
   const Tensor y =
       merge ? at::zeros({a.batch, num_out, a.channels}, A.options())
             : at::zeros({a.batch, num_out, a.routes, a.channels}, A.options());
@@ -251,17 +285,21 @@ Scan2dForward forward_2d_cpu(const Tensor& x, const Tensor& x_dbl, const Tensor&
 }
 
 template <typename S>
-Scan2dBackward backward_2d_cpu(const Tensor& dy, const Tensor& x, const Tensor& x_dbl,
-                               const Tensor& routes, const Tensor& out_routes,
-                               const Tensor& A, const Tensor& dt_weight,
-                               const Tensor& dt_bias, const OptionalTensor& D,
-                               const Tensor& states, bool merge) {
+Scan2dBackward backward_2d_cpu(const Tensor& dy, const Tensor& x,
+                               const Tensor& x_dbl, const Tensor& routes,
+                               const Tensor& out_routes, const Tensor& A,
+                               const Tensor& dt_weight, const Tensor& dt_bias,
+                               const OptionalTensor& D, const Tensor& states,
+                               bool merge) {
   Scan2dArgs<S> a{};
-  fill_2d(a, x, x_dbl, routes, out_routes, A, dt_weight, dt_bias, D, dy.size(1), merge);
+  fill_2d(a, x, x_dbl, routes, out_routes, A, dt_weight, dt_bias, D, dy.size(1),
+          merge);
   const bool split_routes = a.x_per_route && !a.shared_projection;
-  const Split s = split(a.batch, a.routes, a.channels, lanes<S>(), split_routes, 2,
-                        at::get_num_threads());
-  const auto zeros = [&](at::IntArrayRef shape) { return at::zeros(shape, A.options()); };
+  const Split s = split(a.batch, a.routes, a.channels, lanes<S>(), split_routes,
+                        2, at::get_num_threads());
+  const auto zeros = [&](at::IntArrayRef shape) {
+    return at::zeros(shape, A.options());
+  };
   const Tensor dx = zeros(x.sizes());
   const Tensor dx_dbl =
       zeros({s.groups, a.batch, a.pixels, x_dbl.size(2), x_dbl.size(3)});
@@ -290,59 +328,73 @@ auto by_precision(const Tensor& input, F single, G twice) {
 }
 
 ScanForward selective_scan_forward_cpu(const Tensor& u, const Tensor& delta,
-                                       const Tensor& A, const Tensor& B, const Tensor& C,
-                                       const OptionalTensor& D, const OptionalTensor& bias,
-                                       bool softplus, at::ScalarType out, bool save) {
+                                       const Tensor& A, const Tensor& B,
+                                       const Tensor& C, const OptionalTensor& D,
+                                       const OptionalTensor& bias,
+                                       bool softplus, at::ScalarType out,
+                                       bool save) {
   return by_precision(
-      u, [&] { return forward_1d_cpu<float>(u, delta, A, B, C, D, bias, softplus, out, save); },
-      [&] { return forward_1d_cpu<double>(u, delta, A, B, C, D, bias, softplus, out, save); });
+      u,
+      [&] {
+        return forward_1d_cpu<float>(u, delta, A, B, C, D, bias, softplus, out,
+                                     save);
+      },
+      [&] {
+        return forward_1d_cpu<double>(u, delta, A, B, C, D, bias, softplus, out,
+                                      save);
+      });
 }
 
 ScanBackward selective_scan_backward_cpu(const Tensor& dy, const Tensor& u,
                                          const Tensor& delta, const Tensor& A,
                                          const Tensor& B, const Tensor& C,
                                          const OptionalTensor& D,
-                                         const OptionalTensor& bias, const Tensor& states,
-                                         bool softplus) {
+                                         const OptionalTensor& bias,
+                                         const Tensor& states, bool softplus) {
   return by_precision(
       u,
-      [&] { return backward_1d_cpu<float>(dy, u, delta, A, B, C, D, bias, states, softplus); },
-      [&] { return backward_1d_cpu<double>(dy, u, delta, A, B, C, D, bias, states, softplus); });
-}
-
-Scan2dForward selective_scan_2d_forward_cpu(const Tensor& x, const Tensor& x_dbl,
-                                            const Tensor& routes, const Tensor& out_routes,
-                                            const Tensor& A, const Tensor& dt_weight,
-                                            const Tensor& dt_bias, const OptionalTensor& D,
-                                            int64_t num_out, bool merge,
-                                            at::ScalarType out, bool save) {
-  return by_precision(
-      x,
       [&] {
-        return forward_2d_cpu<float>(x, x_dbl, routes, out_routes, A, dt_weight, dt_bias, D,
-                                     num_out, merge, out, save);
+        return backward_1d_cpu<float>(dy, u, delta, A, B, C, D, bias, states,
+                                      softplus);
       },
       [&] {
-        return forward_2d_cpu<double>(x, x_dbl, routes, out_routes, A, dt_weight, dt_bias, D,
-                                      num_out, merge, out, save);
+        return backward_1d_cpu<double>(dy, u, delta, A, B, C, D, bias, states,
+                                       softplus);
       });
 }
 
-Scan2dBackward selective_scan_2d_backward_cpu(const Tensor& dy, const Tensor& x,
-                                              const Tensor& x_dbl, const Tensor& routes,
-                                              const Tensor& out_routes, const Tensor& A,
-                                              const Tensor& dt_weight,
-                                              const Tensor& dt_bias, const OptionalTensor& D,
-                                              const Tensor& states, bool merge) {
+Scan2dForward selective_scan_2d_forward_cpu(
+    const Tensor& x, const Tensor& x_dbl, const Tensor& routes,
+    const Tensor& out_routes, const Tensor& A, const Tensor& dt_weight,
+    const Tensor& dt_bias, const OptionalTensor& D, int64_t num_out, bool merge,
+    at::ScalarType out, bool save) {
   return by_precision(
       x,
       [&] {
-        return backward_2d_cpu<float>(dy, x, x_dbl, routes, out_routes, A, dt_weight, dt_bias,
-                                      D, states, merge);
+        return forward_2d_cpu<float>(x, x_dbl, routes, out_routes, A, dt_weight,
+                                     dt_bias, D, num_out, merge, out, save);
       },
       [&] {
-        return backward_2d_cpu<double>(dy, x, x_dbl, routes, out_routes, A, dt_weight,
-                                       dt_bias, D, states, merge);
+        return forward_2d_cpu<double>(x, x_dbl, routes, out_routes, A,
+                                      dt_weight, dt_bias, D, num_out, merge,
+                                      out, save);
+      });
+}
+
+Scan2dBackward selective_scan_2d_backward_cpu(
+    const Tensor& dy, const Tensor& x, const Tensor& x_dbl,
+    const Tensor& routes, const Tensor& out_routes, const Tensor& A,
+    const Tensor& dt_weight, const Tensor& dt_bias, const OptionalTensor& D,
+    const Tensor& states, bool merge) {
+  return by_precision(
+      x,
+      [&] {
+        return backward_2d_cpu<float>(dy, x, x_dbl, routes, out_routes, A,
+                                      dt_weight, dt_bias, D, states, merge);
+      },
+      [&] {
+        return backward_2d_cpu<double>(dy, x, x_dbl, routes, out_routes, A,
+                                       dt_weight, dt_bias, D, states, merge);
       });
 }
 
@@ -357,9 +409,13 @@ std::string cpu_variants() {
   return names;
 }
 
-REGISTER_DEVICE_IMPL(selective_scan_forward_impl, CPU, selective_scan_forward_cpu);
-REGISTER_DEVICE_IMPL(selective_scan_backward_impl, CPU, selective_scan_backward_cpu);
-REGISTER_DEVICE_IMPL(selective_scan_2d_forward_impl, CPU, selective_scan_2d_forward_cpu);
-REGISTER_DEVICE_IMPL(selective_scan_2d_backward_impl, CPU, selective_scan_2d_backward_cpu);
+REGISTER_DEVICE_IMPL(selective_scan_forward_impl, CPU,
+                     selective_scan_forward_cpu);
+REGISTER_DEVICE_IMPL(selective_scan_backward_impl, CPU,
+                     selective_scan_backward_cpu);
+REGISTER_DEVICE_IMPL(selective_scan_2d_forward_impl, CPU,
+                     selective_scan_2d_forward_cpu);
+REGISTER_DEVICE_IMPL(selective_scan_2d_backward_impl, CPU,
+                     selective_scan_2d_backward_cpu);
 
 }  // namespace mmvssm

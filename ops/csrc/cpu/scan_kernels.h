@@ -28,7 +28,8 @@ MMVSSM_INLINE void forward_states(int steps, const Vec<S>* d, const Vec<S>* du,
     for (int j = 0; j < Count; ++j) decay[j] = step * rate[j];
     exp2_decay<Count>(decay);
     for (int j = 0; j < Count; ++j)
-      state[j] = decay[j] * state[j] + input * B[t * step_stride + j * state_stride];
+      state[j] =
+          decay[j] * state[j] + input * B[t * step_stride + j * state_stride];
     for (int j = 0; j < Count; ++j)
       sum += state[j] * C[t * step_stride + j * state_stride];
     y[t] = sum;
@@ -44,31 +45,36 @@ MMVSSM_INLINE void forward_all_states(int64_t d_state, int steps,
                                       Vec<S>* h) {
   int64_t n = 0;
   for (; n + 4 <= d_state; n += 4)
-    forward_states<4, S>(steps, d, du, y, B + n * ns, C + n * ns, ts, ns, A2 + n, h + n);
+    forward_states<4, S>(steps, d, du, y, B + n * ns, C + n * ns, ts, ns,
+                         A2 + n, h + n);
   for (; n + 2 <= d_state; n += 2)
-    forward_states<2, S>(steps, d, du, y, B + n * ns, C + n * ns, ts, ns, A2 + n, h + n);
+    forward_states<2, S>(steps, d, du, y, B + n * ns, C + n * ns, ts, ns,
+                         A2 + n, h + n);
   if (n < d_state)
-    forward_states<1, S>(steps, d, du, y, B + n * ns, C + n * ns, ts, ns, A2 + n, h + n);
+    forward_states<1, S>(steps, d, du, y, B + n * ns, C + n * ns, ts, ns,
+                         A2 + n, h + n);
 }
 
 template <typename S>
 MMVSSM_INLINE S* saved_state(const ScanArgs<S>& a, int64_t b, int64_t k,
-                                  int64_t tile, int64_t n, int64_t c) {
+                             int64_t tile, int64_t n, int64_t c) {
   const int64_t chunks = num_saved_states(a.length);
   const int64_t at =
-      (((b * a.routes + k) * chunks + tile - 1) * a.d_state + n) * a.channels + c;
+      (((b * a.routes + k) * chunks + tile - 1) * a.d_state + n) * a.channels +
+      c;
   return a.states + at;
 }
 
 // The rates of one route as vectors over channels, (blocks, padded N).
 template <typename S>
-void load_rates(const ScanArgs<S>& a, const Task& task, int64_t k, int64_t stride,
-                Vec<S>* A2) {
+void load_rates(const ScanArgs<S>& a, const Task& task, int64_t k,
+                int64_t stride, Vec<S>* A2) {
   constexpr int W = Simd<S>::kLanes;
-  for (int64_t c = task.channel_begin, i = 0; c < task.channel_end; c += W, ++i) {
+  for (int64_t c = task.channel_begin, i = 0; c < task.channel_end;
+       c += W, ++i) {
     const int count = int(task.channel_end - c < W ? task.channel_end - c : W);
-    load_columns<S>(a.A, DType::kFloat, (k * a.channels + c) * a.d_state, a.d_state,
-                    count, int(a.d_state), A2 + i * stride);
+    load_columns<S>(a.A, DType::kFloat, (k * a.channels + c) * a.d_state,
+                    a.d_state, count, int(a.d_state), A2 + i * stride);
     for (int64_t n = 0; n < a.d_state; ++n) A2[i * stride + n] *= S(kLog2e);
   }
 }
@@ -95,17 +101,21 @@ void forward_task(const typename Layout<S>::Args& a, const Task& task) {
     for (int64_t b = task.batch_begin; b < task.batch_end; ++b) {
       ::memset(h, 0, blocks * states * sizeof(V));
       for (int64_t start = 0; start < a.length; start += kTile) {
-        const int steps = int(a.length - start < kTile ? a.length - start : kTile);
+        const int steps =
+            int(a.length - start < kTile ? a.length - start : kTile);
         layout.begin_tile(b, k, start, steps);
-        for (int64_t c = task.channel_begin, i = 0; c < task.channel_end; c += W, ++i) {
-          const int count = int(task.channel_end - c < W ? task.channel_end - c : W);
+        for (int64_t c = task.channel_begin, i = 0; c < task.channel_end;
+             c += W, ++i) {
+          const int count =
+              int(task.channel_end - c < W ? task.channel_end - c : W);
           if (a.states != nullptr && start > 0)
             for (int64_t n = 0; n < a.d_state; ++n)
-              store<S>(saved_state<S>(a, b, k, start / kTile, n, c), h[i * states + n], count);
+              store<S>(saved_state<S>(a, b, k, start / kTile, n, c),
+                       h[i * states + n], count);
           layout.load_inputs(int(i), c, count, u, z);
-          const V skip = a.D == nullptr
-                             ? V{}
-                             : load<S>(a.D, DType::kFloat, k * a.channels + c, count);
+          const V skip = a.D == nullptr ? V{}
+                                        : load<S>(a.D, DType::kFloat,
+                                                  k * a.channels + c, count);
           for (int t = 0; t < steps; ++t) {
             V slope;
             if (layout.use_softplus()) softplus(z[t], &z[t], &slope);
@@ -119,11 +129,13 @@ void forward_task(const typename Layout<S>::Args& a, const Task& task) {
         }
       }
       if constexpr (Layout<S>::kFlushesStates)
-        for (int64_t c = task.channel_begin, i = 0; c < task.channel_end; c += W, ++i) {
-          const int count = int(task.channel_end - c < W ? task.channel_end - c : W);
+        for (int64_t c = task.channel_begin, i = 0; c < task.channel_end;
+             c += W, ++i) {
+          const int count =
+              int(task.channel_end - c < W ? task.channel_end - c : W);
           const int64_t row = (b * a.routes + k) * a.channels + c;
-          store_columns<false, S>(a.last_state + row * a.d_state, a.d_state, count,
-                                  int(a.d_state), h + i * states);
+          store_columns<false, S>(a.last_state + row * a.d_state, a.d_state,
+                                  count, int(a.d_state), h + i * states);
         }
     }
   }
@@ -133,9 +145,10 @@ void forward_task(const typename Layout<S>::Args& a, const Task& task) {
 template <typename S>
 struct TileGrads {
   using V = Vec<S>;
-  V *d, *du, *dy;   // step sizes, d * u, output gradient
-  V *sum_gB;        // sum over states of g B: gradient of d * u
-  V *sum_decay;     // sum over states of A g a h: the decay's part of the step gradient
+  V *d, *du, *dy;    // step sizes, d * u, output gradient
+  V* sum_gB;         // sum over states of g B: gradient of d * u
+  V* sum_decay;      // sum over states of A g a h: the decay's part of the step
+                     // gradient
   V *decay, *state;  // (2, kTile + 1) recomputed; state[0] enters the tile
 };
 
@@ -143,9 +156,10 @@ struct TileGrads {
 // g[t] = e[t] C[t] + a[t+1] g[t+1];  dC = sum e h;  dB = sum g d u.
 template <int Count, typename S>
 MMVSSM_INLINE void backward_states(int steps, const TileGrads<S>& s, const S* B,
-                                   const S* C, S* dB, S* dC, int64_t ts, int64_t ns,
-                                   const Vec<S>* A2, const Vec<S>* entering,
-                                   Vec<S>* carry, Vec<S>* dA) {
+                                   const S* C, S* dB, S* dC, int64_t ts,
+                                   int64_t ns, const Vec<S>* A2,
+                                   const Vec<S>* entering, Vec<S>* carry,
+                                   Vec<S>* dA) {
   using V = Vec<S>;
   constexpr int W = Simd<S>::kLanes;
   constexpr int kRow = kTile + 1;
@@ -202,7 +216,8 @@ void backward_task(const typename Layout<S>::Args& a, const Task& task) {
   const int64_t blocks = (task.channel_end - task.channel_begin + W - 1) / W;
   const int64_t states = (a.d_state + W - 1) / W * W;
   Arena arena(Layout<S>::scratch_bytes(a, task) +
-              (3 * blocks * states + 2 * blocks + 14 * kTile + states + 16) * sizeof(V) +
+              (3 * blocks * states + 2 * blocks + 14 * kTile + states + 16) *
+                  sizeof(V) +
               1024);
   Layout<S> layout(a, task, &arena);
   V* A2 = arena.take<V>(blocks * states);
@@ -233,10 +248,13 @@ void backward_task(const typename Layout<S>::Args& a, const Task& task) {
       ::memset(carry, 0, blocks * states * sizeof(V));
       for (int64_t tile = num_saved_states(a.length); tile >= 0; --tile) {
         const int64_t start = tile * kTile;
-        const int steps = int(a.length - start < kTile ? a.length - start : kTile);
+        const int steps =
+            int(a.length - start < kTile ? a.length - start : kTile);
         layout.begin_tile(b, k, start, steps);
-        for (int64_t c = task.channel_begin, i = 0; c < task.channel_end; c += W, ++i) {
-          const int count = int(task.channel_end - c < W ? task.channel_end - c : W);
+        for (int64_t c = task.channel_begin, i = 0; c < task.channel_end;
+             c += W, ++i) {
+          const int count =
+              int(task.channel_end - c < W ? task.channel_end - c : W);
           layout.load_inputs(int(i), c, count, u, z);
           layout.load_grad(c, count, s.dy);
           for (int t = 0; t < steps; ++t) {
@@ -246,23 +264,26 @@ void backward_task(const typename Layout<S>::Args& a, const Task& task) {
             s.sum_gB[t] = s.sum_decay[t] = V{};
           }
           for (int64_t n = 0; n < a.d_state; ++n)
-            entering[n] = tile == 0 ? V{}
-                                    : load<S>(saved_state<S>(a, b, k, tile, n, c),
-                                              DType::kFloat, 0, count);
+            entering[n] = tile == 0
+                              ? V{}
+                              : load<S>(saved_state<S>(a, b, k, tile, n, c),
+                                        DType::kFloat, 0, count);
           const int64_t ts = layout.step_stride(), ns = layout.state_stride();
           const int64_t at = i * states;
           int64_t n = 0;
           for (; n + 2 <= a.d_state; n += 2)
-            backward_states<2, S>(steps, s, layout.B + n * ns, layout.C + n * ns,
-                                  layout.dB + n * kTile, layout.dC + n * kTile, ts, ns,
-                                  A2 + at + n, entering + n, carry + at + n, dA + at + n);
+            backward_states<2, S>(steps, s, layout.B + n * ns,
+                                  layout.C + n * ns, layout.dB + n * kTile,
+                                  layout.dC + n * kTile, ts, ns, A2 + at + n,
+                                  entering + n, carry + at + n, dA + at + n);
           if (n < a.d_state)
-            backward_states<1, S>(steps, s, layout.B + n * ns, layout.C + n * ns,
-                                  layout.dB + n * kTile, layout.dC + n * kTile, ts, ns,
-                                  A2 + at + n, entering + n, carry + at + n, dA + at + n);
-          const V skip = a.D == nullptr
-                             ? V{}
-                             : load<S>(a.D, DType::kFloat, k * a.channels + c, count);
+            backward_states<1, S>(steps, s, layout.B + n * ns,
+                                  layout.C + n * ns, layout.dB + n * kTile,
+                                  layout.dC + n * kTile, ts, ns, A2 + at + n,
+                                  entering + n, carry + at + n, dA + at + n);
+          const V skip = a.D == nullptr ? V{}
+                                        : load<S>(a.D, DType::kFloat,
+                                                  k * a.channels + c, count);
           for (int t = 0; t < steps; ++t) {
             // The rates were scaled for base 2.
             const V dstep = u[t] * s.sum_gB[t] + s.sum_decay[t] * S(1 / kLog2e);
@@ -277,18 +298,21 @@ void backward_task(const typename Layout<S>::Args& a, const Task& task) {
       }
     }
     layout.end_route(task.slot);
-    for (int64_t c = task.channel_begin, i = 0; c < task.channel_end; c += W, ++i) {
-      const int count = int(task.channel_end - c < W ? task.channel_end - c : W);
+    for (int64_t c = task.channel_begin, i = 0; c < task.channel_end;
+         c += W, ++i) {
+      const int count =
+          int(task.channel_end - c < W ? task.channel_end - c : W);
       const int64_t row = (task.slot * a.routes + k) * a.channels + c;
-      store_columns<false, S>(a.dA + row * a.d_state, a.d_state, count, int(a.d_state),
-                              dA + i * states);
+      store_columns<false, S>(a.dA + row * a.d_state, a.d_state, count,
+                              int(a.d_state), dA + i * states);
       if (a.dD != nullptr) store<S>(a.dD + row, dD[i], count);
       if (a.dbias != nullptr) store<S>(a.dbias + row, dbias[i], count);
     }
   }
 }
 
-// A constant expression: loading the library runs no code of this instruction set.
+// A constant expression: loading the library runs no code of this instruction
+// set.
 constexpr KernelTable make_table(const char* name) {
   return {name,
           Simd<float>::kLanes,

@@ -164,15 +164,15 @@ template <int Step, typename V, typename I, int... L>
 MMVSSM_INLINE void exchange(V* a, V* b, std::integer_sequence<int, L...>) {
   constexpr int W = sizeof...(L);
 #ifdef __clang__
-  const V low = __builtin_shufflevector(
-      *a, *b, ((L & Step) ? W + L - Step : L)...);
-  const V high = __builtin_shufflevector(
-      *a, *b, ((L & Step) ? W + L : L + Step)...);
+  const V low =
+      __builtin_shufflevector(*a, *b, ((L & Step) ? W + L - Step : L)...);
+  const V high =
+      __builtin_shufflevector(*a, *b, ((L & Step) ? W + L : L + Step)...);
 #else
-  const V low = __builtin_shuffle(
-      *a, *b, I{((L & Step) ? W + L - Step : L)...});
-  const V high = __builtin_shuffle(
-      *a, *b, I{((L & Step) ? W + L : L + Step)...});
+  const V low =
+      __builtin_shuffle(*a, *b, I{((L & Step) ? W + L - Step : L)...});
+  const V high =
+      __builtin_shuffle(*a, *b, I{((L & Step) ? W + L : L + Step)...});
 #endif
   *a = low;
   *b = high;
@@ -284,12 +284,14 @@ MMVSSM_INLINE void load_columns(const void* base, DType type, int64_t offset,
   for (int j = 0; j < columns; j += W) {
     if (plain && rows == W && columns - j >= W) {
       const S* p = static_cast<const S*>(base) + offset + j;
-      for (int i = 0; i < W; ++i) __builtin_memcpy(out + j + i, p + i * stride, sizeof(Vec<S>));
+      for (int i = 0; i < W; ++i)
+        __builtin_memcpy(out + j + i, p + i * stride, sizeof(Vec<S>));
     } else {
       const int count = columns - j < W ? columns - j : W;
       for (int i = 0; i < W; ++i)
-        out[j + i] =
-            i < rows ? load<S>(base, type, offset + i * stride + j, count) : Vec<S>{};
+        out[j + i] = i < rows
+                         ? load<S>(base, type, offset + i * stride + j, count)
+                         : Vec<S>{};
     }
     transpose<S>(out + j);
   }
@@ -299,7 +301,9 @@ MMVSSM_INLINE void load_columns(const void* base, DType type, int64_t offset,
 template <typename S>
 MMVSSM_INLINE void prefetch_rows(const void* base, DType type, int64_t offset,
                                  int64_t stride, int rows, int columns) {
-  const int64_t size = type == DType::kDouble ? 8 : type == DType::kFloat ? 4 : 2;
+  const int64_t size = type == DType::kDouble  ? 8
+                       : type == DType::kFloat ? 4
+                                               : 2;
   const char* p = static_cast<const char*>(base) + offset * size;
   for (int i = 0; i < rows; ++i)
     for (int64_t at = 0; at < columns * size; at += 64)

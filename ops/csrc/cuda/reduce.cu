@@ -67,8 +67,7 @@ __global__ void route_flags_kernel(const RouteParams p) {
   SharedArena arena(dynamic_shared());
   int* totals = arena.take<int>(2 * kRouteThreads / 32);
 
-  const int32_t* route =
-      p.routes + static_cast<int64_t>(blockIdx.x) * p.length;
+  const int32_t* route = p.routes + static_cast<int64_t>(blockIdx.x) * p.length;
   int32_t* winner = p.winner + static_cast<int64_t>(blockIdx.x) * p.pixels;
   for (int step = threadIdx.x; step < p.length; step += blockDim.x) {
     if (route[step] >= 0) winner[route[step]] = step;
@@ -98,8 +97,8 @@ __global__ void route_flags_kernel(const RouteParams p) {
       visits += totals[2 * w];
       distinct += totals[2 * w + 1];
     }
-    p.flags[blockIdx.x] = (visits > distinct ? kRepeats : 0) |
-                          (distinct < p.pixels ? kGaps : 0);
+    p.flags[blockIdx.x] =
+        (visits > distinct ? kRepeats : 0) | (distinct < p.pixels ? kGaps : 0);
   }
 }
 

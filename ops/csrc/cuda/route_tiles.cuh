@@ -50,8 +50,7 @@ class RouteTiles {
     const T* x = static_cast<const T*>(in_.x);
     const T* x_dbl = static_cast<const T*>(in_.x_dbl);
     x_ = x + place.batch * in_.x_batch_stride +
-         static_cast<int64_t>(place.route) * in_.x_route_stride +
-         place.channel;
+         static_cast<int64_t>(place.route) * in_.x_route_stride + place.channel;
     x_dbl_ = x_dbl + place.batch * in_.x_dbl_batch_stride +
              place.route * in_.x_dbl_route_stride;
     route_ = (threadIdx.x < kTile ? in_.in_routes : in_.out_routes) +
@@ -248,7 +247,9 @@ RouteInputs route_inputs(const Scan2dArgs& args) {
           static_cast<int>(x_dbl_width),
           static_cast<int>(args.shared_projection ? 0 : width),
           static_cast<int>(args.dt_rank),
-          alignment % 16 == 0 ? 16 : alignment % 4 == 0 ? 4 : 0};
+          alignment % 16 == 0  ? 16
+          : alignment % 4 == 0 ? 4
+                               : 0};
 }
 
 }  // namespace mmvssm::cuda

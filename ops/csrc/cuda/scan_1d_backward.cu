@@ -31,9 +31,9 @@ class SequenceBackward : public SequenceTiles<T, NT> {
 
   __device__ void attach(const Params& p, const Place& place) {
     Base::attach(place);
-    const int64_t maps = place.part * p.part_stride +
-                         place.image(p.shape) * p.shape.d_state *
-                             p.shape.length;
+    const int64_t maps = place.part * p.part_stride + place.image(p.shape) *
+                                                          p.shape.d_state *
+                                                          p.shape.length;
     dB_ = p.dB + maps;
     dC_ = p.dC + maps;
   }
@@ -54,8 +54,7 @@ class SequenceBackward : public SequenceTiles<T, NT> {
   }
 
   // The gradients take the place of u and delta in shared memory.
-  __device__ __forceinline__ void store_grads(int step,
-                                              const float (&du)[kSub],
+  __device__ __forceinline__ void store_grads(int step, const float (&du)[kSub],
                                               const float (&dz)[kSub]) {
 #pragma unroll
     for (int t = 0; t < kSub; ++t) {
@@ -124,9 +123,7 @@ cudaError_t backward_of(const Scan1dArgs& args, Workspace& workspace,
     return sum_slots(p.dC, args.dC, args.in_type, 1, num_parts, p.part_stride,
                      stream);
   });
-  then([&] {
-    return convert_rows(p.du, args.du, args.in_type, args, stream);
-  });
+  then([&] { return convert_rows(p.du, args.du, args.in_type, args, stream); });
   then([&] {
     return convert_rows(p.ddelta, args.ddelta, args.in_type, args, stream);
   });

@@ -42,8 +42,8 @@ class SequenceForward : public SequenceTiles<T, NT> {
   __device__ void store_last_state(const Place& place, const float (&h)[NT]) {
     if (!place.active) return;
     const ScanShape& s = this->shape_;
-    float* to = last_state_ +
-                (place.image(s) * s.channels + place.channel) * s.d_state;
+    float* to =
+        last_state_ + (place.image(s) * s.channels + place.channel) * s.d_state;
 #pragma unroll
     for (int n = 0; n < NT; ++n) {
       if (this->n0_ + n < s.d_state) to[this->n0_ + n] = h[n];

@@ -48,10 +48,9 @@ class RouteBackward : public RouteTiles<T, NT> {
     active_ = place.active;
     dy_is_float_ = p.dy_is_float;
     dy_pixel_stride_ = p.dy_pixel_stride;
-    const int64_t offset = place.batch * p.dy_batch_stride +
-                           static_cast<int64_t>(place.route) *
-                               p.dy_route_stride +
-                           place.channel;
+    const int64_t offset =
+        place.batch * p.dy_batch_stride +
+        static_cast<int64_t>(place.route) * p.dy_route_stride + place.channel;
     dy_ = static_cast<const char*>(p.dy) +
           offset * (dy_is_float_ ? sizeof(float) : sizeof(T));
 
@@ -73,22 +72,20 @@ class RouteBackward : public RouteTiles<T, NT> {
 
   __device__ RowSums& sums() { return sums_; }
 
-  __device__ __forceinline__ void load_grad(int step,
-                                            float (&e)[kSub]) const {
+  __device__ __forceinline__ void load_grad(int step, float (&e)[kSub]) const {
 #pragma unroll
     for (int t = 0; t < kSub; ++t) {
       const int pixel = this->target(step + t);
       const int offset = pixel * dy_pixel_stride_;
       e[t] = pixel < 0 || !active_ ? 0.0f
-             : dy_is_float_ ? static_cast<const float*>(dy_)[offset]
+             : dy_is_float_        ? static_cast<const float*>(dy_)[offset]
                             : to_float(static_cast<const T*>(dy_)[offset]);
     }
   }
 
   // Takes the gradients of input and step-size argument of kSub steps: to the
   // pixels, to the weights, and with what sums() holds to the rows of x_dbl.
-  __device__ __forceinline__ void store_grads(int step,
-                                              const float (&du)[kSub],
+  __device__ __forceinline__ void store_grads(int step, const float (&du)[kSub],
                                               const float (&dz)[kSub]) {
 #pragma unroll
     for (int t = 0; t < kSub; ++t) {
@@ -195,8 +192,8 @@ cudaError_t backward_of(const Scan2dArgs& args, Workspace& workspace,
   const bool through_slots =
       merge || (!is_float && args.d_state > kBackwardStates);
 
-  auto* flags = static_cast<int32_t*>(
-      workspace.allocate(args.routes * sizeof(int32_t)));
+  auto* flags =
+      static_cast<int32_t*>(workspace.allocate(args.routes * sizeof(int32_t)));
   cudaError_t status =
       find_route_flags(args.in_routes, args.routes, args.length, args.pixels,
                        workspace, flags, stream);
@@ -217,9 +214,10 @@ cudaError_t backward_of(const Scan2dArgs& args, Workspace& workspace,
   p.dy_pixel_stride = static_cast<int>(dy_row);
 
   const int64_t x_images = args.x_per_route || merge ? args.routes : 1;
-  p.dx.data = through_slots ? workspace.allocate(args.batch * x_images *
-                                                 image * sizeof(float))
-                            : args.dx;
+  p.dx.data =
+      through_slots
+          ? workspace.allocate(args.batch * x_images * image * sizeof(float))
+          : args.dx;
   p.dx.is_float = is_float || through_slots;
   p.dx.batch_stride = x_images * image;
   p.dx.route_stride = merge ? image : row;
@@ -231,17 +229,16 @@ cudaError_t backward_of(const Scan2dArgs& args, Workspace& workspace,
   // Blocks write rows of x_dbl apart from each other; a projection that the
   // routes share is summed over them too.
   const int64_t shared = args.shared_projection ? args.routes : 1;
-  const int64_t rows = args.pixels * width *
-                       (args.shared_projection ? 1 : args.routes);
+  const int64_t rows =
+      args.pixels * width * (args.shared_projection ? 1 : args.routes);
   int64_t row_slots = 0;
   const auto prepare = [&](RouteBackwardParams& params, int64_t parts) {
     row_slots = shared * parts;
-    params.dx_dbl.data = static_cast<float*>(workspace.allocate(
-        args.batch * row_slots * rows * sizeof(float)));
+    params.dx_dbl.data = static_cast<float*>(
+        workspace.allocate(args.batch * row_slots * rows * sizeof(float)));
     params.dx_dbl.batch_stride = row_slots * rows;
     params.dx_dbl.part_stride = rows;
-    params.dx_dbl.route_stride =
-        args.shared_projection ? parts * rows : width;
+    params.dx_dbl.route_stride = args.shared_projection ? parts * rows : width;
     params.dx_dbl.pixel_stride =
         static_cast<int>(args.shared_projection ? width : args.routes * width);
     params.dx_dbl.pixels = static_cast<int>(args.pixels);

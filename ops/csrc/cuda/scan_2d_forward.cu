@@ -54,8 +54,8 @@ cudaError_t forward_of(const Scan2dArgs& args, Workspace& workspace,
   const bool through_slots =
       merge || (!is_float && args.d_state > kForwardStates);
 
-  auto* flags = static_cast<int32_t*>(
-      workspace.allocate(args.routes * sizeof(int32_t)));
+  auto* flags =
+      static_cast<int32_t*>(workspace.allocate(args.routes * sizeof(int32_t)));
   cudaError_t status =
       find_route_flags(args.out_routes, args.routes, args.length,
                        args.out_pixels, workspace, flags, stream);
@@ -64,9 +64,10 @@ cudaError_t forward_of(const Scan2dArgs& args, Workspace& workspace,
   RouteForwardParams p;
   p.shape = scan_shape(args, 32);
   p.inputs = route_inputs<T>(args);
-  p.y.data = through_slots ? workspace.allocate(args.batch * args.routes *
-                                                image * sizeof(float))
-                           : args.y;
+  p.y.data =
+      through_slots
+          ? workspace.allocate(args.batch * args.routes * image * sizeof(float))
+          : args.y;
   p.y.is_float = is_float || through_slots;
   p.y.batch_stride = args.routes * image;
   p.y.route_stride = merge ? image : row;

@@ -94,8 +94,7 @@ class RowSums {
     __syncthreads();
     const int warps = blockDim.x / 32;
 #pragma unroll 1
-    for (int column = begin + threadIdx.x; column < end;
-         column += blockDim.x) {
+    for (int column = begin + threadIdx.x; column < end; column += blockDim.x) {
 #pragma unroll 1
       for (int t = 0; t < kSub; ++t) {
         float sum = 0.0f;
@@ -153,8 +152,8 @@ class BackwardThread {
         ahead = beyond;
       }
       if (place.active) {
-        float* dA = p.sums.dA + (place.image(s) * s.channels + place.channel) *
-                                    s.d_state;
+        float* dA = p.sums.dA +
+                    (place.image(s) * s.channels + place.channel) * s.d_state;
 #pragma unroll
         for (int n = 0; n < NT; ++n) {
           if (n0 + n < s.d_state) dA[n0 + n] = dA_[n];
@@ -316,7 +315,7 @@ class BackwardThread {
   Tiles tiles_;
   float* checkpoints_;  // [sub][state][thread]
   float log2_decay_[NT], h_[NT];
-  float g_[NT];   // a_{l+1} g_{l+1} for the step l to come
+  float g_[NT];  // a_{l+1} g_{l+1} for the step l to come
   float dA_[NT];
   float dD_ = 0.0f, dbias_ = 0.0f, skip_;
   bool first_walk_;

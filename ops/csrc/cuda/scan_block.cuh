@@ -151,9 +151,8 @@ __device__ __forceinline__ float* saved_state(const ScanShape& s,
 inline int block_threads(const ScanArgs& args, int limit) {
   const int64_t sequences = args.batch * args.routes;
   int threads = limit;
-  while (threads > 32 &&
-         sequences * ((args.channels + threads - 1) / threads) <
-             args.min_blocks) {
+  while (threads > 32 && sequences * ((args.channels + threads - 1) / threads) <
+                             args.min_blocks) {
     threads /= 2;
   }
   const int64_t parts = (args.channels + threads - 1) / threads;

@@ -1,5 +1,7 @@
 // The CUDA implementations: allocate, describe the tensors to the kernels, and
 // launch on the current stream.
+#include "scan_cuda.h"
+
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -8,7 +10,6 @@
 #include <vector>
 
 #include "../common/scan_ops.h"
-#include "scan_cuda.h"
 
 namespace mmvssm {
 namespace cuda {
@@ -231,7 +232,7 @@ Scan2dBackward backward_2d(const Tensor& dy, const Tensor& x,
   Tensor dA = at::empty_like(A), ddt_weight = at::empty_like(dt_weight);
   Tensor ddt_bias = at::empty_like(dt_bias), dD = empty_like(D, A);
   if (args.batch == 0) {
-    return {dx, dx_dbl, dA.zero_(), ddt_weight.zero_(), ddt_bias.zero_(),
+    return {dx,        dx_dbl, dA.zero_(), ddt_weight.zero_(), ddt_bias.zero_(),
             dD.zero_()};
   }
   args.y_type = dtype_of(dy.scalar_type());

@@ -19,17 +19,17 @@ class Workspace {
 // the device; those marked * may be null.
 struct ScanArgs {
   int64_t batch, routes, channels, d_state, length;
-  DType in_type;        // of x or u, delta, x_dbl, B, C and of their gradients
-  DType y_type;         // of y and dy: float, or in_type
-  const float* A;       // (K*D, N)
-  const float* D;       // * (K*D)
-  const float* bias;    // * (K*D)
-  float* states;        // * (Bt, K, S, N, D): written forward, read backward
-  void* y;              // forward
-  const void* dy;       // backward, as y
+  DType in_type;      // of x or u, delta, x_dbl, B, C and of their gradients
+  DType y_type;       // of y and dy: float, or in_type
+  const float* A;     // (K*D, N)
+  const float* D;     // * (K*D)
+  const float* bias;  // * (K*D)
+  float* states;      // * (Bt, K, S, N, D): written forward, read backward
+  void* y;            // forward
+  const void* dy;     // backward, as y
   float *dA, *dD, *dbias;  // backward; the last two * when D, bias are
   // Launch shape; only the tests set these.
-  int max_threads = 128;    // channels of a block at most
+  int max_threads = 128;     // channels of a block at most
   int64_t min_blocks = 256;  // below this many blocks, smaller ones are used
 };
 
@@ -46,12 +46,12 @@ struct Scan1dArgs : ScanArgs {
 struct Scan2dArgs : ScanArgs {
   int64_t pixels, out_pixels, dt_rank;
   bool x_per_route, shared_projection, merge;
-  const void* x;               // (Bt, P, D) or (Bt, P, K, D)
-  const void* x_dbl;           // (Bt, P, K | 1, R + 2N)
-  const int32_t* in_routes;    // (K, L)
-  const int32_t* out_routes;   // (K, L)
-  const float* dt_weight;      // (K, D, R)
-  void *dx, *dx_dbl;           // y: (Bt, Q, D) merged, else (Bt, Q, K, D)
+  const void* x;              // (Bt, P, D) or (Bt, P, K, D)
+  const void* x_dbl;          // (Bt, P, K | 1, R + 2N)
+  const int32_t* in_routes;   // (K, L)
+  const int32_t* out_routes;  // (K, L)
+  const float* dt_weight;     // (K, D, R)
+  void *dx, *dx_dbl;          // y: (Bt, Q, D) merged, else (Bt, Q, K, D)
   float* ddt_weight;
 };
 

@@ -32,8 +32,8 @@ class RowTile {
     return values_[threadIdx.x * kPitch + step];
   }
 
-  __device__ void load(const Rows& rows, const ScanShape& s,
-                       const Place& place, int tile) {
+  __device__ void load(const Rows& rows, const ScanShape& s, const Place& place,
+                       int tile) {
     each(s, place, tile, [&](float& value, int64_t at, bool exists) {
       value = !exists         ? 0.0f
               : rows.is_float ? static_cast<const float*>(rows.data)[at]
@@ -134,8 +134,7 @@ class SequenceTiles {
   // As RouteTiles::load; past the end the step size is 0, so that the state
   // stays what it is.
   __device__ __forceinline__ void load(int step, float (&u)[kSub],
-                                       float (&d)[kSub],
-                                       float (&slope)[kSub]) {
+                                       float (&d)[kSub], float (&slope)[kSub]) {
 #pragma unroll
     for (int t = 0; t < kSub; ++t) {
       u[t] = u_.own(step + t);

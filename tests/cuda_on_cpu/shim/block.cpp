@@ -203,9 +203,10 @@ std::vector<size_t> order_of(size_t count, std::mt19937& random) {
                  names[static_cast<int>(fiber.state)]);
   }
   running = nullptr;
-  fail("divergence: %d threads at __syncthreads, %d in a warp operation, "
-       "%d returned",
-       count[1], count[2], count[3]);
+  fail(
+      "divergence: %d threads at __syncthreads, %d in a warp operation, "
+      "%d returned",
+      count[1], count[2], count[3]);
 }
 
 // Runs a warp until all its threads are at the block's barrier or done.

@@ -52,8 +52,7 @@ T __shfl_xor_sync(unsigned mask, T value, int lane_mask) {
   static_assert(sizeof(T) == 4, "32-bit values");
   uint32_t bits;
   std::memcpy(&bits, &value, 4);
-  const uint32_t* all =
-      shim::warp_exchange(mask, shim::WarpOp::kShuffle, bits);
+  const uint32_t* all = shim::warp_exchange(mask, shim::WarpOp::kShuffle, bits);
   const int from = static_cast<int>(threadIdx.x % 32) ^ lane_mask;
   if (from >= 32 || !(mask >> from & 1)) {
     shim::fail("shuffle reads lane %d outside its mask %08x", from, mask);

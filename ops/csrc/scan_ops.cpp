@@ -141,11 +141,13 @@ class CheckedTables {
  public:
   bool contains(const Tensor& table, int64_t size) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    for (const Entry& e : entries_)
+    for (const Entry& e : entries_) {
       if (e.data == table.const_data_ptr() && e.numel == table.numel() &&
           e.version == table._version() && e.size == size &&
-          !e.storage.expired())
+          !e.storage.expired()) {
         return true;
+      }
+    }
     return false;
   }
 
@@ -153,10 +155,11 @@ class CheckedTables {
     const std::lock_guard<std::mutex> lock(mutex_);
     Entry entry{table.storage().getWeakStorageImpl(), table.const_data_ptr(),
                 table.numel(), int64_t(table._version()), size};
-    if (entries_.size() < kCapacity)
+    if (entries_.size() < kCapacity) {
       entries_.push_back(std::move(entry));
-    else
+    } else {
       entries_[next_++ % kCapacity] = std::move(entry);
+    }
   }
 
  private:
@@ -180,10 +183,11 @@ void check_table(const char* name, const Tensor& table, int64_t size) {
   if (table.device().is_cpu()) {
     const int32_t* entries = table.data_ptr<int32_t>();
     const auto range = std::minmax_element(entries, entries + table.numel());
-    low = *range.first, high = *range.second;
+    low = *range.first;
+    high = *range.second;
   } else {
     const auto range = at::aminmax(table);
-    low = std::get<0>(range).item<int32_t>(),
+    low = std::get<0>(range).item<int32_t>();
     high = std::get<1>(range).item<int32_t>();
   }
   TORCH_CHECK_VALUE(low >= -1 && high < size, name,
@@ -213,10 +217,11 @@ void check_2d(const Tensor& x, const Tensor& x_dbl, const Tensor& routes,
   check_positive("N", d_state);
   check_positive("R", dt_rank);
   check_positive("num_out", num_out);
-  if (x.dim() == 4)
+  if (x.dim() == 4) {
     check("x", x, x, type, {batch, pixels, num_routes, channels});
-  else
+  } else {
     check("x", x, x, type, x.sizes());
+  }
   const int64_t projections = x_dbl.size(2) == 1 ? 1 : num_routes;
   check("x_dbl", x_dbl, x, type,
         {batch, pixels, projections, dt_rank + 2 * d_state});
@@ -277,10 +282,11 @@ Scan2dBackward selective_scan_2d_backward(
   check_2d(x, x_dbl, routes, out_routes, A, dt_weight, dt_bias, D, dy.size(1));
   const int64_t batch = x.size(0), channels = x.size(-1),
                 num_routes = routes.size(0);
-  if (merge)
+  if (merge) {
     check_grad(dy, x, {batch, dy.size(1), channels});
-  else
+  } else {
     check_grad(dy, x, {batch, dy.size(1), num_routes, channels});
+  }
   check_states(states, x, A.scalar_type(), batch, num_routes, A.size(1),
                channels, routes.size(1));
   return selective_scan_2d_backward_impl(dy, x, x_dbl, routes, out_routes, A,

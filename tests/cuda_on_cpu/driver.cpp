@@ -17,8 +17,8 @@
 #include <random>
 #include <string>
 
+#include "cuda/scan_cuda.h"
 #include "reference.h"
-#include "scan_cuda.h"
 #include "shim/block.h"
 
 namespace {

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "device.cuh"
+#include "cuda/device.cuh"
 
 namespace {
 

@@ -116,7 +116,7 @@ def run(program, *words):
 
 def compile_object(source, target):
     language = ["-x", "c++"] if source.suffix == ".cu" else []
-    includes = [f"-I{HERE / 'shim'}", f"-I{KERNELS}", f"-I{HERE}"]
+    includes = [f"-I{HERE / 'shim'}", f"-I{KERNELS.parent}", f"-I{HERE}"]
     return subprocess.run(
         [COMPILER, *FLAGS, *includes, *language, "-c", source, "-o", target],
         capture_output=True,

@@ -9,8 +9,8 @@
 #include <optional>
 #include <tuple>
 
+#include "common/scan_common.h"
 #include "pytorch_device_registry.hpp"  // shipped by the installed mmcv
-#include "scan_common.h"
 
 namespace mmvssm {
 

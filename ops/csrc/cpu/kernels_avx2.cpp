@@ -7,7 +7,7 @@
 #include <new>
 #include <utility>
 
-#include "scan_args.h"
+#include "cpu/scan_args.h"
 
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), \
@@ -18,7 +18,7 @@
 
 #define MMVSSM_ISA avx2
 #define MMVSSM_AVX512 0
-#include "scan_kernels.h"
+#include "cpu/scan_kernels.h"
 
 namespace mmvssm {
 const KernelTable kAvx2Kernels = avx2::make_table("avx2");

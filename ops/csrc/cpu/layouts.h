@@ -5,8 +5,8 @@
 // the dt ranks) for all channels, then u and z for one block of channels.
 #pragma once
 
-#include "scan_args.h"
-#include "simd.h"
+#include "cpu/scan_args.h"
+#include "cpu/simd.h"
 
 namespace mmvssm {
 namespace MMVSSM_ISA {
@@ -48,7 +48,7 @@ class Layout1d {
   static constexpr bool kFlushesStates = true;
 
   static size_t scratch_bytes(const Args& a, const Task&) {
-    return size_t(4) * a.d_state * kTile * sizeof(S);
+    return 4 * a.d_state * kTile * sizeof(S);
   }
 
   Layout1d(const Args& args, const Task& task, Arena* arena)
@@ -67,11 +67,14 @@ class Layout1d {
   void end_route(int64_t) {}
 
   void begin_tile(int64_t b, int64_t k, int64_t start, int steps) {
-    b_ = b, k_ = k, start_ = start, steps_ = steps;
+    b_ = b;
+    k_ = k;
+    start_ = start;
+    steps_ = steps;
     for (int64_t n = 0; n < a_.d_state; ++n) {
       const int64_t from = bc_offset(0) + n * a_.length;
       for (int t = 0; t < steps; t += W) {
-        const int count = steps - t < W ? steps - t : W;
+        const int count = at_most(steps - t, W);
         store<S>(B + n * kTile + t, load<S>(a_.B, a_.in_type, from + t, count),
                  W);
         store<S>(C + n * kTile + t, load<S>(a_.C, a_.in_type, from + t, count),
@@ -86,7 +89,7 @@ class Layout1d {
                     z);
     // The processor does not follow this many rows by itself.
     const int64_t next = a_.length - start_ - kTile;
-    const int ahead = int(next < 0 ? 0 : next < kTile ? next : kTile);
+    const int ahead = next < 0 ? 0 : at_most(next, kTile);
     prefetch_rows<S>(a_.u, a_.in_type, offset(c) + kTile, a_.length, count,
                      ahead);
     prefetch_rows<S>(a_.delta, a_.in_type, offset(c) + kTile, a_.length, count,
@@ -112,13 +115,14 @@ class Layout1d {
 
   void end_tile_backward() {
     const int64_t base = bc_offset(group_);
-    for (int64_t n = 0; n < a_.d_state; ++n)
+    for (int64_t n = 0; n < a_.d_state; ++n) {
       for (int t = 0; t < steps_; t += W) {
-        const int count = steps_ - t < W ? steps_ - t : W;
+        const int count = at_most(steps_ - t, W);
         const int64_t to = base + n * a_.length + t, from = n * kTile + t;
         add<S>(a_.dB + to, load<S>(dB, DType::kFloat, from, W), count);
         add<S>(a_.dC + to, load<S>(dC, DType::kFloat, from, W), count);
       }
+    }
     ::memset(dB, 0, a_.d_state * kTile * sizeof(S));
     ::memset(dC, 0, a_.d_state * kTile * sizeof(S));
   }
@@ -161,7 +165,7 @@ class Layout2d {
                   width = padded(a.dt_rank + 2 * a.d_state);
     const int64_t weights = blocks(task) * W * rank * 3;
     const int64_t tiles = kTile * (width + rank) + 2 * (a.d_state + 1) * kTile;
-    return size_t(weights + tiles) * sizeof(S);
+    return (weights + tiles) * sizeof(S);
   }
 
   Layout2d(const Args& args, const Task& task, Arena* arena)
@@ -188,18 +192,21 @@ class Layout2d {
   void begin_route(int64_t k, int64_t channel_begin, int64_t channel_end) {
     k_ = k;
     for (int64_t c = channel_begin, i = 0; c < channel_end; c += W, ++i) {
-      const int count = int(channel_end - c < W ? channel_end - c : W);
+      const int count = at_most(channel_end - c, W);
       const int64_t from = (k * a_.channels + c) * a_.dt_rank;
       load_columns<S>(a_.dt_weight, DType::kFloat, from, a_.dt_rank, count,
-                      int(a_.dt_rank), weight_ + i * rank_);
+                      static_cast<int>(a_.dt_rank), weight_ + i * rank_);
       S* rows = weight_rows_ + i * W * rank_;
-      for (int lane = 0; lane < count; ++lane)
+      for (int lane = 0; lane < count; ++lane) {
         ::memcpy(rows + lane * rank_, a_.dt_weight + from + lane * a_.dt_rank,
                  a_.dt_rank * sizeof(S));
-      for (int lane = count; lane < W; ++lane)
+      }
+      for (int lane = count; lane < W; ++lane) {
         ::memset(rows + lane * rank_, 0, rank_ * sizeof(S));
+      }
     }
-    channel_begin_ = channel_begin, channel_end_ = channel_end;
+    channel_begin_ = channel_begin;
+    channel_end_ = channel_end;
   }
 
   // Adds the weight gradient of the route to its slot.
@@ -207,15 +214,17 @@ class Layout2d {
     S* base =
         a_.ddt_weight + (slot * a_.routes + k_) * a_.channels * a_.dt_rank;
     for (int64_t c = channel_begin_, i = 0; c < channel_end_; c += W, ++i) {
-      const int count = int(channel_end_ - c < W ? channel_end_ - c : W);
+      const int count = at_most(channel_end_ - c, W);
       store_columns<true, S>(base + c * a_.dt_rank, a_.dt_rank, count,
-                             int(a_.dt_rank), dweight_ + i * rank_);
+                             static_cast<int>(a_.dt_rank),
+                             dweight_ + i * rank_);
       ::memset(dweight_ + i * rank_, 0, rank_ * sizeof(V));
     }
   }
 
   void begin_tile(int64_t b, int64_t k, int64_t start, int steps) {
-    b_ = b, steps_ = steps;
+    b_ = b;
+    steps_ = steps;
     in_ = a_.in_route + k * a_.length + start;
     out_ = a_.out_route + k * a_.length + start;
     const int64_t width = a_.dt_rank + 2 * a_.d_state;
@@ -232,7 +241,7 @@ class Layout2d {
         continue;
       }
       for (int64_t j = 0; j < width; j += W) {
-        const int count = int(width - j < W ? width - j : W);
+        const int count = at_most(width - j, W);
         store<S>(row + j, load<S>(a_.x_dbl, a_.in_type, from + j, count), W);
       }
     }
@@ -243,14 +252,16 @@ class Layout2d {
       const S* x = static_cast<const S*>(a_.x);
       for (int t = 0; t < steps_; ++t) {
         u[t] = V{};
-        if (in_[t] >= 0)
+        if (in_[t] >= 0) {
           __builtin_memcpy(u + t, x + x_offset(in_[t], c), sizeof(V));
+        }
       }
     } else {
-      for (int t = 0; t < steps_; ++t)
+      for (int t = 0; t < steps_; ++t) {
         u[t] = in_[t] < 0
                    ? V{}
                    : load<S>(a_.x, a_.in_type, x_offset(in_[t], c), count);
+      }
     }
     const V bias = load<S>(a_.bias, DType::kFloat, k_ * a_.channels + c, count);
     const V* weight = weight_ + block * rank_;
@@ -265,41 +276,50 @@ class Layout2d {
         z2 += w * q[2 * width_ + r];
         z3 += w * q[3 * width_ + r];
       }
-      z[t] = z0, z[t + 1] = z1, z[t + 2] = z2, z[t + 3] = z3;
+      z[t] = z0;
+      z[t + 1] = z1;
+      z[t + 2] = z2;
+      z[t + 3] = z3;
     }
     for (; t < steps_; ++t) {
       V sum = bias;
-      for (int64_t r = 0; r < a_.dt_rank; ++r)
+      for (int64_t r = 0; r < a_.dt_rank; ++r) {
         sum += weight[r] * rows_[t * width_ + r];
+      }
       z[t] = sum;
     }
   }
 
   void store_output(int64_t c, int count, V* y) {
-    for (int t = 0; t < steps_; ++t)
+    for (int t = 0; t < steps_; ++t) {
       if (out_[t] >= 0) add<S>(a_.y + y_offset(out_[t], c), y[t], count);
+    }
   }
 
   void load_grad(int64_t c, int count, V* dy) {
-    for (int t = 0; t < steps_; ++t)
+    for (int t = 0; t < steps_; ++t) {
       dy[t] = out_[t] < 0
                   ? V{}
                   : load<S>(a_.dy, a_.dy_type, y_offset(out_[t], c), count);
+    }
   }
 
   void store_grads(int block, int64_t c, int count, V* du, V* dz) {
-    for (int t = 0; t < steps_; ++t)
+    for (int t = 0; t < steps_; ++t) {
       if (in_[t] >= 0) add<S>(a_.dx + x_offset(in_[t], c), du[t], count);
+    }
     // Gradient of the dt ranks: sum over channels, lanes are ranks.
     const S* weight = weight_rows_ + block * W * rank_;
-    for (int t = 0; t < steps_; ++t)
+    for (int t = 0; t < steps_; ++t) {
       for (int64_t r = 0; r < rank_; r += W) {
         V sum = load<S>(drank_, DType::kFloat, t * rank_ + r, W);
-        for (int lane = 0; lane < W; ++lane)
+        for (int lane = 0; lane < W; ++lane) {
           sum +=
               dz[t][lane] * load<S>(weight, DType::kFloat, lane * rank_ + r, W);
+        }
         store<S>(drank_ + t * rank_ + r, sum, W);
       }
+    }
     // Gradient of the weight: sum over steps, lanes are channels.
     V* dweight = dweight_ + block * rank_;
     for (int64_t r = 0; r < a_.dt_rank; ++r) {

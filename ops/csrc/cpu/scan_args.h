@@ -4,7 +4,7 @@
 // Every array that a kernel writes has type S; the caller converts.
 #pragma once
 
-#include "../common/scan_common.h"
+#include "common/scan_common.h"
 
 namespace mmvssm {
 

@@ -1,6 +1,6 @@
 // The CPU implementations: allocate, split into tasks, run the kernels of the
 // best instruction set that the processor has.
-#include "scan_cpu.h"
+#include "cpu/scan_cpu.h"
 
 #include <ATen/Parallel.h>
 
@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "../common/scan_ops.h"
-#include "scan_args.h"
+#include "common/scan_ops.h"
+#include "cpu/scan_args.h"
 
 namespace mmvssm {
 namespace {
@@ -20,10 +20,12 @@ std::vector<const KernelTable*> runnable_kernels() {
   std::vector<const KernelTable*> tables;
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq"))
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")) {
     tables.push_back(&kAvx512Kernels);
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     tables.push_back(&kAvx2Kernels);
+  }
 #endif
   tables.push_back(&kBaselineKernels);
   return tables;
@@ -35,8 +37,9 @@ const KernelTable& choose_kernels() {
   const auto tables = runnable_kernels();
   const char* wanted = std::getenv("MMVSSM_CPU_CAPABILITY");
   if (wanted == nullptr || *wanted == '\0') return *tables.front();
-  for (const KernelTable* table : tables)
+  for (const KernelTable* table : tables) {
     if (std::string(wanted) == table->name) return *table;
+  }
   TORCH_CHECK_VALUE(false, "MMVSSM_CPU_CAPABILITY must be one of ",
                     cpu_variants(), " on this processor, got ", wanted);
 }
@@ -48,31 +51,35 @@ const KernelTable& kernels() {
 
 template <typename S>
 auto forward_1d() {
-  if constexpr (sizeof(S) == 4)
+  if constexpr (sizeof(S) == 4) {
     return kernels().forward_1d_float;
-  else
+  } else {
     return kernels().forward_1d_double;
+  }
 }
 template <typename S>
 auto backward_1d() {
-  if constexpr (sizeof(S) == 4)
+  if constexpr (sizeof(S) == 4) {
     return kernels().backward_1d_float;
-  else
+  } else {
     return kernels().backward_1d_double;
+  }
 }
 template <typename S>
 auto forward_2d() {
-  if constexpr (sizeof(S) == 4)
+  if constexpr (sizeof(S) == 4) {
     return kernels().forward_2d_float;
-  else
+  } else {
     return kernels().forward_2d_double;
+  }
 }
 template <typename S>
 auto backward_2d() {
-  if constexpr (sizeof(S) == 4)
+  if constexpr (sizeof(S) == 4) {
     return kernels().backward_2d_float;
-  else
+  } else {
     return kernels().backward_2d_double;
+  }
 }
 
 DType dtype_of(const Tensor& t) {
@@ -114,8 +121,8 @@ Split split(int64_t batch, int64_t routes, int64_t channels, int64_t lanes,
   const int64_t per_group = s.slots * route_parts;
   s.groups =
       std::clamp<int64_t>((wanted + per_group - 1) / per_group, 1, blocks);
-  for (int64_t slot = 0; slot < s.slots; ++slot)
-    for (int64_t r = 0; r < route_parts; ++r)
+  for (int64_t slot = 0; slot < s.slots; ++slot) {
+    for (int64_t r = 0; r < route_parts; ++r) {
       for (int64_t g = 0; g < s.groups; ++g) {
         Task t;
         t.slot = slot;
@@ -128,20 +135,24 @@ Split split(int64_t batch, int64_t routes, int64_t channels, int64_t lanes,
         t.channel_end = std::min(channels, blocks * (g + 1) / s.groups * lanes);
         s.tasks.push_back(t);
       }
+    }
+  }
   return s;
 }
 
 template <typename S>
 int64_t lanes() {
-  return kernels().float_lanes * int64_t(sizeof(float)) / int64_t(sizeof(S));
+  return kernels().float_lanes * static_cast<int64_t>(sizeof(float)) /
+         static_cast<int64_t>(sizeof(S));
 }
 
 template <typename S, typename Kernel>
 void run(const Scan2dArgs<S>& args, const Split& s, Kernel kernel) {
-  at::parallel_for(0, int64_t(s.tasks.size()), 1,
+  at::parallel_for(0, static_cast<int64_t>(s.tasks.size()), 1,
                    [&](int64_t begin, int64_t end) {
-                     for (int64_t i = begin; i < end; ++i)
+                     for (int64_t i = begin; i < end; ++i) {
                        kernel(args, s.tasks[i]);
+                     }
                    });
 }
 
@@ -150,17 +161,19 @@ void run(const Scan2dArgs<S>& args, const Split& s, Kernel kernel) {
 template <typename S, typename Kernel>
 void run(const Scan1dArgs<S>& args, const Split& s, Kernel kernel) {
   const int64_t step = lanes<S>();
-  at::parallel_for(
-      0, int64_t(s.tasks.size()), 1, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i)
-          for (int64_t c = s.tasks[i].channel_begin; c < s.tasks[i].channel_end;
-               c += step) {
-            Task task = s.tasks[i];
-            task.channel_begin = c;
-            task.channel_end = std::min(c + step, task.channel_end);
-            kernel(args, task);
-          }
-      });
+  at::parallel_for(0, static_cast<int64_t>(s.tasks.size()), 1,
+                   [&](int64_t begin, int64_t end) {
+                     for (int64_t i = begin; i < end; ++i) {
+                       for (int64_t c = s.tasks[i].channel_begin;
+                            c < s.tasks[i].channel_end; c += step) {
+                         Task task = s.tasks[i];
+                         task.channel_begin = c;
+                         task.channel_end =
+                             std::min(c + step, task.channel_end);
+                         kernel(args, task);
+                       }
+                     }
+                   });
 }
 
 Tensor sum_partials(const Tensor& t) {
@@ -178,11 +191,19 @@ void fill_1d(Scan1dArgs<S>& a, const Tensor& u, const Tensor& delta,
              const Tensor& A, const Tensor& B, const Tensor& C,
              const OptionalTensor& D, const OptionalTensor& bias,
              bool softplus) {
-  a.batch = u.size(0), a.routes = B.size(1), a.channels = u.size(1) / B.size(1);
-  a.d_state = A.size(1), a.length = u.size(2), a.in_type = dtype_of(u);
-  a.A = A.data_ptr<S>(), a.D = pointer<S>(D), a.bias = pointer<S>(bias);
+  a.batch = u.size(0);
+  a.routes = B.size(1);
+  a.channels = u.size(1) / B.size(1);
+  a.d_state = A.size(1);
+  a.length = u.size(2);
+  a.in_type = dtype_of(u);
+  a.A = A.data_ptr<S>();
+  a.D = pointer<S>(D);
+  a.bias = pointer<S>(bias);
   a.softplus = softplus;
-  a.u = u.data_ptr(), a.delta = delta.data_ptr(), a.B = B.data_ptr(),
+  a.u = u.data_ptr();
+  a.delta = delta.data_ptr();
+  a.B = B.data_ptr();
   a.C = C.data_ptr();
 }
 
@@ -198,7 +219,8 @@ ScanForward forward_1d_cpu(const Tensor& u, const Tensor& delta,
   const Tensor last = at::empty({a.batch, A.size(0), A.size(1)}, A.options());
   const Tensor states =
       saved_states(A, a.batch, a.routes, a.channels, a.length, save_states);
-  a.y = y.data_ptr<S>(), a.last_state = last.data_ptr<S>(),
+  a.y = y.data_ptr<S>();
+  a.last_state = last.data_ptr<S>();
   a.states = pointer<S>(states);
   const int64_t slots = 4 * at::get_num_threads();
   run(a, split(a.batch, a.routes, a.channels, lanes<S>(), true, 4, slots),
@@ -228,10 +250,16 @@ ScanBackward backward_1d_cpu(const Tensor& dy, const Tensor& u,
   const Tensor dD = D ? at::zeros({s.slots, A.size(0)}, A.options()) : Tensor();
   const Tensor dbias =
       bias ? at::zeros({s.slots, A.size(0)}, A.options()) : Tensor();
-  a.dy = dy.data_ptr(), a.dy_type = dtype_of(dy), a.states = pointer<S>(states);
-  a.du = du.data_ptr<S>(), a.ddelta = ddelta.data_ptr<S>();
-  a.dB = dB.data_ptr<S>(), a.dC = dC.data_ptr<S>(), a.dA = dA.data_ptr<S>();
-  a.dD = pointer<S>(dD), a.dbias = pointer<S>(dbias);
+  a.dy = dy.data_ptr();
+  a.dy_type = dtype_of(dy);
+  a.states = pointer<S>(states);
+  a.du = du.data_ptr<S>();
+  a.ddelta = ddelta.data_ptr<S>();
+  a.dB = dB.data_ptr<S>();
+  a.dC = dC.data_ptr<S>();
+  a.dA = dA.data_ptr<S>();
+  a.dD = pointer<S>(dD);
+  a.dbias = pointer<S>(dbias);
   run(a, s, backward_1d<S>());
   const auto type = u.scalar_type();
   return {du.to(type),
@@ -248,14 +276,24 @@ void fill_2d(Scan2dArgs<S>& a, const Tensor& x, const Tensor& x_dbl,
              const Tensor& routes, const Tensor& out_routes, const Tensor& A,
              const Tensor& dt_weight, const Tensor& dt_bias,
              const OptionalTensor& D, int64_t num_out, bool merge) {
-  a.batch = x.size(0), a.routes = routes.size(0), a.channels = x.size(-1);
-  a.d_state = A.size(1), a.length = routes.size(1), a.in_type = dtype_of(x);
-  a.A = A.data_ptr<S>(), a.D = pointer<S>(D), a.bias = dt_bias.data_ptr<S>();
-  a.pixels = x.size(1), a.out_rows = num_out, a.dt_rank = dt_weight.size(2);
-  a.x_per_route = x.dim() == 4, a.merge = merge;
+  a.batch = x.size(0);
+  a.routes = routes.size(0);
+  a.channels = x.size(-1);
+  a.d_state = A.size(1);
+  a.length = routes.size(1);
+  a.in_type = dtype_of(x);
+  a.A = A.data_ptr<S>();
+  a.D = pointer<S>(D);
+  a.bias = dt_bias.data_ptr<S>();
+  a.pixels = x.size(1);
+  a.out_rows = num_out;
+  a.dt_rank = dt_weight.size(2);
+  a.x_per_route = x.dim() == 4;
+  a.merge = merge;
   a.shared_projection = x_dbl.size(2) == 1;
-  a.x = x.data_ptr(), a.x_dbl = x_dbl.data_ptr();
-  a.in_route = routes.data_ptr<int32_t>(),
+  a.x = x.data_ptr();
+  a.x_dbl = x_dbl.data_ptr();
+  a.in_route = routes.data_ptr<int32_t>();
   a.out_route = out_routes.data_ptr<int32_t>();
   a.dt_weight = dt_weight.data_ptr<S>();
 }
@@ -275,7 +313,8 @@ Scan2dForward forward_2d_cpu(const Tensor& x, const Tensor& x_dbl,
             : at::zeros({a.batch, num_out, a.routes, a.channels}, A.options());
   const Tensor states =
       saved_states(A, a.batch, a.routes, a.channels, a.length, save_states);
-  a.y = pointer<S>(y), a.states = pointer<S>(states);
+  a.y = pointer<S>(y);
+  a.states = pointer<S>(states);
   // Merged routes write to the same rows: one task adds them in order.
   const int64_t slots = 4 * at::get_num_threads();
   // Few groups of channels: each stages the projections anew.
@@ -307,10 +346,15 @@ Scan2dBackward backward_2d_cpu(const Tensor& dy, const Tensor& x,
   const Tensor ddt_weight = zeros({s.slots, a.routes, a.channels, a.dt_rank});
   const Tensor ddt_bias = zeros({s.slots, a.routes, a.channels});
   const Tensor dD = D ? zeros({s.slots, A.size(0)}) : Tensor();
-  a.dy = dy.data_ptr(), a.dy_type = dtype_of(dy), a.states = pointer<S>(states);
-  a.dx = pointer<S>(dx), a.dx_dbl = pointer<S>(dx_dbl);
-  a.dA = dA.data_ptr<S>(), a.ddt_weight = ddt_weight.data_ptr<S>();
-  a.dbias = ddt_bias.data_ptr<S>(), a.dD = pointer<S>(dD);
+  a.dy = dy.data_ptr();
+  a.dy_type = dtype_of(dy);
+  a.states = pointer<S>(states);
+  a.dx = pointer<S>(dx);
+  a.dx_dbl = pointer<S>(dx_dbl);
+  a.dA = dA.data_ptr<S>();
+  a.ddt_weight = ddt_weight.data_ptr<S>();
+  a.dbias = ddt_bias.data_ptr<S>();
+  a.dD = pointer<S>(dD);
   run(a, s, backward_2d<S>());
   const auto type = x.scalar_type();
   return {dx.to(type),
@@ -404,8 +448,9 @@ std::string cpu_capability() { return kernels().name; }
 
 std::string cpu_variants() {
   std::string names;
-  for (const KernelTable* table : runnable_kernels())
+  for (const KernelTable* table : runnable_kernels()) {
     names += (names.empty() ? "" : ", ") + std::string(table->name);
+  }
   return names;
 }
 

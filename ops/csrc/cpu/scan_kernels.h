@@ -6,7 +6,7 @@
 // sweeps back through it.
 #pragma once
 
-#include "layouts.h"
+#include "cpu/layouts.h"
 
 namespace mmvssm {
 namespace MMVSSM_ISA {
@@ -21,17 +21,22 @@ MMVSSM_INLINE void forward_states(int steps, const Vec<S>* d, const Vec<S>* du,
                                   int64_t step_stride, int64_t state_stride,
                                   const Vec<S>* A2, Vec<S>* h) {
   Vec<S> state[Count], rate[Count];
-  for (int j = 0; j < Count; ++j) state[j] = h[j], rate[j] = A2[j];
+  for (int j = 0; j < Count; ++j) {
+    state[j] = h[j];
+    rate[j] = A2[j];
+  }
   for (int t = 0; t < steps; ++t) {
     const Vec<S> step = d[t], input = du[t];
     Vec<S> sum = y[t], decay[Count];
     for (int j = 0; j < Count; ++j) decay[j] = step * rate[j];
     exp2_decay<Count>(decay);
-    for (int j = 0; j < Count; ++j)
+    for (int j = 0; j < Count; ++j) {
       state[j] =
           decay[j] * state[j] + input * B[t * step_stride + j * state_stride];
-    for (int j = 0; j < Count; ++j)
+    }
+    for (int j = 0; j < Count; ++j) {
       sum += state[j] * C[t * step_stride + j * state_stride];
+    }
     y[t] = sum;
   }
   for (int j = 0; j < Count; ++j) h[j] = state[j];
@@ -44,15 +49,18 @@ MMVSSM_INLINE void forward_all_states(int64_t d_state, int steps,
                                       int64_t ts, int64_t ns, const Vec<S>* A2,
                                       Vec<S>* h) {
   int64_t n = 0;
-  for (; n + 4 <= d_state; n += 4)
+  for (; n + 4 <= d_state; n += 4) {
     forward_states<4, S>(steps, d, du, y, B + n * ns, C + n * ns, ts, ns,
                          A2 + n, h + n);
-  for (; n + 2 <= d_state; n += 2)
+  }
+  for (; n + 2 <= d_state; n += 2) {
     forward_states<2, S>(steps, d, du, y, B + n * ns, C + n * ns, ts, ns,
                          A2 + n, h + n);
-  if (n < d_state)
+  }
+  if (n < d_state) {
     forward_states<1, S>(steps, d, du, y, B + n * ns, C + n * ns, ts, ns,
                          A2 + n, h + n);
+  }
 }
 
 template <typename S>
@@ -72,9 +80,10 @@ void load_rates(const ScanArgs<S>& a, const Task& task, int64_t k,
   constexpr int W = Simd<S>::kLanes;
   for (int64_t c = task.channel_begin, i = 0; c < task.channel_end;
        c += W, ++i) {
-    const int count = int(task.channel_end - c < W ? task.channel_end - c : W);
+    const int count = at_most(task.channel_end - c, W);
     load_columns<S>(a.A, DType::kFloat, (k * a.channels + c) * a.d_state,
-                    a.d_state, count, int(a.d_state), A2 + i * stride);
+                    a.d_state, count, static_cast<int>(a.d_state),
+                    A2 + i * stride);
     for (int64_t n = 0; n < a.d_state; ++n) A2[i * stride + n] *= S(kLog2e);
   }
 }
@@ -101,18 +110,18 @@ void forward_task(const typename Layout<S>::Args& a, const Task& task) {
     for (int64_t b = task.batch_begin; b < task.batch_end; ++b) {
       ::memset(h, 0, blocks * states * sizeof(V));
       for (int64_t start = 0; start < a.length; start += kTile) {
-        const int steps =
-            int(a.length - start < kTile ? a.length - start : kTile);
+        const int steps = at_most(a.length - start, kTile);
         layout.begin_tile(b, k, start, steps);
         for (int64_t c = task.channel_begin, i = 0; c < task.channel_end;
              c += W, ++i) {
-          const int count =
-              int(task.channel_end - c < W ? task.channel_end - c : W);
-          if (a.states != nullptr && start > 0)
-            for (int64_t n = 0; n < a.d_state; ++n)
+          const int count = at_most(task.channel_end - c, W);
+          if (a.states != nullptr && start > 0) {
+            for (int64_t n = 0; n < a.d_state; ++n) {
               store<S>(saved_state<S>(a, b, k, start / kTile, n, c),
                        h[i * states + n], count);
-          layout.load_inputs(int(i), c, count, u, z);
+            }
+          }
+          layout.load_inputs(static_cast<int>(i), c, count, u, z);
           const V skip = a.D == nullptr ? V{}
                                         : load<S>(a.D, DType::kFloat,
                                                   k * a.channels + c, count);
@@ -128,15 +137,16 @@ void forward_task(const typename Layout<S>::Args& a, const Task& task) {
           layout.store_output(c, count, y);
         }
       }
-      if constexpr (Layout<S>::kFlushesStates)
+      if constexpr (Layout<S>::kFlushesStates) {
         for (int64_t c = task.channel_begin, i = 0; c < task.channel_end;
              c += W, ++i) {
-          const int count =
-              int(task.channel_end - c < W ? task.channel_end - c : W);
+          const int count = at_most(task.channel_end - c, W);
           const int64_t row = (b * a.routes + k) * a.channels + c;
           store_columns<false, S>(a.last_state + row * a.d_state, a.d_state,
-                                  count, int(a.d_state), h + i * states);
+                                  count, static_cast<int>(a.d_state),
+                                  h + i * states);
         }
+      }
     }
   }
 }
@@ -179,7 +189,10 @@ MMVSSM_INLINE void backward_states(int steps, const TileGrads<S>& s, const S* B,
     }
   }
   V later[Count], drate[Count];
-  for (int j = 0; j < Count; ++j) later[j] = carry[j], drate[j] = dA[j];
+  for (int j = 0; j < Count; ++j) {
+    later[j] = carry[j];
+    drate[j] = dA[j];
+  }
   for (int t = steps - 1; t >= 0; --t) {
     const V e = s.dy[t], du = s.du[t], d = s.d[t];
     V gB = s.sum_gB[t], decay_part = s.sum_decay[t];
@@ -199,10 +212,13 @@ MMVSSM_INLINE void backward_states(int steps, const TileGrads<S>& s, const S* B,
     s.sum_decay[t] = decay_part;
   }
   for (int j = 0; j < Count; ++j) {
-    carry[j] = later[j], dA[j] = drate[j];
+    carry[j] = later[j];
+    dA[j] = drate[j];
     V *terms_C = s.state + j * kRow + 1, *terms_B = s.decay + j * kRow;
     for (int t = 0; t < steps; t += W) {
-      for (int i = steps - t; i < W; ++i) terms_C[t + i] = terms_B[t + i] = V{};
+      for (int i = steps - t; i < W; ++i) {
+        terms_C[t + i] = terms_B[t + i] = V{};
+      }
       add<S>(dC + j * kTile + t, sum_lanes<S>(terms_C + t), W);
       add<S>(dB + j * kTile + t, sum_lanes<S>(terms_B + t), W);
     }
@@ -248,39 +264,41 @@ void backward_task(const typename Layout<S>::Args& a, const Task& task) {
       ::memset(carry, 0, blocks * states * sizeof(V));
       for (int64_t tile = num_saved_states(a.length); tile >= 0; --tile) {
         const int64_t start = tile * kTile;
-        const int steps =
-            int(a.length - start < kTile ? a.length - start : kTile);
+        const int steps = at_most(a.length - start, kTile);
         layout.begin_tile(b, k, start, steps);
         for (int64_t c = task.channel_begin, i = 0; c < task.channel_end;
              c += W, ++i) {
-          const int count =
-              int(task.channel_end - c < W ? task.channel_end - c : W);
-          layout.load_inputs(int(i), c, count, u, z);
+          const int count = at_most(task.channel_end - c, W);
+          layout.load_inputs(static_cast<int>(i), c, count, u, z);
           layout.load_grad(c, count, s.dy);
           for (int t = 0; t < steps; ++t) {
-            s.d[t] = z[t], slope[t] = V{} + S(1);
+            s.d[t] = z[t];
+            slope[t] = V{} + S(1);
             if (layout.use_softplus()) softplus(z[t], &s.d[t], &slope[t]);
             s.du[t] = s.d[t] * u[t];
             s.sum_gB[t] = s.sum_decay[t] = V{};
           }
-          for (int64_t n = 0; n < a.d_state; ++n)
+          for (int64_t n = 0; n < a.d_state; ++n) {
             entering[n] = tile == 0
                               ? V{}
                               : load<S>(saved_state<S>(a, b, k, tile, n, c),
                                         DType::kFloat, 0, count);
+          }
           const int64_t ts = layout.step_stride(), ns = layout.state_stride();
           const int64_t at = i * states;
           int64_t n = 0;
-          for (; n + 2 <= a.d_state; n += 2)
+          for (; n + 2 <= a.d_state; n += 2) {
             backward_states<2, S>(steps, s, layout.B + n * ns,
                                   layout.C + n * ns, layout.dB + n * kTile,
                                   layout.dC + n * kTile, ts, ns, A2 + at + n,
                                   entering + n, carry + at + n, dA + at + n);
-          if (n < a.d_state)
+          }
+          if (n < a.d_state) {
             backward_states<1, S>(steps, s, layout.B + n * ns,
                                   layout.C + n * ns, layout.dB + n * kTile,
                                   layout.dC + n * kTile, ts, ns, A2 + at + n,
                                   entering + n, carry + at + n, dA + at + n);
+          }
           const V skip = a.D == nullptr ? V{}
                                         : load<S>(a.D, DType::kFloat,
                                                   k * a.channels + c, count);
@@ -292,7 +310,7 @@ void backward_task(const typename Layout<S>::Args& a, const Task& task) {
             z[t] = dstep * slope[t];
             dbias[i] += z[t];
           }
-          layout.store_grads(int(i), c, count, u, z);
+          layout.store_grads(static_cast<int>(i), c, count, u, z);
         }
         layout.end_tile_backward();
       }
@@ -300,11 +318,10 @@ void backward_task(const typename Layout<S>::Args& a, const Task& task) {
     layout.end_route(task.slot);
     for (int64_t c = task.channel_begin, i = 0; c < task.channel_end;
          c += W, ++i) {
-      const int count =
-          int(task.channel_end - c < W ? task.channel_end - c : W);
+      const int count = at_most(task.channel_end - c, W);
       const int64_t row = (task.slot * a.routes + k) * a.channels + c;
       store_columns<false, S>(a.dA + row * a.d_state, a.d_state, count,
-                              int(a.d_state), dA + i * states);
+                              static_cast<int>(a.d_state), dA + i * states);
       if (a.dD != nullptr) store<S>(a.dD + row, dD[i], count);
       if (a.dbias != nullptr) store<S>(a.dbias + row, dbias[i], count);
     }

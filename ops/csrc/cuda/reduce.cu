@@ -1,7 +1,7 @@
 // The small kernels around a scan: sums over slots, facts about routes.
-#include "device.cuh"
-#include "scan_cuda.h"
-#include "scan_math.cuh"
+#include "cuda/device.cuh"
+#include "cuda/scan_cuda.h"
+#include "cuda/scan_math.cuh"
 
 namespace mmvssm::cuda {
 namespace {

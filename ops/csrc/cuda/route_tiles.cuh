@@ -1,7 +1,7 @@
 // Reading the map through a route: tiles of x_dbl rows, x, and the step sizes.
 #pragma once
 
-#include "scan_block.cuh"
+#include "cuda/scan_block.cuh"
 
 namespace mmvssm::cuda {
 

@@ -1,6 +1,6 @@
 // Backward scan of channel-first sequences.
-#include "scan_backward.cuh"
-#include "sequence_tiles.cuh"
+#include "cuda/scan_backward.cuh"
+#include "cuda/sequence_tiles.cuh"
 
 namespace mmvssm::cuda {
 namespace {

@@ -1,6 +1,6 @@
 // Forward scan of channel-first sequences.
-#include "scan_forward.cuh"
-#include "sequence_tiles.cuh"
+#include "cuda/scan_forward.cuh"
+#include "cuda/sequence_tiles.cuh"
 
 namespace mmvssm::cuda {
 namespace {

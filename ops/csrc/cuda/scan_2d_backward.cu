@@ -1,6 +1,6 @@
 // Backward scan along routes over a channels-last map.
-#include "route_tiles.cuh"
-#include "scan_backward.cuh"
+#include "cuda/route_tiles.cuh"
+#include "cuda/scan_backward.cuh"
 
 namespace mmvssm::cuda {
 namespace {

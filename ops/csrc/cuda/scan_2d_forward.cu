@@ -1,6 +1,6 @@
 // Forward scan along routes over a channels-last map.
-#include "route_tiles.cuh"
-#include "scan_forward.cuh"
+#include "cuda/route_tiles.cuh"
+#include "cuda/scan_forward.cuh"
 
 namespace mmvssm::cuda {
 namespace {

@@ -16,7 +16,7 @@
 
 #include <type_traits>
 
-#include "scan_block.cuh"
+#include "cuda/scan_block.cuh"
 
 namespace mmvssm::cuda {
 

@@ -9,9 +9,9 @@
 // with more states it walks the whole sequence again for the next NT.
 #pragma once
 
-#include "device.cuh"
-#include "scan_cuda.h"
-#include "scan_math.cuh"
+#include "cuda/device.cuh"
+#include "cuda/scan_cuda.h"
+#include "cuda/scan_math.cuh"
 
 namespace mmvssm::cuda {
 

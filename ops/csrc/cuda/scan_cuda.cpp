@@ -1,6 +1,6 @@
 // The CUDA implementations: allocate, describe the tensors to the kernels, and
 // launch on the current stream.
-#include "scan_cuda.h"
+#include "cuda/scan_cuda.h"
 
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -9,7 +9,7 @@
 #include <limits>
 #include <vector>
 
-#include "../common/scan_ops.h"
+#include "common/scan_ops.h"
 
 namespace mmvssm {
 namespace cuda {

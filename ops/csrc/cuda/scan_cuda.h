@@ -4,7 +4,7 @@
 
 #include <cuda_runtime.h>
 
-#include "../common/scan_common.h"
+#include "common/scan_common.h"
 
 namespace mmvssm::cuda {
 

@@ -1,7 +1,7 @@
 // Arithmetic of one thread and one warp, shared by all scan kernels.
 #pragma once
 
-#include "device.cuh"
+#include "cuda/device.cuh"
 
 namespace mmvssm::cuda {
 

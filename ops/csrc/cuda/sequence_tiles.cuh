@@ -2,7 +2,7 @@
 // that are transposed on the way through shared memory.
 #pragma once
 
-#include "scan_block.cuh"
+#include "cuda/scan_block.cuh"
 
 namespace mmvssm::cuda {
 

@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "block.h"
+#include "shim/block.h"
 
 #define __global__
 #define __device__

@@ -99,10 +99,10 @@ at::ScalarType check_out_dtype(Optional<at::ScalarType> out,
 }
 
 void check_states(const Tensor& states, const Tensor& first,
-                  at::ScalarType compute, int64_t batch, int64_t routes,
+                  at::ScalarType compute, int64_t batch, int64_t num_routes,
                   int64_t d_state, int64_t channels, int64_t length) {
   check("states", states, first, compute,
-        {batch, routes, num_saved_states(length), d_state, channels});
+        {batch, num_routes, num_saved_states(length), d_state, channels});
 }
 
 void check_grad(const Tensor& dy, const Tensor& input, at::IntArrayRef shape) {
@@ -118,18 +118,18 @@ void check_1d(const Tensor& u, const Tensor& delta, const Tensor& A,
   check_rank("u", u, 3);
   check_rank("A", A, 2);
   check_rank("B", B, 4);
-  const int64_t rows = u.size(1), groups = B.size(1);
+  const int64_t rows = u.size(1), num_routes = B.size(1);
   const auto type = u.scalar_type(), compute = check_input_type("u", u);
-  check_positive("K", groups);
+  check_positive("K", num_routes);
   check_positive("rows of u", rows);
   check_positive("L", u.size(2));
   check_positive("N", A.size(1));
-  TORCH_CHECK_VALUE(rows % groups == 0, "B has ", groups,
+  TORCH_CHECK_VALUE(rows % num_routes == 0, "B has ", num_routes,
                     " groups, which do not divide the ", rows, " rows of u");
   check("u", u, u, type, u.sizes());
   check("delta", delta, u, type, u.sizes());
   check("A", A, u, compute, {rows, A.size(1)});
-  check("B", B, u, type, {u.size(0), groups, A.size(1), u.size(2)});
+  check("B", B, u, type, {u.size(0), num_routes, A.size(1), u.size(2)});
   check("C", C, u, type, B.sizes());
   check("D", D, u, compute, {rows});
   check("delta_bias", bias, u, compute, {rows});

@@ -101,8 +101,9 @@ class Options {
     for (int i = 0; i < count; ++i) {
       const std::string word = words[i];
       const size_t equals = word.find('=');
-      if (equals == std::string::npos)
+      if (equals == std::string::npos) {
         shim::fail("want NAME=VALUE: %s", words[i]);
+      }
       values_[word.substr(0, equals)] = word.substr(equals + 1);
     }
   }
@@ -153,8 +154,9 @@ Array uniform(size_t count, double low, double high) {
 }
 Array decay_rates(size_t rows, size_t d_state) {
   Array A = uniform(rows * d_state, -1.5, -0.5);
-  for (size_t i = 0; i < A.size(); ++i)
+  for (size_t i = 0; i < A.size(); ++i) {
     A[i] *= 1.0 + static_cast<double>(i % d_state);
+  }
   return A;
 }
 // Most step sizes lie between 1e-3 and 0.1, some above 1.
@@ -256,10 +258,10 @@ int judge(const Run& run, const Arrays& wanted, const std::string& dump_path,
 
 // Routes with `holes` percent of -1; else permutations (of a part) of the
 // pixels, or any pixels when they may repeat.
-std::vector<int32_t> make_routes(size_t routes, size_t length, size_t pixels,
-                                 bool repeats, size_t holes) {
+std::vector<int32_t> make_routes(size_t num_routes, size_t length,
+                                 size_t pixels, bool repeats, size_t holes) {
   std::vector<int32_t> table;
-  for (size_t k = 0; k < routes; ++k) {
+  for (size_t k = 0; k < num_routes; ++k) {
     std::vector<int32_t> order(pixels);
     for (size_t p = 0; p < pixels; ++p) order[p] = static_cast<int32_t>(p);
     std::shuffle(order.begin(), order.end(), generator);
@@ -280,7 +282,7 @@ void set_sizes(mmvssm::cuda::ScanArgs& args, const Scan& scan, int threads,
   args.max_threads = threads;
   args.min_blocks = 0;
   args.batch = static_cast<int64_t>(scan.batch);
-  args.routes = static_cast<int64_t>(scan.routes);
+  args.num_routes = static_cast<int64_t>(scan.num_routes);
   args.channels = static_cast<int64_t>(scan.channels);
   args.d_state = static_cast<int64_t>(scan.d_state);
   args.length = static_cast<int64_t>(scan.length);
@@ -291,7 +293,7 @@ void set_sizes(mmvssm::cuda::ScanArgs& args, const Scan& scan, int threads,
 int run_2d(Options& options) {
   reference::Scan2d want;
   want.batch = options.number("batch", 1);
-  want.routes = options.number("K", 1);
+  want.num_routes = options.number("K", 1);
   want.channels = options.number("D", 3);
   want.d_state = options.number("N", 1);
   want.dt_rank = options.number("R", 1);
@@ -300,7 +302,7 @@ int run_2d(Options& options) {
   const bool apart = options.number("out", 0) != 0;
   const size_t holes = options.number("holes", 0);
   const bool repeats = options.number("repeats", 0) != 0;
-  want.out_pixels = apart ? options.number("Q", want.length) : want.pixels;
+  want.out_rows = apart ? options.number("Q", want.length) : want.pixels;
   want.x_per_route = options.number("x_per_route", 0) != 0;
   want.shared_projection = options.number("shared", 0) != 0;
   want.merge = options.number("merge", 1) != 0;
@@ -311,24 +313,24 @@ int run_2d(Options& options) {
   const std::string dump_path = options.text("dump");
   options.finish();
 
-  const size_t rows = want.routes * want.channels;
+  const size_t rows = want.num_routes * want.channels;
   const size_t width = want.dt_rank + 2 * want.d_state;
-  want.in_routes =
-      make_routes(want.routes, want.length, want.pixels, repeats, holes);
-  want.out_routes = apart ? make_routes(want.routes, want.length,
-                                        want.out_pixels, repeats, holes)
-                          : want.in_routes;
+  want.routes =
+      make_routes(want.num_routes, want.length, want.pixels, repeats, holes);
+  want.out_routes = apart ? make_routes(want.num_routes, want.length,
+                                        want.out_rows, repeats, holes)
+                          : want.routes;
   want.x = normal(want.batch * want.pixels *
                   (want.x_per_route ? rows : want.channels));
   want.x_dbl = normal(want.batch * want.pixels *
-                      (want.shared_projection ? 1 : want.routes) * width);
+                      (want.shared_projection ? 1 : want.num_routes) * width);
   want.A = decay_rates(rows, want.d_state);
   want.dt_weight = normal(rows * want.dt_rank,
                           1.0 / std::sqrt(static_cast<double>(want.dt_rank)));
   want.bias = step_biases(rows);
   if (with_D) want.D = normal(rows);
-  want.dy = normal(want.batch * want.out_pixels *
-                   (want.merge ? want.channels : rows));
+  want.dy =
+      normal(want.batch * want.out_rows * (want.merge ? want.channels : rows));
 
   DeviceArray x(want.x, type), x_dbl(want.x_dbl, type),
       A(want.A, DType::kFloat), weight(want.dt_weight, DType::kFloat),
@@ -342,14 +344,14 @@ int run_2d(Options& options) {
     mmvssm::cuda::Scan2dArgs args{};
     set_sizes(args, want, threads, type, y_type);
     args.pixels = static_cast<int64_t>(want.pixels);
-    args.out_pixels = static_cast<int64_t>(want.out_pixels);
+    args.out_rows = static_cast<int64_t>(want.out_rows);
     args.dt_rank = static_cast<int64_t>(want.dt_rank);
     args.x_per_route = want.x_per_route;
     args.shared_projection = want.shared_projection;
     args.merge = want.merge;
     args.x = x.raw();
     args.x_dbl = x_dbl.raw();
-    args.in_routes = want.in_routes.data();
+    args.routes = want.routes.data();
     args.out_routes = want.out_routes.data();
     args.A = A;
     args.dt_weight = weight;
@@ -369,7 +371,7 @@ int run_2d(Options& options) {
     check(mmvssm::cuda::scan_2d_backward(args, workspace, nullptr), "backward");
     return out;
   };
-  const Array in_routes(want.in_routes.begin(), want.in_routes.end());
+  const Array routes(want.routes.begin(), want.routes.end());
   const Array out_routes(want.out_routes.begin(), want.out_routes.end());
   return judge(run,
                {{"y", &want.y},
@@ -383,7 +385,7 @@ int run_2d(Options& options) {
                dump_path,
                {{"x", &want.x},
                 {"x_dbl", &want.x_dbl},
-                {"routes", &in_routes},
+                {"routes", &routes},
                 {"out_routes", &out_routes},
                 {"A", &want.A},
                 {"dt_weight", &want.dt_weight},
@@ -395,7 +397,7 @@ int run_2d(Options& options) {
 int run_1d(Options& options) {
   reference::Scan1d want;
   want.batch = options.number("batch", 1);
-  want.routes = options.number("K", 1);
+  want.num_routes = options.number("K", 1);
   want.channels = options.number("D", 3);
   want.d_state = options.number("N", 1);
   want.length = options.number("L", 17);
@@ -408,8 +410,8 @@ int run_1d(Options& options) {
   const std::string dump_path = options.text("dump");
   options.finish();
 
-  const size_t rows = want.routes * want.channels;
-  const size_t maps = want.batch * want.routes * want.d_state * want.length;
+  const size_t rows = want.num_routes * want.channels;
+  const size_t maps = want.batch * want.num_routes * want.d_state * want.length;
   want.u = normal(want.batch * rows * want.length);
   want.delta =
       want.softplus ? normal(want.u.size()) : uniform(want.u.size(), 1e-3, 0.5);
@@ -417,8 +419,9 @@ int run_1d(Options& options) {
   want.B = normal(maps);
   want.C = normal(maps);
   if (with_D) want.D = normal(rows);
-  if (with_bias)
+  if (with_bias) {
     want.bias = want.softplus ? step_biases(rows) : uniform(rows, 0.0, 0.1);
+  }
   want.dy = normal(want.u.size());
 
   DeviceArray u(want.u, type), delta(want.delta, type),
@@ -451,8 +454,9 @@ int run_1d(Options& options) {
     args.dA = add(out, "dA", want.dA.size(), DType::kFloat);
     args.dB = add(out, "dB", want.dB.size(), type).raw();
     args.dC = add(out, "dC", want.dC.size(), type).raw();
-    if (with_bias)
+    if (with_bias) {
       args.dbias = add(out, "dbias", want.dbias.size(), DType::kFloat);
+    }
     if (with_D) args.dD = add(out, "dD", want.dD.size(), DType::kFloat);
     check(mmvssm::cuda::scan_1d_backward(args, workspace, nullptr), "backward");
     return out;

@@ -10,7 +10,7 @@ namespace mmvssm {
 
 template <typename S>
 struct ScanArgs {
-  int64_t batch, routes, channels, d_state, length;
+  int64_t batch, num_routes, channels, d_state, length;
   DType in_type;  // of u or x, delta, B, C, x_dbl
   const S* A;     // (K*D, N)
   const S* D;     // (K*D) or null
@@ -35,7 +35,7 @@ struct Scan1dArgs : ScanArgs<S> {
   S* y;                   // (Bt, K*D, L)
   S* last_state;          // (Bt, K*D, N)
   S *du, *ddelta;         // (Bt, K*D, L)
-  S *dB, *dC;             // (groups, Bt, K, N, L), zeroed by the caller
+  S *dB, *dC;             // (channel_groups, Bt, K, N, L), zeroed by the caller
 };
 
 // Level 2: channels-last maps read through routes.
@@ -43,24 +43,24 @@ template <typename S>
 struct Scan2dArgs : ScanArgs<S> {
   int64_t pixels, out_rows, dt_rank;
   bool x_per_route, shared_projection, merge;
-  const void* x;            // (Bt, P, D) or (Bt, P, K, D)
-  const void* x_dbl;        // (Bt, P, K | 1, R + 2N)
-  const int32_t* in_route;  // (K, L)
-  const int32_t* out_route;
+  const void* x;          // (Bt, P, D) or (Bt, P, K, D)
+  const void* x_dbl;      // (Bt, P, K | 1, R + 2N)
+  const int32_t* routes;  // (K, L)
+  const int32_t* out_routes;
   const S* dt_weight;  // (K, D, R)
   const S* bias;       // (K*D)
   S* y;                // (Bt, Q, D) or (Bt, Q, K, D), zeroed by the caller
   S* dx;               // as x, zeroed by the caller
-  S* dx_dbl;           // (groups, ...) as x_dbl, zeroed by the caller
+  S* dx_dbl;           // (channel_groups, ...) as x_dbl, zeroed by the caller
   S* ddt_weight;       // (slots, K, D, R), zeroed by the caller
 };
 
 // One unit of work: batches [batch_begin, batch_end) of slot `slot`, routes
-// [route_begin, route_end), channels [channel_begin, channel_end); `group` is
-// the number of the channel range.
+// [route_begin, route_end), channels [channel_begin, channel_end);
+// `channel_group` is the number of the channel range.
 struct Task {
   int64_t slot, batch_begin, batch_end, route_begin, route_end;
-  int64_t group, channel_begin, channel_end;
+  int64_t channel_group, channel_begin, channel_end;
 };
 
 // The kernels of one instruction set.

@@ -104,35 +104,36 @@ const S* pointer(const OptionalTensor& t) {
   return t.has_value() ? t->data_ptr<S>() : nullptr;
 }
 
-// How one call is split: batches into slots, channels into groups of whole
-// vectors; routes too where they write to different places.
+// How one call is split: batches into slots, channels into groups of
+// whole vectors; routes too where they write to different places.
 struct Split {
-  int64_t slots, groups;
+  int64_t slots, channel_groups;
   std::vector<Task> tasks;
 };
 
-Split split(int64_t batch, int64_t routes, int64_t channels, int64_t lanes,
+Split split(int64_t batch, int64_t num_routes, int64_t channels, int64_t lanes,
             bool split_routes, int64_t tasks_per_thread, int64_t max_slots) {
   const int64_t wanted = tasks_per_thread * at::get_num_threads();
   const int64_t blocks = (channels + lanes - 1) / lanes;
-  const int64_t route_parts = split_routes ? routes : 1;
+  const int64_t route_parts = split_routes ? num_routes : 1;
   Split s;
   s.slots = std::max<int64_t>(1, std::min(batch, max_slots));
   const int64_t per_group = s.slots * route_parts;
-  s.groups =
+  s.channel_groups =
       std::clamp<int64_t>((wanted + per_group - 1) / per_group, 1, blocks);
   for (int64_t slot = 0; slot < s.slots; ++slot) {
     for (int64_t r = 0; r < route_parts; ++r) {
-      for (int64_t g = 0; g < s.groups; ++g) {
+      for (int64_t g = 0; g < s.channel_groups; ++g) {
         Task t;
         t.slot = slot;
         t.batch_begin = batch * slot / s.slots;
         t.batch_end = batch * (slot + 1) / s.slots;
         t.route_begin = split_routes ? r : 0;
-        t.route_end = split_routes ? r + 1 : routes;
-        t.group = g;
-        t.channel_begin = blocks * g / s.groups * lanes;
-        t.channel_end = std::min(channels, blocks * (g + 1) / s.groups * lanes);
+        t.route_end = split_routes ? r + 1 : num_routes;
+        t.channel_group = g;
+        t.channel_begin = blocks * g / s.channel_groups * lanes;
+        t.channel_end =
+            std::min(channels, blocks * (g + 1) / s.channel_groups * lanes);
         s.tasks.push_back(t);
       }
     }
@@ -180,10 +181,11 @@ Tensor sum_partials(const Tensor& t) {
   return t.size(0) == 1 ? t[0] : t.sum(0);
 }
 
-Tensor saved_states(const Tensor& A, int64_t batch, int64_t routes,
+Tensor saved_states(const Tensor& A, int64_t batch, int64_t num_routes,
                     int64_t channels, int64_t length, bool save) {
   const int64_t saved = save ? num_saved_states(length) : 0;
-  return at::empty({batch, routes, saved, A.size(1), channels}, A.options());
+  return at::empty({batch, num_routes, saved, A.size(1), channels},
+                   A.options());
 }
 
 template <typename S>
@@ -192,7 +194,7 @@ void fill_1d(Scan1dArgs<S>& a, const Tensor& u, const Tensor& delta,
              const OptionalTensor& D, const OptionalTensor& bias,
              bool softplus) {
   a.batch = u.size(0);
-  a.routes = B.size(1);
+  a.num_routes = B.size(1);
   a.channels = u.size(1) / B.size(1);
   a.d_state = A.size(1);
   a.length = u.size(2);
@@ -218,12 +220,12 @@ ScanForward forward_1d_cpu(const Tensor& u, const Tensor& delta,
   const Tensor y = at::empty(u.sizes(), A.options());
   const Tensor last = at::empty({a.batch, A.size(0), A.size(1)}, A.options());
   const Tensor states =
-      saved_states(A, a.batch, a.routes, a.channels, a.length, save_states);
+      saved_states(A, a.batch, a.num_routes, a.channels, a.length, save_states);
   a.y = y.data_ptr<S>();
   a.last_state = last.data_ptr<S>();
   a.states = pointer<S>(states);
   const int64_t slots = 4 * at::get_num_threads();
-  run(a, split(a.batch, a.routes, a.channels, lanes<S>(), true, 4, slots),
+  run(a, split(a.batch, a.num_routes, a.channels, lanes<S>(), true, 4, slots),
       forward_1d<S>());
   return {y.to(out_dtype), last, states};
 }
@@ -237,14 +239,15 @@ ScanBackward backward_1d_cpu(const Tensor& dy, const Tensor& u,
                              bool softplus) {
   Scan1dArgs<S> a{};
   fill_1d(a, u, delta, A, B, C, D, bias, softplus);
-  const Split s = split(a.batch, a.routes, a.channels, lanes<S>(), true, 2,
+  const Split s = split(a.batch, a.num_routes, a.channels, lanes<S>(), true, 2,
                         at::get_num_threads());
   const auto empty = [&](at::IntArrayRef shape) {
     return at::empty(shape, A.options());
   };
   const Tensor du = empty(u.sizes()), ddelta = empty(u.sizes());
-  const Tensor dB = at::zeros(
-      {s.groups, a.batch, a.routes, a.d_state, a.length}, A.options());
+  const Tensor dB =
+      at::zeros({s.channel_groups, a.batch, a.num_routes, a.d_state, a.length},
+                A.options());
   const Tensor dC = at::zeros(dB.sizes(), A.options());
   const Tensor dA = at::zeros({s.slots, A.size(0), A.size(1)}, A.options());
   const Tensor dD = D ? at::zeros({s.slots, A.size(0)}, A.options()) : Tensor();
@@ -277,7 +280,7 @@ void fill_2d(Scan2dArgs<S>& a, const Tensor& x, const Tensor& x_dbl,
              const Tensor& dt_weight, const Tensor& dt_bias,
              const OptionalTensor& D, int64_t num_out, bool merge) {
   a.batch = x.size(0);
-  a.routes = routes.size(0);
+  a.num_routes = routes.size(0);
   a.channels = x.size(-1);
   a.d_state = A.size(1);
   a.length = routes.size(1);
@@ -293,8 +296,8 @@ void fill_2d(Scan2dArgs<S>& a, const Tensor& x, const Tensor& x_dbl,
   a.shared_projection = x_dbl.size(2) == 1;
   a.x = x.data_ptr();
   a.x_dbl = x_dbl.data_ptr();
-  a.in_route = routes.data_ptr<int32_t>();
-  a.out_route = out_routes.data_ptr<int32_t>();
+  a.routes = routes.data_ptr<int32_t>();
+  a.out_routes = out_routes.data_ptr<int32_t>();
   a.dt_weight = dt_weight.data_ptr<S>();
 }
 
@@ -308,17 +311,18 @@ Scan2dForward forward_2d_cpu(const Tensor& x, const Tensor& x_dbl,
   Scan2dArgs<S> a{};
   fill_2d(a, x, x_dbl, routes, out_routes, A, dt_weight, dt_bias, D, num_out,
           merge);
-  const Tensor y =
-      merge ? at::zeros({a.batch, num_out, a.channels}, A.options())
-            : at::zeros({a.batch, num_out, a.routes, a.channels}, A.options());
+  const Tensor y = merge
+                       ? at::zeros({a.batch, num_out, a.channels}, A.options())
+                       : at::zeros({a.batch, num_out, a.num_routes, a.channels},
+                                   A.options());
   const Tensor states =
-      saved_states(A, a.batch, a.routes, a.channels, a.length, save_states);
+      saved_states(A, a.batch, a.num_routes, a.channels, a.length, save_states);
   a.y = pointer<S>(y);
   a.states = pointer<S>(states);
   // Merged routes write to the same rows: one task adds them in order.
   const int64_t slots = 4 * at::get_num_threads();
   // Few groups of channels: each stages the projections anew.
-  run(a, split(a.batch, a.routes, a.channels, lanes<S>(), !merge, 1, slots),
+  run(a, split(a.batch, a.num_routes, a.channels, lanes<S>(), !merge, 1, slots),
       forward_2d<S>());
   return {y.to(out_dtype), states};
 }
@@ -334,17 +338,18 @@ Scan2dBackward backward_2d_cpu(const Tensor& dy, const Tensor& x,
   fill_2d(a, x, x_dbl, routes, out_routes, A, dt_weight, dt_bias, D, dy.size(1),
           merge);
   const bool split_routes = a.x_per_route && !a.shared_projection;
-  const Split s = split(a.batch, a.routes, a.channels, lanes<S>(), split_routes,
-                        2, at::get_num_threads());
+  const Split s = split(a.batch, a.num_routes, a.channels, lanes<S>(),
+                        split_routes, 2, at::get_num_threads());
   const auto zeros = [&](at::IntArrayRef shape) {
     return at::zeros(shape, A.options());
   };
   const Tensor dx = zeros(x.sizes());
-  const Tensor dx_dbl =
-      zeros({s.groups, a.batch, a.pixels, x_dbl.size(2), x_dbl.size(3)});
+  const Tensor dx_dbl = zeros(
+      {s.channel_groups, a.batch, a.pixels, x_dbl.size(2), x_dbl.size(3)});
   const Tensor dA = zeros({s.slots, A.size(0), A.size(1)});
-  const Tensor ddt_weight = zeros({s.slots, a.routes, a.channels, a.dt_rank});
-  const Tensor ddt_bias = zeros({s.slots, a.routes, a.channels});
+  const Tensor ddt_weight =
+      zeros({s.slots, a.num_routes, a.channels, a.dt_rank});
+  const Tensor ddt_bias = zeros({s.slots, a.num_routes, a.channels});
   const Tensor dD = D ? zeros({s.slots, A.size(0)}) : Tensor();
   a.dy = dy.data_ptr();
   a.dy_type = dtype_of(dy);

@@ -116,10 +116,10 @@ MMVSSM_INLINE void exp2_decay(FloatVec* x) {
 }
 #endif
 
-// exp(-|z|) with the argument reduced in two parts, so that its relative error
-// does not grow with |z|.
-MMVSSM_INLINE FloatVec exp_negative_abs(FloatVec z) {
-  FloatVec x = (FloatVec)((IntVec)z | INT32_MIN);
+// exp(-|v|) with the argument reduced in two parts, so that its relative error
+// does not grow with |v|.
+MMVSSM_INLINE FloatVec exp_negative_abs(FloatVec v) {
+  FloatVec x = (FloatVec)((IntVec)v | INT32_MIN);
   x = x < -100.0f ? FloatVec{} - 100.0f : x;
   const FloatVec n = round_nearest(x * 1.44269504f);
   const FloatVec r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
@@ -140,12 +140,13 @@ MMVSSM_INLINE FloatVec log1p_unit(FloatVec t) {
   return (p * t + 1.0f) * t;
 }
 
-// Step size of the pre-activation z, and its derivative. In single precision
+// Step size of a raw step, and its derivative. In single precision
 // both reach the linear branch above kSoftplusThreshold by rounding.
-MMVSSM_INLINE void softplus(FloatVec z, FloatVec* value, FloatVec* slope) {
-  const FloatVec t = exp_negative_abs(z);
-  *value = (z < 0.0f ? FloatVec{} : z) + log1p_unit(t);
-  *slope = (z < 0.0f ? t : FloatVec{} + 1.0f) / (t + 1.0f);
+MMVSSM_INLINE void softplus(FloatVec raw_step, FloatVec* value,
+                            FloatVec* slope) {
+  const FloatVec t = exp_negative_abs(raw_step);
+  *value = (raw_step < 0.0f ? FloatVec{} : raw_step) + log1p_unit(t);
+  *slope = (raw_step < 0.0f ? t : FloatVec{} + 1.0f) / (t + 1.0f);
 }
 
 // Double precision serves gradient checks: plain library calls, lane by lane.
@@ -156,9 +157,10 @@ MMVSSM_INLINE void exp2_decay(DoubleVec* x) {
   }
 }
 
-MMVSSM_INLINE void softplus(DoubleVec z, DoubleVec* value, DoubleVec* slope) {
+MMVSSM_INLINE void softplus(DoubleVec raw_step, DoubleVec* value,
+                            DoubleVec* slope) {
   for (int i = 0; i < 8; ++i) {
-    const double v = z[i], t = ::exp(v > 0 ? -v : v);
+    const double v = raw_step[i], t = ::exp(v > 0 ? -v : v);
     const bool linear = v > kSoftplusThreshold;
     (*value)[i] = linear ? v : (v > 0 ? v : 0.0) + ::log1p(t);
     (*slope)[i] = linear ? 1.0 : (v > 0 ? 1.0 : t) / (1.0 + t);
@@ -314,7 +316,7 @@ MMVSSM_INLINE void load_columns(const void* base, DType type, int64_t offset,
   }
 }
 
-// Asks for the rows of a tile that will be loaded next.
+// Asks for the rows of a chunk that will be loaded next.
 template <typename S>
 MMVSSM_INLINE void prefetch_rows(const void* base, DType type, int64_t offset,
                                  int64_t stride, int rows, int columns) {

@@ -8,7 +8,7 @@ namespace mmvssm::cuda {
 struct RouteInputs {
   const void* x;
   const void* x_dbl;
-  const int32_t *in_routes, *out_routes;
+  const int32_t *routes, *out_routes;
   const float* dt_weight;  // (K, D, R)
   int64_t x_batch_stride, x_dbl_batch_stride;
   int x_pixel_stride, x_route_stride;          // in elements
@@ -53,7 +53,7 @@ class RouteTiles {
          static_cast<int64_t>(place.route) * in_.x_route_stride + place.channel;
     x_dbl_ = x_dbl + place.batch * in_.x_dbl_batch_stride +
              place.route * in_.x_dbl_route_stride;
-    route_ = (threadIdx.x < kTile ? in_.in_routes : in_.out_routes) +
+    route_ = (threadIdx.x < kTile ? in_.routes : in_.out_routes) +
              static_cast<int64_t>(place.route) * shape_.length;
     bias_ = shape_.bias[place.row(shape_)];
     const float* w =
@@ -94,7 +94,7 @@ class RouteTiles {
     fetch();
   }
 
-  // The pixel read, the pixel written at a step of the tile; -1: none.
+  // The pixel read, the row written at a step of the tile; -1: none.
   __device__ __forceinline__ int source(int step) const {
     return current_[step];
   }
@@ -193,10 +193,11 @@ class RouteTiles {
     }
   }
 
-  // z = bias + weights . dt rank of each step
-  __device__ __forceinline__ void project(int step, float (&z)[kSub]) const {
+  // raw step = bias + weights . dt rank, of each step
+  __device__ __forceinline__ void project(int step,
+                                          float (&raw_step)[kSub]) const {
 #pragma unroll
-    for (int t = 0; t < kSub; ++t) z[t] = bias_;
+    for (int t = 0; t < kSub; ++t) raw_step[t] = bias_;
 #pragma unroll 1
     for (int r = 0; r < rank_pitch(in_); r += 4) {
       float w[4];
@@ -207,7 +208,7 @@ class RouteTiles {
         float q[4];
         read_broadcast<4>(row(step + t) + r, q);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) z[t] = fmaf(w[i], q[i], z[t]);
+        for (int i = 0; i < 4; ++i) raw_step[t] = fmaf(w[i], q[i], raw_step[t]);
       }
     }
   }
@@ -229,15 +230,16 @@ class RouteTiles {
 template <typename T>
 RouteInputs route_inputs(const Scan2dArgs& args) {
   const int64_t width = args.dt_rank + 2 * args.d_state;
-  const int64_t x_width = (args.x_per_route ? args.routes : 1) * args.channels;
+  const int64_t x_width =
+      (args.x_per_route ? args.num_routes : 1) * args.channels;
   const int64_t x_dbl_width =
-      (args.shared_projection ? 1 : args.routes) * width;
+      (args.shared_projection ? 1 : args.num_routes) * width;
   const auto row_bytes = static_cast<uintptr_t>(width) * sizeof(T);
   const uintptr_t alignment =
       reinterpret_cast<uintptr_t>(args.x_dbl) | row_bytes;
   return {args.x,
           args.x_dbl,
-          args.in_routes,
+          args.routes,
           args.out_routes,
           args.dt_weight,
           args.pixels * x_width,

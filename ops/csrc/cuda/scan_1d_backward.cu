@@ -55,11 +55,11 @@ class SequenceBackward : public SequenceTiles<T, NT> {
 
   // The gradients take the place of u and delta in shared memory.
   __device__ __forceinline__ void store_grads(int step, const float (&du)[kSub],
-                                              const float (&dz)[kSub]) {
+                                              const float (&d_raw_step)[kSub]) {
 #pragma unroll
     for (int t = 0; t < kSub; ++t) {
       this->u_.own(step + t) = du[t];
-      this->delta_.own(step + t) = dz[t];
+      this->delta_.own(step + t) = d_raw_step[t];
     }
     const ScanShape& s = this->shape_;
     sums_.flush(0, 2 * NT, [&](int t, int column, float sum) {
@@ -98,7 +98,7 @@ cudaError_t backward_of(const Scan1dArgs& args, Workspace& workspace,
   p.du = sum_rows(args.du, args.in_type, args, kBackwardStates, workspace);
   p.ddelta =
       sum_rows(args.ddelta, args.in_type, args, kBackwardStates, workspace);
-  p.part_stride = args.batch * args.routes * args.d_state * args.length;
+  p.part_stride = args.batch * args.num_routes * args.d_state * args.length;
 
   int64_t num_parts = 0;
   const auto prepare = [&](SequenceBackwardParams& params, int64_t parts) {

@@ -30,8 +30,8 @@ class RouteForward : public RouteTiles<T, NT> {
   __device__ __forceinline__ void store(int step, const float (&y)[kSub]) {
 #pragma unroll
     for (int t = 0; t < kSub; ++t) {
-      const int pixel = this->target(step + t);
-      if (pixel >= 0 && active_) y_.add(pixel, y[t], this->n0_ > 0);
+      const int row = this->target(step + t);
+      if (row >= 0 && active_) y_.add(row, y[t], this->n0_ > 0);
     }
   }
 
@@ -47,32 +47,31 @@ template <typename T>
 cudaError_t forward_of(const Scan2dArgs& args, Workspace& workspace,
                        cudaStream_t stream) {
   const int64_t row = args.channels;
-  const int64_t image = args.out_pixels * row;
-  const bool merge = args.merge && args.routes > 1;
+  const int64_t image = args.out_rows * row;
+  const bool merge = args.merge && args.num_routes > 1;
   // Sums are taken in float32: over routes, and over walks for more states.
   const bool is_float = args.y_type == DType::kFloat;
   const bool through_slots =
       merge || (!is_float && args.d_state > kForwardStates);
 
-  auto* flags =
-      static_cast<int32_t*>(workspace.allocate(args.routes * sizeof(int32_t)));
+  auto* flags = static_cast<int32_t*>(
+      workspace.allocate(args.num_routes * sizeof(int32_t)));
   cudaError_t status =
-      find_route_flags(args.out_routes, args.routes, args.length,
-                       args.out_pixels, workspace, flags, stream);
+      find_route_flags(args.out_routes, args.num_routes, args.length,
+                       args.out_rows, workspace, flags, stream);
   if (status != cudaSuccess) return status;
 
   RouteForwardParams p;
   p.shape = scan_shape(args, 32);
   p.inputs = route_inputs<T>(args);
-  p.y.data =
-      through_slots
-          ? workspace.allocate(args.batch * args.routes * image * sizeof(float))
-          : args.y;
+  p.y.data = through_slots ? workspace.allocate(args.batch * args.num_routes *
+                                                image * sizeof(float))
+                           : args.y;
   p.y.is_float = is_float || through_slots;
-  p.y.batch_stride = args.routes * image;
+  p.y.batch_stride = args.num_routes * image;
   p.y.route_stride = merge ? image : row;
-  p.y.pixel_stride = static_cast<int>(merge ? row : args.routes * row);
-  p.y.pixels = static_cast<int>(args.out_pixels);
+  p.y.row_stride = static_cast<int>(merge ? row : args.num_routes * row);
+  p.y.rows = static_cast<int>(args.out_rows);
   p.y.flags = flags;
 
   status = with_forward_states(args.d_state, [&](auto states) {
@@ -81,10 +80,10 @@ cudaError_t forward_of(const Scan2dArgs& args, Workspace& workspace,
   });
   if (status != cudaSuccess || !through_slots) return status;
   const auto* slots = static_cast<const float*>(p.y.data);
-  return merge ? sum_slots(slots, args.y, args.y_type, args.batch, args.routes,
-                           image, stream)
+  return merge ? sum_slots(slots, args.y, args.y_type, args.batch,
+                           args.num_routes, image, stream)
                : sum_slots(slots, args.y, args.y_type, args.batch, 1,
-                           args.routes * image, stream);
+                           args.num_routes * image, stream);
 }
 
 }  // namespace

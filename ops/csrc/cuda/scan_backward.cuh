@@ -136,7 +136,7 @@ class BackwardThread {
     for (int n0 = 0; n0 < s.d_state; n0 += NT) {
       skip_ = n0 == 0 && s.D != nullptr ? s.D[row] : 0.0f;
       first_walk_ = n0 == 0;
-      load_decay(s, place, n0, log2_decay_);
+      load_log2_decay(s, place, n0, log2_decay_);
 #pragma unroll
       for (int n = 0; n < NT; ++n) g_[n] = dA_[n] = 0.0f;
 
@@ -262,12 +262,12 @@ class BackwardThread {
       sweep_step(step, t + 1, decay_after, between, steps);
       sweep_step(step, t, decay, before[t / 2], steps);
     }
-    tiles_.store_grads(step, steps.du, steps.dz);
+    tiles_.store_grads(step, steps.du, steps.d_raw_step);
   }
 
   struct Steps {
     float u[kSub], d[kSub], slope[kSub], e[kSub];
-    float du[kSub], dz[kSub];
+    float du[kSub], d_raw_step[kSub];
     float sums[16];
   };
 
@@ -297,10 +297,10 @@ class BackwardThread {
       dA_[n] = fmaf(d, by_kept, dA_[n]);
       g_[n] = g * decay[n];
     }
-    const float dz = fmaf(u, by_B, kLn2 * by_decay) * steps.slope[t];
+    const float d_raw_step = fmaf(u, by_B, kLn2 * by_decay) * steps.slope[t];
     steps.du[t] = fmaf(d, by_B, skip_ * e);
-    steps.dz[t] = dz;
-    dbias_ += dz;
+    steps.d_raw_step[t] = d_raw_step;
+    dbias_ += d_raw_step;
     if (first_walk_) dD_ = fmaf(e, u, dD_);
     if (t % steps_at_once == 0) {
       const float total = reduce16(steps.sums);
@@ -365,7 +365,7 @@ class BatchSums {
   }
 
   ParamSums of(const ScanArgs& args) {
-    const int64_t rows = args.routes * args.channels;
+    const int64_t rows = args.num_routes * args.channels;
     return {of(args.dA, rows * args.d_state), of(args.dD, rows),
             of(args.dbias, rows)};
   }

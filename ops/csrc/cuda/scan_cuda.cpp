@@ -69,7 +69,7 @@ void check_counts(const char* what, int64_t count) {
 void set_sizes(ScanArgs& args, int64_t batch, int64_t routes, int64_t channels,
                int64_t d_state, int64_t length) {
   args.batch = batch;
-  args.routes = routes;
+  args.num_routes = routes;
   args.channels = channels;
   args.d_state = d_state;
   args.length = length;
@@ -80,7 +80,7 @@ void set_sizes(ScanArgs& args, int64_t batch, int64_t routes, int64_t channels,
 Tensor empty_states(const ScanArgs& args, bool save, const Tensor& A) {
   const int64_t saved = save ? num_saved_states(args.length) : 0;
   return at::empty(
-      {args.batch, args.routes, saved, args.d_state, args.channels},
+      {args.batch, args.num_routes, saved, args.d_state, args.channels},
       A.options());
 }
 
@@ -173,23 +173,23 @@ Scan2dArgs describe_2d(const Tensor& x, const Tensor& x_dbl,
   set_sizes(args, x.size(0), routes.size(0), x.size(-1), A.size(1),
             routes.size(1));
   args.pixels = x.size(1);
-  args.out_pixels = num_out;
+  args.out_rows = num_out;
   args.dt_rank = dt_weight.size(2);
   args.x_per_route = x.dim() == 4;
   args.shared_projection = x_dbl.size(2) == 1;
   args.merge = merge;
   const int64_t width = args.dt_rank + 2 * args.d_state;
   check_counts("elements of x in an image for all routes",
-               args.pixels * args.routes * args.channels);
+               args.pixels * args.num_routes * args.channels);
   check_counts("elements of the output in an image for all routes",
-               args.out_pixels * args.routes * args.channels);
+               args.out_rows * args.num_routes * args.channels);
   check_counts("elements of x_dbl in an image",
-               args.pixels * args.routes * width);
-  check_counts("route entries", args.routes * args.length);
+               args.pixels * args.num_routes * width);
+  check_counts("route entries", args.num_routes * args.length);
   args.in_type = dtype_of(x.scalar_type());
   args.x = x.data_ptr();
   args.x_dbl = x_dbl.data_ptr();
-  args.in_routes = routes.data_ptr<int32_t>();
+  args.routes = routes.data_ptr<int32_t>();
   args.out_routes = out_routes.data_ptr<int32_t>();
   args.A = floats(A);
   args.D = floats(D);
@@ -208,7 +208,7 @@ Scan2dForward forward_2d(const Tensor& x, const Tensor& x_dbl,
   Scan2dArgs args = describe_2d(x, x_dbl, routes, out_routes, A, dt_weight,
                                 dt_bias, D, num_out, merge);
   std::vector<int64_t> shape{args.batch, num_out, args.channels};
-  if (!merge) shape.insert(shape.begin() + 2, args.routes);
+  if (!merge) shape.insert(shape.begin() + 2, args.num_routes);
   Tensor y = at::empty(shape, x.options().dtype(out_dtype));
   Tensor states = empty_states(args, save_states, A);
   if (args.batch == 0) return {y, states};

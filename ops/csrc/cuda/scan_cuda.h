@@ -18,7 +18,7 @@ class Workspace {
 // Sizes and parameters of both forms. Pointers are to contiguous arrays on
 // the device; those marked * may be null.
 struct ScanArgs {
-  int64_t batch, routes, channels, d_state, length;
+  int64_t batch, num_routes, channels, d_state, length;
   DType in_type;      // of x or u, delta, x_dbl, B, C and of their gradients
   DType y_type;       // of y and dy: float, or in_type
   const float* A;     // (K*D, N)
@@ -44,11 +44,11 @@ struct Scan1dArgs : ScanArgs {
 
 // Channels-last maps read and written through routes.
 struct Scan2dArgs : ScanArgs {
-  int64_t pixels, out_pixels, dt_rank;
+  int64_t pixels, out_rows, dt_rank;
   bool x_per_route, shared_projection, merge;
   const void* x;              // (Bt, P, D) or (Bt, P, K, D)
   const void* x_dbl;          // (Bt, P, K | 1, R + 2N)
-  const int32_t* in_routes;   // (K, L)
+  const int32_t* routes;      // (K, L)
   const int32_t* out_routes;  // (K, L)
   const float* dt_weight;     // (K, D, R)
   void *dx, *dx_dbl;          // y: (Bt, Q, D) merged, else (Bt, Q, K, D)

@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kMaxThreads, forward_occupancy(NT))
     const float skip = n0 == 0 && s.D != nullptr ? s.D[place.row(s)] : 0.0f;
     float log2_decay[NT];
     float h[NT] = {};
-    load_decay(s, place, n0, log2_decay);
+    load_log2_decay(s, place, n0, log2_decay);
 
     tiles.begin(n0, 0, num_tiles > 1 ? 1 : -1);
     for (int tile = 0; tile < num_tiles; ++tile) {

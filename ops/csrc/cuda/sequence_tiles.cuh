@@ -173,14 +173,15 @@ inline Rows sum_rows(void* total, DType type, const Scan1dArgs& args,
                      int64_t states_at_once, Workspace& workspace) {
   if (type == DType::kFloat) return {total, true};
   if (args.d_state <= states_at_once) return {total, false};
-  const int64_t count = args.batch * args.routes * args.channels * args.length;
+  const int64_t count =
+      args.batch * args.num_routes * args.channels * args.length;
   return {workspace.allocate(count * sizeof(float)), true};
 }
 
 inline cudaError_t convert_rows(const Rows& rows, void* total, DType type,
                                 const Scan1dArgs& args, cudaStream_t stream) {
   if (rows.data == total) return cudaSuccess;
-  const int64_t inner = args.routes * args.channels * args.length;
+  const int64_t inner = args.num_routes * args.channels * args.length;
   return sum_slots(static_cast<const float*>(rows.data), total, type,
                    args.batch, 1, inner, stream);
 }

@@ -257,21 +257,57 @@ int judge(const Run& run, const Arrays& wanted, const std::string& dump_path,
 }
 
 // Routes with `holes` percent of -1; else permutations (of a part) of the
-// pixels, or any pixels when they may repeat.
+// pixels, or any pixels when they may repeat. Disjoint ones share the pixels
+// out; what the division leaves over belongs to none.
 std::vector<int32_t> make_routes(size_t num_routes, size_t length,
-                                 size_t pixels, bool repeats, size_t holes) {
+                                 size_t pixels, bool repeats, size_t holes,
+                                 bool disjoint) {
+  std::vector<int32_t> order(pixels);
+  for (size_t p = 0; p < pixels; ++p) order[p] = static_cast<int32_t>(p);
+  const size_t share = disjoint ? pixels / num_routes : pixels;
   std::vector<int32_t> table;
   for (size_t k = 0; k < num_routes; ++k) {
-    std::vector<int32_t> order(pixels);
-    for (size_t p = 0; p < pixels; ++p) order[p] = static_cast<int32_t>(p);
-    std::shuffle(order.begin(), order.end(), generator);
+    if (k == 0 || !disjoint) {
+      std::shuffle(order.begin(), order.end(), generator);
+    }
+    const size_t first = disjoint ? k * share : 0;
     for (size_t l = 0; l < length; ++l) {
       const bool hole = generator() % 100 < holes;
-      const size_t at = repeats ? generator() % pixels : l;
-      table.push_back(hole || at >= pixels ? -1 : order[at]);
+      const size_t at = repeats ? generator() % share : l;
+      table.push_back(hole || at >= share ? -1 : order[first + at]);
     }
   }
   return table;
+}
+
+// What is true of the tables, as a set of routes would find it.
+int64_t facts_of(const reference::Scan2d& scan) {
+  int64_t facts = mmvssm::kChecked;
+  const auto look = [&](const std::vector<int32_t>& table, size_t size,
+                        int64_t repeats, int64_t gaps) {
+    std::vector<int> owners(size, 0);
+    for (size_t k = 0; k < scan.num_routes; ++k) {
+      std::vector<int> visits(size, 0);
+      for (size_t l = 0; l < scan.length; ++l) {
+        const int32_t entry = table[k * scan.length + l];
+        if (entry >= 0) ++visits[static_cast<size_t>(entry)];
+      }
+      for (size_t i = 0; i < size; ++i) {
+        if (visits[i] > 1) facts |= repeats;
+        if (visits[i] == 0) facts |= gaps;
+        if (visits[i] > 0) ++owners[i];
+      }
+    }
+    return owners;
+  };
+  look(scan.routes, scan.pixels, mmvssm::kReadRepeats, mmvssm::kReadGaps);
+  bool disjoint = scan.routes == scan.out_routes;
+  for (const int count : look(scan.out_routes, scan.out_rows,
+                              mmvssm::kOutRepeats, mmvssm::kOutGaps)) {
+    if (count == 0) facts |= mmvssm::kUnionGaps;
+    disjoint = disjoint && count <= 1;
+  }
+  return disjoint ? facts | mmvssm::kDisjoint : facts;
 }
 
 // What both forms ask for; blocks stay at `threads` channels, however few there
@@ -302,6 +338,8 @@ int run_2d(Options& options) {
   const bool apart = options.number("out", 0) != 0;
   const size_t holes = options.number("holes", 0);
   const bool repeats = options.number("repeats", 0) != 0;
+  const bool disjoint = options.number("disjoint", 0) != 0;
+  const bool with_facts = options.number("facts", 1) != 0;
   want.out_rows = apart ? options.number("Q", want.length) : want.pixels;
   want.x_per_route = options.number("x_per_route", 0) != 0;
   want.shared_projection = options.number("shared", 0) != 0;
@@ -315,10 +353,10 @@ int run_2d(Options& options) {
 
   const size_t rows = want.num_routes * want.channels;
   const size_t width = want.dt_rank + 2 * want.d_state;
-  want.routes =
-      make_routes(want.num_routes, want.length, want.pixels, repeats, holes);
+  want.routes = make_routes(want.num_routes, want.length, want.pixels, repeats,
+                            holes, disjoint);
   want.out_routes = apart ? make_routes(want.num_routes, want.length,
-                                        want.out_rows, repeats, holes)
+                                        want.out_rows, repeats, holes, disjoint)
                           : want.routes;
   want.x = normal(want.batch * want.pixels *
                   (want.x_per_route ? rows : want.channels));
@@ -349,6 +387,7 @@ int run_2d(Options& options) {
     args.x_per_route = want.x_per_route;
     args.shared_projection = want.shared_projection;
     args.merge = want.merge;
+    args.facts = mmvssm::reliable_facts(with_facts ? facts_of(want) : 0);
     args.x = x.raw();
     args.x_dbl = x_dbl.raw();
     args.routes = want.routes.data();

@@ -99,7 +99,7 @@ class Layout1d {
   }
 
   void store_output(int64_t c, int count, V* y) {
-    store_columns<false, S>(a_.y + offset(c), a_.length, count, steps_, y);
+    store_columns<S>(a_.y + offset(c), a_.length, count, steps_, y);
   }
 
   void load_grad(int64_t c, int count, V* dy) {
@@ -107,9 +107,9 @@ class Layout1d {
   }
 
   void store_grads(int, int64_t c, int count, V* du, V* d_raw_step) {
-    store_columns<false, S>(a_.du + offset(c), a_.length, count, steps_, du);
-    store_columns<false, S>(a_.ddelta + offset(c), a_.length, count, steps_,
-                            d_raw_step);
+    store_columns<S>(a_.du + offset(c), a_.length, count, steps_, du);
+    store_columns<S>(a_.ddelta + offset(c), a_.length, count, steps_,
+                     d_raw_step);
   }
 
   void end_chunk_backward() {
@@ -210,15 +210,14 @@ class Layout2d {
     channel_end_ = channel_end;
   }
 
-  // Adds the weight gradient of the route to its slot.
+  // The weight gradient of the route goes to its slot.
   void end_route(int64_t slot) {
     S* base =
         a_.ddt_weight + (slot * a_.num_routes + k_) * a_.channels * a_.dt_rank;
     for (int64_t c = channel_begin_, i = 0; c < channel_end_; c += W, ++i) {
       const int count = at_most(channel_end_ - c, W);
-      store_columns<true, S>(base + c * a_.dt_rank, a_.dt_rank, count,
-                             static_cast<int>(a_.dt_rank),
-                             dweight_ + i * rank_);
+      store_columns<S>(base + c * a_.dt_rank, a_.dt_rank, count,
+                       static_cast<int>(a_.dt_rank), dweight_ + i * rank_);
       ::memset(dweight_ + i * rank_, 0, rank_ * sizeof(V));
     }
   }
@@ -226,16 +225,16 @@ class Layout2d {
   void begin_chunk(int64_t b, int64_t k, int64_t start, int steps) {
     b_ = b;
     steps_ = steps;
-    in_ = a_.routes + k * a_.length + start;
-    out_ = a_.out_routes + k * a_.length + start;
+    pixel_ = a_.routes + k * a_.length + start;
+    out_row_ = a_.out_routes + k * a_.length + start;
     const int64_t width = a_.dt_rank + 2 * a_.d_state;
     for (int t = 0; t < steps; ++t) {
       S* row = rows_ + t * width_;
-      if (in_[t] < 0) {
+      if (pixel_[t] < 0) {
         ::memset(row, 0, width_ * sizeof(S));
         continue;
       }
-      const int64_t from = projection_offset(0, in_[t]);
+      const int64_t from = projection_offset(0, pixel_[t]);
       if (plain_) {
         ::memcpy(row, static_cast<const S*>(a_.x_dbl) + from,
                  width * sizeof(S));
@@ -253,15 +252,15 @@ class Layout2d {
       const S* x = static_cast<const S*>(a_.x);
       for (int t = 0; t < steps_; ++t) {
         u[t] = V{};
-        if (in_[t] >= 0) {
-          __builtin_memcpy(u + t, x + x_offset(in_[t], c), sizeof(V));
+        if (pixel_[t] >= 0) {
+          __builtin_memcpy(u + t, x + x_offset(pixel_[t], c), sizeof(V));
         }
       }
     } else {
       for (int t = 0; t < steps_; ++t) {
-        u[t] = in_[t] < 0
+        u[t] = pixel_[t] < 0
                    ? V{}
-                   : load<S>(a_.x, a_.in_type, x_offset(in_[t], c), count);
+                   : load<S>(a_.x, a_.in_type, x_offset(pixel_[t], c), count);
       }
     }
     const V bias = load<S>(a_.bias, DType::kFloat, k_ * a_.channels + c, count);
@@ -292,22 +291,26 @@ class Layout2d {
   }
 
   void store_output(int64_t c, int count, V* y) {
+    const bool adds = a_.y.adds(k_);
     for (int t = 0; t < steps_; ++t) {
-      if (out_[t] >= 0) add<S>(a_.y + y_offset(out_[t], c), y[t], count);
+      if (out_row_[t] < 0) continue;
+      put<S>(a_.y.data + y_offset(out_row_[t], c), y[t], count, adds);
     }
   }
 
   void load_grad(int64_t c, int count, V* dy) {
     for (int t = 0; t < steps_; ++t) {
-      dy[t] = out_[t] < 0
+      dy[t] = out_row_[t] < 0
                   ? V{}
-                  : load<S>(a_.dy, a_.dy_type, y_offset(out_[t], c), count);
+                  : load<S>(a_.dy, a_.dy_type, y_offset(out_row_[t], c), count);
     }
   }
 
   void store_grads(int block, int64_t c, int count, V* du, V* d_raw_step) {
+    const bool adds = a_.dx.adds(k_);
     for (int t = 0; t < steps_; ++t) {
-      if (in_[t] >= 0) add<S>(a_.dx + x_offset(in_[t], c), du[t], count);
+      if (pixel_[t] < 0) continue;
+      put<S>(a_.dx.data + x_offset(pixel_[t], c), du[t], count, adds);
     }
     // Gradient of the dt ranks: sum over channels, lanes are ranks.
     const S* weight = weight_rows_ + block * W * rank_;
@@ -335,11 +338,14 @@ class Layout2d {
     }
   }
 
-  // A pixel may be met again later, so the sums of the chunk are added.
+  // The sums of the chunk over its channels, to the rows of x_dbl.
   void end_chunk_backward() {
+    const int64_t width = a_.dt_rank + 2 * a_.d_state;
+    const bool adds = a_.dx_dbl.adds(k_);
     for (int t = 0; t < steps_; ++t) {
-      if (in_[t] < 0) continue;
-      S* to = a_.dx_dbl + projection_offset(channel_group_, in_[t]);
+      if (pixel_[t] < 0) continue;
+      S* to = a_.dx_dbl.data + projection_offset(channel_group_, pixel_[t]);
+      if (!adds) ::memset(to, 0, width * sizeof(S));
       for (int64_t r = 0; r < a_.dt_rank; ++r) to[r] += drank_[t * rank_ + r];
       to += a_.dt_rank;
       for (int64_t n = 0; n < a_.d_state; ++n) {
@@ -377,7 +383,7 @@ class Layout2d {
   const bool plain_;            // the inputs have type S
   int64_t b_, k_, channel_begin_, channel_end_;
   int steps_;
-  const int32_t *in_, *out_;
+  const int32_t *pixel_, *out_row_;
   S *rows_, *drank_;      // (kChunk, width), (kChunk, rank)
   V *weight_, *dweight_;  // (blocks, rank) lanes = channels
   S* weight_rows_;        // (blocks, lanes, rank)

@@ -146,9 +146,8 @@ void forward_task(const typename Layout<S>::Args& a, const Task& task) {
              c += W, ++i) {
           const int count = at_most(task.channel_end - c, W);
           const int64_t row = (b * a.num_routes + k) * a.channels + c;
-          store_columns<false, S>(a.last_state + row * a.d_state, a.d_state,
-                                  count, static_cast<int>(a.d_state),
-                                  h + i * states);
+          store_columns<S>(a.last_state + row * a.d_state, a.d_state, count,
+                           static_cast<int>(a.d_state), h + i * states);
         }
       }
     }
@@ -328,27 +327,25 @@ void backward_task(const typename Layout<S>::Args& a, const Task& task) {
          c += W, ++i) {
       const int count = at_most(task.channel_end - c, W);
       const int64_t row = (task.slot * a.num_routes + k) * a.channels + c;
-      store_columns<false, S>(a.dA + row * a.d_state, a.d_state, count,
-                              static_cast<int>(a.d_state), dA + i * states);
+      store_columns<S>(a.dA + row * a.d_state, a.d_state, count,
+                       static_cast<int>(a.d_state), dA + i * states);
       if (a.dD != nullptr) store<S>(a.dD + row, dD[i], count);
       if (a.dbias != nullptr) store<S>(a.dbias + row, dbias[i], count);
     }
   }
 }
 
+template <typename S>
+constexpr Kernels<S> make_kernels() {
+  return {forward_task<S, Layout1d>, backward_task<S, Layout1d>,
+          forward_task<S, Layout2d>, backward_task<S, Layout2d>};
+}
+
 // A constant expression: loading the library runs no code of this instruction
 // set.
 constexpr KernelTable make_table(const char* name) {
-  return {name,
-          Simd<float>::kLanes,
-          forward_task<float, Layout1d>,
-          forward_task<double, Layout1d>,
-          backward_task<float, Layout1d>,
-          backward_task<double, Layout1d>,
-          forward_task<float, Layout2d>,
-          forward_task<double, Layout2d>,
-          backward_task<float, Layout2d>,
-          backward_task<double, Layout2d>};
+  return {name, Simd<float>::kLanes, make_kernels<float>(),
+          make_kernels<double>()};
 }
 
 }  // namespace

@@ -290,6 +290,15 @@ MMVSSM_INLINE void add(S* p, Vec<S> v, int count) {
   store<S>(p, load<S>(p, DType::kFloat, 0, count) + v, count);
 }
 
+template <typename S>
+MMVSSM_INLINE void put(S* p, Vec<S> v, int count, bool adds) {
+  if (adds) {
+    add<S>(p, v, count);
+  } else {
+    store<S>(p, v, count);
+  }
+}
+
 // out[j] lane i = base[offset + i * stride + j] for i < rows, j < columns;
 // lanes and columns beyond are zero. `out` has room for whole squares.
 template <typename S>
@@ -331,8 +340,8 @@ MMVSSM_INLINE void prefetch_rows(const void* base, DType type, int64_t offset,
   }
 }
 
-// The way back; adds to memory when `Add`. Destroys `in`.
-template <bool Add, typename S>
+// The way back. Destroys `in`.
+template <typename S>
 MMVSSM_INLINE void store_columns(S* base, int64_t stride, int rows, int columns,
                                  Vec<S>* in) {
   constexpr int W = Simd<S>::kLanes;
@@ -340,11 +349,7 @@ MMVSSM_INLINE void store_columns(S* base, int64_t stride, int rows, int columns,
     const int count = at_most(columns - j, W);
     transpose<S>(in + j);
     for (int i = 0; i < rows; ++i) {
-      if (Add) {
-        add<S>(base + i * stride + j, in[j + i], count);
-      } else {
-        store<S>(base + i * stride + j, in[j + i], count);
-      }
+      store<S>(base + i * stride + j, in[j + i], count);
     }
   }
 }

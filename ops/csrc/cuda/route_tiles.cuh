@@ -1,4 +1,5 @@
-// Reading the map through a route: tiles of x_dbl rows, x, and the step sizes.
+// Reading the map through a route: tiles of x_dbl rows, x, and the step sizes;
+// and where results along routes go.
 #pragma once
 
 #include "cuda/scan_block.cuh"
@@ -253,5 +254,62 @@ RouteInputs route_inputs(const Scan2dArgs& args) {
           : alignment % 4 == 0 ? 4
                                : 0};
 }
+
+// A result with rows of D channels that the routes write: y, or the gradient
+// of x. Rows are (Bt, rows, D), or (Bt, rows, K, D) where routes are `apart`.
+// Routes that share rows write to slots, which are summed afterwards; disjoint
+// ones write to the rows themselves.
+class RouteRows {
+ public:
+  RouteRows(const Scan2dArgs& args, const RouteWrites& writes, bool apart,
+            int64_t rows, int64_t states_at_once, void* total, DType type,
+            Workspace& workspace, cudaStream_t stream)
+      : total_(total), type_(type), batch_(args.batch), stream_(stream) {
+    const int64_t row = (apart ? args.num_routes : 1) * args.channels;
+    image_ = rows * row;
+    count_ = writes.exclusive ? 1 : args.num_routes;
+    // Sums are taken in float32: over routes, over visits of one route, over
+    // walks for more states.
+    const bool sums = writes.repeats || args.d_state > states_at_once;
+    is_total_ = writes.exclusive && (type == DType::kFloat || !sums);
+    bytes_ = batch_ * count_ * image_ * static_cast<int64_t>(sizeof(float));
+    slots_.data = is_total_ ? total : workspace.allocate(bytes_);
+    slots_.is_float = !is_total_ || type == DType::kFloat;
+    if (!slots_.is_float) bytes_ /= 2;
+    slots_.batch_stride = count_ * image_;
+    slots_.route_stride = !writes.exclusive ? image_
+                          : apart           ? args.channels
+                                            : 0;
+    slots_.row_stride = static_cast<int>(row);
+    slots_.rows = static_cast<int>(rows);
+    slots_.repeats = writes.repeats;
+    // Disjoint routes cannot clear what is another's, or nobody's.
+    const bool each_its_own = apart || !writes.exclusive;
+    slots_.clears = writes.cleared() && each_its_own;
+    clear_all_ = writes.cleared() && !each_its_own;
+  }
+
+  // Prepares what the kernel finds; to be called before it starts.
+  cudaError_t begin() const {
+    return clear_all_ ? cudaMemsetAsync(slots_.data, 0,
+                                        static_cast<size_t>(bytes_), stream_)
+                      : cudaSuccess;
+  }
+  const Slots& slots() const { return slots_; }
+  // After the kernel: sums and converts.
+  cudaError_t end() const {
+    return is_total_ ? cudaSuccess
+                     : sum_slots(static_cast<const float*>(slots_.data), total_,
+                                 type_, batch_, count_, image_, stream_);
+  }
+
+ private:
+  void* total_;
+  DType type_;
+  int64_t batch_, count_, image_, bytes_;
+  cudaStream_t stream_;
+  Slots slots_;
+  bool is_total_, clear_all_;
+};
 
 }  // namespace mmvssm::cuda

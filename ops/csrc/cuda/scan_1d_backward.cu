@@ -106,6 +106,7 @@ cudaError_t backward_of(const Scan1dArgs& args, Workspace& workspace,
     const int64_t bytes = parts * params.part_stride * sizeof(float);
     p.dB = params.dB = static_cast<float*>(workspace.allocate(bytes));
     p.dC = params.dC = static_cast<float*>(workspace.allocate(bytes));
+    return cudaSuccess;
   };
   cudaError_t status = with_backward_states(args.d_state, [&](auto states) {
     constexpr int NT = decltype(states)::value;

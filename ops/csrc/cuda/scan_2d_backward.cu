@@ -11,6 +11,7 @@ struct RowSlots {
   float* data;
   int64_t batch_stride, route_stride, part_stride;
   int pixel_stride, pixels;
+  bool clears;  // a block clears its rows before it starts
 };
 
 struct RouteBackwardParams {
@@ -58,7 +59,7 @@ class RouteBackward : public RouteTiles<T, NT> {
             place.route * p.dx_dbl.route_stride +
             place.part * p.dx_dbl.part_stride;
     pixel_stride_ = p.dx_dbl.pixel_stride;
-    if (p.dx.flags[place.route] != 0) {
+    if (p.dx_dbl.clears) {
 #pragma unroll 1
       for (int i = threadIdx.x; i < p.dx_dbl.pixels * this->width_;
            i += blockDim.x) {
@@ -184,20 +185,11 @@ template <typename T>
 cudaError_t backward_of(const Scan2dArgs& args, Workspace& workspace,
                         cudaStream_t stream) {
   const int64_t row = args.channels;
-  const int64_t image = args.pixels * row;
-  const int64_t width = args.dt_rank + 2 * args.d_state;
-  const bool merge = !args.x_per_route && args.num_routes > 1;
-  // Sums are taken in float32: over routes, and over walks for more states.
-  const bool is_float = args.in_type == DType::kFloat;
-  const bool through_slots =
-      merge || (!is_float && args.d_state > kBackwardStates);
-
-  auto* flags = static_cast<int32_t*>(
-      workspace.allocate(args.num_routes * sizeof(int32_t)));
-  cudaError_t status =
-      find_route_flags(args.routes, args.num_routes, args.length, args.pixels,
-                       workspace, flags, stream);
-  if (status != cudaSuccess) return status;
+  const bool one = args.num_routes == 1;
+  const bool x_apart = args.x_per_route || one;
+  const RouteRows dx(args, read_writes(args.facts, x_apart), x_apart,
+                     args.pixels, kBackwardStates, args.dx, args.in_type,
+                     workspace, stream);
 
   BatchSums batch_sums(args.batch, workspace, stream);
   const int64_t dy_row = args.merge ? row : args.num_routes * row;
@@ -213,54 +205,54 @@ cudaError_t backward_of(const Scan2dArgs& args, Workspace& workspace,
   p.dy_route_stride = static_cast<int>(args.merge ? 0 : row);
   p.dy_row_stride = static_cast<int>(dy_row);
 
-  const int64_t x_images = args.x_per_route || merge ? args.num_routes : 1;
-  p.dx.data =
-      through_slots
-          ? workspace.allocate(args.batch * x_images * image * sizeof(float))
-          : args.dx;
-  p.dx.is_float = is_float || through_slots;
-  p.dx.batch_stride = x_images * image;
-  p.dx.route_stride = merge ? image : row;
-  p.dx.row_stride =
-      static_cast<int>(args.x_per_route ? args.num_routes * row : row);
-  p.dx.rows = static_cast<int>(args.pixels);
-  p.dx.flags = flags;
+  p.dx = dx.slots();
 
   // Blocks write rows of x_dbl apart from each other; a projection that the
-  // routes share is summed over them too.
-  const int64_t shared = args.shared_projection ? args.num_routes : 1;
-  const int64_t rows =
-      args.pixels * width * (args.shared_projection ? 1 : args.num_routes);
-  int64_t row_slots = 0;
+  // routes share is summed over them too, unless they are disjoint.
+  const int64_t width = args.dt_rank + 2 * args.d_state;
+  const bool apart = !args.shared_projection || one;
+  const RouteWrites writes = read_writes(args.facts, apart);
+  const int64_t image = args.pixels * width * (apart ? args.num_routes : 1);
+  int64_t count = 0;
   const auto prepare = [&](RouteBackwardParams& params, int64_t parts) {
-    row_slots = shared * parts;
-    params.dx_dbl.data = static_cast<float*>(
-        workspace.allocate(args.batch * row_slots * rows * sizeof(float)));
-    params.dx_dbl.batch_stride = row_slots * rows;
-    params.dx_dbl.part_stride = rows;
-    params.dx_dbl.route_stride = args.shared_projection ? parts * rows : width;
-    params.dx_dbl.pixel_stride = static_cast<int>(
-        args.shared_projection ? width : args.num_routes * width);
-    params.dx_dbl.pixels = static_cast<int>(args.pixels);
-    p.dx_dbl = params.dx_dbl;
+    count = writes.exclusive ? parts : args.num_routes * parts;
+    const int64_t bytes =
+        args.batch * count * image * static_cast<int64_t>(sizeof(float));
+    RowSlots& rows = params.dx_dbl;
+    const bool is_total = count == 1 && args.in_type == DType::kFloat;
+    rows.data =
+        static_cast<float*>(is_total ? args.dx_dbl : workspace.allocate(bytes));
+    rows.batch_stride = count * image;
+    rows.part_stride = image;
+    rows.route_stride = !writes.exclusive ? parts * image : apart ? width : 0;
+    rows.pixel_stride =
+        static_cast<int>(apart ? args.num_routes * width : width);
+    rows.pixels = static_cast<int>(args.pixels);
+    const bool each_its_own = apart || !writes.exclusive;
+    rows.clears = writes.cleared() && each_its_own;
+    p.dx_dbl = rows;
+    return writes.cleared() && !each_its_own
+               ? cudaMemsetAsync(rows.data, 0, static_cast<size_t>(bytes),
+                                 stream)
+               : cudaSuccess;
   };
 
+  cudaError_t status = dx.begin();
+  if (status != cudaSuccess) return status;
   status = with_backward_states(args.d_state, [&](auto states) {
     constexpr int NT = decltype(states)::value;
     return launch_backward<RouteBackward<T, NT>, NT>(args, p, stream, prepare);
   });
   if (status != cudaSuccess) return status;
 
-  status = sum_slots(p.dx_dbl.data, args.dx_dbl, args.in_type, args.batch,
-                     row_slots, rows, stream);
-  if (status != cudaSuccess) return status;
+  if (p.dx_dbl.data != args.dx_dbl) {
+    status = sum_slots(p.dx_dbl.data, args.dx_dbl, args.in_type, args.batch,
+                       count, image, stream);
+    if (status != cudaSuccess) return status;
+  }
   status = batch_sums.add_up();
-  if (status != cudaSuccess || !through_slots) return status;
-  const auto* slots = static_cast<const float*>(p.dx.data);
-  return merge ? sum_slots(slots, args.dx, args.in_type, args.batch,
-                           args.num_routes, image, stream)
-               : sum_slots(slots, args.dx, args.in_type, args.batch, 1,
-                           x_images * image, stream);
+  if (status != cudaSuccess) return status;
+  return dx.end();
 }
 
 }  // namespace

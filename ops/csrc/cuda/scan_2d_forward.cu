@@ -46,44 +46,22 @@ class RouteForward : public RouteTiles<T, NT> {
 template <typename T>
 cudaError_t forward_of(const Scan2dArgs& args, Workspace& workspace,
                        cudaStream_t stream) {
-  const int64_t row = args.channels;
-  const int64_t image = args.out_rows * row;
-  const bool merge = args.merge && args.num_routes > 1;
-  // Sums are taken in float32: over routes, and over walks for more states.
-  const bool is_float = args.y_type == DType::kFloat;
-  const bool through_slots =
-      merge || (!is_float && args.d_state > kForwardStates);
-
-  auto* flags = static_cast<int32_t*>(
-      workspace.allocate(args.num_routes * sizeof(int32_t)));
-  cudaError_t status =
-      find_route_flags(args.out_routes, args.num_routes, args.length,
-                       args.out_rows, workspace, flags, stream);
-  if (status != cudaSuccess) return status;
-
+  const bool apart = !args.merge || args.num_routes == 1;
+  const RouteRows y(args, out_writes(args.facts, apart), apart, args.out_rows,
+                    kForwardStates, args.y, args.y_type, workspace, stream);
   RouteForwardParams p;
   p.shape = scan_shape(args, 32);
   p.inputs = route_inputs<T>(args);
-  p.y.data = through_slots ? workspace.allocate(args.batch * args.num_routes *
-                                                image * sizeof(float))
-                           : args.y;
-  p.y.is_float = is_float || through_slots;
-  p.y.batch_stride = args.num_routes * image;
-  p.y.route_stride = merge ? image : row;
-  p.y.row_stride = static_cast<int>(merge ? row : args.num_routes * row);
-  p.y.rows = static_cast<int>(args.out_rows);
-  p.y.flags = flags;
+  p.y = y.slots();
 
+  cudaError_t status = y.begin();
+  if (status != cudaSuccess) return status;
   status = with_forward_states(args.d_state, [&](auto states) {
     constexpr int NT = decltype(states)::value;
     return launch_forward<RouteForward<T, NT>, NT>(args, p, stream);
   });
-  if (status != cudaSuccess || !through_slots) return status;
-  const auto* slots = static_cast<const float*>(p.y.data);
-  return merge ? sum_slots(slots, args.y, args.y_type, args.batch,
-                           args.num_routes, image, stream)
-               : sum_slots(slots, args.y, args.y_type, args.batch, 1,
-                           args.num_routes * image, stream);
+  if (status != cudaSuccess) return status;
+  return y.end();
 }
 
 }  // namespace

@@ -332,8 +332,8 @@ __global__ void __launch_bounds__(kMaxThreads, backward_occupancy(NT))
   thread.run(p);
 }
 
-// Chooses the block, lets `prepare(params, parts)` set what depends on it, and
-// starts the kernel.
+// Chooses the block, lets `prepare(params, parts)` set and clear what depends
+// on it, and starts the kernel.
 template <typename Tiles, int NT, typename Prepare>
 cudaError_t launch_backward(const ScanArgs& args, typename Tiles::Params p,
                             cudaStream_t stream, const Prepare& prepare) {
@@ -344,7 +344,8 @@ cudaError_t launch_backward(const ScanArgs& args, typename Tiles::Params p,
   });
   if (block.threads == 0) return cudaErrorInvalidConfiguration;
   p.shape = scan_shape(args, block.threads);
-  prepare(p, p.shape.parts);
+  const cudaError_t status = prepare(p, p.shape.parts);
+  if (status != cudaSuccess) return status;
   return launch(scan_backward_kernel<Tiles, NT>, num_blocks(p.shape),
                 block.threads, block.shared_bytes, stream, p);
 }

@@ -55,14 +55,16 @@ struct Place {
   }
 };
 
-// Rows that each route writes apart from the others, addressed by
+// Rows that no two routes write: each has its own, or the routes are disjoint.
+// Addressed by
 // batch * batch_stride + route * route_stride + row * row_stride + channel.
 struct Slots {
   void* data;
   bool is_float;  // else the type of the input
   int64_t batch_stride, route_stride;
   int row_stride, rows;
-  const int32_t* flags;  // RouteFlags of each route
+  bool repeats;  // a route may come to a row again, and must add to it
+  bool clears;   // a route clears its rows before it starts
 };
 
 // One thread's column of the slots. Only this thread ever touches it, hence it
@@ -77,9 +79,8 @@ class SlotColumn {
                            place.route * slots.route_stride + place.channel;
     data_ = static_cast<char*>(slots.data) +
             offset * (is_float_ ? sizeof(float) : sizeof(T));
-    const int flags = slots.flags[place.route];
-    repeats_ = flags & kRepeats;
-    if (flags != 0 && place.active) {
+    repeats_ = slots.repeats;
+    if (slots.clears && place.active) {
 #pragma unroll 1
       for (int row = 0; row < slots.rows; ++row) {
         put(row, 0.0f, false);

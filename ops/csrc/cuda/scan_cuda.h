@@ -16,7 +16,8 @@ class Workspace {
 };
 
 // Sizes and parameters of both forms. Pointers are to contiguous arrays on
-// the device; those marked * may be null.
+// the device; those marked * may be null. What is written is aligned to 16
+// bytes, as every fresh allocation is, and may hold anything before.
 struct ScanArgs {
   int64_t batch, num_routes, channels, d_state, length;
   DType in_type;      // of x or u, delta, x_dbl, B, C and of their gradients
@@ -46,6 +47,7 @@ struct Scan1dArgs : ScanArgs {
 struct Scan2dArgs : ScanArgs {
   int64_t pixels, out_rows, dt_rank;
   bool x_per_route, shared_projection, merge;
+  int64_t facts;              // RouteFacts that the kernels may rely on
   const void* x;              // (Bt, P, D) or (Bt, P, K, D)
   const void* x_dbl;          // (Bt, P, K | 1, R + 2N)
   const int32_t* routes;      // (K, L)
@@ -64,17 +66,9 @@ cudaError_t scan_2d_backward(const Scan2dArgs&, Workspace&, cudaStream_t);
 
 // out[o][i] = sum over c of slots[o][c][i], c ascending, for o < outer,
 // c < count, i < inner: the only sum over blocks, hence no atomics anywhere.
+// Both arrays are aligned to 16 bytes.
 cudaError_t sum_slots(const float* slots, void* out, DType out_type,
                       int64_t outer, int64_t count, int64_t inner,
                       cudaStream_t stream);
-
-// What a table of routes does to the rows it writes; one set of flags a route.
-enum RouteFlags : int32_t {
-  kRepeats = 1,  // some pixel is visited more than once: add to what is there
-  kGaps = 2,     // some pixel is never visited: it must be cleared
-};
-cudaError_t find_route_flags(const int32_t* routes, int64_t num_routes,
-                             int64_t length, int64_t pixels, Workspace&,
-                             int32_t* flags, cudaStream_t stream);
 
 }  // namespace mmvssm::cuda

@@ -41,6 +41,11 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
   *value = shim::options().shared_limit;
   return cudaSuccess;
 }
+inline cudaError_t cudaMemsetAsync(void* begin, int value, size_t bytes,
+                                   cudaStream_t) {
+  std::memset(begin, value, bytes);
+  return cudaSuccess;
+}
 
 inline void __syncthreads() { shim::block_barrier(); }
 inline void __syncwarp(unsigned mask = 0xffffffffu) {

@@ -30,6 +30,8 @@ PIP := $(PY) -m pip --disable-pip-version-check
 SAY := @printf '\033[1m==> %s\033[0m\n'
 
 CSRC := $(shell find ops -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
+NATIVE := $(CSRC) $(shell find tests/cuda_on_cpu -name '*.h' -o -name '*.cpp')
+CLANG_FORMAT := $(PY) -c 'from clang_format import clang_format; clang_format()'
 
 .PHONY: help
 help: ## this list
@@ -61,15 +63,17 @@ test-all: lint ## lint, then all tests, the slow ones too
 	@$(PY) -m pytest -m ''
 
 .PHONY: lint
-lint: setup ## ruff: rules and format
+lint: setup ## ruff and clang-format: rules and format
 	$(SAY) "lint"
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
+	@$(CLANG_FORMAT) --dry-run --Werror $(NATIVE)
 
 .PHONY: format
-format: setup ## ruff: rewrite to the format and mend what can be mended
+format: setup ## ruff and clang-format: rewrite to the format and mend what can be mended
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
+	@$(CLANG_FORMAT) -i $(NATIVE)
 
 .PHONY: benchmark
 benchmark: setup ## time ops and models on this machine

@@ -36,7 +36,7 @@ def extensions() -> list:
     if not _wanted():
         print("mmvssm: native ops left out (MMVSSM_WITH_OPS=0)")
         return []
-    includes = [str(_mmcv_headers()), str(SOURCES / "common")]
+    includes = [str(_mmcv_headers()), str(SOURCES)]
     sources = [*SOURCES.glob("*.cpp"), *SOURCES.glob("cpu/*.cpp")]
     flags = {"cxx": CXX_FLAGS}
     macros = []

@@ -6,6 +6,9 @@ CPU and CUDA functions under these schemas when it is loaded (``ops/csrc/binding
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from types import SimpleNamespace
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -28,15 +31,41 @@ for _schema in (
     " Tensor? D, Tensor? delta_bias, Tensor states, bool delta_softplus)"
     " -> (Tensor du, Tensor ddelta, Tensor dA, Tensor dB, Tensor dC, Tensor dD,"
     " Tensor ddelta_bias)",
+    # route_facts: see mmvssm/ops/route_facts.py
     "selective_scan_2d(Tensor x, Tensor x_dbl, Tensor routes, Tensor out_routes, Tensor A,"
     " Tensor dt_weight, Tensor dt_bias, Tensor? D, SymInt num_out, bool merge,"
-    " ScalarType? out_dtype=None, bool save_states=False) -> (Tensor y, Tensor states)",
+    " ScalarType? out_dtype=None, bool save_states=False, int route_facts=0)"
+    " -> (Tensor y, Tensor states)",
     "selective_scan_2d_backward(Tensor dy, Tensor x, Tensor x_dbl, Tensor routes,"
     " Tensor out_routes, Tensor A, Tensor dt_weight, Tensor dt_bias, Tensor? D, Tensor states,"
-    " bool merge) -> (Tensor dx, Tensor dx_dbl, Tensor dA, Tensor ddt_weight, Tensor ddt_bias,"
-    " Tensor dD)",
+    " bool merge, int route_facts=0) -> (Tensor dx, Tensor dx_dbl, Tensor dA, Tensor ddt_weight,"
+    " Tensor ddt_bias, Tensor dD)",
 ):
     _library.define(_schema, **_tags)
+
+
+class _Op:
+    """A registered op and the names in its schema, the one place that lists its arguments."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.run = getattr(torch.ops.mmvssm, name).default
+        schema = self.run._schema
+        self.arguments = tuple(a.name for a in schema.arguments)
+        self.results = tuple(r.name for r in schema.returns)
+        self._defaults = {a.name: a.default_value for a in schema.arguments}
+
+    def bind(self, args: Sequence, kwargs: dict | None = None) -> dict[str, object]:
+        """All arguments of a call by name; the dispatcher leaves defaults at the end out."""
+        return {**self._defaults, **dict(zip(self.arguments, args)), **(kwargs or {})}
+
+    def __call__(self, values: dict[str, object]):
+        """Run the op on those of ``values`` that it takes."""
+        return self.run(*(values[name] for name in self.arguments))
+
+
+SCAN, SCAN_BACKWARD = _Op("selective_scan"), _Op("selective_scan_backward")
+SCAN_2D, SCAN_2D_BACKWARD = _Op("selective_scan_2d"), _Op("selective_scan_2d_backward")
 
 
 def _empty_states(x: Tensor, routes: int, channels: int, d_state: int, length: int, save: bool):
@@ -45,144 +74,78 @@ def _empty_states(x: Tensor, routes: int, channels: int, d_state: int, length: i
     return x.new_empty(shape, dtype=compute_dtype(x))
 
 
-def _selective_scan_meta(
-    u, delta, A, B, C, D=None, delta_bias=None, delta_softplus=False, out_dtype=None, save=False
-):
-    routes, channels, d_state = B.shape[1], u.shape[1] // B.shape[1], A.shape[1]
-    last_state = u.new_empty((u.shape[0], *A.shape), dtype=compute_dtype(u))
-    states = _empty_states(u, routes, channels, d_state, u.shape[2], save)
-    return torch.empty_like(u, dtype=out_dtype or u.dtype), last_state, states
+def _scan_meta(*args):
+    a = SimpleNamespace(**SCAN.bind(args))
+    routes, channels, d_state = a.B.shape[1], a.u.shape[1] // a.B.shape[1], a.A.shape[1]
+    last_state = a.u.new_empty((a.u.shape[0], *a.A.shape), dtype=compute_dtype(a.u))
+    states = _empty_states(a.u, routes, channels, d_state, a.u.shape[2], a.save_states)
+    return torch.empty_like(a.u, dtype=a.out_dtype or a.u.dtype), last_state, states
 
 
-def _selective_scan_backward_meta(dy, u, delta, A, B, C, D, delta_bias, states, delta_softplus):
-    empty = A.new_empty(0)
-    dD = empty if D is None else torch.empty_like(D)
-    dbias = empty.clone() if delta_bias is None else torch.empty_like(delta_bias)
-    return (*(torch.empty_like(t) for t in (u, delta, A, B, C)), dD, dbias)
+def _scan_2d_meta(*args):
+    a = SimpleNamespace(**SCAN_2D.bind(args))
+    num_routes, channels, _ = a.dt_weight.shape
+    rows = (channels,) if a.merge else (num_routes, channels)
+    y = a.x.new_empty((a.x.shape[0], a.num_out, *rows), dtype=a.out_dtype or a.x.dtype)
+    length, d_state = a.routes.shape[1], a.A.shape[1]
+    return y, _empty_states(a.x, num_routes, channels, d_state, length, a.save_states)
 
 
-def _selective_scan_2d_meta(
-    x,
-    x_dbl,
-    routes,
-    out_routes,
-    A,
-    dt_weight,
-    dt_bias,
-    D,
-    num_out,
-    merge,
-    out_dtype=None,
-    save=False,
-):
-    num_routes, channels, _ = dt_weight.shape
-    rows = (channels,) if merge else (num_routes, channels)
-    y = x.new_empty((x.shape[0], num_out, *rows), dtype=out_dtype or x.dtype)
-    return y, _empty_states(x, num_routes, channels, A.shape[1], routes.shape[1], save)
+def _backward_meta(op: _Op):
+    """Every gradient is like its argument, and empty where that is None."""
+
+    def run(*args):
+        values = op.bind(args)
+        given = (values[name.removeprefix("d")] for name in op.results)
+        return tuple(values["A"].new_empty(0) if t is None else torch.empty_like(t) for t in given)
+
+    return run
 
 
-def _selective_scan_2d_backward_meta(
-    dy, x, x_dbl, routes, out_routes, A, dt_weight, dt_bias, D, states, merge
-):
-    dD = A.new_empty(0) if D is None else torch.empty_like(D)
-    return (*(torch.empty_like(t) for t in (x, x_dbl, A, dt_weight, dt_bias)), dD)
+class _Scan(torch.autograd.Function):
+    """A scan and its backward op, whose arguments are those of the scan by name.
 
+    The gradient of argument ``a`` is the result ``da`` of the backward op.
+    """
 
-class _SelectiveScan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, u, delta, A, B, C, D, delta_bias, delta_softplus, out_dtype):
+    def forward(ctx, op: _Op, backward: _Op, *args):
+        values = dict(zip(op.arguments, args))
         with torch._C._AutoDispatchBelowAutograd():
-            y, last_state, states = torch.ops.mmvssm.selective_scan(
-                u, delta, A, B, C, D, delta_bias, delta_softplus, out_dtype, True
-            )
-        ctx.save_for_backward(u, delta, A, B, C, D, delta_bias, states)
-        ctx.delta_softplus = delta_softplus
-        ctx.mark_non_differentiable(last_state, states)
-        return y, last_state, states
+            outputs = op(values)
+        values.update(zip(op.results, outputs))
+        needed = {name: values[name] for name in backward.arguments if name != "dy"}
+        tensors = {n: v for n, v in needed.items() if isinstance(v, Tensor)}
+        ctx.save_for_backward(*tensors.values())
+        ctx.tensors = tuple(tensors)
+        ctx.others = {n: v for n, v in needed.items() if n not in tensors}
+        ctx.op, ctx.backward_op = op, backward
+        ctx.mark_non_differentiable(*outputs[1:])
+        return outputs
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy, *_):
-        saved = ctx.saved_tensors  # a checkpoint lets them be read once only
-        grads = torch.ops.mmvssm.selective_scan_backward(
-            dy.contiguous(), *saved, ctx.delta_softplus
-        )
-        return (*(None if t is None else g for g, t in zip(grads, saved)), None, None)
+        # A checkpoint lets the saved tensors be read once only.
+        values = {"dy": dy.contiguous(), **ctx.others, **dict(zip(ctx.tensors, ctx.saved_tensors))}
+        grads = dict(zip(ctx.backward_op.results, ctx.backward_op(values)))
+        given = (n if values.get(n) is not None else None for n in ctx.op.arguments)
+        return None, None, *(None if n is None else grads.get(f"d{n}") for n in given)
 
 
-class _SelectiveScan2d(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx, x, x_dbl, routes, out_routes, A, dt_weight, dt_bias, D, num_out, merge, out_dtype
-    ):
+def _autograd(op: _Op, backward: _Op):
+    """The autograd kernel of a scan."""
+
+    def run(*args):
+        values = op.bind(args)
+        if torch.is_grad_enabled() and any(
+            isinstance(v, Tensor) and v.requires_grad for v in values.values()
+        ):
+            return _Scan.apply(op, backward, *{**values, "save_states": True}.values())
         with torch._C._AutoDispatchBelowAutograd():
-            y, states = torch.ops.mmvssm.selective_scan_2d(
-                x,
-                x_dbl,
-                routes,
-                out_routes,
-                A,
-                dt_weight,
-                dt_bias,
-                D,
-                num_out,
-                merge,
-                out_dtype,
-                True,
-            )
-        ctx.save_for_backward(x, x_dbl, routes, out_routes, A, dt_weight, dt_bias, D, states)
-        ctx.merge = merge
-        ctx.mark_non_differentiable(states)
-        return y, states
+            return op(values)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy, _):
-        saved = ctx.saved_tensors  # a checkpoint lets them be read once only
-        dx, dx_dbl, dA, ddt_weight, ddt_bias, dD = torch.ops.mmvssm.selective_scan_2d_backward(
-            dy.contiguous(), *saved, ctx.merge
-        )
-        dD = None if saved[7] is None else dD
-        return dx, dx_dbl, None, None, dA, ddt_weight, ddt_bias, dD, None, None, None
-
-
-def _needs_grad(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
-def _selective_scan_autograd(
-    u, delta, A, B, C, D=None, delta_bias=None, delta_softplus=False, out_dtype=None, save=False
-):
-    if _needs_grad(u, delta, A, B, C, D, delta_bias):
-        return _SelectiveScan.apply(u, delta, A, B, C, D, delta_bias, delta_softplus, out_dtype)
-    with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.mmvssm.selective_scan(
-            u, delta, A, B, C, D, delta_bias, delta_softplus, out_dtype, save
-        )
-
-
-def _selective_scan_2d_autograd(
-    x,
-    x_dbl,
-    routes,
-    out_routes,
-    A,
-    dt_weight,
-    dt_bias,
-    D,
-    num_out,
-    merge,
-    out_dtype=None,
-    save=False,
-):
-    if _needs_grad(x, x_dbl, A, dt_weight, dt_bias, D):
-        return _SelectiveScan2d.apply(
-            x, x_dbl, routes, out_routes, A, dt_weight, dt_bias, D, num_out, merge, out_dtype
-        )
-    with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.mmvssm.selective_scan_2d(
-            x, x_dbl, routes, out_routes, A, dt_weight, dt_bias, D, num_out, merge, out_dtype, save
-        )
+    return run
 
 
 def promote(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -199,35 +162,35 @@ def parameter_dtype(dtype: torch.dtype, *parameters: Tensor | None) -> tuple[Ten
     return tuple(None if p is None else p.to(wanted) for p in parameters)
 
 
-def _autocast(op, key: str, activations: tuple[int, ...], parameters: tuple[int, ...]):
-    """The autocast kernel of ``op``; the arguments that it casts are given by their places."""
+def _autocast(op: _Op, key: str, activations: Sequence[str], parameters: Sequence[str]):
+    """The autocast kernel of a scan, which casts the named arguments."""
     excluded = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
     def run(*args):
-        args = list(args)
-        for i, tensor in zip(activations, promote(*(args[i] for i in activations))):
-            args[i] = tensor
-        given = [i for i in parameters if i < len(args)]  # defaults at the end are left out
-        dtype = args[activations[0]].dtype
-        for i, tensor in zip(given, parameter_dtype(dtype, *(args[i] for i in given))):
-            args[i] = tensor
+        values = op.bind(args)
+        values.update(zip(activations, promote(*(values[n] for n in activations))))
+        dtype = values[activations[0]].dtype
+        values.update(zip(parameters, parameter_dtype(dtype, *(values[n] for n in parameters))))
         with torch._C._ExcludeDispatchKeyGuard(excluded):
-            return op(*args)
+            return op(values)
 
     return run
 
 
-_library.impl("selective_scan", _selective_scan_meta, "Meta")
-_library.impl("selective_scan_backward", _selective_scan_backward_meta, "Meta")
-_library.impl("selective_scan_2d", _selective_scan_2d_meta, "Meta")
-_library.impl("selective_scan_2d_backward", _selective_scan_2d_backward_meta, "Meta")
-_library.impl("selective_scan", _selective_scan_autograd, "Autograd")
-_library.impl("selective_scan_2d", _selective_scan_2d_autograd, "Autograd")
-for _key in ("AutocastCPU", "AutocastCUDA"):
-    _op = torch.ops.mmvssm.selective_scan  # u, delta, A, B, C, D, delta_bias
-    _library.impl("selective_scan", _autocast(_op, _key, (0, 1, 3, 4), (2, 5, 6)), _key)
-    _op = torch.ops.mmvssm.selective_scan_2d  # x, x_dbl, tables, A, dt_weight, dt_bias, D
-    _library.impl("selective_scan_2d", _autocast(_op, _key, (0, 1), (4, 5, 6, 7)), _key)
+for _op, _backward, _meta, _casts in (
+    (SCAN, SCAN_BACKWARD, _scan_meta, (("u", "delta", "B", "C"), ("A", "D", "delta_bias"))),
+    (
+        SCAN_2D,
+        SCAN_2D_BACKWARD,
+        _scan_2d_meta,
+        (("x", "x_dbl"), ("A", "dt_weight", "dt_bias", "D")),
+    ),
+):
+    _library.impl(_op.name, _meta, "Meta")
+    _library.impl(_backward.name, _backward_meta(_backward), "Meta")
+    _library.impl(_op.name, _autograd(_op, _backward), "Autograd")
+    for _key in ("AutocastCPU", "AutocastCUDA"):
+        _library.impl(_op.name, _autocast(_op, _key, *_casts), _key)
 
 
 def scan_flops(batch: int, rows: int, length: int, d_state: int, has_D: bool = True) -> int:
@@ -243,16 +206,16 @@ def scan_flops(batch: int, rows: int, length: int, d_state: int, has_D: bool = T
     return batch * rows * length * (9 * d_state + int(has_D))
 
 
-if hasattr(flop_counter, "register_flop_formula"):  # torch >= 2.2
+if hasattr(flop_counter, "register_flop_formula"):  # torch >= 2.2: formulas of shapes
 
     @flop_counter.register_flop_formula(torch.ops.mmvssm.selective_scan)
-    def _selective_scan_flops(u, delta, A, B, C, D=None, *args, out_shape=None, **kwargs) -> int:
-        return scan_flops(u[0], u[1], u[2], A[1], D is not None)
+    def _scan_formula(*args, out_shape=None, **kwargs) -> int:
+        a = SimpleNamespace(**SCAN.bind(args, kwargs))
+        return scan_flops(a.u[0], a.u[1], a.u[2], a.A[1], a.D is not None)
 
     @flop_counter.register_flop_formula(torch.ops.mmvssm.selective_scan_2d)
-    def _selective_scan_2d_flops(
-        x, x_dbl, routes, out_routes, A, dt_weight, dt_bias, D=None, *args, out_shape=None, **kwargs
-    ) -> int:
-        num_routes, channels, dt_rank = dt_weight
-        projection = 2 * x[0] * routes[1] * num_routes * channels * dt_rank
-        return projection + scan_flops(x[0], A[0], routes[1], A[1], D is not None)
+    def _scan_2d_formula(*args, out_shape=None, **kwargs) -> int:
+        a = SimpleNamespace(**SCAN_2D.bind(args, kwargs))
+        num_routes, channels, dt_rank = a.dt_weight
+        projection = 2 * a.x[0] * a.routes[1] * num_routes * channels * dt_rank
+        return projection + scan_flops(a.x[0], a.A[0], a.routes[1], a.A[1], a.D is not None)

@@ -1,27 +1,33 @@
-"""What kernels may rely on about the tables of a route set."""
+"""What is known of tables of routes, for the registered ops."""
 
 from __future__ import annotations
 
-from enum import IntFlag
+import enum
 
 
-class RouteFacts(IntFlag):
-    """Facts about route tables; the bits of ``ops/csrc/common/scan_common.h``.
+class RouteFacts(enum.IntFlag):
+    """Facts about a pair of route tables, found once when the tables are made.
 
-    Without ``CHECKED`` the kernels look at the tables themselves and rely on nothing else.
+    ``torch.ops.mmvssm.selective_scan_2d`` and its backward op take them as the integer
+    ``route_facts``, so that no call looks at the tables again. They hold for one number of pixels
+    and of output rows, and they must be true: with ``CHECKED`` set, the kernels follow the tables
+    wherever they lead. 0 is always right: the entries are then checked on every call, which waits
+    for a GPU, and every other fact is taken for the worse.
+
+    ``RouteFacts`` of ``ops/csrc/common/scan_common.h`` holds the same values.
     """
 
-    #: All entries lie in range.
     CHECKED = 1
-    #: A route reads a pixel twice.
+    """Every entry lies in ``[-1, P)``, every entry of ``out_routes`` in ``[-1, num_out)``."""
     READ_REPEATS = 2
-    #: A route leaves a pixel unread.
+    """Some route reads a pixel more than once."""
     READ_GAPS = 4
-    #: A route writes an output row twice.
+    """Some route leaves a pixel unread."""
     OUT_REPEATS = 8
-    #: A route leaves an output row unwritten.
+    """Some route writes an output row more than once."""
     OUT_GAPS = 16
-    #: Outputs go where inputs were read, and no two routes share a pixel.
+    """Some route leaves an output row unwritten."""
     DISJOINT = 32
-    #: Some output row is in no route.
+    """Both tables are the same, and no pixel belongs to two routes."""
     UNION_GAPS = 64
+    """Some output row is written by no route at all."""

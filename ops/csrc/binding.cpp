@@ -47,6 +47,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("selective_scan_2d_backward", &mmvssm::selective_scan_2d_backward);
   m.def("devices", &devices, "Devices that kernels were compiled for.");
   m.def("cpu_capability", &mmvssm::cpu_capability, "Instruction set in use.");
-  m.def("cpu_variants", &mmvssm::cpu_variants, "Instruction sets this processor can run.");
-  m.def("cuda_architectures", &cuda_architectures, "CUDA architectures compiled for.");
+  m.def("cpu_variants", &mmvssm::cpu_variants,
+        "Instruction sets this processor can run.");
+  m.def("cuda_architectures", &cuda_architectures,
+        "CUDA architectures compiled for.");
 }

@@ -17,8 +17,8 @@
 #include <random>
 #include <string>
 
+#include "cuda/scan_cuda.h"
 #include "reference.h"
-#include "scan_cuda.h"
 #include "shim/block.h"
 
 namespace {
@@ -101,7 +101,9 @@ class Options {
     for (int i = 0; i < count; ++i) {
       const std::string word = words[i];
       const size_t equals = word.find('=');
-      if (equals == std::string::npos) shim::fail("want NAME=VALUE: %s", words[i]);
+      if (equals == std::string::npos) {
+        shim::fail("want NAME=VALUE: %s", words[i]);
+      }
       values_[word.substr(0, equals)] = word.substr(equals + 1);
     }
   }
@@ -152,7 +154,9 @@ Array uniform(size_t count, double low, double high) {
 }
 Array decay_rates(size_t rows, size_t d_state) {
   Array A = uniform(rows * d_state, -1.5, -0.5);
-  for (size_t i = 0; i < A.size(); ++i) A[i] *= 1.0 + static_cast<double>(i % d_state);
+  for (size_t i = 0; i < A.size(); ++i) {
+    A[i] *= 1.0 + static_cast<double>(i % d_state);
+  }
   return A;
 }
 // Most step sizes lie between 1e-3 and 0.1, some above 1.
@@ -198,7 +202,8 @@ class Report {
   bool good_ = true;
 };
 
-using Outputs = std::vector<std::pair<const char*, std::unique_ptr<DeviceArray>>>;
+using Outputs =
+    std::vector<std::pair<const char*, std::unique_ptr<DeviceArray>>>;
 
 DeviceArray& add(Outputs& outputs, const char* name, size_t count, DType type) {
   outputs.emplace_back(name, std::make_unique<DeviceArray>(count, type));
@@ -211,7 +216,8 @@ void check(cudaError_t status, const char* what) {
 
 using Arrays = std::map<std::string, const Array*>;
 
-void dump(const std::string& path, const Arrays& inputs, const Outputs& outputs) {
+void dump(const std::string& path, const Arrays& inputs,
+          const Outputs& outputs) {
   std::FILE* file = std::fopen(path.c_str(), "wb");
   if (file == nullptr) shim::fail("cannot write %s", path.c_str());
   const auto put = [&](const char* name, const Array& values) {
@@ -239,7 +245,8 @@ int judge(const Run& run, const Arrays& wanted, const std::string& dump_path,
   for (const auto& output : first) {
     report.compare(output.first, *output.second, *wanted.at(output.first));
   }
-  for (const shim::Order order : {shim::Order::kDescending, shim::Order::kShuffled}) {
+  for (const shim::Order order :
+       {shim::Order::kDescending, shim::Order::kShuffled}) {
     shim::options().order = order;
     const Outputs again = run();
     for (size_t i = 0; i < first.size(); ++i) {
@@ -250,31 +257,68 @@ int judge(const Run& run, const Arrays& wanted, const std::string& dump_path,
 }
 
 // Routes with `holes` percent of -1; else permutations (of a part) of the
-// pixels, or any pixels when they may repeat.
-std::vector<int32_t> make_routes(size_t routes, size_t length, size_t pixels,
-                                 bool repeats, size_t holes) {
+// pixels, or any pixels when they may repeat. Disjoint ones share the pixels
+// out; what the division leaves over belongs to none.
+std::vector<int32_t> make_routes(size_t num_routes, size_t length,
+                                 size_t pixels, bool repeats, size_t holes,
+                                 bool disjoint) {
+  std::vector<int32_t> order(pixels);
+  for (size_t p = 0; p < pixels; ++p) order[p] = static_cast<int32_t>(p);
+  const size_t share = disjoint ? pixels / num_routes : pixels;
   std::vector<int32_t> table;
-  for (size_t k = 0; k < routes; ++k) {
-    std::vector<int32_t> order(pixels);
-    for (size_t p = 0; p < pixels; ++p) order[p] = static_cast<int32_t>(p);
-    std::shuffle(order.begin(), order.end(), generator);
+  for (size_t k = 0; k < num_routes; ++k) {
+    if (k == 0 || !disjoint) {
+      std::shuffle(order.begin(), order.end(), generator);
+    }
+    const size_t first = disjoint ? k * share : 0;
     for (size_t l = 0; l < length; ++l) {
       const bool hole = generator() % 100 < holes;
-      const size_t at = repeats ? generator() % pixels : l;
-      table.push_back(hole || at >= pixels ? -1 : order[at]);
+      const size_t at = repeats ? generator() % share : l;
+      table.push_back(hole || at >= share ? -1 : order[first + at]);
     }
   }
   return table;
 }
 
-// What both forms ask for; blocks stay at `threads` channels, however few there are.
+// What is true of the tables, as a set of routes would find it.
+int64_t facts_of(const reference::Scan2d& scan) {
+  int64_t facts = mmvssm::kChecked;
+  const auto look = [&](const std::vector<int32_t>& table, size_t size,
+                        int64_t repeats, int64_t gaps) {
+    std::vector<int> owners(size, 0);
+    for (size_t k = 0; k < scan.num_routes; ++k) {
+      std::vector<int> visits(size, 0);
+      for (size_t l = 0; l < scan.length; ++l) {
+        const int32_t entry = table[k * scan.length + l];
+        if (entry >= 0) ++visits[static_cast<size_t>(entry)];
+      }
+      for (size_t i = 0; i < size; ++i) {
+        if (visits[i] > 1) facts |= repeats;
+        if (visits[i] == 0) facts |= gaps;
+        if (visits[i] > 0) ++owners[i];
+      }
+    }
+    return owners;
+  };
+  look(scan.routes, scan.pixels, mmvssm::kReadRepeats, mmvssm::kReadGaps);
+  bool disjoint = scan.routes == scan.out_routes;
+  for (const int count : look(scan.out_routes, scan.out_rows,
+                              mmvssm::kOutRepeats, mmvssm::kOutGaps)) {
+    if (count == 0) facts |= mmvssm::kUnionGaps;
+    disjoint = disjoint && count <= 1;
+  }
+  return disjoint ? facts | mmvssm::kDisjoint : facts;
+}
+
+// What both forms ask for; blocks stay at `threads` channels, however few there
+// are.
 template <class Scan>
-void set_sizes(mmvssm::cuda::ScanArgs& args, const Scan& scan, int threads, DType type,
-               DType y_type) {
+void set_sizes(mmvssm::cuda::ScanArgs& args, const Scan& scan, int threads,
+               DType type, DType y_type) {
   args.max_threads = threads;
   args.min_blocks = 0;
   args.batch = static_cast<int64_t>(scan.batch);
-  args.routes = static_cast<int64_t>(scan.routes);
+  args.num_routes = static_cast<int64_t>(scan.num_routes);
   args.channels = static_cast<int64_t>(scan.channels);
   args.d_state = static_cast<int64_t>(scan.d_state);
   args.length = static_cast<int64_t>(scan.length);
@@ -285,7 +329,7 @@ void set_sizes(mmvssm::cuda::ScanArgs& args, const Scan& scan, int threads, DTyp
 int run_2d(Options& options) {
   reference::Scan2d want;
   want.batch = options.number("batch", 1);
-  want.routes = options.number("K", 1);
+  want.num_routes = options.number("K", 1);
   want.channels = options.number("D", 3);
   want.d_state = options.number("N", 1);
   want.dt_rank = options.number("R", 1);
@@ -294,7 +338,9 @@ int run_2d(Options& options) {
   const bool apart = options.number("out", 0) != 0;
   const size_t holes = options.number("holes", 0);
   const bool repeats = options.number("repeats", 0) != 0;
-  want.out_pixels = apart ? options.number("Q", want.length) : want.pixels;
+  const bool disjoint = options.number("disjoint", 0) != 0;
+  const bool with_facts = options.number("facts", 1) != 0;
+  want.out_rows = apart ? options.number("Q", want.length) : want.pixels;
   want.x_per_route = options.number("x_per_route", 0) != 0;
   want.shared_projection = options.number("shared", 0) != 0;
   want.merge = options.number("merge", 1) != 0;
@@ -305,25 +351,29 @@ int run_2d(Options& options) {
   const std::string dump_path = options.text("dump");
   options.finish();
 
-  const size_t rows = want.routes * want.channels;
+  const size_t rows = want.num_routes * want.channels;
   const size_t width = want.dt_rank + 2 * want.d_state;
-  want.in_routes = make_routes(want.routes, want.length, want.pixels, repeats, holes);
-  want.out_routes = apart ? make_routes(want.routes, want.length, want.out_pixels,
-                                        repeats, holes)
-                          : want.in_routes;
-  want.x = normal(want.batch * want.pixels * (want.x_per_route ? rows : want.channels));
+  want.routes = make_routes(want.num_routes, want.length, want.pixels, repeats,
+                            holes, disjoint);
+  want.out_routes = apart ? make_routes(want.num_routes, want.length,
+                                        want.out_rows, repeats, holes, disjoint)
+                          : want.routes;
+  want.x = normal(want.batch * want.pixels *
+                  (want.x_per_route ? rows : want.channels));
   want.x_dbl = normal(want.batch * want.pixels *
-                      (want.shared_projection ? 1 : want.routes) * width);
+                      (want.shared_projection ? 1 : want.num_routes) * width);
   want.A = decay_rates(rows, want.d_state);
   want.dt_weight = normal(rows * want.dt_rank,
                           1.0 / std::sqrt(static_cast<double>(want.dt_rank)));
   want.bias = step_biases(rows);
   if (with_D) want.D = normal(rows);
-  want.dy = normal(want.batch * want.out_pixels * (want.merge ? want.channels : rows));
+  want.dy =
+      normal(want.batch * want.out_rows * (want.merge ? want.channels : rows));
 
-  DeviceArray x(want.x, type), x_dbl(want.x_dbl, type), A(want.A, DType::kFloat),
-      weight(want.dt_weight, DType::kFloat), bias(want.bias, DType::kFloat),
-      D(want.D, DType::kFloat), dy(want.dy, y_type);
+  DeviceArray x(want.x, type), x_dbl(want.x_dbl, type),
+      A(want.A, DType::kFloat), weight(want.dt_weight, DType::kFloat),
+      bias(want.bias, DType::kFloat), D(want.D, DType::kFloat),
+      dy(want.dy, y_type);
   want.run(static_cast<size_t>(kChunk));
 
   const auto run = [&] {
@@ -332,14 +382,15 @@ int run_2d(Options& options) {
     mmvssm::cuda::Scan2dArgs args{};
     set_sizes(args, want, threads, type, y_type);
     args.pixels = static_cast<int64_t>(want.pixels);
-    args.out_pixels = static_cast<int64_t>(want.out_pixels);
+    args.out_rows = static_cast<int64_t>(want.out_rows);
     args.dt_rank = static_cast<int64_t>(want.dt_rank);
     args.x_per_route = want.x_per_route;
     args.shared_projection = want.shared_projection;
     args.merge = want.merge;
+    args.facts = mmvssm::reliable_facts(with_facts ? facts_of(want) : 0);
     args.x = x.raw();
     args.x_dbl = x_dbl.raw();
-    args.in_routes = want.in_routes.data();
+    args.routes = want.routes.data();
     args.out_routes = want.out_routes.data();
     args.A = A;
     args.dt_weight = weight;
@@ -352,30 +403,40 @@ int run_2d(Options& options) {
     args.dx = add(out, "dx", want.dx.size(), type).raw();
     args.dx_dbl = add(out, "dx_dbl", want.dx_dbl.size(), type).raw();
     args.dA = add(out, "dA", want.dA.size(), DType::kFloat);
-    args.ddt_weight = add(out, "ddt_weight", want.ddt_weight.size(), DType::kFloat);
+    args.ddt_weight =
+        add(out, "ddt_weight", want.ddt_weight.size(), DType::kFloat);
     args.dbias = add(out, "dbias", want.dbias.size(), DType::kFloat);
     if (with_D) args.dD = add(out, "dD", want.dD.size(), DType::kFloat);
     check(mmvssm::cuda::scan_2d_backward(args, workspace, nullptr), "backward");
     return out;
   };
-  const Array in_routes(want.in_routes.begin(), want.in_routes.end());
+  const Array routes(want.routes.begin(), want.routes.end());
   const Array out_routes(want.out_routes.begin(), want.out_routes.end());
   return judge(run,
-               {{"y", &want.y}, {"states", &want.states}, {"dx", &want.dx},
-                {"dx_dbl", &want.dx_dbl}, {"dA", &want.dA},
-                {"ddt_weight", &want.ddt_weight}, {"dbias", &want.dbias},
+               {{"y", &want.y},
+                {"states", &want.states},
+                {"dx", &want.dx},
+                {"dx_dbl", &want.dx_dbl},
+                {"dA", &want.dA},
+                {"ddt_weight", &want.ddt_weight},
+                {"dbias", &want.dbias},
                 {"dD", &want.dD}},
                dump_path,
-               {{"x", &want.x}, {"x_dbl", &want.x_dbl}, {"routes", &in_routes},
-                {"out_routes", &out_routes}, {"A", &want.A},
-                {"dt_weight", &want.dt_weight}, {"dt_bias", &want.bias},
-                {"D", &want.D}, {"dy", &want.dy}});
+               {{"x", &want.x},
+                {"x_dbl", &want.x_dbl},
+                {"routes", &routes},
+                {"out_routes", &out_routes},
+                {"A", &want.A},
+                {"dt_weight", &want.dt_weight},
+                {"dt_bias", &want.bias},
+                {"D", &want.D},
+                {"dy", &want.dy}});
 }
 
 int run_1d(Options& options) {
   reference::Scan1d want;
   want.batch = options.number("batch", 1);
-  want.routes = options.number("K", 1);
+  want.num_routes = options.number("K", 1);
   want.channels = options.number("D", 3);
   want.d_state = options.number("N", 1);
   want.length = options.number("L", 17);
@@ -388,20 +449,24 @@ int run_1d(Options& options) {
   const std::string dump_path = options.text("dump");
   options.finish();
 
-  const size_t rows = want.routes * want.channels;
-  const size_t maps = want.batch * want.routes * want.d_state * want.length;
+  const size_t rows = want.num_routes * want.channels;
+  const size_t maps = want.batch * want.num_routes * want.d_state * want.length;
   want.u = normal(want.batch * rows * want.length);
-  want.delta = want.softplus ? normal(want.u.size()) : uniform(want.u.size(), 1e-3, 0.5);
+  want.delta =
+      want.softplus ? normal(want.u.size()) : uniform(want.u.size(), 1e-3, 0.5);
   want.A = decay_rates(rows, want.d_state);
   want.B = normal(maps);
   want.C = normal(maps);
   if (with_D) want.D = normal(rows);
-  if (with_bias) want.bias = want.softplus ? step_biases(rows) : uniform(rows, 0.0, 0.1);
+  if (with_bias) {
+    want.bias = want.softplus ? step_biases(rows) : uniform(rows, 0.0, 0.1);
+  }
   want.dy = normal(want.u.size());
 
-  DeviceArray u(want.u, type), delta(want.delta, type), A(want.A, DType::kFloat),
-      B(want.B, type), C(want.C, type), D(want.D, DType::kFloat),
-      bias(want.bias, DType::kFloat), dy(want.dy, y_type);
+  DeviceArray u(want.u, type), delta(want.delta, type),
+      A(want.A, DType::kFloat), B(want.B, type), C(want.C, type),
+      D(want.D, DType::kFloat), bias(want.bias, DType::kFloat),
+      dy(want.dy, y_type);
   want.run(static_cast<size_t>(kChunk));
 
   const auto run = [&] {
@@ -419,7 +484,8 @@ int run_1d(Options& options) {
     args.D = with_D ? static_cast<float*>(D) : nullptr;
     args.dy = dy.raw();
     args.y = add(out, "y", want.y.size(), y_type).raw();
-    args.last_state = add(out, "last_state", want.last_state.size(), DType::kFloat);
+    args.last_state =
+        add(out, "last_state", want.last_state.size(), DType::kFloat);
     args.states = add(out, "states", want.states.size(), DType::kFloat);
     check(mmvssm::cuda::scan_1d_forward(args, workspace, nullptr), "forward");
     args.du = add(out, "du", want.du.size(), type).raw();
@@ -427,20 +493,33 @@ int run_1d(Options& options) {
     args.dA = add(out, "dA", want.dA.size(), DType::kFloat);
     args.dB = add(out, "dB", want.dB.size(), type).raw();
     args.dC = add(out, "dC", want.dC.size(), type).raw();
-    if (with_bias) args.dbias = add(out, "dbias", want.dbias.size(), DType::kFloat);
+    if (with_bias) {
+      args.dbias = add(out, "dbias", want.dbias.size(), DType::kFloat);
+    }
     if (with_D) args.dD = add(out, "dD", want.dD.size(), DType::kFloat);
     check(mmvssm::cuda::scan_1d_backward(args, workspace, nullptr), "backward");
     return out;
   };
   return judge(run,
-               {{"y", &want.y}, {"last_state", &want.last_state},
-                {"states", &want.states}, {"du", &want.du},
-                {"ddelta", &want.ddelta}, {"dA", &want.dA}, {"dB", &want.dB},
-                {"dC", &want.dC}, {"dbias", &want.dbias}, {"dD", &want.dD}},
+               {{"y", &want.y},
+                {"last_state", &want.last_state},
+                {"states", &want.states},
+                {"du", &want.du},
+                {"ddelta", &want.ddelta},
+                {"dA", &want.dA},
+                {"dB", &want.dB},
+                {"dC", &want.dC},
+                {"dbias", &want.dbias},
+                {"dD", &want.dD}},
                dump_path,
-               {{"u", &want.u}, {"delta", &want.delta}, {"A", &want.A},
-                {"B", &want.B}, {"C", &want.C}, {"D", &want.D},
-                {"delta_bias", &want.bias}, {"dy", &want.dy}});
+               {{"u", &want.u},
+                {"delta", &want.delta},
+                {"A", &want.A},
+                {"B", &want.B},
+                {"C", &want.C},
+                {"D", &want.D},
+                {"delta_bias", &want.bias},
+                {"dy", &want.dy}});
 }
 
 }  // namespace

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "device.cuh"
+#include "cuda/device.cuh"
 
 namespace {
 
@@ -33,7 +33,9 @@ void kernel(Params p) {
   if (is("misaligned_copy")) {
     copy_async<8>(&values[2 * (thread / 2) + 1], p.in + 2 * (thread / 2));
   }
-  if (!is("uninitialised_shared")) copy_async<4>(&values[thread], &p.in[thread]);
+  if (!is("uninitialised_shared")) {
+    copy_async<4>(&values[thread], &p.in[thread]);
+  }
   if (!is("copy_not_awaited")) copy_async_wait();
   if (is("overrun_between_arrays")) values[thread + 1] += 0.0f;
   if (is("overrun_of_shared")) other[thread] = 0.0f;

@@ -24,7 +24,8 @@ struct Channel {
   Array h;  // (L + 1, N): h[0] = 0
   Array y;  // (L)
 
-  Array du, dz, dB, dC, dA;  // dz: by the argument of the step size
+  Array du, d_raw_step, dB, dC,
+      dA;  // d_raw_step: by the argument of the step size
   double dD;
 
   void forward() {
@@ -34,8 +35,8 @@ struct Channel {
     for (size_t l = 0; l < static_cast<size_t>(length); ++l) {
       y[l] = D * u[l];
       for (size_t n = 0; n < N; ++n) {
-        const double next = std::exp(d[l] * A[n]) * h[l * N + n] +
-                            d[l] * u[l] * B[l * N + n];
+        const double next =
+            std::exp(d[l] * A[n]) * h[l * N + n] + d[l] * u[l] * B[l * N + n];
         h[(l + 1) * N + n] = next;
         y[l] += C[l * N + n] * next;
       }
@@ -45,7 +46,7 @@ struct Channel {
   void backward(const Array& dy) {
     const size_t N = static_cast<size_t>(d_state);
     du.assign(u.size(), 0.0);
-    dz.assign(u.size(), 0.0);
+    d_raw_step.assign(u.size(), 0.0);
     dB.assign(B.size(), 0.0);
     dC.assign(C.size(), 0.0);
     dA.assign(N, 0.0);
@@ -66,29 +67,32 @@ struct Channel {
         dA[n] += dh[n] * d[l] * decay * before;
         dh[n] *= decay;
       }
-      dz[l] = dd * slope[l];
+      d_raw_step[l] = dd * slope[l];
     }
   }
 };
 
-inline double softplus(double z) { return z > 20 ? z : std::log1p(std::exp(z)); }
-inline double softplus_slope(double z) {
-  return z > 20 ? 1.0 : 1.0 / (1.0 + std::exp(-z));
+inline double softplus(double raw_step) {
+  return raw_step > 20 ? raw_step : std::log1p(std::exp(raw_step));
+}
+inline double softplus_slope(double raw_step) {
+  return raw_step > 20 ? 1.0 : 1.0 / (1.0 + std::exp(-raw_step));
 }
 
 struct Scan2d {
-  size_t batch, routes, channels, d_state, dt_rank, length, pixels, out_pixels;
+  size_t batch, num_routes, channels, d_state, dt_rank, length, pixels,
+      out_rows;
   bool x_per_route, shared_projection, merge;
   Array x, x_dbl, A, dt_weight, bias, D, dy;
-  std::vector<int32_t> in_routes, out_routes;
+  std::vector<int32_t> routes, out_routes;
   Array y, states, dx, dx_dbl, dA, ddt_weight, dbias, dD;
 
   void run(size_t chunk) {
     const size_t width = dt_rank + 2 * d_state;
-    const size_t rows = merge ? 1 : routes;
+    const size_t rows = merge ? 1 : num_routes;
     const size_t saved = (length - 1) / chunk;
-    y.assign(batch * out_pixels * rows * channels, 0.0);
-    states.assign(batch * routes * saved * d_state * channels, 0.0);
+    y.assign(batch * out_rows * rows * channels, 0.0);
+    states.assign(batch * num_routes * saved * d_state * channels, 0.0);
     dx.assign(x.size(), 0.0);
     dx_dbl.assign(x_dbl.size(), 0.0);
     dA.assign(A.size(), 0.0);
@@ -96,7 +100,7 @@ struct Scan2d {
     dbias.assign(bias.size(), 0.0);
     dD.assign(D.size(), 0.0);
     for (size_t b = 0; b < batch; ++b) {
-      for (size_t k = 0; k < routes; ++k) {
+      for (size_t k = 0; k < num_routes; ++k) {
         for (size_t c = 0; c < channels; ++c) channel(b, k, c, width, chunk);
       }
     }
@@ -108,15 +112,16 @@ struct Scan2d {
     const double* w = &dt_weight[row * dt_rank];
     const auto x_at = [&](int32_t pixel) {
       const size_t p = b * pixels + static_cast<size_t>(pixel);
-      return x_per_route ? (p * routes + k) * channels + c : p * channels + c;
+      return x_per_route ? (p * num_routes + k) * channels + c
+                         : p * channels + c;
     };
     const auto row_at = [&](int32_t pixel) {
       const size_t p = b * pixels + static_cast<size_t>(pixel);
-      return (shared_projection ? p : p * routes + k) * width;
+      return (shared_projection ? p : p * num_routes + k) * width;
     };
     const auto y_at = [&](int32_t pixel) {
-      const size_t p = b * out_pixels + static_cast<size_t>(pixel);
-      return merge ? p * channels + c : (p * routes + k) * channels + c;
+      const size_t p = b * out_rows + static_cast<size_t>(pixel);
+      return merge ? p * channels + c : (p * num_routes + k) * channels + c;
     };
 
     Channel scan;
@@ -126,15 +131,15 @@ struct Scan2d {
     scan.D = D.empty() ? 0.0 : D[row];
     Array e(length, 0.0);
     for (size_t l = 0; l < length; ++l) {
-      const int32_t source = in_routes[k * length + l];
+      const int32_t source = routes[k * length + l];
       const int32_t target = out_routes[k * length + l];
-      double z = bias[row];
+      double raw_step = bias[row];
       for (size_t r = 0; r < dt_rank && source >= 0; ++r) {
-        z += w[r] * x_dbl[row_at(source) + r];
+        raw_step += w[r] * x_dbl[row_at(source) + r];
       }
       scan.u.push_back(source < 0 ? 0.0 : x[x_at(source)]);
-      scan.d.push_back(softplus(z));
-      scan.slope.push_back(softplus_slope(z));
+      scan.d.push_back(softplus(raw_step));
+      scan.slope.push_back(softplus_slope(raw_step));
       for (size_t n = 0; n < d_state; ++n) {
         const size_t at = source < 0 ? 0 : row_at(source) + dt_rank + n;
         scan.B.push_back(source < 0 ? 0.0 : x_dbl[at]);
@@ -150,21 +155,21 @@ struct Scan2d {
     const size_t saved = (length - 1) / chunk;
     for (size_t s = 0; s < saved; ++s) {
       for (size_t n = 0; n < d_state; ++n) {
-        states[(((b * routes + k) * saved + s) * d_state + n) * channels + c] =
-            scan.h[(s + 1) * chunk * d_state + n];
+        states[(((b * num_routes + k) * saved + s) * d_state + n) * channels +
+               c] = scan.h[(s + 1) * chunk * d_state + n];
       }
     }
 
     scan.backward(e);
     for (size_t l = 0; l < length; ++l) {
-      dbias[row] += scan.dz[l];
-      const int32_t source = in_routes[k * length + l];
+      dbias[row] += scan.d_raw_step[l];
+      const int32_t source = routes[k * length + l];
       if (source < 0) continue;
       dx[x_at(source)] += scan.du[l];
       const size_t at = row_at(source);
       for (size_t r = 0; r < dt_rank; ++r) {
-        dx_dbl[at + r] += scan.dz[l] * w[r];
-        ddt_weight[row * dt_rank + r] += scan.dz[l] * x_dbl[at + r];
+        dx_dbl[at + r] += scan.d_raw_step[l] * w[r];
+        ddt_weight[row * dt_rank + r] += scan.d_raw_step[l] * x_dbl[at + r];
       }
       for (size_t n = 0; n < d_state; ++n) {
         dx_dbl[at + dt_rank + n] += scan.dB[l * d_state + n];
@@ -177,7 +182,7 @@ struct Scan2d {
 };
 
 struct Scan1d {
-  size_t batch, routes, channels, d_state, length;
+  size_t batch, num_routes, channels, d_state, length;
   bool softplus;
   Array u, delta, A, B, C, bias, D, dy;
   Array y, last_state, states, du, ddelta, dA, dB, dC, dbias, dD;
@@ -186,7 +191,7 @@ struct Scan1d {
     const size_t saved = (length - 1) / chunk;
     y.assign(u.size(), 0.0);
     last_state.assign(batch * A.size(), 0.0);
-    states.assign(batch * routes * saved * d_state * channels, 0.0);
+    states.assign(batch * num_routes * saved * d_state * channels, 0.0);
     du.assign(u.size(), 0.0);
     ddelta.assign(u.size(), 0.0);
     dA.assign(A.size(), 0.0);
@@ -195,16 +200,18 @@ struct Scan1d {
     dbias.assign(bias.size(), 0.0);
     dD.assign(D.size(), 0.0);
     for (size_t b = 0; b < batch; ++b) {
-      for (size_t row = 0; row < routes * channels; ++row) channel(b, row, chunk);
+      for (size_t row = 0; row < num_routes * channels; ++row) {
+        channel(b, row, chunk);
+      }
     }
   }
 
  private:
   void channel(size_t b, size_t row, size_t chunk) {
-    const size_t at = (b * routes * channels + row) * length;
+    const size_t at = (b * num_routes * channels + row) * length;
     const size_t k = row / channels;
     const auto map_at = [&](size_t n, size_t l) {
-      return ((b * routes + k) * d_state + n) * length + l;
+      return ((b * num_routes + k) * d_state + n) * length + l;
     };
     Channel scan;
     scan.length = static_cast<int>(length);
@@ -213,10 +220,10 @@ struct Scan1d {
     scan.D = D.empty() ? 0.0 : D[row];
     Array e;
     for (size_t l = 0; l < length; ++l) {
-      const double z = delta[at + l] + (bias.empty() ? 0.0 : bias[row]);
+      const double raw_step = delta[at + l] + (bias.empty() ? 0.0 : bias[row]);
       scan.u.push_back(u[at + l]);
-      scan.d.push_back(softplus ? reference::softplus(z) : z);
-      scan.slope.push_back(softplus ? softplus_slope(z) : 1.0);
+      scan.d.push_back(softplus ? reference::softplus(raw_step) : raw_step);
+      scan.slope.push_back(softplus ? softplus_slope(raw_step) : 1.0);
       for (size_t n = 0; n < d_state; ++n) {
         scan.B.push_back(B[map_at(n, l)]);
         scan.C.push_back(C[map_at(n, l)]);
@@ -227,19 +234,19 @@ struct Scan1d {
     scan.backward(e);
     const size_t saved = (length - 1) / chunk;
     for (size_t n = 0; n < d_state; ++n) {
-      last_state[(b * routes * channels + row) * d_state + n] =
+      last_state[(b * num_routes * channels + row) * d_state + n] =
           scan.h[length * d_state + n];
       dA[row * d_state + n] += scan.dA[n];
       for (size_t s = 0; s < saved; ++s) {
-        states[(((b * routes + k) * saved + s) * d_state + n) * channels +
+        states[(((b * num_routes + k) * saved + s) * d_state + n) * channels +
                row % channels] = scan.h[(s + 1) * chunk * d_state + n];
       }
     }
     for (size_t l = 0; l < length; ++l) {
       y[at + l] = scan.y[l];
       du[at + l] = scan.du[l];
-      ddelta[at + l] = scan.dz[l];
-      if (!bias.empty()) dbias[row] += scan.dz[l];
+      ddelta[at + l] = scan.d_raw_step[l];
+      if (!bias.empty()) dbias[row] += scan.d_raw_step[l];
       for (size_t n = 0; n < d_state; ++n) {
         dB[map_at(n, l)] += scan.dB[l * d_state + n];
         dC[map_at(n, l)] += scan.dC[l * d_state + n];

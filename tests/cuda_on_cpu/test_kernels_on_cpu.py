@@ -63,6 +63,20 @@ L=65 D=33 N=1 R=6 K=4 type=bfloat16 y=bfloat16
 L=64 D=33 N=16 R=6 K=2 type=bfloat16 y=float threads=64
 L=17 D=3 N=3 R=17 K=1 type=bfloat16 y=bfloat16 x_per_route=1
 L=130 D=3 N=20 R=3 K=2 type=bfloat16 y=bfloat16 merge=0 out=1 Q=140
+L=65 D=33 N=2 R=4 K=4 facts=0
+L=65 D=3 N=16 R=6 K=2 repeats=1 P=40 shared=1 facts=0
+L=64 D=33 N=1 R=3 K=2 type=half y=half repeats=1 P=40 merge=0
+L=64 D=3 N=20 R=3 K=2 type=bfloat16 y=bfloat16 out=1 Q=70 holes=10 facts=0
+L=17 D=33 N=1 R=6 K=4 disjoint=1 P=68 shared=1
+L=17 D=70 N=1 R=6 K=4 disjoint=1 P=70 shared=1 batch=2 threads=64
+L=17 D=33 N=3 R=6 K=4 disjoint=1 P=68
+L=33 D=3 N=20 R=3 K=2 disjoint=1 P=66 holes=20 shared=1 x_per_route=1
+L=65 D=33 N=5 R=3 K=2 disjoint=1 P=60 repeats=1 shared=1
+L=65 D=3 N=16 R=3 K=3 disjoint=1 P=90 repeats=1 shared=1 type=half y=half
+L=33 D=33 N=20 R=3 K=2 disjoint=1 P=67 shared=1 type=bfloat16 y=bfloat16
+L=33 D=3 N=1 R=3 K=2 disjoint=1 P=66 shared=1 type=half y=half threads=64
+L=33 D=3 N=4 R=3 K=2 disjoint=1 P=66 shared=1 merge=0 holes=10
+L=17 D=33 N=1 R=6 K=4 disjoint=1 P=68 shared=1 facts=0
 """.strip().splitlines()
 
 CASES_1D = """
@@ -116,7 +130,7 @@ def run(program, *words):
 
 def compile_object(source, target):
     language = ["-x", "c++"] if source.suffix == ".cu" else []
-    includes = [f"-I{HERE / 'shim'}", f"-I{KERNELS}", f"-I{HERE}"]
+    includes = [f"-I{HERE / 'shim'}", f"-I{KERNELS.parent}", f"-I{HERE}"]
     return subprocess.run(
         [COMPILER, *FLAGS, *includes, *language, "-c", source, "-o", target],
         capture_output=True,

@@ -13,7 +13,7 @@ KERNELS = Path(__file__).resolve().parent.parent.parent / "ops" / "csrc" / "cuda
 @pytest.mark.parametrize("source", sorted(KERNELS.glob("*.cu")), ids=lambda path: path.name)
 def test_compiles_for_sm_90(source, tmp_path):
     done = subprocess.run(
-        ["nvcc", "-arch=sm_90", "-c", source, "-o", tmp_path / "kernel.o"],
+        ["nvcc", "-arch=sm_90", f"-I{KERNELS.parent}", "-c", source, "-o", tmp_path / "kernel.o"],
         capture_output=True,
         text=True,
     )

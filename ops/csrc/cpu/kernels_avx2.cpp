@@ -7,17 +7,18 @@
 #include <new>
 #include <utility>
 
-#include "scan_args.h"
+#include "cpu/scan_args.h"
 
 #ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), \
+                             apply_to = function)
 #else
 #pragma GCC target("avx2,fma")
 #endif
 
 #define MMVSSM_ISA avx2
 #define MMVSSM_AVX512 0
-#include "scan_kernels.h"
+#include "cpu/scan_kernels.h"
 
 namespace mmvssm {
 const KernelTable kAvx2Kernels = avx2::make_table("avx2");

@@ -8,17 +8,18 @@
 #include <new>
 #include <utility>
 
-#include "scan_args.h"
+#include "cpu/scan_args.h"
 
 #ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,fma"))), \
+                             apply_to = function)
 #else
 #pragma GCC target("avx512f,avx512dq,fma")
 #endif
 
 #define MMVSSM_ISA avx512
 #define MMVSSM_AVX512 1
-#include "scan_kernels.h"
+#include "cpu/scan_kernels.h"
 
 namespace mmvssm {
 const KernelTable kAvx512Kernels = avx512::make_table("avx512");

@@ -8,7 +8,7 @@
 
 #define MMVSSM_ISA baseline
 #define MMVSSM_AVX512 0
-#include "scan_kernels.h"
+#include "cpu/scan_kernels.h"
 
 namespace mmvssm {
 const KernelTable kBaselineKernels = baseline::make_table("baseline");

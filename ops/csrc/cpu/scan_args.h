@@ -4,13 +4,13 @@
 // Every array that a kernel writes has type S; the caller converts.
 #pragma once
 
-#include "../common/scan_common.h"
+#include "common/scan_common.h"
 
 namespace mmvssm {
 
 template <typename S>
 struct ScanArgs {
-  int64_t batch, routes, channels, d_state, length;
+  int64_t batch, num_routes, channels, d_state, length;
   DType in_type;  // of u or x, delta, B, C, x_dbl
   const S* A;     // (K*D, N)
   const S* D;     // (K*D) or null
@@ -20,9 +20,9 @@ struct ScanArgs {
   // are partials of one slot each
   DType dy_type;
   const void* dy;
-  S* dA;          // (slots, K*D, N)
-  S* dD;          // (slots, K*D) or null
-  S* dbias;       // (slots, K*D) or null
+  S* dA;     // (slots, K*D, N)
+  S* dD;     // (slots, K*D) or null
+  S* dbias;  // (slots, K*D) or null
 };
 
 // Level 1: channel-first sequences.
@@ -35,7 +35,21 @@ struct Scan1dArgs : ScanArgs<S> {
   S* y;                   // (Bt, K*D, L)
   S* last_state;          // (Bt, K*D, N)
   S *du, *ddelta;         // (Bt, K*D, L)
-  S *dB, *dC;             // (groups, Bt, K, N, L), zeroed by the caller
+  S *dB, *dC;             // (channel groups, Bt, K, N, L), zeroed by the caller
+};
+
+// An array that is written along routes: the caller clears it when
+// writes.cleared(), else it may hold anything.
+template <typename S>
+struct RouteArray {
+  S* data;
+  RouteWrites writes;
+
+  // Whether a route adds to what is there. Routes that share rows follow one
+  // another in one task: the first may store.
+  bool adds(int64_t route) const {
+    return writes.repeats || (!writes.exclusive && route > 0);
+  }
 };
 
 // Level 2: channels-last maps read through routes.
@@ -43,38 +57,40 @@ template <typename S>
 struct Scan2dArgs : ScanArgs<S> {
   int64_t pixels, out_rows, dt_rank;
   bool x_per_route, shared_projection, merge;
-  const void* x;            // (Bt, P, D) or (Bt, P, K, D)
-  const void* x_dbl;        // (Bt, P, K | 1, R + 2N)
-  const int32_t* in_route;  // (K, L)
-  const int32_t* out_route;
-  const S* dt_weight;  // (K, D, R)
-  const S* bias;       // (K*D)
-  S* y;                // (Bt, Q, D) or (Bt, Q, K, D), zeroed by the caller
-  S* dx;               // as x, zeroed by the caller
-  S* dx_dbl;           // (groups, ...) as x_dbl, zeroed by the caller
-  S* ddt_weight;       // (slots, K, D, R), zeroed by the caller
+  const void* x;          // (Bt, P, D) or (Bt, P, K, D)
+  const void* x_dbl;      // (Bt, P, K | 1, R + 2N)
+  const int32_t* routes;  // (K, L)
+  const int32_t* out_routes;
+  const S* dt_weight;    // (K, D, R)
+  const S* bias;         // (K*D)
+  RouteArray<S> y;       // (Bt, Q, D) or (Bt, Q, K, D)
+  RouteArray<S> dx;      // as x
+  RouteArray<S> dx_dbl;  // (channel groups, ...) as x_dbl
+  S* ddt_weight;         // (slots, K, D, R)
 };
 
 // One unit of work: batches [batch_begin, batch_end) of slot `slot`, routes
-// [route_begin, route_end), channels [channel_begin, channel_end); `group` is
-// the number of the channel range.
+// [route_begin, route_end), channels [channel_begin, channel_end);
+// `channel_group` is the number of the channel range.
 struct Task {
   int64_t slot, batch_begin, batch_end, route_begin, route_end;
-  int64_t group, channel_begin, channel_end;
+  int64_t channel_group, channel_begin, channel_end;
+};
+
+template <typename S>
+struct Kernels {
+  void (*forward_1d)(const Scan1dArgs<S>&, const Task&);
+  void (*backward_1d)(const Scan1dArgs<S>&, const Task&);
+  void (*forward_2d)(const Scan2dArgs<S>&, const Task&);
+  void (*backward_2d)(const Scan2dArgs<S>&, const Task&);
 };
 
 // The kernels of one instruction set.
 struct KernelTable {
   const char* name;
   int float_lanes;
-  void (*forward_1d_float)(const Scan1dArgs<float>&, const Task&);
-  void (*forward_1d_double)(const Scan1dArgs<double>&, const Task&);
-  void (*backward_1d_float)(const Scan1dArgs<float>&, const Task&);
-  void (*backward_1d_double)(const Scan1dArgs<double>&, const Task&);
-  void (*forward_2d_float)(const Scan2dArgs<float>&, const Task&);
-  void (*forward_2d_double)(const Scan2dArgs<double>&, const Task&);
-  void (*backward_2d_float)(const Scan2dArgs<float>&, const Task&);
-  void (*backward_2d_double)(const Scan2dArgs<double>&, const Task&);
+  Kernels<float> single_precision;
+  Kernels<double> double_precision;
 };
 
 extern const KernelTable kBaselineKernels;

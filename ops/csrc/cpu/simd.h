@@ -6,16 +6,16 @@
 // cannot run. GCC's vector extensions do the lowering; Clang shares them.
 #pragma once
 
-#include "../common/scan_common.h"
+#include "common/scan_common.h"
 
 namespace mmvssm {
 namespace MMVSSM_ISA {
 namespace {
 
-typedef float FloatVec __attribute__((vector_size(64)));
-typedef double DoubleVec __attribute__((vector_size(64)));
-typedef int32_t IntVec __attribute__((vector_size(64)));
-typedef int64_t LongVec __attribute__((vector_size(64)));
+using FloatVec = float __attribute__((vector_size(64)));
+using DoubleVec = double __attribute__((vector_size(64)));
+using IntVec = int32_t __attribute__((vector_size(64)));
+using LongVec = int64_t __attribute__((vector_size(64)));
 
 #define MMVSSM_INLINE static inline __attribute__((always_inline))
 
@@ -23,18 +23,23 @@ template <typename S>
 struct Simd;
 template <>
 struct Simd<float> {
-  typedef FloatVec Vec;
-  typedef IntVec Index;
+  using Vec = FloatVec;
+  using Index = IntVec;
   static constexpr int kLanes = 16;
 };
 template <>
 struct Simd<double> {
-  typedef DoubleVec Vec;
-  typedef LongVec Index;
+  using Vec = DoubleVec;
+  using Index = LongVec;
   static constexpr int kLanes = 8;
 };
 template <typename S>
 using Vec = typename Simd<S>::Vec;
+
+// How many of `left` items fit into a vector or a chunk of `size`.
+MMVSSM_INLINE int at_most(int64_t left, int size) {
+  return left < size ? static_cast<int>(left) : size;
+}
 
 // ---- exponentials -----------------------------------------------------
 
@@ -84,13 +89,15 @@ MMVSSM_INLINE void exp2_decay(FloatVec* x) {
                           1.68179286f, 1.75625217f, 1.8340081f,  1.91520655f};
   constexpr int kSixteenths = (4 << 4) | _MM_FROUND_TO_NEAREST_INT;
   FloatVec r[Count], scale[Count], p[Count];
-  for (int j = 0; j < Count; ++j)
+  for (int j = 0; j < Count; ++j) {
     r[j] = (FloatVec)_mm512_roundscale_ps((__m512)x[j], kSixteenths);
+  }
   for (int j = 0; j < Count; ++j) x[j] -= r[j];
   // 1.5 * 2^19 moves the sixteenths to the lowest mantissa bits.
-  for (int j = 0; j < Count; ++j)
+  for (int j = 0; j < Count; ++j) {
     scale[j] = (FloatVec)_mm512_permutexvar_ps(
         _mm512_castps_si512((__m512)(r[j] + 786432.0f)), (__m512)table);
+  }
   for (int j = 0; j < Count; ++j) p[j] = 0.0555041087f * x[j] + 0.240233551f;
   for (int j = 0; j < Count; ++j) p[j] = p[j] * x[j] + 0.693147181f;
   for (int j = 0; j < Count; ++j) p[j] = p[j] * x[j] + 1.0f;
@@ -109,10 +116,10 @@ MMVSSM_INLINE void exp2_decay(FloatVec* x) {
 }
 #endif
 
-// exp(-|z|) with the argument reduced in two parts, so that its relative error
-// does not grow with |z|.
-MMVSSM_INLINE FloatVec exp_negative_abs(FloatVec z) {
-  FloatVec x = (FloatVec)((IntVec)z | INT32_MIN);
+// exp(-|v|) with the argument reduced in two parts, so that its relative error
+// does not grow with |v|.
+MMVSSM_INLINE FloatVec exp_negative_abs(FloatVec v) {
+  FloatVec x = (FloatVec)((IntVec)v | INT32_MIN);
   x = x < -100.0f ? FloatVec{} - 100.0f : x;
   const FloatVec n = round_nearest(x * 1.44269504f);
   const FloatVec r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
@@ -133,24 +140,27 @@ MMVSSM_INLINE FloatVec log1p_unit(FloatVec t) {
   return (p * t + 1.0f) * t;
 }
 
-// Step size of the pre-activation z, and its derivative. In single precision
+// Step size of a raw step, and its derivative. In single precision
 // both reach the linear branch above kSoftplusThreshold by rounding.
-MMVSSM_INLINE void softplus(FloatVec z, FloatVec* value, FloatVec* slope) {
-  const FloatVec t = exp_negative_abs(z);
-  *value = (z < 0.0f ? FloatVec{} : z) + log1p_unit(t);
-  *slope = (z < 0.0f ? t : FloatVec{} + 1.0f) / (t + 1.0f);
+MMVSSM_INLINE void softplus(FloatVec raw_step, FloatVec* value,
+                            FloatVec* slope) {
+  const FloatVec t = exp_negative_abs(raw_step);
+  *value = (raw_step < 0.0f ? FloatVec{} : raw_step) + log1p_unit(t);
+  *slope = (raw_step < 0.0f ? t : FloatVec{} + 1.0f) / (t + 1.0f);
 }
 
 // Double precision serves gradient checks: plain library calls, lane by lane.
 template <int Count>
 MMVSSM_INLINE void exp2_decay(DoubleVec* x) {
-  for (int j = 0; j < Count; ++j)
+  for (int j = 0; j < Count; ++j) {
     for (int i = 0; i < 8; ++i) x[j][i] = ::exp2(x[j][i]);
+  }
 }
 
-MMVSSM_INLINE void softplus(DoubleVec z, DoubleVec* value, DoubleVec* slope) {
+MMVSSM_INLINE void softplus(DoubleVec raw_step, DoubleVec* value,
+                            DoubleVec* slope) {
   for (int i = 0; i < 8; ++i) {
-    const double v = z[i], t = ::exp(v > 0 ? -v : v);
+    const double v = raw_step[i], t = ::exp(v > 0 ? -v : v);
     const bool linear = v > kSoftplusThreshold;
     (*value)[i] = linear ? v : (v > 0 ? v : 0.0) + ::log1p(t);
     (*slope)[i] = linear ? 1.0 : (v > 0 ? 1.0 : t) / (1.0 + t);
@@ -164,15 +174,15 @@ template <int Step, typename V, typename I, int... L>
 MMVSSM_INLINE void exchange(V* a, V* b, std::integer_sequence<int, L...>) {
   constexpr int W = sizeof...(L);
 #ifdef __clang__
-  const V low = __builtin_shufflevector(
-      *a, *b, ((L & Step) ? W + L - Step : L)...);
-  const V high = __builtin_shufflevector(
-      *a, *b, ((L & Step) ? W + L : L + Step)...);
+  const V low =
+      __builtin_shufflevector(*a, *b, ((L & Step) ? W + L - Step : L)...);
+  const V high =
+      __builtin_shufflevector(*a, *b, ((L & Step) ? W + L : L + Step)...);
 #else
-  const V low = __builtin_shuffle(
-      *a, *b, I{((L & Step) ? W + L - Step : L)...});
-  const V high = __builtin_shuffle(
-      *a, *b, I{((L & Step) ? W + L : L + Step)...});
+  const V low =
+      __builtin_shuffle(*a, *b, I{((L & Step) ? W + L - Step : L)...});
+  const V high =
+      __builtin_shuffle(*a, *b, I{((L & Step) ? W + L : L + Step)...});
 #endif
   *a = low;
   *b = high;
@@ -181,11 +191,15 @@ MMVSSM_INLINE void exchange(V* a, V* b, std::integer_sequence<int, L...>) {
 template <typename S, int Step>
 MMVSSM_INLINE void transpose_stage(Vec<S>* v) {
   constexpr int W = Simd<S>::kLanes;
-  for (int i = 0; i < W; ++i)
-    if ((i & Step) == 0)
+  for (int i = 0; i < W; ++i) {
+    if ((i & Step) == 0) {
       exchange<Step, Vec<S>, typename Simd<S>::Index>(
           v + i, v + i + Step, std::make_integer_sequence<int, W>{});
-  if constexpr (Step > 1) transpose_stage<S, Step / 2>(v);
+    }
+  }
+  if constexpr (Step > 1) {
+    transpose_stage<S, Step / 2>(v);
+  }
 }
 
 // Transposes a square of lanes in place.
@@ -202,7 +216,9 @@ MMVSSM_INLINE void sum_stage(Vec<S>* v) {
         std::make_integer_sequence<int, Simd<S>::kLanes>{});
     v[i] += v[i + Step];
   }
-  if constexpr (Step > 1) sum_stage<S, Step / 2>(v);
+  if constexpr (Step > 1) {
+    sum_stage<S, Step / 2>(v);
+  }
 }
 
 // Lane i of the result is the sum over the lanes of v[i]; destroys v.
@@ -215,8 +231,8 @@ MMVSSM_INLINE Vec<S> sum_lanes(Vec<S>* v) {
 // ---- memory --------------------------------------------------------------
 
 MMVSSM_INLINE float half_to_float(uint16_t h) {
-  const uint32_t sign = uint32_t(h & 0x8000) << 16;
-  const uint32_t magnitude = uint32_t(h & 0x7fff) << 13;
+  const uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16;
+  const uint32_t magnitude = static_cast<uint32_t>(h & 0x7fff) << 13;
   float f;
   if ((h & 0x7c00) == 0x7c00) {  // infinity, NaN
     const uint32_t bits = sign | 0x7f800000u | magnitude;
@@ -249,7 +265,8 @@ MMVSSM_INLINE Vec<S> load(const void* base, DType type, int64_t offset,
   } else if (type == DType::kBFloat16) {
     const uint16_t* p = static_cast<const uint16_t*>(base) + offset;
     IntVec bits{};
-    for (int i = 0; i < count; ++i) bits[i] = int32_t(uint32_t(p[i]) << 16);
+    for (int i = 0; i < count; ++i)
+      bits[i] = static_cast<int32_t>(static_cast<uint32_t>(p[i]) << 16);
     __builtin_memcpy(&v, &bits, sizeof(v));
   } else {
     const uint16_t* p = static_cast<const uint16_t*>(base) + offset;
@@ -273,6 +290,15 @@ MMVSSM_INLINE void add(S* p, Vec<S> v, int count) {
   store<S>(p, load<S>(p, DType::kFloat, 0, count) + v, count);
 }
 
+template <typename S>
+MMVSSM_INLINE void put(S* p, Vec<S> v, int count, bool adds) {
+  if (adds) {
+    add<S>(p, v, count);
+  } else {
+    store<S>(p, v, count);
+  }
+}
+
 // out[j] lane i = base[offset + i * stride + j] for i < rows, j < columns;
 // lanes and columns beyond are zero. `out` has room for whole squares.
 template <typename S>
@@ -284,41 +310,46 @@ MMVSSM_INLINE void load_columns(const void* base, DType type, int64_t offset,
   for (int j = 0; j < columns; j += W) {
     if (plain && rows == W && columns - j >= W) {
       const S* p = static_cast<const S*>(base) + offset + j;
-      for (int i = 0; i < W; ++i) __builtin_memcpy(out + j + i, p + i * stride, sizeof(Vec<S>));
+      for (int i = 0; i < W; ++i) {
+        __builtin_memcpy(out + j + i, p + i * stride, sizeof(Vec<S>));
+      }
     } else {
-      const int count = columns - j < W ? columns - j : W;
-      for (int i = 0; i < W; ++i)
-        out[j + i] =
-            i < rows ? load<S>(base, type, offset + i * stride + j, count) : Vec<S>{};
+      const int count = at_most(columns - j, W);
+      for (int i = 0; i < W; ++i) {
+        out[j + i] = i < rows
+                         ? load<S>(base, type, offset + i * stride + j, count)
+                         : Vec<S>{};
+      }
     }
     transpose<S>(out + j);
   }
 }
 
-// Asks for the rows of a tile that will be loaded next.
+// Asks for the rows of a chunk that will be loaded next.
 template <typename S>
 MMVSSM_INLINE void prefetch_rows(const void* base, DType type, int64_t offset,
                                  int64_t stride, int rows, int columns) {
-  const int64_t size = type == DType::kDouble ? 8 : type == DType::kFloat ? 4 : 2;
+  const int64_t size = type == DType::kDouble  ? 8
+                       : type == DType::kFloat ? 4
+                                               : 2;
   const char* p = static_cast<const char*>(base) + offset * size;
-  for (int i = 0; i < rows; ++i)
-    for (int64_t at = 0; at < columns * size; at += 64)
+  for (int i = 0; i < rows; ++i) {
+    for (int64_t at = 0; at < columns * size; at += 64) {
       __builtin_prefetch(p + i * stride * size + at);
+    }
+  }
 }
 
-// The way back; adds to memory when `Add`. Destroys `in`.
-template <bool Add, typename S>
+// The way back. Destroys `in`.
+template <typename S>
 MMVSSM_INLINE void store_columns(S* base, int64_t stride, int rows, int columns,
                                  Vec<S>* in) {
   constexpr int W = Simd<S>::kLanes;
   for (int j = 0; j < columns; j += W) {
-    const int count = columns - j < W ? columns - j : W;
+    const int count = at_most(columns - j, W);
     transpose<S>(in + j);
     for (int i = 0; i < rows; ++i) {
-      if (Add)
-        add<S>(base + i * stride + j, in[j + i], count);
-      else
-        store<S>(base + i * stride + j, in[j + i], count);
+      store<S>(base + i * stride + j, in[j + i], count);
     }
   }
 }

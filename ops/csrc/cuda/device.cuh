@@ -12,7 +12,7 @@
 
 #include <cstdint>
 
-#include "../common/scan_common.h"
+#include "common/scan_common.h"
 
 #ifndef __CUDACC__
 #include "cuda_shim.h"

@@ -1,13 +1,11 @@
-// The small kernels around a scan: sums over slots, facts about routes.
-#include "device.cuh"
-#include "scan_cuda.h"
-#include "scan_math.cuh"
+// Sums over slots.
+#include "cuda/device.cuh"
+#include "cuda/scan_cuda.h"
 
 namespace mmvssm::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kRouteThreads = 1024;
 
 struct SumParams {
   const float* slots;  // (outer, count, inner)
@@ -54,55 +52,6 @@ cudaError_t sum_slots_of(const SumParams& p, cudaStream_t stream) {
                 kThreads, 0, stream, p);
 }
 
-struct RouteParams {
-  const int32_t* routes;  // (K, L)
-  int32_t* winner;        // (K, P), any content
-  int32_t* flags;         // (K)
-  int length, pixels;
-};
-
-// One block a route. Every step signs its pixel; then it looks whether its own
-// signature is the one that stayed. Which of two steps wins does not matter.
-__global__ void route_flags_kernel(const RouteParams p) {
-  SharedArena arena(dynamic_shared());
-  int* totals = arena.take<int>(2 * kRouteThreads / 32);
-
-  const int32_t* route =
-      p.routes + static_cast<int64_t>(blockIdx.x) * p.length;
-  int32_t* winner = p.winner + static_cast<int64_t>(blockIdx.x) * p.pixels;
-  for (int step = threadIdx.x; step < p.length; step += blockDim.x) {
-    if (route[step] >= 0) winner[route[step]] = step;
-  }
-  __syncthreads();
-  int visits = 0;
-  int distinct = 0;
-  for (int step = threadIdx.x; step < p.length; step += blockDim.x) {
-    if (route[step] >= 0) {
-      ++visits;
-      if (winner[route[step]] == step) ++distinct;
-    }
-  }
-#pragma unroll
-  for (int mask = 16; mask >= 1; mask /= 2) {
-    visits += __shfl_xor_sync(kFullWarp, visits, mask);
-    distinct += __shfl_xor_sync(kFullWarp, distinct, mask);
-  }
-  const int warp = threadIdx.x / 32;
-  if (threadIdx.x % 32 == 0) {
-    totals[2 * warp] = visits;
-    totals[2 * warp + 1] = distinct;
-  }
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    for (int w = 1; w < static_cast<int>(blockDim.x) / 32; ++w) {
-      visits += totals[2 * w];
-      distinct += totals[2 * w + 1];
-    }
-    p.flags[blockIdx.x] = (visits > distinct ? kRepeats : 0) |
-                          (distinct < p.pixels ? kGaps : 0);
-  }
-}
-
 }  // namespace
 
 cudaError_t sum_slots(const float* slots, void* out, DType out_type,
@@ -113,20 +62,6 @@ cudaError_t sum_slots(const float* slots, void* out, DType out_type,
   return with_input_type(out_type, [&](auto input) {
     return sum_slots_of<typename decltype(input)::type>(p, stream);
   });
-}
-
-cudaError_t find_route_flags(const int32_t* routes, int64_t num_routes,
-                             int64_t length, int64_t pixels,
-                             Workspace& workspace, int32_t* flags,
-                             cudaStream_t stream) {
-  auto* winner = static_cast<int32_t*>(
-      workspace.allocate(num_routes * pixels * sizeof(int32_t)));
-  const RouteParams p{routes, winner, flags, static_cast<int>(length),
-                      static_cast<int>(pixels)};
-  SharedArena arena(nullptr);
-  arena.take<int>(2 * kRouteThreads / 32);
-  return launch(route_flags_kernel, num_routes, kRouteThreads, arena.bytes(),
-                stream, p);
 }
 
 }  // namespace mmvssm::cuda

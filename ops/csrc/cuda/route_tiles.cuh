@@ -1,14 +1,15 @@
-// Reading the map through a route: tiles of x_dbl rows, x, and the step sizes.
+// Reading the map through a route: tiles of x_dbl rows, x, and the step sizes;
+// and where results along routes go.
 #pragma once
 
-#include "scan_block.cuh"
+#include "cuda/scan_block.cuh"
 
 namespace mmvssm::cuda {
 
 struct RouteInputs {
   const void* x;
   const void* x_dbl;
-  const int32_t *in_routes, *out_routes;
+  const int32_t *routes, *out_routes;
   const float* dt_weight;  // (K, D, R)
   int64_t x_batch_stride, x_dbl_batch_stride;
   int x_pixel_stride, x_route_stride;          // in elements
@@ -50,11 +51,10 @@ class RouteTiles {
     const T* x = static_cast<const T*>(in_.x);
     const T* x_dbl = static_cast<const T*>(in_.x_dbl);
     x_ = x + place.batch * in_.x_batch_stride +
-         static_cast<int64_t>(place.route) * in_.x_route_stride +
-         place.channel;
+         static_cast<int64_t>(place.route) * in_.x_route_stride + place.channel;
     x_dbl_ = x_dbl + place.batch * in_.x_dbl_batch_stride +
              place.route * in_.x_dbl_route_stride;
-    route_ = (threadIdx.x < kTile ? in_.in_routes : in_.out_routes) +
+    route_ = (threadIdx.x < kTile ? in_.routes : in_.out_routes) +
              static_cast<int64_t>(place.route) * shape_.length;
     bias_ = shape_.bias[place.row(shape_)];
     const float* w =
@@ -95,7 +95,7 @@ class RouteTiles {
     fetch();
   }
 
-  // The pixel read, the pixel written at a step of the tile; -1: none.
+  // The pixel read, the row written at a step of the tile; -1: none.
   __device__ __forceinline__ int source(int step) const {
     return current_[step];
   }
@@ -194,10 +194,11 @@ class RouteTiles {
     }
   }
 
-  // z = bias + weights . dt rank of each step
-  __device__ __forceinline__ void project(int step, float (&z)[kSub]) const {
+  // raw step = bias + weights . dt rank, of each step
+  __device__ __forceinline__ void project(int step,
+                                          float (&raw_step)[kSub]) const {
 #pragma unroll
-    for (int t = 0; t < kSub; ++t) z[t] = bias_;
+    for (int t = 0; t < kSub; ++t) raw_step[t] = bias_;
 #pragma unroll 1
     for (int r = 0; r < rank_pitch(in_); r += 4) {
       float w[4];
@@ -208,7 +209,7 @@ class RouteTiles {
         float q[4];
         read_broadcast<4>(row(step + t) + r, q);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) z[t] = fmaf(w[i], q[i], z[t]);
+        for (int i = 0; i < 4; ++i) raw_step[t] = fmaf(w[i], q[i], raw_step[t]);
       }
     }
   }
@@ -230,15 +231,16 @@ class RouteTiles {
 template <typename T>
 RouteInputs route_inputs(const Scan2dArgs& args) {
   const int64_t width = args.dt_rank + 2 * args.d_state;
-  const int64_t x_width = (args.x_per_route ? args.routes : 1) * args.channels;
+  const int64_t x_width =
+      (args.x_per_route ? args.num_routes : 1) * args.channels;
   const int64_t x_dbl_width =
-      (args.shared_projection ? 1 : args.routes) * width;
+      (args.shared_projection ? 1 : args.num_routes) * width;
   const auto row_bytes = static_cast<uintptr_t>(width) * sizeof(T);
   const uintptr_t alignment =
       reinterpret_cast<uintptr_t>(args.x_dbl) | row_bytes;
   return {args.x,
           args.x_dbl,
-          args.in_routes,
+          args.routes,
           args.out_routes,
           args.dt_weight,
           args.pixels * x_width,
@@ -248,7 +250,66 @@ RouteInputs route_inputs(const Scan2dArgs& args) {
           static_cast<int>(x_dbl_width),
           static_cast<int>(args.shared_projection ? 0 : width),
           static_cast<int>(args.dt_rank),
-          alignment % 16 == 0 ? 16 : alignment % 4 == 0 ? 4 : 0};
+          alignment % 16 == 0  ? 16
+          : alignment % 4 == 0 ? 4
+                               : 0};
 }
+
+// A result with rows of D channels that the routes write: y, or the gradient
+// of x. Rows are (Bt, rows, D), or (Bt, rows, K, D) where routes are `apart`.
+// Routes that share rows write to slots, which are summed afterwards; disjoint
+// ones write to the rows themselves.
+class RouteRows {
+ public:
+  RouteRows(const Scan2dArgs& args, const RouteWrites& writes, bool apart,
+            int64_t rows, int64_t states_at_once, void* total, DType type,
+            Workspace& workspace, cudaStream_t stream)
+      : total_(total), type_(type), batch_(args.batch), stream_(stream) {
+    const int64_t row = (apart ? args.num_routes : 1) * args.channels;
+    image_ = rows * row;
+    count_ = writes.exclusive ? 1 : args.num_routes;
+    // Sums are taken in float32: over routes, over visits of one route, over
+    // walks for more states.
+    const bool sums = writes.repeats || args.d_state > states_at_once;
+    is_total_ = writes.exclusive && (type == DType::kFloat || !sums);
+    bytes_ = batch_ * count_ * image_ * static_cast<int64_t>(sizeof(float));
+    slots_.data = is_total_ ? total : workspace.allocate(bytes_);
+    slots_.is_float = !is_total_ || type == DType::kFloat;
+    if (!slots_.is_float) bytes_ /= 2;
+    slots_.batch_stride = count_ * image_;
+    slots_.route_stride = !writes.exclusive ? image_
+                          : apart           ? args.channels
+                                            : 0;
+    slots_.row_stride = static_cast<int>(row);
+    slots_.rows = static_cast<int>(rows);
+    slots_.repeats = writes.repeats;
+    // Disjoint routes cannot clear what is another's, or nobody's.
+    const bool each_its_own = apart || !writes.exclusive;
+    slots_.clears = writes.cleared() && each_its_own;
+    clear_all_ = writes.cleared() && !each_its_own;
+  }
+
+  // Prepares what the kernel finds; to be called before it starts.
+  cudaError_t begin() const {
+    return clear_all_ ? cudaMemsetAsync(slots_.data, 0,
+                                        static_cast<size_t>(bytes_), stream_)
+                      : cudaSuccess;
+  }
+  const Slots& slots() const { return slots_; }
+  // After the kernel: sums and converts.
+  cudaError_t end() const {
+    return is_total_ ? cudaSuccess
+                     : sum_slots(static_cast<const float*>(slots_.data), total_,
+                                 type_, batch_, count_, image_, stream_);
+  }
+
+ private:
+  void* total_;
+  DType type_;
+  int64_t batch_, count_, image_, bytes_;
+  cudaStream_t stream_;
+  Slots slots_;
+  bool is_total_, clear_all_;
+};
 
 }  // namespace mmvssm::cuda

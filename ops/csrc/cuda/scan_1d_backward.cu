@@ -1,6 +1,6 @@
 // Backward scan of channel-first sequences.
-#include "scan_backward.cuh"
-#include "sequence_tiles.cuh"
+#include "cuda/scan_backward.cuh"
+#include "cuda/sequence_tiles.cuh"
 
 namespace mmvssm::cuda {
 namespace {
@@ -31,9 +31,9 @@ class SequenceBackward : public SequenceTiles<T, NT> {
 
   __device__ void attach(const Params& p, const Place& place) {
     Base::attach(place);
-    const int64_t maps = place.part * p.part_stride +
-                         place.image(p.shape) * p.shape.d_state *
-                             p.shape.length;
+    const int64_t maps = place.part * p.part_stride + place.image(p.shape) *
+                                                          p.shape.d_state *
+                                                          p.shape.length;
     dB_ = p.dB + maps;
     dC_ = p.dC + maps;
   }
@@ -54,13 +54,12 @@ class SequenceBackward : public SequenceTiles<T, NT> {
   }
 
   // The gradients take the place of u and delta in shared memory.
-  __device__ __forceinline__ void store_grads(int step,
-                                              const float (&du)[kSub],
-                                              const float (&dz)[kSub]) {
+  __device__ __forceinline__ void store_grads(int step, const float (&du)[kSub],
+                                              const float (&d_raw_step)[kSub]) {
 #pragma unroll
     for (int t = 0; t < kSub; ++t) {
       this->u_.own(step + t) = du[t];
-      this->delta_.own(step + t) = dz[t];
+      this->delta_.own(step + t) = d_raw_step[t];
     }
     const ScanShape& s = this->shape_;
     sums_.flush(0, 2 * NT, [&](int t, int column, float sum) {
@@ -99,7 +98,7 @@ cudaError_t backward_of(const Scan1dArgs& args, Workspace& workspace,
   p.du = sum_rows(args.du, args.in_type, args, kBackwardStates, workspace);
   p.ddelta =
       sum_rows(args.ddelta, args.in_type, args, kBackwardStates, workspace);
-  p.part_stride = args.batch * args.routes * args.d_state * args.length;
+  p.part_stride = args.batch * args.num_routes * args.d_state * args.length;
 
   int64_t num_parts = 0;
   const auto prepare = [&](SequenceBackwardParams& params, int64_t parts) {
@@ -107,6 +106,7 @@ cudaError_t backward_of(const Scan1dArgs& args, Workspace& workspace,
     const int64_t bytes = parts * params.part_stride * sizeof(float);
     p.dB = params.dB = static_cast<float*>(workspace.allocate(bytes));
     p.dC = params.dC = static_cast<float*>(workspace.allocate(bytes));
+    return cudaSuccess;
   };
   cudaError_t status = with_backward_states(args.d_state, [&](auto states) {
     constexpr int NT = decltype(states)::value;
@@ -124,9 +124,7 @@ cudaError_t backward_of(const Scan1dArgs& args, Workspace& workspace,
     return sum_slots(p.dC, args.dC, args.in_type, 1, num_parts, p.part_stride,
                      stream);
   });
-  then([&] {
-    return convert_rows(p.du, args.du, args.in_type, args, stream);
-  });
+  then([&] { return convert_rows(p.du, args.du, args.in_type, args, stream); });
   then([&] {
     return convert_rows(p.ddelta, args.ddelta, args.in_type, args, stream);
   });

@@ -1,6 +1,6 @@
 // Forward scan of channel-first sequences.
-#include "scan_forward.cuh"
-#include "sequence_tiles.cuh"
+#include "cuda/scan_forward.cuh"
+#include "cuda/sequence_tiles.cuh"
 
 namespace mmvssm::cuda {
 namespace {
@@ -42,8 +42,8 @@ class SequenceForward : public SequenceTiles<T, NT> {
   __device__ void store_last_state(const Place& place, const float (&h)[NT]) {
     if (!place.active) return;
     const ScanShape& s = this->shape_;
-    float* to = last_state_ +
-                (place.image(s) * s.channels + place.channel) * s.d_state;
+    float* to =
+        last_state_ + (place.image(s) * s.channels + place.channel) * s.d_state;
 #pragma unroll
     for (int n = 0; n < NT; ++n) {
       if (this->n0_ + n < s.d_state) to[this->n0_ + n] = h[n];

@@ -1,6 +1,6 @@
 // Backward scan along routes over a channels-last map.
-#include "route_tiles.cuh"
-#include "scan_backward.cuh"
+#include "cuda/route_tiles.cuh"
+#include "cuda/scan_backward.cuh"
 
 namespace mmvssm::cuda {
 namespace {
@@ -11,6 +11,7 @@ struct RowSlots {
   float* data;
   int64_t batch_stride, route_stride, part_stride;
   int pixel_stride, pixels;
+  bool clears;  // a block clears its rows before it starts
 };
 
 struct RouteBackwardParams {
@@ -21,7 +22,7 @@ struct RouteBackwardParams {
   const void* dy;
   bool dy_is_float;
   int64_t dy_batch_stride;
-  int dy_route_stride, dy_pixel_stride;
+  int dy_route_stride, dy_row_stride;
   Slots dx;
   RowSlots dx_dbl;
 };
@@ -47,24 +48,23 @@ class RouteBackward : public RouteTiles<T, NT> {
     dx_.attach(p.dx, place);
     active_ = place.active;
     dy_is_float_ = p.dy_is_float;
-    dy_pixel_stride_ = p.dy_pixel_stride;
-    const int64_t offset = place.batch * p.dy_batch_stride +
-                           static_cast<int64_t>(place.route) *
-                               p.dy_route_stride +
-                           place.channel;
+    dy_row_stride_ = p.dy_row_stride;
+    const int64_t offset =
+        place.batch * p.dy_batch_stride +
+        static_cast<int64_t>(place.route) * p.dy_route_stride + place.channel;
     dy_ = static_cast<const char*>(p.dy) +
           offset * (dy_is_float_ ? sizeof(float) : sizeof(T));
 
     rows_ = p.dx_dbl.data + place.batch * p.dx_dbl.batch_stride +
             place.route * p.dx_dbl.route_stride +
             place.part * p.dx_dbl.part_stride;
-    row_stride_ = p.dx_dbl.pixel_stride;
-    if (p.dx.flags[place.route] != 0) {
+    pixel_stride_ = p.dx_dbl.pixel_stride;
+    if (p.dx_dbl.clears) {
 #pragma unroll 1
       for (int i = threadIdx.x; i < p.dx_dbl.pixels * this->width_;
            i += blockDim.x) {
         const int pixel = i / this->width_;
-        rows_[pixel * row_stride_ + i - pixel * this->width_] = 0.0f;
+        rows_[pixel * pixel_stride_ + i - pixel * this->width_] = 0.0f;
       }
     }
 #pragma unroll 1
@@ -73,23 +73,21 @@ class RouteBackward : public RouteTiles<T, NT> {
 
   __device__ RowSums& sums() { return sums_; }
 
-  __device__ __forceinline__ void load_grad(int step,
-                                            float (&e)[kSub]) const {
+  __device__ __forceinline__ void load_grad(int step, float (&e)[kSub]) const {
 #pragma unroll
     for (int t = 0; t < kSub; ++t) {
-      const int pixel = this->target(step + t);
-      const int offset = pixel * dy_pixel_stride_;
-      e[t] = pixel < 0 || !active_ ? 0.0f
-             : dy_is_float_ ? static_cast<const float*>(dy_)[offset]
-                            : to_float(static_cast<const T*>(dy_)[offset]);
+      const int row = this->target(step + t);
+      const int offset = row * dy_row_stride_;
+      e[t] = row < 0 || !active_ ? 0.0f
+             : dy_is_float_      ? static_cast<const float*>(dy_)[offset]
+                                 : to_float(static_cast<const T*>(dy_)[offset]);
     }
   }
 
   // Takes the gradients of input and step-size argument of kSub steps: to the
   // pixels, to the weights, and with what sums() holds to the rows of x_dbl.
-  __device__ __forceinline__ void store_grads(int step,
-                                              const float (&du)[kSub],
-                                              const float (&dz)[kSub]) {
+  __device__ __forceinline__ void store_grads(int step, const float (&du)[kSub],
+                                              const float (&d_raw_step)[kSub]) {
 #pragma unroll
     for (int t = 0; t < kSub; ++t) {
       const int pixel = this->source(step + t);
@@ -105,7 +103,7 @@ class RouteBackward : public RouteTiles<T, NT> {
         float q[4];
         read_broadcast<4>(this->row(step + t) + r, q);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) sum[i] = fmaf(dz[t], q[i], sum[i]);
+        for (int i = 0; i < 4; ++i) sum[i] = fmaf(d_raw_step[t], q[i], sum[i]);
       }
 #pragma unroll
       for (int i = 0; i < 4; ++i) dweight(r + i) = sum[i];
@@ -115,7 +113,7 @@ class RouteBackward : public RouteTiles<T, NT> {
     for (int r0 = 0; r0 < rank; r0 += kRanksAtOnce) {
       const int end = min(r0 + kRanksAtOnce, rank);
 #pragma unroll 1
-      for (int r = r0; r < end; r += 2) sum_rank(r - r0, r, dz);
+      for (int r = r0; r < end; r += 2) sum_rank(r - r0, r, d_raw_step);
       flush(step, r0 == 0 ? 0 : 2 * NT, r0, end - r0);
     }
   }
@@ -137,14 +135,14 @@ class RouteBackward : public RouteTiles<T, NT> {
     return dweights_[r * blockDim.x + threadIdx.x];
   }
 
-  // Sums dz * weight over the warp for ranks r, r + 1 and kSub steps.
+  // Sums d_raw_step * weight over the warp for ranks r, r + 1 and kSub steps.
   __device__ __forceinline__ void sum_rank(int column, int r,
-                                           const float (&dz)[kSub]) {
+                                           const float (&d_raw_step)[kSub]) {
     static_assert(2 * kSub == 16, "reduce16 takes two ranks of kSub steps");
     const float w[2] = {this->weight(r), this->weight(r + 1)};
     float values[16];
 #pragma unroll
-    for (int i = 0; i < 16; ++i) values[i] = dz[i / 2] * w[i % 2];
+    for (int i = 0; i < 16; ++i) values[i] = d_raw_step[i / 2] * w[i % 2];
     const float total = reduce16(values);
     const int lane = threadIdx.x % 32;
     if (lane % 2 == 0) {
@@ -168,7 +166,7 @@ class RouteBackward : public RouteTiles<T, NT> {
         to = rank + n + (column < NT ? 0 : states);
         again = dx_.repeats();
       }
-      float* at = rows_ + pixel * row_stride_ + to;
+      float* at = rows_ + pixel * pixel_stride_ + to;
       *at = again ? *at + sum : sum;
     });
   }
@@ -177,9 +175,9 @@ class RouteBackward : public RouteTiles<T, NT> {
   RowSums sums_;
   float* dweights_;
   float* rows_;
-  int row_stride_;
+  int pixel_stride_;
   const void* dy_;
-  int dy_pixel_stride_;
+  int dy_row_stride_;
   bool dy_is_float_, active_;
 };
 
@@ -187,83 +185,74 @@ template <typename T>
 cudaError_t backward_of(const Scan2dArgs& args, Workspace& workspace,
                         cudaStream_t stream) {
   const int64_t row = args.channels;
-  const int64_t image = args.pixels * row;
-  const int64_t width = args.dt_rank + 2 * args.d_state;
-  const bool merge = !args.x_per_route && args.routes > 1;
-  // Sums are taken in float32: over routes, and over walks for more states.
-  const bool is_float = args.in_type == DType::kFloat;
-  const bool through_slots =
-      merge || (!is_float && args.d_state > kBackwardStates);
-
-  auto* flags = static_cast<int32_t*>(
-      workspace.allocate(args.routes * sizeof(int32_t)));
-  cudaError_t status =
-      find_route_flags(args.in_routes, args.routes, args.length, args.pixels,
-                       workspace, flags, stream);
-  if (status != cudaSuccess) return status;
+  const bool one = args.num_routes == 1;
+  const bool x_apart = args.x_per_route || one;
+  const RouteRows dx(args, read_writes(args.facts, x_apart), x_apart,
+                     args.pixels, kBackwardStates, args.dx, args.in_type,
+                     workspace, stream);
 
   BatchSums batch_sums(args.batch, workspace, stream);
-  const int64_t dy_row = args.merge ? row : args.routes * row;
+  const int64_t dy_row = args.merge ? row : args.num_routes * row;
   RouteBackwardParams p;
   p.shape = scan_shape(args, 32);
   p.inputs = route_inputs<T>(args);
   p.sums = batch_sums.of(args);
   p.ddt_weight =
-      batch_sums.of(args.ddt_weight, args.routes * row * args.dt_rank);
+      batch_sums.of(args.ddt_weight, args.num_routes * row * args.dt_rank);
   p.dy = args.dy;
   p.dy_is_float = args.y_type == DType::kFloat;
-  p.dy_batch_stride = args.out_pixels * dy_row;
+  p.dy_batch_stride = args.out_rows * dy_row;
   p.dy_route_stride = static_cast<int>(args.merge ? 0 : row);
-  p.dy_pixel_stride = static_cast<int>(dy_row);
+  p.dy_row_stride = static_cast<int>(dy_row);
 
-  const int64_t x_images = args.x_per_route || merge ? args.routes : 1;
-  p.dx.data = through_slots ? workspace.allocate(args.batch * x_images *
-                                                 image * sizeof(float))
-                            : args.dx;
-  p.dx.is_float = is_float || through_slots;
-  p.dx.batch_stride = x_images * image;
-  p.dx.route_stride = merge ? image : row;
-  p.dx.pixel_stride =
-      static_cast<int>(args.x_per_route ? args.routes * row : row);
-  p.dx.pixels = static_cast<int>(args.pixels);
-  p.dx.flags = flags;
+  p.dx = dx.slots();
 
   // Blocks write rows of x_dbl apart from each other; a projection that the
-  // routes share is summed over them too.
-  const int64_t shared = args.shared_projection ? args.routes : 1;
-  const int64_t rows = args.pixels * width *
-                       (args.shared_projection ? 1 : args.routes);
-  int64_t row_slots = 0;
+  // routes share is summed over them too, unless they are disjoint.
+  const int64_t width = args.dt_rank + 2 * args.d_state;
+  const bool apart = !args.shared_projection || one;
+  const RouteWrites writes = read_writes(args.facts, apart);
+  const int64_t image = args.pixels * width * (apart ? args.num_routes : 1);
+  int64_t count = 0;
   const auto prepare = [&](RouteBackwardParams& params, int64_t parts) {
-    row_slots = shared * parts;
-    params.dx_dbl.data = static_cast<float*>(workspace.allocate(
-        args.batch * row_slots * rows * sizeof(float)));
-    params.dx_dbl.batch_stride = row_slots * rows;
-    params.dx_dbl.part_stride = rows;
-    params.dx_dbl.route_stride =
-        args.shared_projection ? parts * rows : width;
-    params.dx_dbl.pixel_stride =
-        static_cast<int>(args.shared_projection ? width : args.routes * width);
-    params.dx_dbl.pixels = static_cast<int>(args.pixels);
-    p.dx_dbl = params.dx_dbl;
+    count = writes.exclusive ? parts : args.num_routes * parts;
+    const int64_t bytes =
+        args.batch * count * image * static_cast<int64_t>(sizeof(float));
+    RowSlots& rows = params.dx_dbl;
+    const bool is_total = count == 1 && args.in_type == DType::kFloat;
+    rows.data =
+        static_cast<float*>(is_total ? args.dx_dbl : workspace.allocate(bytes));
+    rows.batch_stride = count * image;
+    rows.part_stride = image;
+    rows.route_stride = !writes.exclusive ? parts * image : apart ? width : 0;
+    rows.pixel_stride =
+        static_cast<int>(apart ? args.num_routes * width : width);
+    rows.pixels = static_cast<int>(args.pixels);
+    const bool each_its_own = apart || !writes.exclusive;
+    rows.clears = writes.cleared() && each_its_own;
+    p.dx_dbl = rows;
+    return writes.cleared() && !each_its_own
+               ? cudaMemsetAsync(rows.data, 0, static_cast<size_t>(bytes),
+                                 stream)
+               : cudaSuccess;
   };
 
+  cudaError_t status = dx.begin();
+  if (status != cudaSuccess) return status;
   status = with_backward_states(args.d_state, [&](auto states) {
     constexpr int NT = decltype(states)::value;
     return launch_backward<RouteBackward<T, NT>, NT>(args, p, stream, prepare);
   });
   if (status != cudaSuccess) return status;
 
-  status = sum_slots(p.dx_dbl.data, args.dx_dbl, args.in_type, args.batch,
-                     row_slots, rows, stream);
-  if (status != cudaSuccess) return status;
+  if (p.dx_dbl.data != args.dx_dbl) {
+    status = sum_slots(p.dx_dbl.data, args.dx_dbl, args.in_type, args.batch,
+                       count, image, stream);
+    if (status != cudaSuccess) return status;
+  }
   status = batch_sums.add_up();
-  if (status != cudaSuccess || !through_slots) return status;
-  const auto* slots = static_cast<const float*>(p.dx.data);
-  return merge ? sum_slots(slots, args.dx, args.in_type, args.batch,
-                           args.routes, image, stream)
-               : sum_slots(slots, args.dx, args.in_type, args.batch, 1,
-                           x_images * image, stream);
+  if (status != cudaSuccess) return status;
+  return dx.end();
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 // Forward scan along routes over a channels-last map.
-#include "route_tiles.cuh"
-#include "scan_forward.cuh"
+#include "cuda/route_tiles.cuh"
+#include "cuda/scan_forward.cuh"
 
 namespace mmvssm::cuda {
 namespace {
@@ -30,8 +30,8 @@ class RouteForward : public RouteTiles<T, NT> {
   __device__ __forceinline__ void store(int step, const float (&y)[kSub]) {
 #pragma unroll
     for (int t = 0; t < kSub; ++t) {
-      const int pixel = this->target(step + t);
-      if (pixel >= 0 && active_) y_.add(pixel, y[t], this->n0_ > 0);
+      const int row = this->target(step + t);
+      if (row >= 0 && active_) y_.add(row, y[t], this->n0_ > 0);
     }
   }
 
@@ -46,44 +46,22 @@ class RouteForward : public RouteTiles<T, NT> {
 template <typename T>
 cudaError_t forward_of(const Scan2dArgs& args, Workspace& workspace,
                        cudaStream_t stream) {
-  const int64_t row = args.channels;
-  const int64_t image = args.out_pixels * row;
-  const bool merge = args.merge && args.routes > 1;
-  // Sums are taken in float32: over routes, and over walks for more states.
-  const bool is_float = args.y_type == DType::kFloat;
-  const bool through_slots =
-      merge || (!is_float && args.d_state > kForwardStates);
-
-  auto* flags = static_cast<int32_t*>(
-      workspace.allocate(args.routes * sizeof(int32_t)));
-  cudaError_t status =
-      find_route_flags(args.out_routes, args.routes, args.length,
-                       args.out_pixels, workspace, flags, stream);
-  if (status != cudaSuccess) return status;
-
+  const bool apart = !args.merge || args.num_routes == 1;
+  const RouteRows y(args, out_writes(args.facts, apart), apart, args.out_rows,
+                    kForwardStates, args.y, args.y_type, workspace, stream);
   RouteForwardParams p;
   p.shape = scan_shape(args, 32);
   p.inputs = route_inputs<T>(args);
-  p.y.data = through_slots ? workspace.allocate(args.batch * args.routes *
-                                                image * sizeof(float))
-                           : args.y;
-  p.y.is_float = is_float || through_slots;
-  p.y.batch_stride = args.routes * image;
-  p.y.route_stride = merge ? image : row;
-  p.y.pixel_stride = static_cast<int>(merge ? row : args.routes * row);
-  p.y.pixels = static_cast<int>(args.out_pixels);
-  p.y.flags = flags;
+  p.y = y.slots();
 
+  cudaError_t status = y.begin();
+  if (status != cudaSuccess) return status;
   status = with_forward_states(args.d_state, [&](auto states) {
     constexpr int NT = decltype(states)::value;
     return launch_forward<RouteForward<T, NT>, NT>(args, p, stream);
   });
-  if (status != cudaSuccess || !through_slots) return status;
-  const auto* slots = static_cast<const float*>(p.y.data);
-  return merge ? sum_slots(slots, args.y, args.y_type, args.batch, args.routes,
-                           image, stream)
-               : sum_slots(slots, args.y, args.y_type, args.batch, 1,
-                           args.routes * image, stream);
+  if (status != cudaSuccess) return status;
+  return y.end();
 }
 
 }  // namespace

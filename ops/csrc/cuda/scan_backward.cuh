@@ -16,7 +16,7 @@
 
 #include <type_traits>
 
-#include "scan_block.cuh"
+#include "cuda/scan_block.cuh"
 
 namespace mmvssm::cuda {
 
@@ -94,8 +94,7 @@ class RowSums {
     __syncthreads();
     const int warps = blockDim.x / 32;
 #pragma unroll 1
-    for (int column = begin + threadIdx.x; column < end;
-         column += blockDim.x) {
+    for (int column = begin + threadIdx.x; column < end; column += blockDim.x) {
 #pragma unroll 1
       for (int t = 0; t < kSub; ++t) {
         float sum = 0.0f;
@@ -137,7 +136,7 @@ class BackwardThread {
     for (int n0 = 0; n0 < s.d_state; n0 += NT) {
       skip_ = n0 == 0 && s.D != nullptr ? s.D[row] : 0.0f;
       first_walk_ = n0 == 0;
-      load_decay(s, place, n0, log2_decay_);
+      load_log2_decay(s, place, n0, log2_decay_);
 #pragma unroll
       for (int n = 0; n < NT; ++n) g_[n] = dA_[n] = 0.0f;
 
@@ -153,8 +152,8 @@ class BackwardThread {
         ahead = beyond;
       }
       if (place.active) {
-        float* dA = p.sums.dA + (place.image(s) * s.channels + place.channel) *
-                                    s.d_state;
+        float* dA = p.sums.dA +
+                    (place.image(s) * s.channels + place.channel) * s.d_state;
 #pragma unroll
         for (int n = 0; n < NT; ++n) {
           if (n0 + n < s.d_state) dA[n0 + n] = dA_[n];
@@ -263,12 +262,12 @@ class BackwardThread {
       sweep_step(step, t + 1, decay_after, between, steps);
       sweep_step(step, t, decay, before[t / 2], steps);
     }
-    tiles_.store_grads(step, steps.du, steps.dz);
+    tiles_.store_grads(step, steps.du, steps.d_raw_step);
   }
 
   struct Steps {
     float u[kSub], d[kSub], slope[kSub], e[kSub];
-    float du[kSub], dz[kSub];
+    float du[kSub], d_raw_step[kSub];
     float sums[16];
   };
 
@@ -298,10 +297,10 @@ class BackwardThread {
       dA_[n] = fmaf(d, by_kept, dA_[n]);
       g_[n] = g * decay[n];
     }
-    const float dz = fmaf(u, by_B, kLn2 * by_decay) * steps.slope[t];
+    const float d_raw_step = fmaf(u, by_B, kLn2 * by_decay) * steps.slope[t];
     steps.du[t] = fmaf(d, by_B, skip_ * e);
-    steps.dz[t] = dz;
-    dbias_ += dz;
+    steps.d_raw_step[t] = d_raw_step;
+    dbias_ += d_raw_step;
     if (first_walk_) dD_ = fmaf(e, u, dD_);
     if (t % steps_at_once == 0) {
       const float total = reduce16(steps.sums);
@@ -316,7 +315,7 @@ class BackwardThread {
   Tiles tiles_;
   float* checkpoints_;  // [sub][state][thread]
   float log2_decay_[NT], h_[NT];
-  float g_[NT];   // a_{l+1} g_{l+1} for the step l to come
+  float g_[NT];  // a_{l+1} g_{l+1} for the step l to come
   float dA_[NT];
   float dD_ = 0.0f, dbias_ = 0.0f, skip_;
   bool first_walk_;
@@ -333,8 +332,8 @@ __global__ void __launch_bounds__(kMaxThreads, backward_occupancy(NT))
   thread.run(p);
 }
 
-// Chooses the block, lets `prepare(params, parts)` set what depends on it, and
-// starts the kernel.
+// Chooses the block, lets `prepare(params, parts)` set and clear what depends
+// on it, and starts the kernel.
 template <typename Tiles, int NT, typename Prepare>
 cudaError_t launch_backward(const ScanArgs& args, typename Tiles::Params p,
                             cudaStream_t stream, const Prepare& prepare) {
@@ -345,7 +344,8 @@ cudaError_t launch_backward(const ScanArgs& args, typename Tiles::Params p,
   });
   if (block.threads == 0) return cudaErrorInvalidConfiguration;
   p.shape = scan_shape(args, block.threads);
-  prepare(p, p.shape.parts);
+  const cudaError_t status = prepare(p, p.shape.parts);
+  if (status != cudaSuccess) return status;
   return launch(scan_backward_kernel<Tiles, NT>, num_blocks(p.shape),
                 block.threads, block.shared_bytes, stream, p);
 }
@@ -366,7 +366,7 @@ class BatchSums {
   }
 
   ParamSums of(const ScanArgs& args) {
-    const int64_t rows = args.routes * args.channels;
+    const int64_t rows = args.num_routes * args.channels;
     return {of(args.dA, rows * args.d_state), of(args.dD, rows),
             of(args.dbias, rows)};
   }

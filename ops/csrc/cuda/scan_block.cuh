@@ -9,21 +9,21 @@
 // with more states it walks the whole sequence again for the next NT.
 #pragma once
 
-#include "device.cuh"
-#include "scan_cuda.h"
-#include "scan_math.cuh"
+#include "cuda/device.cuh"
+#include "cuda/scan_cuda.h"
+#include "cuda/scan_math.cuh"
 
 namespace mmvssm::cuda {
 
 constexpr int kTile = 16;
 constexpr int kSub = 8;
 constexpr int kMaxThreads = 128;
-constexpr int kTilesPerChunk = static_cast<int>(kChunk) / kTile;
+constexpr int kTilesPerChunk = kChunk / kTile;
 constexpr int kSubsPerTile = kTile / kSub;
 static_assert(kChunk % kTile == 0 && kTile % kSub == 0, "steps must nest");
 
 struct ScanShape {
-  int batch, routes, channels, d_state, length;
+  int batch, num_routes, channels, d_state, length;
   int parts;  // blocks that share the channels of one route
   const float *A, *D, *bias;
   float* states;
@@ -38,8 +38,8 @@ struct Place {
   __device__ explicit Place(const ScanShape& s) {
     const int image = blockIdx.x / s.parts;
     part = blockIdx.x - image * s.parts;
-    batch = image / s.routes;
-    route = image - batch * s.routes;
+    batch = image / s.num_routes;
+    route = image - batch * s.num_routes;
     const int wanted = part * blockDim.x + threadIdx.x;
     active = wanted < s.channels;
     channel = active ? wanted : s.channels - 1;
@@ -47,7 +47,7 @@ struct Place {
 
   // Of this block's (batch, route) among all.
   __device__ int64_t image(const ScanShape& s) const {
-    return static_cast<int64_t>(batch) * s.routes + route;
+    return static_cast<int64_t>(batch) * s.num_routes + route;
   }
   // Of this thread's row among the K*D of the parameters.
   __device__ int row(const ScanShape& s) const {
@@ -55,48 +55,49 @@ struct Place {
   }
 };
 
-// Rows that each route writes apart from the others, addressed by
-// batch * batch_stride + route * route_stride + pixel * pixel_stride + channel.
+// Rows that no two routes write: each has its own, or the routes are disjoint.
+// Addressed by
+// batch * batch_stride + route * route_stride + row * row_stride + channel.
 struct Slots {
   void* data;
   bool is_float;  // else the type of the input
   int64_t batch_stride, route_stride;
-  int pixel_stride, pixels;
-  const int32_t* flags;  // RouteFlags of each route
+  int row_stride, rows;
+  bool repeats;  // a route may come to a row again, and must add to it
+  bool clears;   // a route clears its rows before it starts
 };
 
 // One thread's column of the slots. Only this thread ever touches it, hence it
-// may add to a pixel that its route visits again.
+// may add to a row that its route writes again.
 template <typename T>
 class SlotColumn {
  public:
   __device__ void attach(const Slots& slots, const Place& place) {
     is_float_ = slots.is_float;
-    pixel_stride_ = slots.pixel_stride;
+    row_stride_ = slots.row_stride;
     const int64_t offset = place.batch * slots.batch_stride +
                            place.route * slots.route_stride + place.channel;
     data_ = static_cast<char*>(slots.data) +
             offset * (is_float_ ? sizeof(float) : sizeof(T));
-    const int flags = slots.flags[place.route];
-    repeats_ = flags & kRepeats;
-    if (flags != 0 && place.active) {
+    repeats_ = slots.repeats;
+    if (slots.clears && place.active) {
 #pragma unroll 1
-      for (int pixel = 0; pixel < slots.pixels; ++pixel) {
-        put(pixel, 0.0f, false);
+      for (int row = 0; row < slots.rows; ++row) {
+        put(row, 0.0f, false);
       }
     }
   }
 
   // `again`: this thread has walked the sequence before.
-  __device__ __forceinline__ void add(int pixel, float value, bool again) {
-    put(pixel, value, again || repeats_);
+  __device__ __forceinline__ void add(int row, float value, bool again) {
+    put(row, value, again || repeats_);
   }
 
   __device__ bool repeats() const { return repeats_; }
 
  private:
-  __device__ __forceinline__ void put(int pixel, float value, bool accumulate) {
-    const int offset = pixel * pixel_stride_;
+  __device__ __forceinline__ void put(int row, float value, bool accumulate) {
+    const int offset = row * row_stride_;
     if (is_float_) {
       float* to = static_cast<float*>(data_) + offset;
       *to = accumulate ? *to + value : value;
@@ -108,15 +109,15 @@ class SlotColumn {
 
   void* data_;
   bool is_float_, repeats_;
-  int pixel_stride_;
+  int row_stride_;
 };
 
 // States n0 .. n0 + NT - 1 of a channel. A state past the last has A = B = C =
 // 0 and stays zero.
 template <int NT>
-__device__ __forceinline__ void load_decay(const ScanShape& s,
-                                           const Place& place, int n0,
-                                           float (&log2_decay)[NT]) {
+__device__ __forceinline__ void load_log2_decay(const ScanShape& s,
+                                                const Place& place, int n0,
+                                                float (&log2_decay)[NT]) {
   const float* A = s.A + static_cast<int64_t>(place.row(s)) * s.d_state;
 #pragma unroll
   for (int n = 0; n < NT; ++n) {
@@ -140,7 +141,7 @@ __device__ __forceinline__ void step_state(const float (&log2_decay)[NT],
 __device__ __forceinline__ float* saved_state(const ScanShape& s,
                                               const Place& place, int chunk,
                                               int n0) {
-  const int64_t saved = (s.length - 1) / static_cast<int>(kChunk);
+  const int64_t saved = (s.length - 1) / kChunk;
   return s.states +
          ((place.image(s) * saved + chunk - 1) * s.d_state + n0) * s.channels +
          place.channel;
@@ -149,11 +150,10 @@ __device__ __forceinline__ float* saved_state(const ScanShape& s,
 // Threads of a block: whole warps, evenly filled, at most `limit`. Where few
 // blocks would leave most of the device idle, smaller ones spread wider.
 inline int block_threads(const ScanArgs& args, int limit) {
-  const int64_t sequences = args.batch * args.routes;
+  const int64_t sequences = args.batch * args.num_routes;
   int threads = limit;
-  while (threads > 32 &&
-         sequences * ((args.channels + threads - 1) / threads) <
-             args.min_blocks) {
+  while (threads > 32 && sequences * ((args.channels + threads - 1) / threads) <
+                             args.min_blocks) {
     threads /= 2;
   }
   const int64_t parts = (args.channels + threads - 1) / threads;
@@ -183,7 +183,7 @@ BlockSize choose_block(const ScanArgs& args, const Bytes& bytes) {
 
 inline ScanShape scan_shape(const ScanArgs& args, int threads) {
   return {static_cast<int>(args.batch),
-          static_cast<int>(args.routes),
+          static_cast<int>(args.num_routes),
           static_cast<int>(args.channels),
           static_cast<int>(args.d_state),
           static_cast<int>(args.length),
@@ -195,7 +195,7 @@ inline ScanShape scan_shape(const ScanArgs& args, int threads) {
 }
 
 inline int64_t num_blocks(const ScanShape& s) {
-  return static_cast<int64_t>(s.batch) * s.routes * s.parts;
+  return static_cast<int64_t>(s.batch) * s.num_routes * s.parts;
 }
 
 }  // namespace mmvssm::cuda

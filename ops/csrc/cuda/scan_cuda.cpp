@@ -1,5 +1,7 @@
 // The CUDA implementations: allocate, describe the tensors to the kernels, and
 // launch on the current stream.
+#include "cuda/scan_cuda.h"
+
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -7,8 +9,7 @@
 #include <limits>
 #include <vector>
 
-#include "../common/scan_ops.h"
-#include "scan_cuda.h"
+#include "common/scan_ops.h"
 
 namespace mmvssm {
 namespace cuda {
@@ -58,28 +59,29 @@ Tensor empty_like(const OptionalTensor& t, const Tensor& otherwise) {
                        : at::empty({0}, otherwise.options());
 }
 
-// Kernels count inside one image, and blocks, in 32 bits.
+// Kernels count inside one image, and blocks, in 32 bits, and may step past
+// the end by a block of threads or a tile.
 void check_counts(const char* what, int64_t count) {
-  TORCH_CHECK_VALUE(count <= std::numeric_limits<int32_t>::max(),
-                    "the CUDA scan takes at most 2^31 - 1 ", what, ", got ",
-                    count);
+  constexpr int64_t limit = std::numeric_limits<int32_t>::max() - 1024;
+  TORCH_CHECK_VALUE(count <= limit, "the CUDA scan takes at most ", limit, " ",
+                    what, ", got ", count);
 }
 
-void set_sizes(ScanArgs& args, int64_t batch, int64_t routes, int64_t channels,
-               int64_t d_state, int64_t length) {
+void set_sizes(ScanArgs& args, int64_t batch, int64_t num_routes,
+               int64_t channels, int64_t d_state, int64_t length) {
   args.batch = batch;
-  args.routes = routes;
+  args.num_routes = num_routes;
   args.channels = channels;
   args.d_state = d_state;
   args.length = length;
-  check_counts("blocks", batch * routes * ((channels + 31) / 32));
-  check_counts("parameters in A", routes * channels * d_state);
+  check_counts("blocks", batch * num_routes * ((channels + 31) / 32));
+  check_counts("parameters in A", num_routes * channels * d_state);
 }
 
 Tensor empty_states(const ScanArgs& args, bool save, const Tensor& A) {
   const int64_t saved = save ? num_saved_states(args.length) : 0;
   return at::empty(
-      {args.batch, args.routes, saved, args.d_state, args.channels},
+      {args.batch, args.num_routes, saved, args.d_state, args.channels},
       A.options());
 }
 
@@ -97,37 +99,33 @@ void run(cudaError_t (*scan)(const Args&, Workspace&, cudaStream_t),
   C10_CUDA_CHECK(status);
 }
 
-Scan1dArgs describe_1d(const Tensor& u, const Tensor& delta, const Tensor& A,
-                       const Tensor& B, const Tensor& C,
-                       const OptionalTensor& D, const OptionalTensor& bias,
-                       bool softplus) {
+Scan1dArgs describe_1d(const Tensor& u, const Scan1dInputs& in) {
   Scan1dArgs args{};
-  set_sizes(args, u.size(0), B.size(1), u.size(1) / B.size(1), A.size(1),
-            u.size(2));
+  set_sizes(args, u.size(0), in.B.size(1), u.size(1) / in.B.size(1),
+            in.A.size(1), u.size(2));
   check_counts("elements of u in an image", u.size(1) * u.size(2));
-  check_counts("elements of B in an image", B.size(1) * B.size(2) * B.size(3));
+  check_counts("elements of B in an image",
+               in.B.size(1) * in.B.size(2) * in.B.size(3));
   args.in_type = dtype_of(u.scalar_type());
-  args.A = floats(A);
-  args.D = floats(D);
-  args.bias = floats(bias);
-  args.softplus = softplus;
+  args.A = floats(in.A);
+  args.D = floats(in.D);
+  args.bias = floats(in.delta_bias);
+  args.softplus = in.delta_softplus;
   args.u = u.data_ptr();
-  args.delta = delta.data_ptr();
-  args.B = B.data_ptr();
-  args.C = C.data_ptr();
+  args.delta = in.delta.data_ptr();
+  args.B = in.B.data_ptr();
+  args.C = in.C.data_ptr();
   return args;
 }
 
-ScanForward forward_1d(const Tensor& u, const Tensor& delta, const Tensor& A,
-                       const Tensor& B, const Tensor& C,
-                       const OptionalTensor& D, const OptionalTensor& bias,
-                       bool softplus, at::ScalarType out_dtype,
-                       bool save_states) {
+ScanForward forward_1d(const Tensor& u, const Scan1dInputs& in,
+                       at::ScalarType out_dtype, bool save_states) {
   const c10::cuda::CUDAGuard guard(u.device());
-  Scan1dArgs args = describe_1d(u, delta, A, B, C, D, bias, softplus);
+  Scan1dArgs args = describe_1d(u, in);
   Tensor y = at::empty_like(u, u.options().dtype(out_dtype));
-  Tensor last_state = at::empty({u.size(0), A.size(0), A.size(1)}, A.options());
-  Tensor states = empty_states(args, save_states, A);
+  Tensor last_state =
+      at::empty({u.size(0), in.A.size(0), in.A.size(1)}, in.A.options());
+  Tensor states = empty_states(args, save_states, in.A);
   if (args.batch == 0) return {y, last_state, states};
   args.y_type = dtype_of(out_dtype);
   args.y = y.data_ptr();
@@ -137,15 +135,17 @@ ScanForward forward_1d(const Tensor& u, const Tensor& delta, const Tensor& A,
   return {y, last_state, states};
 }
 
-ScanBackward backward_1d(const Tensor& dy, const Tensor& u, const Tensor& delta,
-                         const Tensor& A, const Tensor& B, const Tensor& C,
-                         const OptionalTensor& D, const OptionalTensor& bias,
-                         const Tensor& states, bool softplus) {
+ScanBackward backward_1d(const Tensor& dy, const Tensor& u,
+                         const Scan1dInputs& in, const Tensor& states) {
   const c10::cuda::CUDAGuard guard(u.device());
-  Scan1dArgs args = describe_1d(u, delta, A, B, C, D, bias, softplus);
-  Tensor du = at::empty_like(u), ddelta = at::empty_like(delta);
-  Tensor dA = at::empty_like(A), dB = at::empty_like(B), dC = at::empty_like(C);
-  Tensor dD = empty_like(D, A), dbias = empty_like(bias, A);
+  Scan1dArgs args = describe_1d(u, in);
+  Tensor du = at::empty_like(u);
+  Tensor ddelta = at::empty_like(in.delta);
+  Tensor dA = at::empty_like(in.A);
+  Tensor dB = at::empty_like(in.B);
+  Tensor dC = at::empty_like(in.C);
+  Tensor dD = empty_like(in.D, in.A);
+  Tensor dbias = empty_like(in.delta_bias, in.A);
   if (args.batch == 0) {
     return {du, ddelta, dA.zero_(), dB, dC, dD.zero_(), dbias.zero_()};
   }
@@ -163,53 +163,45 @@ ScanBackward backward_1d(const Tensor& dy, const Tensor& u, const Tensor& delta,
   return {du, ddelta, dA, dB, dC, dD, dbias};
 }
 
-Scan2dArgs describe_2d(const Tensor& x, const Tensor& x_dbl,
-                       const Tensor& routes, const Tensor& out_routes,
-                       const Tensor& A, const Tensor& dt_weight,
-                       const Tensor& dt_bias, const OptionalTensor& D,
-                       int64_t num_out, bool merge) {
+Scan2dArgs describe_2d(const Tensor& x, const Scan2dInputs& in) {
   Scan2dArgs args{};
-  set_sizes(args, x.size(0), routes.size(0), x.size(-1), A.size(1),
-            routes.size(1));
+  set_sizes(args, x.size(0), in.routes.size(0), x.size(-1), in.A.size(1),
+            in.routes.size(1));
   args.pixels = x.size(1);
-  args.out_pixels = num_out;
-  args.dt_rank = dt_weight.size(2);
+  args.out_rows = in.out_rows;
+  args.dt_rank = in.dt_weight.size(2);
   args.x_per_route = x.dim() == 4;
-  args.shared_projection = x_dbl.size(2) == 1;
-  args.merge = merge;
+  args.shared_projection = in.x_dbl.size(2) == 1;
+  args.merge = in.merge;
+  args.facts = in.facts;
   const int64_t width = args.dt_rank + 2 * args.d_state;
   check_counts("elements of x in an image for all routes",
-               args.pixels * args.routes * args.channels);
+               args.pixels * args.num_routes * args.channels);
   check_counts("elements of the output in an image for all routes",
-               args.out_pixels * args.routes * args.channels);
+               args.out_rows * args.num_routes * args.channels);
   check_counts("elements of x_dbl in an image",
-               args.pixels * args.routes * width);
-  check_counts("route entries", args.routes * args.length);
+               args.pixels * args.num_routes * width);
+  check_counts("route entries", args.num_routes * args.length);
   args.in_type = dtype_of(x.scalar_type());
   args.x = x.data_ptr();
-  args.x_dbl = x_dbl.data_ptr();
-  args.in_routes = routes.data_ptr<int32_t>();
-  args.out_routes = out_routes.data_ptr<int32_t>();
-  args.A = floats(A);
-  args.D = floats(D);
-  args.dt_weight = floats(dt_weight);
-  args.bias = floats(dt_bias);
+  args.x_dbl = in.x_dbl.data_ptr();
+  args.routes = in.routes.data_ptr<int32_t>();
+  args.out_routes = in.out_routes.data_ptr<int32_t>();
+  args.A = floats(in.A);
+  args.D = floats(in.D);
+  args.dt_weight = floats(in.dt_weight);
+  args.bias = floats(in.dt_bias);
   return args;
 }
 
-Scan2dForward forward_2d(const Tensor& x, const Tensor& x_dbl,
-                         const Tensor& routes, const Tensor& out_routes,
-                         const Tensor& A, const Tensor& dt_weight,
-                         const Tensor& dt_bias, const OptionalTensor& D,
-                         int64_t num_out, bool merge, at::ScalarType out_dtype,
-                         bool save_states) {
+Scan2dForward forward_2d(const Tensor& x, const Scan2dInputs& in,
+                         at::ScalarType out_dtype, bool save_states) {
   const c10::cuda::CUDAGuard guard(x.device());
-  Scan2dArgs args = describe_2d(x, x_dbl, routes, out_routes, A, dt_weight,
-                                dt_bias, D, num_out, merge);
-  std::vector<int64_t> shape{args.batch, num_out, args.channels};
-  if (!merge) shape.insert(shape.begin() + 2, args.routes);
+  Scan2dArgs args = describe_2d(x, in);
+  std::vector<int64_t> shape{args.batch, args.out_rows, args.channels};
+  if (!in.merge) shape.insert(shape.begin() + 2, args.num_routes);
   Tensor y = at::empty(shape, x.options().dtype(out_dtype));
-  Tensor states = empty_states(args, save_states, A);
+  Tensor states = empty_states(args, save_states, in.A);
   if (args.batch == 0) return {y, states};
   args.y_type = dtype_of(out_dtype);
   args.y = y.data_ptr();
@@ -219,19 +211,17 @@ Scan2dForward forward_2d(const Tensor& x, const Tensor& x_dbl,
 }
 
 Scan2dBackward backward_2d(const Tensor& dy, const Tensor& x,
-                           const Tensor& x_dbl, const Tensor& routes,
-                           const Tensor& out_routes, const Tensor& A,
-                           const Tensor& dt_weight, const Tensor& dt_bias,
-                           const OptionalTensor& D, const Tensor& states,
-                           bool merge) {
+                           const Scan2dInputs& in, const Tensor& states) {
   const c10::cuda::CUDAGuard guard(x.device());
-  Scan2dArgs args = describe_2d(x, x_dbl, routes, out_routes, A, dt_weight,
-                                dt_bias, D, dy.size(1), merge);
-  Tensor dx = at::empty_like(x), dx_dbl = at::empty_like(x_dbl);
-  Tensor dA = at::empty_like(A), ddt_weight = at::empty_like(dt_weight);
-  Tensor ddt_bias = at::empty_like(dt_bias), dD = empty_like(D, A);
+  Scan2dArgs args = describe_2d(x, in);
+  Tensor dx = at::empty_like(x);
+  Tensor dx_dbl = at::empty_like(in.x_dbl);
+  Tensor dA = at::empty_like(in.A);
+  Tensor ddt_weight = at::empty_like(in.dt_weight);
+  Tensor ddt_bias = at::empty_like(in.dt_bias);
+  Tensor dD = empty_like(in.D, in.A);
   if (args.batch == 0) {
-    return {dx, dx_dbl, dA.zero_(), ddt_weight.zero_(), ddt_bias.zero_(),
+    return {dx,        dx_dbl, dA.zero_(), ddt_weight.zero_(), ddt_bias.zero_(),
             dD.zero_()};
   }
   args.y_type = dtype_of(dy.scalar_type());

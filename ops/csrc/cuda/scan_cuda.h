@@ -4,7 +4,7 @@
 
 #include <cuda_runtime.h>
 
-#include "../common/scan_common.h"
+#include "common/scan_common.h"
 
 namespace mmvssm::cuda {
 
@@ -16,20 +16,21 @@ class Workspace {
 };
 
 // Sizes and parameters of both forms. Pointers are to contiguous arrays on
-// the device; those marked * may be null.
+// the device; those marked * may be null. What is written is aligned to 16
+// bytes, as every fresh allocation is, and may hold anything before.
 struct ScanArgs {
-  int64_t batch, routes, channels, d_state, length;
-  DType in_type;        // of x or u, delta, x_dbl, B, C and of their gradients
-  DType y_type;         // of y and dy: float, or in_type
-  const float* A;       // (K*D, N)
-  const float* D;       // * (K*D)
-  const float* bias;    // * (K*D)
-  float* states;        // * (Bt, K, S, N, D): written forward, read backward
-  void* y;              // forward
-  const void* dy;       // backward, as y
+  int64_t batch, num_routes, channels, d_state, length;
+  DType in_type;      // of x or u, delta, x_dbl, B, C and of their gradients
+  DType y_type;       // of y and dy: float, or in_type
+  const float* A;     // (K*D, N)
+  const float* D;     // * (K*D)
+  const float* bias;  // * (K*D)
+  float* states;      // * (Bt, K, S, N, D): written forward, read backward
+  void* y;            // forward
+  const void* dy;     // backward, as y
   float *dA, *dD, *dbias;  // backward; the last two * when D, bias are
   // Launch shape; only the tests set these.
-  int max_threads = 128;    // channels of a block at most
+  int max_threads = 128;     // channels of a block at most
   int64_t min_blocks = 256;  // below this many blocks, smaller ones are used
 };
 
@@ -44,14 +45,15 @@ struct Scan1dArgs : ScanArgs {
 
 // Channels-last maps read and written through routes.
 struct Scan2dArgs : ScanArgs {
-  int64_t pixels, out_pixels, dt_rank;
+  int64_t pixels, out_rows, dt_rank;
   bool x_per_route, shared_projection, merge;
-  const void* x;               // (Bt, P, D) or (Bt, P, K, D)
-  const void* x_dbl;           // (Bt, P, K | 1, R + 2N)
-  const int32_t* in_routes;    // (K, L)
-  const int32_t* out_routes;   // (K, L)
-  const float* dt_weight;      // (K, D, R)
-  void *dx, *dx_dbl;           // y: (Bt, Q, D) merged, else (Bt, Q, K, D)
+  int64_t facts;              // RouteFacts that the kernels may rely on
+  const void* x;              // (Bt, P, D) or (Bt, P, K, D)
+  const void* x_dbl;          // (Bt, P, K | 1, R + 2N)
+  const int32_t* routes;      // (K, L)
+  const int32_t* out_routes;  // (K, L)
+  const float* dt_weight;     // (K, D, R)
+  void *dx, *dx_dbl;          // y: (Bt, Q, D) merged, else (Bt, Q, K, D)
   float* ddt_weight;
 };
 
@@ -64,17 +66,9 @@ cudaError_t scan_2d_backward(const Scan2dArgs&, Workspace&, cudaStream_t);
 
 // out[o][i] = sum over c of slots[o][c][i], c ascending, for o < outer,
 // c < count, i < inner: the only sum over blocks, hence no atomics anywhere.
+// Both arrays are aligned to 16 bytes.
 cudaError_t sum_slots(const float* slots, void* out, DType out_type,
                       int64_t outer, int64_t count, int64_t inner,
                       cudaStream_t stream);
-
-// What a table of routes does to the rows it writes; one set of flags a route.
-enum RouteFlags : int32_t {
-  kRepeats = 1,  // some pixel is visited more than once: add to what is there
-  kGaps = 2,     // some pixel is never visited: it must be cleared
-};
-cudaError_t find_route_flags(const int32_t* routes, int64_t num_routes,
-                             int64_t length, int64_t pixels, Workspace&,
-                             int32_t* flags, cudaStream_t stream);
 
 }  // namespace mmvssm::cuda

@@ -5,7 +5,7 @@
 
 #include <type_traits>
 
-#include "scan_block.cuh"
+#include "cuda/scan_block.cuh"
 
 namespace mmvssm::cuda {
 
@@ -34,11 +34,10 @@ __global__ void __launch_bounds__(kMaxThreads, forward_occupancy(NT))
 
   const int num_tiles = (s.length + kTile - 1) / kTile;
   for (int n0 = 0; n0 < s.d_state; n0 += NT) {
-    const float skip =
-        n0 == 0 && s.D != nullptr ? s.D[place.row(s)] : 0.0f;
+    const float skip = n0 == 0 && s.D != nullptr ? s.D[place.row(s)] : 0.0f;
     float log2_decay[NT];
     float h[NT] = {};
-    load_decay(s, place, n0, log2_decay);
+    load_log2_decay(s, place, n0, log2_decay);
 
     tiles.begin(n0, 0, num_tiles > 1 ? 1 : -1);
     for (int tile = 0; tile < num_tiles; ++tile) {

@@ -1,7 +1,7 @@
 // Arithmetic of one thread and one warp, shared by all scan kernels.
 #pragma once
 
-#include "device.cuh"
+#include "cuda/device.cuh"
 
 namespace mmvssm::cuda {
 
@@ -25,13 +25,13 @@ __device__ __forceinline__ float log1p_unit(float t) {
   return p * t;
 }
 
-// softplus(z) = max(z, 0) + log(1 + e^-|z|) and its derivative. Above
-// kSoftplusThreshold they round to z and 1 by themselves.
-__device__ __forceinline__ float softplus(float z, float& slope) {
-  const float t = exp2_approx(-fabsf(z) * kLog2E);
+// softplus(x) = max(x, 0) + log(1 + e^-|x|) and its derivative. Above
+// kSoftplusThreshold they round to x and 1 by themselves.
+__device__ __forceinline__ float softplus(float x, float& slope) {
+  const float t = exp2_approx(-fabsf(x) * kLog2E);
   const float r = __fdividef(1.0f, 1.0f + t);
-  slope = z >= 0.0f ? r : t * r;
-  return fmaxf(z, 0.0f) + log1p_unit(t);
+  slope = x >= 0.0f ? r : t * r;
+  return fmaxf(x, 0.0f) + log1p_unit(t);
 }
 
 // Count values that all lanes read from one place in shared memory, by

@@ -2,7 +2,7 @@
 // that are transposed on the way through shared memory.
 #pragma once
 
-#include "scan_block.cuh"
+#include "cuda/scan_block.cuh"
 
 namespace mmvssm::cuda {
 
@@ -32,8 +32,8 @@ class RowTile {
     return values_[threadIdx.x * kPitch + step];
   }
 
-  __device__ void load(const Rows& rows, const ScanShape& s,
-                       const Place& place, int tile) {
+  __device__ void load(const Rows& rows, const ScanShape& s, const Place& place,
+                       int tile) {
     each(s, place, tile, [&](float& value, int64_t at, bool exists) {
       value = !exists         ? 0.0f
               : rows.is_float ? static_cast<const float*>(rows.data)[at]
@@ -134,8 +134,7 @@ class SequenceTiles {
   // As RouteTiles::load; past the end the step size is 0, so that the state
   // stays what it is.
   __device__ __forceinline__ void load(int step, float (&u)[kSub],
-                                       float (&d)[kSub],
-                                       float (&slope)[kSub]) {
+                                       float (&d)[kSub], float (&slope)[kSub]) {
 #pragma unroll
     for (int t = 0; t < kSub; ++t) {
       u[t] = u_.own(step + t);
@@ -174,14 +173,15 @@ inline Rows sum_rows(void* total, DType type, const Scan1dArgs& args,
                      int64_t states_at_once, Workspace& workspace) {
   if (type == DType::kFloat) return {total, true};
   if (args.d_state <= states_at_once) return {total, false};
-  const int64_t count = args.batch * args.routes * args.channels * args.length;
+  const int64_t count =
+      args.batch * args.num_routes * args.channels * args.length;
   return {workspace.allocate(count * sizeof(float)), true};
 }
 
 inline cudaError_t convert_rows(const Rows& rows, void* total, DType type,
                                 const Scan1dArgs& args, cudaStream_t stream) {
   if (rows.data == total) return cudaSuccess;
-  const int64_t inner = args.routes * args.channels * args.length;
+  const int64_t inner = args.num_routes * args.channels * args.length;
   return sum_slots(static_cast<const float*>(rows.data), total, type,
                    args.batch, 1, inner, stream);
 }

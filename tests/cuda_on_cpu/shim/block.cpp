@@ -1,4 +1,4 @@
-#include "block.h"
+#include "shim/block.h"
 
 #include <sys/mman.h>
 
@@ -122,18 +122,18 @@ char* stack_of(const Fiber& fiber) {
   return stacks + index_of(fiber) * kStackBytes;
 }
 
-void start_switch(void** fake_stack, const void* stack, size_t bytes) {
+void start_switch([[maybe_unused]] void** fake_stack,
+                  [[maybe_unused]] const void* stack,
+                  [[maybe_unused]] size_t bytes) {
 #ifdef __SANITIZE_ADDRESS__
   __sanitizer_start_switch_fiber(fake_stack, stack, bytes);
-#else
-  (void)fake_stack, (void)stack, (void)bytes;
 #endif
 }
-void finish_switch(void* fake_stack, const void** stack, size_t* bytes) {
+void finish_switch([[maybe_unused]] void* fake_stack,
+                   [[maybe_unused]] const void** stack,
+                   [[maybe_unused]] size_t* bytes) {
 #ifdef __SANITIZE_ADDRESS__
   __sanitizer_finish_switch_fiber(fake_stack, stack, bytes);
-#else
-  (void)fake_stack, (void)stack, (void)bytes;
 #endif
 }
 
@@ -203,9 +203,10 @@ std::vector<size_t> order_of(size_t count, std::mt19937& random) {
                  names[static_cast<int>(fiber.state)]);
   }
   running = nullptr;
-  fail("divergence: %d threads at __syncthreads, %d in a warp operation, "
-       "%d returned",
-       count[1], count[2], count[3]);
+  fail(
+      "divergence: %d threads at __syncthreads, %d in a warp operation, "
+      "%d returned",
+      count[1], count[2], count[3]);
 }
 
 // Runs a warp until all its threads are at the block's barrier or done.
@@ -316,8 +317,7 @@ void copy_async_wait() {
   running->copies.clear();
 }
 
-void forbid(unsigned char* begin, int bytes) {
-  (void)begin, (void)bytes;
+void forbid([[maybe_unused]] unsigned char* begin, [[maybe_unused]] int bytes) {
   ASAN_POISON_MEMORY_REGION(begin, static_cast<size_t>(bytes));
 }
 

@@ -18,7 +18,9 @@ inline float __bfloat162float(__nv_bfloat16 b) {
 inline __nv_bfloat16 __float2bfloat16_rn(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, 4);
-  if ((bits & 0x7fffffff) > 0x7f800000) return {0x7fff};
+  if ((bits & 0x7fffffff) > 0x7f800000) {
+    return {0x7fff};
+  }
   bits += 0x7fff + (bits >> 16 & 1);
   return {static_cast<uint16_t>(bits >> 16)};
 }

@@ -28,10 +28,16 @@ inline __half __float2half_rn(float value) {
   std::memcpy(&bits, &value, 4);
   const auto sign = static_cast<uint16_t>(bits >> 16 & 0x8000);
   bits &= 0x7fffffff;
-  if (bits > 0x7f800000) return {static_cast<uint16_t>(sign | 0x7fff)};
-  if (bits >= 0x477ff000) return {static_cast<uint16_t>(sign | 0x7c00)};
+  if (bits > 0x7f800000) {
+    return {static_cast<uint16_t>(sign | 0x7fff)};
+  }
+  if (bits >= 0x477ff000) {
+    return {static_cast<uint16_t>(sign | 0x7c00)};
+  }
   const int exponent = static_cast<int>(bits >> 23) - 127;
-  if (exponent < -25) return {sign};
+  if (exponent < -25) {
+    return {sign};
+  }
   const uint32_t fraction = (bits & 0x7fffff) | 0x800000;
   const int shift = exponent < -14 ? -exponent - 1 : 13;
   uint32_t rounded = fraction >> shift;

@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "block.h"
+#include "shim/block.h"
 
 #define __global__
 #define __device__
@@ -41,6 +41,11 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
   *value = shim::options().shared_limit;
   return cudaSuccess;
 }
+inline cudaError_t cudaMemsetAsync(void* begin, int value, size_t bytes,
+                                   cudaStream_t) {
+  std::memset(begin, value, bytes);
+  return cudaSuccess;
+}
 
 inline void __syncthreads() { shim::block_barrier(); }
 inline void __syncwarp(unsigned mask = 0xffffffffu) {
@@ -52,8 +57,7 @@ T __shfl_xor_sync(unsigned mask, T value, int lane_mask) {
   static_assert(sizeof(T) == 4, "32-bit values");
   uint32_t bits;
   std::memcpy(&bits, &value, 4);
-  const uint32_t* all =
-      shim::warp_exchange(mask, shim::WarpOp::kShuffle, bits);
+  const uint32_t* all = shim::warp_exchange(mask, shim::WarpOp::kShuffle, bits);
   const int from = static_cast<int>(threadIdx.x % 32) ^ lane_mask;
   if (from >= 32 || !(mask >> from & 1)) {
     shim::fail("shuffle reads lane %d outside its mask %08x", from, mask);

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils import flop_counter
 
-from .reference import compute_dtype
+from .precision import cast_parameters, compute_dtype, promote
 
 # Steps between two saved states; kChunk of ops/csrc/common/scan_common.h.
 CHUNK = 64
@@ -71,13 +71,13 @@ SCAN_2D, SCAN_2D_BACKWARD = _Op("selective_scan_2d"), _Op("selective_scan_2d_bac
 def _empty_states(x: Tensor, routes: int, channels: int, d_state: int, length: int, save: bool):
     saved = (length - 1) // CHUNK if save else 0
     shape = (x.shape[0], routes, saved, d_state, channels)
-    return x.new_empty(shape, dtype=compute_dtype(x))
+    return x.new_empty(shape, dtype=compute_dtype(x.dtype))
 
 
 def _scan_meta(*args):
     a = SimpleNamespace(**SCAN.bind(args))
     routes, channels, d_state = a.B.shape[1], a.u.shape[1] // a.B.shape[1], a.A.shape[1]
-    last_state = a.u.new_empty((a.u.shape[0], *a.A.shape), dtype=compute_dtype(a.u))
+    last_state = a.u.new_empty((a.u.shape[0], *a.A.shape), dtype=compute_dtype(a.u.dtype))
     states = _empty_states(a.u, routes, channels, d_state, a.u.shape[2], a.save_states)
     return torch.empty_like(a.u, dtype=a.out_dtype or a.u.dtype), last_state, states
 
@@ -148,20 +148,6 @@ def _autograd(op: _Op, backward: _Op):
     return run
 
 
-def promote(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Cast tensors to the widest of their dtypes: autocast never narrows what the scan is given."""
-    dtype = tensors[0].dtype
-    for tensor in tensors[1:]:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return tuple(t.to(dtype) for t in tensors)
-
-
-def parameter_dtype(dtype: torch.dtype, *parameters: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Cast A, D, step weights and biases to the precision of the recurrence."""
-    wanted = torch.float64 if dtype == torch.float64 else torch.float32
-    return tuple(None if p is None else p.to(wanted) for p in parameters)
-
-
 def _autocast(op: _Op, key: str, activations: Sequence[str], parameters: Sequence[str]):
     """The autocast kernel of a scan, which casts the named arguments."""
     excluded = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
@@ -170,7 +156,7 @@ def _autocast(op: _Op, key: str, activations: Sequence[str], parameters: Sequenc
         values = op.bind(args)
         values.update(zip(activations, promote(*(values[n] for n in activations))))
         dtype = values[activations[0]].dtype
-        values.update(zip(parameters, parameter_dtype(dtype, *(values[n] for n in parameters))))
+        values.update(zip(parameters, cast_parameters(dtype, *(values[n] for n in parameters))))
         with torch._C._ExcludeDispatchKeyGuard(excluded):
             return op(values)
 

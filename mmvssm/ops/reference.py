@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from .precision import compute_dtype
+
 # Steps that the chunked form holds in memory at a time; autograd recomputes each segment.
 SEGMENT = 256
 
@@ -130,7 +132,7 @@ def selective_scan_2d_reference(
     (num_routes, length), d_state, dt_rank = routes.shape, A.shape[1], dt_weight.shape[-1]
     out_routes = routes if out_routes is None else out_routes
     num_out = pixels if num_out is None else num_out
-    dtype = compute_dtype(x)
+    dtype = compute_dtype(x.dtype)
 
     visible = (routes >= 0)[:, :, None]
     source, route = routes.clamp(min=0).long(), torch.arange(num_routes, device=x.device)[:, None]
@@ -165,14 +167,9 @@ def slice_index(size: int, device: torch.device) -> Tensor:
     return torch.arange(size, device=device)[:, None, None]
 
 
-def compute_dtype(tensor: Tensor) -> torch.dtype:
-    """Precision of the recurrence: float64 for float64 input, else float32."""
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
 def _prepare(u, delta, A, B, C, D, delta_bias, delta_softplus):
     """Cast first, then bias and softplus; B and C as one ``(Bt, K*D, N, L)`` view per channel."""
-    dtype = compute_dtype(u)
+    dtype = compute_dtype(u.dtype)
     u, step, A, B, C = (t.to(dtype) for t in (u, delta, A, B, C))
     D = None if D is None else D.to(dtype)
     if delta_bias is not None:

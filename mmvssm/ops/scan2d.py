@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import library
 from .backend import resolve
 from .checks import (
     check_device,
@@ -18,9 +17,9 @@ from .checks import (
     check_table,
     check_tensor,
 )
+from .precision import autocast_enabled, cast_parameters, promote
 from .reference import selective_scan_2d_reference, selective_scan_chunked
 from .route_set import IN_RANGE, RouteSet, is_abstract
-from .selective_scan import autocast_enabled
 
 MERGES = ("sum", "none")
 
@@ -106,12 +105,12 @@ def selective_scan_2d(
     if merge not in MERGES:
         raise ValueError(f"merge must be one of {', '.join(MERGES)}, got {merge!r}")
     if autocast_enabled(x.device.type):
-        x, x_dbl = library.promote(x, x_dbl)
+        x, x_dbl = promote(x, x_dbl)
     check_float("x", x, x_dbl=x_dbl)
     check_device("x", x, A=A, dt_weight=dt_weight, dt_bias=dt_bias, D=D, routes=routes.read)
     out_dtype = check_out_dtype(out_dtype, x.dtype)
 
-    A, dt_weight, dt_bias, D = library.parameter_dtype(x.dtype, A, dt_weight, dt_bias, D)
+    A, dt_weight, dt_bias, D = cast_parameters(x.dtype, A, dt_weight, dt_bias, D)
     if resolve(x) == "torch":
         y = selective_scan_2d_reference(
             x,
@@ -140,6 +139,8 @@ def selective_scan_2d(
         routes.num_out,
         merge == "sum",
         out_dtype,
+        False,
+        routes.facts,
     )[0]
 
 

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import library
 from .backend import resolve
 from .checks import (
     check_device,
@@ -17,6 +16,7 @@ from .checks import (
     check_shape,
     check_tensor,
 )
+from .precision import autocast_enabled, cast_parameters, promote
 from .reference import selective_scan_chunked
 
 
@@ -92,7 +92,7 @@ def selective_scan(
         check_parameter("z", z)
     check_parameter("A", A)
     if autocast_enabled(u.device.type):
-        u, delta, B, C = library.promote(u, delta, B, C)
+        u, delta, B, C = promote(u, delta, B, C)
     check_float("u", u, delta=delta, B=B, C=C)
     check_device("u", u, A=A, D=D, z=z, delta_bias=delta_bias)
     out_dtype = check_out_dtype(out_dtype, u.dtype)
@@ -101,7 +101,7 @@ def selective_scan(
         delta = delta.repeat_interleave(rows // delta_rows, dim=1)
         if delta_bias is not None:
             delta_bias = delta_bias.repeat_interleave(rows // delta_rows)
-    A, D, delta_bias = library.parameter_dtype(u.dtype, A, D, delta_bias)
+    A, D, delta_bias = cast_parameters(u.dtype, A, D, delta_bias)
     if resolve(u) == "torch":
         y, last_state = selective_scan_chunked(u, delta, A, B, C, D, delta_bias, delta_softplus)
         y, last_state = y.to(out_dtype), last_state.detach()
@@ -114,19 +114,3 @@ def selective_scan(
     if z is not None:
         y = (y * F.silu(z.to(y.dtype))).to(out_dtype)
     return (y, last_state) if return_last_state else y
-
-
-def autocast_enabled(device_type: str) -> bool:
-    """Whether autocast is on for tensors on the CPU or a CUDA device."""
-    if device_type not in ("cpu", "cuda"):
-        return False
-    if hasattr(torch, "get_autocast_dtype"):  # torch >= 2.4
-        return torch.is_autocast_enabled(device_type)
-    return torch.is_autocast_cpu_enabled() if device_type == "cpu" else torch.is_autocast_enabled()
-
-
-def autocast_cpu_dtype() -> torch.dtype:
-    """The type that autocast computes in on the CPU."""
-    if hasattr(torch, "get_autocast_dtype"):  # torch >= 2.4
-        return torch.get_autocast_dtype("cpu")
-    return torch.get_autocast_cpu_dtype()

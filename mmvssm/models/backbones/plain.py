@@ -12,6 +12,8 @@ from mmengine.model import BaseModule, ModuleList
 from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
+from mmvssm.ops.precision import compute_dtype
+
 from ..layers import (
     FreezeMixin,
     MambaMixer,
@@ -279,7 +281,7 @@ class PlainBackbone(FreezeMixin, BaseModule):
             x = insert_tokens(x, self.cls_token, positions)
         if self.pos_embed is not None:
             x = x + self.positions.at(self.pos_embed, size)
-        return x.to(torch.promote_types(x.dtype, torch.float32)), size
+        return x.to(compute_dtype(x.dtype)), size
 
     def cls_positions(self, num_patches: int) -> tuple[int, ...]:
         """Return the indices of class tokens in the sequence of so many patches."""

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmvssm.ops.precision import compute_dtype
 from mmvssm.ops.routes import RouteSet, route_set
 from mmvssm.registry import MODELS
 
@@ -126,7 +127,7 @@ class ScalarDecaySS2D(SS2D):
     def scan_parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """As in :class:`SelectiveScans`: a channel takes the step and the decay of its head."""
         head_dim = self.Ds.shape[-1]
-        A = -torch.exp(self.A_logs.to(torch.promote_types(self.A_logs.dtype, torch.float32)))
+        A = -torch.exp(self.A_logs.to(compute_dtype(self.A_logs.dtype)))
         A = A.repeat_interleave(head_dim, dim=1).view(-1, 1).expand(-1, self.d_state)
         heads = torch.eye(self.dt_rank, dtype=A.dtype, device=A.device)
         dt_weight = heads.repeat_interleave(head_dim, dim=0).expand(self.num_param_sets, -1, -1)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmvssm.ops.selective_scan import autocast_cpu_dtype, autocast_enabled
+from mmvssm.ops.precision import autocast_cpu_dtype, autocast_enabled, compute_dtype
 
 from .checks import one_of
 
@@ -32,7 +32,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., C) -> (..., C)`` in the dtype of the weight."""
-        precise = x.to(torch.promote_types(x.dtype, torch.float32))
+        precise = x.to(compute_dtype(x.dtype))
         scale = torch.rsqrt(precise.square().mean(-1, keepdim=True) + self.eps)
         return (precise * scale).to(self.weight.dtype) * self.weight
 

@@ -12,6 +12,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmvssm.ops import selective_scan_2d
+from mmvssm.ops.precision import compute_dtype
 from mmvssm.ops.routes import RouteSet, Scan, read_scan, route_set
 from mmvssm.registry import MODELS
 
@@ -274,7 +275,7 @@ class SelectiveScans(BaseModule):
         """
         x_dbl = self._project(x, routes, self.x_proj_weight[param_sets])
         # the scan's output is never narrower than float32
-        precision = torch.promote_types(x.dtype, torch.float32)
+        precision = compute_dtype(x.dtype)
         if self.force_fp32:
             x, x_dbl = x.to(precision), x_dbl.to(precision)
         A, dt_weight, dt_bias, D = self.scan_parameters()
@@ -301,5 +302,5 @@ class SelectiveScans(BaseModule):
 
     def scan_parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """``A (K*Di, N)``, step weight ``(K, Di, R)``, step bias ``(K, Di)`` and ``D (K*Di,)``."""
-        A = -torch.exp(self.A_logs.to(torch.promote_types(self.A_logs.dtype, torch.float32)))
+        A = -torch.exp(self.A_logs.to(compute_dtype(self.A_logs.dtype)))
         return A, self.dt_projs_weight, self.dt_projs_bias, self.Ds

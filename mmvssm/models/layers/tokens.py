@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmvssm.ops.precision import compute_dtype
+
 #: Number of class tokens by the word for their place.
 CLASS_TOKENS = {"none": 0, "head": 1, "middle": 1, "double": 2}
 #: What a plain backbone can return, see :func:`format_tokens`.
@@ -98,7 +100,7 @@ def resize_table(table: Tensor, size: Sequence[int], new_size: Sequence[int]) ->
     if tuple(size) == tuple(new_size):
         return table
     grid = table.transpose(1, 2).unflatten(2, tuple(size))
-    grid = grid.to(torch.promote_types(grid.dtype, torch.float32))
+    grid = grid.to(compute_dtype(grid.dtype))
     grid = F.interpolate(grid, size=tuple(new_size), mode="bicubic", align_corners=False)
     return grid.flatten(2).transpose(1, 2).to(table.dtype)
 

@@ -14,7 +14,7 @@ Progress = Callable[[int, int], object]
 
 @contextmanager
 def temporary_sibling(path: str | Path) -> Iterator[Path]:
-    """A name for a temporary file in the folder of ``path``, with the same suffix.
+    """Name a temporary file in the folder of ``path``, with the same suffix.
 
     What stands under this name in the end is removed: rename it to keep it.
     """
@@ -28,7 +28,7 @@ def temporary_sibling(path: str | Path) -> Iterator[Path]:
 
 
 def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, which then becomes it.
+    """Let ``write`` fill a temporary file, and then rename it to ``path``.
 
     Args:
         path: The file to be, in a folder that exists.

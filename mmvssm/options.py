@@ -15,12 +15,12 @@ FOLDER = Path(__file__).resolve().parent / ".mim" / "configs" / "options"
 
 
 def option_names() -> list[str]:
-    """The names of the package's options."""
+    """Return the names of the package's options."""
     return sorted(path.stem for path in FOLDER.glob("*.py"))
 
 
 def read_option(name: str) -> dict:
-    """The settings of one option.
+    """Return the settings of one option.
 
     Args:
         name: A name of :func:`option_names`, or the path of a fragment ending in ``.py``.

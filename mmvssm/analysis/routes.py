@@ -49,7 +49,7 @@ def routes_of(backbone: nn.Module, layer: int, height: int, width: int) -> list[
 
 
 def _points(route: Route) -> Tensor:
-    """Where the steps are drawn, ``(L, 2)`` as x, y; zero tokens are nan."""
+    """Return where the steps are drawn, ``(L, 2)`` as x, y; zero tokens are nan."""
     height, width = route.size
     pixels = torch.arange(height * width)
     places = [
@@ -119,7 +119,7 @@ def _draw_route(axes: Axes, route: Route) -> None:
 
 
 def draw_routes(found: Sequence[Route], title: str = "") -> Figure:
-    """A picture with a panel for each route.
+    """Draw a panel for each route.
 
     Pixels are coloured by the time of their visit, from violet to yellow; those that are never
     visited stay white. Arrows lead to neighbours, lines to pixels farther away, dotted ones where

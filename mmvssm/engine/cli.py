@@ -158,7 +158,7 @@ def trust_checkpoints() -> None:
 
 
 def latest_checkpoint(work_dir: str) -> str | None:
-    """The newest checkpoint of a run, or None where nothing was saved yet.
+    """Return the newest checkpoint of a run, or None where nothing was saved yet.
 
     A run may be killed after it saved a checkpoint and before it noted so, and its folder may
     have been moved since: then the newest file that is there counts.
@@ -173,20 +173,20 @@ def latest_checkpoint(work_dir: str) -> str | None:
 
 
 def seed_of(checkpoint: str) -> int | None:
-    """The random seed of the run that saved a local checkpoint."""
+    """Return the random seed of the run that saved a local checkpoint."""
     if "://" in checkpoint:
         return None
     return torch.load(checkpoint, map_location="cpu", mmap=True).get("meta", {}).get("seed")
 
 
 def type_name(node: dict) -> str:
-    """The last word of a config's ``type``, which may be a name with a scope or a class."""
+    """Return the last word of a config's ``type``, which may be a name with a scope or a class."""
     kind = node.get("type", "")
     return (kind if isinstance(kind, str) else kind.__name__).split(".")[-1]
 
 
 def leaf_datasets(dataset: ConfigDict) -> Iterator[ConfigDict]:
-    """The dataset configs inside wrappers such as ``RepeatDataset`` and ``ConcatDataset``."""
+    """Return the datasets inside wrappers such as ``RepeatDataset`` and ``ConcatDataset``."""
     if "datasets" in dataset:
         for part in dataset.datasets:
             yield from leaf_datasets(part)
@@ -211,7 +211,7 @@ def set_up_loaders(cfg: Config, args: argparse.Namespace, *loaders: str) -> None
 
 
 def library_of(cfg: Config, need: str) -> str:
-    """The library that a config belongs to, by its ``default_scope``."""
+    """Return the library that a config belongs to, by its ``default_scope``."""
     scope = cfg.get("default_scope")
     if scope not in LIBRARIES:
         fail(f"{need} needs default_scope to be one of {', '.join(LIBRARIES)}, got {scope!r}")
@@ -267,7 +267,7 @@ def _close_group() -> None:
 
 
 def _shard_on_cpu(strategy: ConfigDict) -> None:
-    """Keep FSDP on the CPU, where a whole model needs no offloading, and cannot bear it."""
+    """Configure FSDP for the CPU, where a model needs no offloading and does not work with it."""
     if type_name(strategy) != "FSDPStrategy":
         return
     strategy.setdefault("model_wrapper", {})["device_id"] = "cpu"

@@ -42,7 +42,7 @@ def require_data(cfg: Config, *loaders: str) -> None:
 
 
 def _leaves(dataset: dict, place: str) -> Iterator[tuple[str, dict]]:
-    """The datasets inside wrappers, each with its dotted place in the config."""
+    """Return the datasets inside wrappers, each with its dotted place in the config."""
     if "datasets" in dataset:
         for number, part in enumerate(dataset["datasets"]):
             yield from _leaves(part, f"{place}.datasets.{number}")

@@ -65,7 +65,7 @@ class FSDPStrategy(_FSDPStrategy):
     def build_optim_wrapper(
         self, optim_wrapper: BaseOptimWrapper | dict, model: nn.Module | None = None
     ) -> BaseOptimWrapper:
-        """The optimizer of the whole model, whose groups now hold each parameter's own piece."""
+        """Return the optimizer of the full model, whose groups hold each parameter's piece."""
         if not isinstance(optim_wrapper, dict):
             return super().build_optim_wrapper(optim_wrapper, model)
         pieces = {
@@ -80,7 +80,7 @@ class FSDPStrategy(_FSDPStrategy):
         return wrapper
 
     def optim_state_dict(self) -> dict:
-        """The optimizer's state for the whole model, by names of parameters; empty but on rank 0.
+        """Return the optimizer's state for the full model, by parameter names; empty but on rank 0.
 
         Torch gathers all kinds of state in one buffer, of which it returns views on the CPU: each
         kind is asked for alone.
@@ -88,7 +88,7 @@ class FSDPStrategy(_FSDPStrategy):
         own = self.optim_wrapper.state_dict()
         kinds = [None] * self.world_size
         all_gather_object(kinds, {kind for state in own["state"].values() for kind in state})
-        whole: dict = {}
+        full: dict = {}
         for kind in sorted(set.union(*kinds)):
             states = {
                 key: {kind: state[kind]} for key, state in own["state"].items() if kind in state
@@ -98,14 +98,14 @@ class FSDPStrategy(_FSDPStrategy):
                 self.optim_wrapper.optimizer,
                 optim_state_dict=dict(state=states, param_groups=own["param_groups"]),
             )
-            if not whole:
-                whole = {**own, **part, "state": {}} if part else {}
+            if not full:
+                full = {**own, **part, "state": {}} if part else {}
             for name, state in part.get("state", {}).items():
-                whole["state"].setdefault(name, {}).update(state)
-        return whole
+                full["state"].setdefault(name, {}).update(state)
+        return full
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
-        """Take over the optimizer's state of a whole model."""
+        """Load the optimizer's state of a full model."""
         state = {name: dict(kinds) for name, kinds in state_dict["state"].items()}
         for name in self._strides.keys() & state.keys():
             state[name] = {

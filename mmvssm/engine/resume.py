@@ -162,7 +162,7 @@ class _PassedOver:
 
 @HOOKS.register_module()
 class ExactResumeHook(Hook):
-    """Seeds each iteration, finds the place in the data on resume, writes checkpoints whole."""
+    """Seed each iteration, find the place in the data on resume, write checkpoints atomically."""
 
     priority = "VERY_HIGH"
 

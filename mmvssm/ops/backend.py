@@ -52,7 +52,7 @@ class backend:
 
 
 def current_backend() -> str:
-    """The name last given to :class:`backend`."""
+    """Return the name last given to :class:`backend`."""
     return _choice
 
 

@@ -64,7 +64,7 @@ def check_parameter(name: str, value: Tensor) -> None:
 
 
 def check_out_dtype(out_dtype: torch.dtype | None, input_dtype: torch.dtype) -> torch.dtype:
-    """The output dtype; raises for one that would lose precision without being asked for."""
+    """Return the output dtype; raise for one that loses precision without being asked for."""
     if out_dtype is None:
         return input_dtype
     allowed = (input_dtype,) if input_dtype == torch.float64 else (input_dtype, torch.float32)

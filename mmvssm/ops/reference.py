@@ -36,7 +36,7 @@ def selective_scan_reference(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The definition: one step after the other.
+    """Scan by the definition: one step after the other.
 
     Args:
         u: Input ``(Bt, K*D, L)``.
@@ -109,7 +109,7 @@ def selective_scan_2d_reference(
     merge: str = "sum",
     scan=selective_scan_reference,
 ) -> Tensor:
-    """The scan along routes as gather, :func:`selective_scan_reference`, scatter.
+    """Scan along routes as gather, :func:`selective_scan_reference`, scatter.
 
     Args:
         x: Map of ``P`` pixels ``(Bt, P, D)``, or one per route ``(Bt, P, K, D)``.
@@ -163,7 +163,7 @@ def selective_scan_2d_reference(
 
 
 def slice_index(size: int, device: torch.device) -> Tensor:
-    """Index ``(size, 1, 1)`` that stands for ``:`` on the first axis of an advanced index."""
+    """Return the index ``(size, 1, 1)`` that means ``:`` on the first axis of an advanced index."""
     return torch.arange(size, device=device)[:, None, None]
 
 

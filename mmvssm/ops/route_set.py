@@ -249,7 +249,7 @@ class RouteSet:
 
     @_derived
     def by_step(self) -> RouteSet:
-        """The set for inputs in the order of the steps, as :meth:`gather` gives them."""
+        """Set for inputs in the order of the steps, as :meth:`gather` gives them."""
         steps = torch.arange(self.length, dtype=torch.int32, device=self.read.device)
         return self._like(
             steps.expand(self.num_routes, -1).contiguous(), self.out, self.length, self.num_out
@@ -257,7 +257,7 @@ class RouteSet:
 
     @_derived
     def by_written_row(self) -> RouteSet:
-        """The set that reads, for each output row, the pixel read at the step that writes it."""
+        """Set that reads, for each output row, the pixel read at the step that writes it."""
         # a row past the end takes what is written nowhere
         row = torch.where(self.out < 0, self.num_out, self.out).long()
         pixels = self.read.new_full((self.num_routes, self.num_out + 1), -1)
@@ -308,7 +308,7 @@ def _find_facts(routes: RouteSet) -> int:
 
 
 def _visits(table: Tensor, size: int) -> Tensor:
-    """How often each of the K routes names each of ``size`` rows: int32 ``(K, size)``."""
+    """Count how often each route names each of ``size`` rows: int32 ``(K, size)``."""
     row = torch.where(table < 0, size, table).long()
     counts = torch.zeros(len(table), size + 1, dtype=torch.int32, device=table.device)
     return counts.scatter_add_(1, row, torch.ones_like(table))[:, :size]

@@ -227,7 +227,7 @@ def _places_cls(build: Callable[..., Tables]) -> bool:
 
 
 def _with_cls_token(table: Tensor, position: int) -> Tensor:
-    """The token at ``position`` of the row-major sequence also comes at that step of a route."""
+    """Let each route visit the token at ``position`` of the sequence at that step."""
     table = torch.where(table >= position, table + 1, table)
     token = torch.full_like(table[:, :1], position)
     return torch.cat([table[:, :position], token, table[:, position:]], dim=1)
@@ -359,7 +359,7 @@ def _direction(name: str, height: int, width: int) -> Tensor:
 
 
 def _upstream_out(name: str, height: int, width: int) -> Tensor:
-    """Where LocalMamba's published code puts the outputs of a direction."""
+    """Return where LocalMamba's published code puts the outputs of a direction."""
     if not name.startswith("v"):
         return _direction(name, height, width)
     # it takes columns back by their order instead of by its inverse: step a * width + b goes to
@@ -407,7 +407,7 @@ def directions(
 
 @dataclass(frozen=True)
 class _Directions:
-    """The builder of given directions; equal ones share their tables."""
+    """Builder of given directions; equal ones share their tables."""
 
     names: tuple[str, ...]
     output_order: str

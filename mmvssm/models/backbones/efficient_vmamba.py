@@ -1,4 +1,4 @@
-"""EfficientVMamba: atrous selective scans beside convolutions, then inverted residuals.
+"""EfficientVMamba: atrous selective scans with a branch of convolutions, then inverted residuals.
 
 `EfficientVMamba: Atrous Selective Scan for Light Weight Visual Mamba
 <https://arxiv.org/abs/2403.09977>`_
@@ -128,7 +128,7 @@ class InvertedResidual(CheckpointedBlock):
 class EfficientVMamba(HierarchicalBackbone):
     """Backbone of `EfficientVMamba <https://arxiv.org/abs/2403.09977>`_.
 
-    The first stages scan every second row and column from four offsets, beside a convolution
+    The first stages scan every second row and column from four offsets, with a convolution
     branch; the last ones are inverted residuals.
 
     =========  ==================  ===========  ===========  =============

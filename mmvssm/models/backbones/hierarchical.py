@@ -25,7 +25,7 @@ from ..layers.checks import at_least, check_images, complete_arch, one_of, read_
 STEMS = {"patch": PatchEmbed, "conv": ConvStem}
 DOWNSAMPLES = ("patch_merge", "conv2", "conv3")
 
-#: Linear layers of a truncated normal (of 5 std: at far bounds float32 rounding puts whole weights
+#: Linear layers of a truncated normal (of 5 std: at far bounds float32 rounding puts weights right
 #: onto them) and unit norms.
 INIT_CFG = [
     dict(type="TruncNormal", layer="Linear", std=0.02, a=-0.1, b=0.1, bias=0.0),
@@ -42,7 +42,7 @@ class Stage(BaseModule):
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
-        """The blocks alone: ``(B, H, W, C) -> (B, H, W, C)``."""
+        """Apply the blocks alone: ``(B, H, W, C) -> (B, H, W, C)``."""
         for block in self.blocks:
             x = block(x)
         return x

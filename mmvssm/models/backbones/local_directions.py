@@ -23,7 +23,7 @@ UNSEARCHED = ("h", "h_flip", "w2", "w2_flip")
 
 
 def _table(text: str) -> Directions:
-    """A line per layer, a word per direction."""
+    """Read a line per layer, a word per direction."""
     return tuple(tuple(line.split()) for line in text.strip().splitlines())
 
 
@@ -108,7 +108,7 @@ LOCAL_VMAMBA_SMALL = _table("""
 def read_directions(
     directions: str | Sequence[Sequence[str]] | None, depth: int
 ) -> tuple[Directions, str]:
-    """The directions of every layer, and how their scans are merged.
+    """Return the directions of every layer, and how their scans are merged.
 
     Args:
         directions: A list of direction names for each layer, all of the same length;

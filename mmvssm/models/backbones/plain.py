@@ -59,7 +59,7 @@ class PlainBackbone(FreezeMixin, BaseModule):
             understood here.
         class_tokens: Places of class tokens that the family can have.
         mixer_fixed: Arguments of the mixer that the field ``mixer`` must not have.
-        default_init_cfg: What ``init_cfg=None`` stands for.
+        default_init_cfg: What ``init_cfg=None`` means.
 
     Args:
         arch: A name of ``arch_settings``, or a dict of fields.

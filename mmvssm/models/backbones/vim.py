@@ -153,7 +153,7 @@ class Vim(PlainBackbone):
         )
 
     def build_mixer(self, arch: dict, layer: int) -> nn.Module:
-        """Build scans of the whole sequence; see :meth:`PlainBackbone.build_mixer`."""
+        """Build scans of the full sequence; see :meth:`PlainBackbone.build_mixer`."""
         options = dict(
             scan="bidirectional" if arch["bidirectional"] else "rows",
             merge="mean" if arch["divide_out"] else "sum",

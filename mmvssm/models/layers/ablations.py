@@ -64,13 +64,13 @@ class CascadeSS2D(SS2D):
 
 
 def _both_ways(height: int, width: int) -> Tensor:
-    """A line from its start and from its end."""
+    """Visit a line from its start and from its end."""
     line = torch.arange(width, dtype=torch.int32)
     return torch.stack([line, line.flip(0)])
 
 
 def _both_ways_unflipped(height: int, width: int) -> tuple[Tensor, Tensor]:
-    """The same, with the output of the reversed scan in the order of its steps."""
+    """Visit it likewise, but write the reversed scan in the order of its steps."""
     table = _both_ways(height, width)
     return table, table[:1].expand(2, -1).contiguous()
 

@@ -43,7 +43,7 @@ NORMS = {"ln": nn.LayerNorm, "ln2d": nn.LayerNorm, "bn": nn.BatchNorm2d, "rms": 
 
 
 def build_norm(kind: str, num_features: int) -> nn.Module:
-    """A norm over channels, to be called by :func:`apply_norm`.
+    """Build a norm over channels, to be called by :func:`apply_norm`.
 
     Args:
         kind: ``'ln'`` (or its synonym ``'ln2d'``), ``'bn'`` or ``'rms'``.
@@ -67,7 +67,7 @@ def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
 
 
 def _half_precision_on_cpu(x: Tensor) -> torch.dtype | None:
-    """The 16-bit type in which a layer would compute on the CPU; None for any other."""
+    """Return the 16-bit type in which a layer would compute on the CPU; None for others."""
     if x.device.type != "cpu":
         return None
     dtype = x.dtype

@@ -29,7 +29,7 @@ class CheckpointedBlock(BaseModule):
         self.with_cp = with_cp
 
     def forward(self, x: Tensor, *context: Any) -> Any:
-        """What ``_forward`` returns: ``(B, H, W, C) -> (B, H, W, C)`` for a block of maps."""
+        """Return what ``_forward`` does: ``(B, H, W, C) -> (B, H, W, C)`` for a block of maps."""
         if self.with_cp and x.requires_grad:
             contexts = nullcontext(), self._recomputing()
             return checkpoint(
@@ -39,7 +39,7 @@ class CheckpointedBlock(BaseModule):
 
     @contextmanager
     def _recomputing(self) -> Iterator[None]:
-        """The second pass must not count as another batch in batch norms' statistics."""
+        """Keep the second pass out of the statistics of batch norms."""
         norms = [
             (module, module.momentum)
             for module in self.modules()
@@ -138,7 +138,7 @@ class PlainLayer(CheckpointedBlock):
         positions: tuple[int, ...],
         rope: tuple[Tensor, Tensor] | None,
     ) -> tuple[Tensor, Tensor]:
-        """The stream behind the layer, and the mixer's output: each ``(B, L, C)`` like ``x``."""
+        """Return the stream behind the layer and the mixer's output, each ``(B, L, C)``."""
         if rope is not None:
             x = rotate(x, *rope)
         h = self.mixer(norm_stream(self.norm, x), size, positions)

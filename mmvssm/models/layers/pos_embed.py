@@ -20,7 +20,7 @@ def square_side(num_patches: int) -> int:
 
 @dataclass(frozen=True)
 class PositionGrid:
-    """What the rows of a position embedding ``(1, T, C)`` stand for.
+    """Meaning of the rows of a position embedding ``(1, T, C)``.
 
     Attributes:
         grid: Patches ``(H, W)``, row by row.

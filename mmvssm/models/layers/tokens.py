@@ -18,7 +18,7 @@ OUT_TYPES = ("cls_token", "featmap", "avg_featmap", "last_token", "raw")
 
 
 def cls_positions(place: str, num_patches: int) -> tuple[int, ...]:
-    """Indices of the class tokens in a sequence with ``num_patches`` patch tokens.
+    """Return the indices of the class tokens in a sequence with ``num_patches`` patch tokens.
 
     Args:
         place: ``'none'``, ``'head'`` (before all patches), ``'middle'`` (behind half of them,
@@ -55,7 +55,7 @@ def insert_tokens(x: Tensor, tokens: Tensor, positions: Sequence[int]) -> Tensor
 
 
 def remove_tokens(x: Tensor, positions: Sequence[int]) -> Tensor:
-    """The patch tokens ``(B, M, C)`` of ``x (B, M + T, C)``, whose class tokens are named."""
+    """Return the patch tokens ``(B, M, C)`` of ``x (B, M + T, C)``, without its class tokens."""
     for position in reversed(positions):
         x = torch.cat([x[:, :position], x[:, position + 1 :]], dim=1)
     return x

@@ -53,15 +53,18 @@ class _Op:
         schema = self.run._schema
         self.arguments = tuple(a.name for a in schema.arguments)
         self.results = tuple(r.name for r in schema.returns)
-        self._defaults = {a.name: a.default_value for a in schema.arguments}
+        # Of a backward op: the arguments that the results are gradients of.
+        self.gradients = tuple(name.removeprefix("d") for name in self.results)
+        self._defaults = tuple(a.default_value for a in schema.arguments)
 
     def bind(self, args: Sequence, kwargs: dict | None = None) -> dict[str, object]:
         """All arguments of a call by name; the dispatcher leaves defaults at the end out."""
-        return {**self._defaults, **dict(zip(self.arguments, args)), **(kwargs or {})}
+        values = dict(zip(self.arguments, (*args, *self._defaults[len(args) :])))
+        return {**values, **kwargs} if kwargs else values
 
     def __call__(self, values: dict[str, object]):
         """Run the op on those of ``values`` that it takes."""
-        return self.run(*(values[name] for name in self.arguments))
+        return self.run(*[values[name] for name in self.arguments])
 
 
 SCAN, SCAN_BACKWARD = _Op("selective_scan"), _Op("selective_scan_backward")
@@ -96,30 +99,32 @@ def _backward_meta(op: _Op):
 
     def run(*args):
         values = op.bind(args)
-        given = (values[name.removeprefix("d")] for name in op.results)
+        given = (values[name] for name in op.gradients)
         return tuple(values["A"].new_empty(0) if t is None else torch.empty_like(t) for t in given)
 
     return run
 
 
 class _Scan(torch.autograd.Function):
-    """A scan and its backward op, whose arguments are those of the scan by name.
+    """A scan and its backward op, which takes ``dy`` and what the scan was given and gave, by name.
 
     The gradient of argument ``a`` is the result ``da`` of the backward op.
     """
 
     @staticmethod
     def forward(ctx, op: _Op, backward: _Op, *args):
-        values = dict(zip(op.arguments, args))
+        values = op.bind(args)
+        values["save_states"] = True
         with torch._C._AutoDispatchBelowAutograd():
             outputs = op(values)
         values.update(zip(op.results, outputs))
-        needed = {name: values[name] for name in backward.arguments if name != "dy"}
-        tensors = {n: v for n, v in needed.items() if isinstance(v, Tensor)}
+        tensors, others = {}, {}
+        for name in backward.arguments[1:]:  # behind dy
+            value = values[name]
+            (tensors if isinstance(value, Tensor) else others)[name] = value
         ctx.save_for_backward(*tensors.values())
-        ctx.tensors = tuple(tensors)
-        ctx.others = {n: v for n, v in needed.items() if n not in tensors}
-        ctx.op, ctx.backward_op = op, backward
+        ctx.tensors, ctx.others = tuple(tensors), others
+        ctx.backward_op, ctx.arguments = backward, op.arguments[: len(args)]
         ctx.mark_non_differentiable(*outputs[1:])
         return outputs
 
@@ -127,23 +132,20 @@ class _Scan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy, *_):
         # A checkpoint lets the saved tensors be read once only.
-        values = {"dy": dy.contiguous(), **ctx.others, **dict(zip(ctx.tensors, ctx.saved_tensors))}
-        grads = dict(zip(ctx.backward_op.results, ctx.backward_op(values)))
-        given = (n if values.get(n) is not None else None for n in ctx.op.arguments)
-        return None, None, *(None if n is None else grads.get(f"d{n}") for n in given)
+        values = dict(zip(ctx.tensors, ctx.saved_tensors))
+        grads = ctx.backward_op({"dy": dy.contiguous(), **values, **ctx.others})
+        grads = {n: g for n, g in zip(ctx.backward_op.gradients, grads) if n in values}
+        return None, None, *(grads.get(name) for name in ctx.arguments)
 
 
 def _autograd(op: _Op, backward: _Op):
     """The autograd kernel of a scan."""
 
     def run(*args):
-        values = op.bind(args)
-        if torch.is_grad_enabled() and any(
-            isinstance(v, Tensor) and v.requires_grad for v in values.values()
-        ):
-            return _Scan.apply(op, backward, *{**values, "save_states": True}.values())
+        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+            return _Scan.apply(op, backward, *args)
         with torch._C._AutoDispatchBelowAutograd():
-            return op(values)
+            return op.run(*args)
 
     return run
 

@@ -1,5 +1,5 @@
 // How a chunk of steps is read from and written to memory, for the two forms of
-// the scan. The recurrence itself (scan_tile.h) sees neither.
+// the scan. The recurrence itself (scan_kernels.h) sees neither.
 //
 // A layout stages one chunk of kChunk steps of one route at a time: B and C
 // (and the dt ranks) for all channels, then u and the raw steps (what softplus

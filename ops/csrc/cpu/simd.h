@@ -12,6 +12,7 @@ namespace mmvssm {
 namespace MMVSSM_ISA {
 namespace {
 
+// A C cast from one of these to another keeps the bits, as GCC documents it.
 using FloatVec = float __attribute__((vector_size(64)));
 using DoubleVec = double __attribute__((vector_size(64)));
 using IntVec = int32_t __attribute__((vector_size(64)));

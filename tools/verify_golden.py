@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import os
 import sys
 import time
 from collections import Counter
+from pathlib import Path
+
+# the verifier is part of the tests, which are not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from mmvssm.ops.backend import BACKENDS
-from mmvssm.testing import Tolerance, find_cases, verify_file
+from verifier import Tolerance, find_cases, verify_file
 
 DESCRIPTION = """\
 For each golden case below the given folders: build the model or call the operator that it
@@ -23,6 +29,7 @@ examples:
   python tools/verify_golden.py tests/golden                    # all cases, fastest backend
   python tools/verify_golden.py tests/golden --backend torch    # the PyTorch path, tight tolerances
   python tools/verify_golden.py tests/golden/vmamba/micro_v05_32x48.json --tol 1e-6
+  python tools/verify_golden.py my_cases --import my_readers    # my_readers.py in this folder
 """
 
 
@@ -45,6 +52,15 @@ def parse_args() -> argparse.Namespace:
         help="largest relative error that passes, gradient norms included"
         " (default: 1e-5, gradient norms 5e-5, for backend torch; 1e-4 for the others)",
     )
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="Python module to import first, which may add readers of further kinds of case with"
+        " verifier.register_reader; may be given several times",
+    )
     return parser.parse_args()
 
 
@@ -53,6 +69,12 @@ def main() -> int:
     if args.tol is not None and not args.tol > 0:
         sys.exit(f"--tol must be positive, got {args.tol}")
     tolerance = None if args.tol is None else Tolerance(args.tol, args.tol)
+    sys.path.append(os.getcwd())
+    for module in args.imports:
+        try:
+            importlib.import_module(module)
+        except (ImportError, ValueError) as error:
+            sys.exit(f"error: --import {module}: {error}")
     counts: Counter[str] = Counter()
     try:
         cases = find_cases(args.paths)

@@ -1,6 +1,5 @@
 """Every published variant has the keys, the shapes and the number of parameters of its weights."""
 
-import json
 import re
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 
 import mmvssm.models
 from mmvssm.checkpoint import map_state_dict
-from mmvssm.testing.families import READERS
+from verifier import READERS, Case
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 #: Lists by our type and arch; None for variants without a name.
@@ -69,12 +68,13 @@ def shapes(state_dict):
 @pytest.mark.parametrize("name", LISTS)
 def test_keys_shapes_and_parameter_counts(name):
     folder, _, file = name.partition("/")
-    listing = json.loads((GOLDEN / folder / "keys" / f"{file}.json").read_text())
+    case = Case(GOLDEN / folder / "keys" / f"{file}.json")
+    listing = case.meta
     released = {key: torch.empty(shape, device="meta") for key, shape, _ in listing["state_dict"]}
-    reading = READERS[folder](listing["build"])
+    spec = READERS[folder](case)
     with torch.device("meta"):
-        model = reading.build("classification")
-    mapped = map_state_dict(released, reading.family, "classification")
+        model = spec.build("classification")
+    mapped = map_state_dict(released, spec.family, "classification")
     assert shapes(mapped) == shapes(model.state_dict())
     assert sum(p.numel() for p in model.parameters()) == listing["num_params"]
 

@@ -8,7 +8,7 @@ from mmengine.registry import MODELS
 
 from mmvssm.checkpoint import map_state_dict
 from mmvssm.models import SimpleFeaturePyramid
-from mmvssm.testing.recipe import fill_value
+from verifier import fill_value
 
 # The pyramid's entries in a detector of 16 channels, of which it makes 12: as the reference
 # names and stores them.

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 
 import mmvssm  # noqa: F401  makes 'mmvssm::' bases known
 from mmvssm.models import VMamba
-from mmvssm.testing.recipe import fill_value, make_input
+from verifier import fill_value, make_input
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools" / "convert_ema.py"

@@ -3,64 +3,59 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
-
-from .recipe import relative_error
 
 # Gradient norms below this share of the largest one are compared to it: they are rounding residue.
 NORM_FLOOR = 1e-7
 
 
 class MalformedCase(ValueError):
-    """A case whose files contradict the format."""
+    """The files of a case contradict the format."""
 
 
 class UnsupportedCase(Exception):
-    """A well-formed case of something that this version does not build."""
+    """The case is well formed, but this version does not build what it describes."""
 
 
-@dataclass(frozen=True)
-class Tolerance:
-    """Largest relative errors that pass.
-
-    Attributes:
-        tensor: For outputs and gradients, L2 over the stored positions.
-        norm: For gradient norms of parameters.
-    """
+class Tolerance(NamedTuple):
+    """Largest relative errors that pass: of tensors (L2) and of gradient norms."""
 
     tensor: float
     norm: float
 
     @classmethod
     def of_backend(cls, backend: str) -> Tolerance:
-        """1e-5 and 5e-5 for ``'torch'``, 1e-4 for the compiled kernels."""
+        """Return 1e-5 and 5e-5 for ``'torch'``, 1e-4 for the compiled kernels."""
         return cls(1e-5, 5e-5) if backend == "torch" else cls(1e-4, 1e-4)
 
 
-@dataclass
 class Comparison:
-    """Collects the errors of a case.
+    """The errors of a case, each ``(name, error, tolerance)``."""
 
-    Attributes:
-        tolerance: What passes.
-        errors: ``(name, error, tolerance)`` of everything compared.
-    """
+    def __init__(self, tolerance: Tolerance) -> None:
+        self.tolerance = tolerance
+        self.errors: list[tuple[str, float, float]] = []
 
-    tolerance: Tolerance
-    errors: list[tuple[str, float, float]] = field(default_factory=list)
+    def tensor(self, data: Mapping[str, np.ndarray], name: str, value: Tensor | None) -> None:
+        """Compare a tensor with the stored one: ``|value - stored| / |stored|`` (L2).
 
-    def tensor(self, data: dict[str, np.ndarray], name: str, value: Tensor | None) -> None:
-        """Compare a tensor with the stored one; None (nothing came back) is an infinite error."""
-        if value is None:
-            error = math.inf
-        else:
-            error = relative_error(data, name, value.detach().cpu().double().numpy())
+        Args:
+            data: Arrays of the case: ``name``, ``name.index`` (positions), ``name.shape``.
+            name: The tensor; KeyError if it is not stored.
+            value: What was computed; None, like another shape, is an infinite error.
+        """
+        stored, shape = data[name].astype(np.float64), tuple(data[f"{name}.shape"].tolist())
+        error = math.inf
+        if value is not None and tuple(value.shape) == shape:
+            got = value.detach().cpu().double().numpy().reshape(-1)[data[f"{name}.index"]]
+            error = float(np.linalg.norm(got - stored) / max(np.linalg.norm(stored), 1e-30))
         self.errors.append((name, error, self.tolerance.tensor))
 
-    def norms(self, stored: dict[str, float], got: dict[str, float]) -> None:
+    def norms(self, stored: Mapping[str, float], got: Mapping[str, float]) -> None:
         """Compare gradient norms; a stored 0, and what is next to 0, absolutely."""
         floor = NORM_FLOOR * max(stored.values(), default=0.0)
         for name, expected in stored.items():
@@ -78,15 +73,12 @@ class Comparison:
         return bool(self.errors) and all(error <= limit for _, error, limit in self.errors)
 
     def summary(self) -> str:
-        """The worst error, what it was, and how many there are."""
+        """Return the worst error, its name, and the number of errors."""
         if not self.errors:
             return "nothing to compare"
 
         def excess(item: tuple[str, float, float]) -> float:
-            _, error, limit = item
-            if math.isnan(error):
-                return math.inf
-            return error / limit if limit else error
+            return math.inf if math.isnan(item[1]) else item[1] / (item[2] or 1)
 
         name, error, limit = max(self.errors, key=excess)
         return f"worst {error:.2e} (tolerance {limit:.0e}) {name}, of {len(self.errors)} compared"

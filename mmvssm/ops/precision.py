@@ -1,0 +1,45 @@
+"""Precision of the scan, decided here alone.
+
+Activations may be float32, float16, bfloat16 or float64. State, decay, sums and parameters are
+float32, and float64 with float64 activations. Autocast neither narrows nor widens a scan: its
+activations get the widest of the types that they come in.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the precision of the recurrence: float64 for float64 activations, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def promote(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Cast tensors to the widest of their dtypes: autocast never narrows what the scan is given."""
+    dtype = tensors[0].dtype
+    for tensor in tensors[1:]:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return tuple(t.to(dtype) for t in tensors)
+
+
+def cast_parameters(dtype: torch.dtype, *parameters: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Cast A, D, step weights and biases to the precision for activations of ``dtype``."""
+    return tuple(None if p is None else p.to(compute_dtype(dtype)) for p in parameters)
+
+
+def autocast_enabled(device_type: str) -> bool:
+    """Whether autocast is on for tensors on the CPU or a CUDA device."""
+    if device_type not in ("cpu", "cuda"):
+        return False
+    if hasattr(torch, "get_autocast_dtype"):  # torch >= 2.4
+        return torch.is_autocast_enabled(device_type)
+    return torch.is_autocast_cpu_enabled() if device_type == "cpu" else torch.is_autocast_enabled()
+
+
+def autocast_cpu_dtype() -> torch.dtype:
+    """Return the type that autocast computes in on the CPU."""
+    if hasattr(torch, "get_autocast_dtype"):  # torch >= 2.4
+        return torch.get_autocast_dtype("cpu")
+    return torch.get_autocast_cpu_dtype()

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import verifier.readers.msvmamba
+from mmvssm import ops
 from mmvssm.ops import routes
 from mmvssm.ops.backend import built_devices
 from verifier import Tolerance, find_cases, verify_file

@@ -122,10 +122,10 @@ def test_types_of_the_stages(depths, given, expected):
 
 def test_single_arguments_of_the_mixer():
     ss2d = EfficientVMamba(dict(MICRO, mixer=dict(d_state=3))).stages[0].blocks[0].mixer.ss2d
-    assert (ss2d.d_state, ss2d.scan, ss2d.force_fp32) == (3, "atrous", True)
+    assert (ss2d.d_state, ss2d.scan.name, ss2d.force_fp32) == (3, "atrous", True)
     assert ss2d.in_proj.out_features == 4 * 16 and ss2d.conv2d.bias is not None
     rows = EfficientVMamba(dict(MICRO, mixer=dict(scan="unidi"))).stages[1].blocks[0].mixer.ss2d
-    assert rows.scan == "unidi"
+    assert rows.scan.name == "unidi"
 
 
 def test_ratios_of_inverted_residuals():
@@ -166,7 +166,7 @@ def test_norm_eval_and_frozen_stages_hold_batch_norms(norm_eval):
 
 
 def test_gate_is_one_module_for_both_branches():
-    mixer = DualBranchMixer(16)
+    mixer = DualBranchMixer(16, {})
     calls = []
     mixer.gate.register_forward_hook(lambda *_: calls.append(1))
     mixer(torch.randn(1, 4, 4, 16))

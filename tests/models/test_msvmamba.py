@@ -225,7 +225,7 @@ def test_half_precision_model_keeps_its_dtype(options):
         (dict(act="tanh"), "act must be one of 'silu', 'gelu', 'relu'.*'tanh'"),
         (dict(d_conv=4), "d_conv must be odd, got 4"),
         (dict(small_conv=6), "small_conv must be odd, got 6"),
-        (dict(d_state=0), "d_state must be at least 1.*0"),
+        (dict(d_state=0), "d_state must be a whole number of at least 1, got 0"),
         (dict(ssm_ratio=0.4), r"int\(ssm_ratio \* embed_dims\) must be at least 8, got 6"),
     ],
 )

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmvssm import ops
+from mmvssm.ops.routes import RouteSet
 
 # H200: memory bandwidth in bytes/s and special-function operations/s, for the floors.
 H200_BANDWIDTH, H200_SPECIAL = 4.3e12, 132 * 16 * 1.98e9
@@ -116,7 +117,7 @@ def sliced_loop(
 def gather_scan_merge(
     x: Tensor,
     x_dbl: Tensor,
-    routes: Tensor,
+    routes: RouteSet,
     A: Tensor,
     dt_weight: Tensor,
     dt_bias: Tensor,
@@ -124,8 +125,8 @@ def gather_scan_merge(
 ) -> Tensor:
     """The route form unfused: gathered copies, the 1-D kernel, a scatter-add."""
     batch, pixels, channels = x.shape
-    num_routes, length = routes.shape
-    index, route = routes.long(), torch.arange(num_routes, device=x.device)[:, None]
+    num_routes, length = routes.read.shape
+    index, route = routes.read.long(), torch.arange(num_routes, device=x.device)[:, None]
     u = x[:, index].transpose(2, 3)
     dt, B, C = x_dbl[:, index, route].split([dt_weight.shape[2], *[A.shape[1]] * 2], dim=-1)
     delta = torch.einsum("bklr,kdr->bkdl", dt, dt_weight.to(dt.dtype))

@@ -43,12 +43,12 @@ console = Console(highlight=False)
 def with_backward(function: Callable[..., Tensor], inputs: dict[str, Tensor]) -> Callable[[], None]:
     """A run of ``function`` and of its backward pass for all float inputs."""
     leaves = {
-        n: t.detach().requires_grad_() if t.is_floating_point() else t for n, t in inputs.items()
+        n: t.detach().requires_grad_() if isinstance(t, Tensor) else t for n, t in inputs.items()
     }
 
     def run() -> None:
         y = function(**leaves)
-        wanted = [t for t in leaves.values() if t.requires_grad]
+        wanted = [t for t in leaves.values() if isinstance(t, Tensor)]
         torch.autograd.grad(y, wanted, torch.ones_like(y))
 
     return run
@@ -151,7 +151,9 @@ def run_scan2d(args: argparse.Namespace, results: list) -> None:
         scans = stages("v0-tiny", batch, size, V0_TINY, 16)
         for scan in scans + stages("tiny-s1l8", batch, size, TINY_S1L8, 1):
             inputs = scan.inputs_2d(DTYPES[dtype_name], args.device)
-            inputs["routes"] = ops.routes.cross2d(scan.height, scan.width, device=args.device)
+            inputs["routes"] = ops.routes.route_set(
+                "cross2d", scan.height, scan.width, device=args.device
+            )
             for name, wrap in {"forward": without_grad, "forward+backward": with_backward}.items():
                 implementations = {
                     "mmvssm": wrap(ops.selective_scan_2d, inputs),

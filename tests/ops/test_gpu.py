@@ -45,7 +45,7 @@ def problem_2d(dtype=torch.float32, batch=2, side=20, channels=40, d_state=5, dt
     return {
         "x": normal(batch, pixels, channels, dtype=dtype),
         "x_dbl": normal(batch, pixels, 4, dt_rank + 2 * d_state, dtype=dtype),
-        "routes": ops.routes.cross2d(side, side, device="cuda"),
+        "routes": ops.routes.cross2d(side, side).cuda(),
         "A": (-3 * torch.rand(4 * channels, d_state, device="cuda")).requires_grad_(),
         "dt_weight": normal(4, channels, dt_rank),
         "dt_bias": normal(4, channels),
@@ -181,9 +181,27 @@ def test_current_stream_is_used():
     assert torch.equal(y, expected)
 
 
+def test_route_sets_wait_for_no_device():
+    case = problem_2d()
+    routes = ops.routes.route_set("cross2d", 20, 20, device="cuda")
+    expected = gradients(ops.selective_scan_2d, case)
+    case.pop("routes")
+    leaves = list(case.values())
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        y = ops.selective_scan_2d(**case, routes=routes)
+        got = [y.detach(), *torch.autograd.grad(y.float().square().sum(), leaves)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for a, b in zip(got, expected):
+        torch.testing.assert_close(a, b)
+
+
 def test_cuda_graph_capture():
     case = {k: t.detach() for k, t in problem_2d().items()}
-    ops.selective_scan_2d(**case)  # the route tables are looked at once, before the capture
+    case["routes"] = ops.routes.route_set("cross2d", 20, 20, device="cuda")
+    ops.selective_scan_2d(**case)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         y = ops.selective_scan_2d(**case)

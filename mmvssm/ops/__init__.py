@@ -14,10 +14,12 @@ from .reference import (
     selective_scan_chunked,
     selective_scan_reference,
 )
+from .route_set import RouteSet
 from .scan2d import selective_scan_2d
 from .selective_scan import selective_scan
 
 __all__ = [
+    "RouteSet",
     "backend",
     "built_devices",
     "current_backend",

@@ -29,7 +29,7 @@ from mmvssm.checkpoint import (
     smoke_test,
     write_checkpoint,
 )
-from mmvssm.checkpoint.words import some
+from mmvssm.checkpoint.messages import join_names
 from mmvssm.engine.cli import fail
 
 EXAMPLES = """examples:
@@ -204,7 +204,7 @@ def describe(converted: Converted, checkpoint: Checkpoint) -> Iterator[str]:
     elif converted.content != converted.source:
         yield f"made     a {converted.content} of it"
     if converted.unused:
-        yield f"         left out, as the product has no use for them: {some(converted.unused)}"
+        yield f"         left out, as the product has no use for them: {join_names(converted.unused)}"
     if converted.fresh:
         layers = dict.fromkeys(key.rpartition(".")[0] for key in converted.fresh)
         yield f"         not in the file, so at their start: {', '.join(layers)}"

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from mmvssm.models.backbones.plain import PlainBackbone
 
 from .arch import Found, compare
+from .messages import join_names
 from .names import PREFIX
-from .words import some
 
 CONTENTS = ("backbone", "classifier", "detector", "segmentor")
 #: What names of the heads begin with that a content has.
@@ -99,7 +99,7 @@ def check_heads(mapped: Mapping[str, Tensor], content: str, backbone: nn.Module)
     else:
         known = ("neck.", *HEADS.get(content, ()))
         if strays := [key for key in outside if not key.startswith(known)]:
-            raise ValueError(f"{len(strays)} weights are left over: {some(strays)}; {_HINT}")
+            raise ValueError(f"{len(strays)} weights are left over: {join_names(strays)}; {_HINT}")
 
 
 def check_against_config(mapped: Mapping[str, Tensor], config: Config) -> None:

@@ -27,6 +27,7 @@ from .contents import (
     content_of,
     content_of_config,
 )
+from .messages import join_names, printable
 from .names import (
     KEY_MAPS,
     NAMES,
@@ -38,7 +39,6 @@ from .names import (
     unused_keys,
 )
 from .weights import Weights, select_weights
-from .words import shown, some
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 #: What a file's own ``meta`` may say that stays true of the product.
@@ -169,7 +169,7 @@ def _find_arch(
             return find_arch(shapes, family, named)
         except ValueError:  # the weights are another's now, and say themselves what they are
             warnings.warn(
-                f"the file names {shown(named)} as its arch, which is none of ours or does not fit"
+                f"the file names {printable(named)} as its arch, which is none of ours or does not fit"
                 " its weights: the arch is found from their keys and shapes",
                 stacklevel=3,
             )
@@ -274,7 +274,7 @@ def _check_dtypes(mapped: Mapping[str, Tensor], model: nn.Module, dtype: str | N
     if wrong:
         raise ValueError(
             f"weights must be {', '.join(DTYPES)}, or fp64 with a --dtype to convert them to, and"
-            f" counters int64: {some(wrong)}"
+            f" counters int64: {join_names(wrong)}"
         )
 
 
@@ -296,9 +296,11 @@ def _finite(
         if progress is not None:
             progress(done, total)
     if wrong:
-        raise ValueError(f"weights are NaN or infinite: {some(wrong)}; the file is of no use")
+        raise ValueError(f"weights are NaN or infinite: {join_names(wrong)}; the file is of no use")
     if beyond:
-        raise ValueError(f"weights are beyond the range of {dtype}: {some(beyond)}; take bf16")
+        raise ValueError(
+            f"weights are beyond the range of {dtype}: {join_names(beyond)}; take bf16"
+        )
     return found
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .messages import join_names, printable
 from .reading.references import Inert
 from .reading.values import kind_of
-from .words import shown, some
 
 #: Where files keep moving averages, and where the trained weights themselves ("online").
 EMA_ENTRIES = ("model_ema", "ema_model", "state_dict_ema")
@@ -60,13 +60,13 @@ class Weights:
             unread = [name for name, value in self.entry.items() if isinstance(value, Inert)]
             if unread:
                 raise ValueError(
-                    f"{self.place} holds more than plain tensors: {some(unread)} cannot be read;"
+                    f"{self.place} holds more than plain tensors: {join_names(unread)} cannot be read;"
                     " save them as such (sparse and quantised ones as dense) where the code for"
                     " them is"
                 )
         plain = _plain_names(found, self.place)
         if not plain:
-            raise ValueError(f"{self.place} holds no weights, but counters: {some(found)}")
+            raise ValueError(f"{self.place} holds no weights, but counters: {join_names(found)}")
         return plain
 
 
@@ -160,7 +160,7 @@ def _plain_names(tensors: Mapping[str, Tensor], place: str) -> dict[str, Tensor]
             continue
         if short in plain:
             raise ValueError(
-                f"{place} holds {shown(short)} twice, with and without 'module.': keep one of them"
+                f"{place} holds {printable(short)} twice, with and without 'module.': keep one of them"
             )
         plain[short] = value
     return plain
@@ -216,7 +216,7 @@ def _instead(kind: str) -> str:
 
 
 def _nothing_found(checkpoint: Mapping[str, Any], unread: Mapping[str, str]) -> str:
-    names = some(list(checkpoint)) or "nothing"
+    names = join_names(list(checkpoint)) or "nothing"
     if "param_groups" in checkpoint or "optimizer" in checkpoint:
         return (
             f"the file holds the state of an optimizer but no weights of a network: {names}; take"

@@ -21,6 +21,7 @@ import pytest
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import HistoryBuffer
+from mmvssm.checkpoint.words import shown
 from torch import nn
 
 from mmvssm.checkpoint.reading.errors import CheckpointError, HostileFileError
@@ -28,7 +29,6 @@ from mmvssm.checkpoint.reading.operations import Window
 from mmvssm.checkpoint.reading.pickles import Interpreter
 from mmvssm.checkpoint.reading.references import Inert, Reference
 from mmvssm.checkpoint.reading.values import MAX_DEPTH, MAX_OPERATIONS, check_depth
-from mmvssm.checkpoint.words import shown
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 

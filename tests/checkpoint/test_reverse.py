@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmvssm.checkpoint.names.key_map import (
+from mmvssm.checkpoint.names import (
     KEY_MAPS,
     default_names,
     map_state_dict,
     release_names,
     unmap_state_dict,
 )
-from mmvssm.checkpoint.names.necks import FEATURE2PYRAMID_OF_8
-from mmvssm.checkpoint.names.vim import plain_dense
+from mmvssm.families.layers import plain_dense
+from mmvssm.families.pyramids import FEATURE2PYRAMID_OF_8
 from mmvssm.models import (
     EfficientVMamba,
     LocalVim,

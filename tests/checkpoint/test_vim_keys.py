@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from mmvssm.checkpoint import KEY_MAPS, map_key, map_state_dict
-from mmvssm.checkpoint.names.necks import FEATURE2PYRAMID_OF_8
-from mmvssm.checkpoint.names.vim import plain_dense
+from mmvssm.families.layers import plain_dense
+from mmvssm.families.pyramids import FEATURE2PYRAMID_OF_8
 from mmvssm.models import LocalVim, Vim
 
 MICRO = dict(embed_dims=8, num_layers=2, patch_size=8)

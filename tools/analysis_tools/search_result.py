@@ -180,9 +180,7 @@ def main() -> None:
     print(f"\n{config}")
     try:
         if args.out is not None:
-            note = (
-                f"# The {args.top} likeliest directions of each layer in {args.checkpoint}.\n"
-            )
+            note = f"# The {args.top} likeliest directions of each layer in {args.checkpoint}.\n"
             atomic_write(args.out, lambda part: part.write_text(note + config))
             print(f"wrote {args.out}")
         if args.picture is not None:

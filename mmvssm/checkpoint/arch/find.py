@@ -20,35 +20,14 @@ from mmvssm import config_path, models
 from mmvssm.models.backbones.plain import PlainBackbone
 from mmvssm.models.layers.tokens import CLASS_TOKENS
 
+from ..messages import join_names, printable
 from ..names import KEY_MAPS
-from ..words import shown, some
 from . import hierarchical, plain
 from .shapes import Differences, Shapes, Unreadable, compare, shapes_of
 
-#: Classes by family.
-TYPES = {
-    "vmamba": "VMamba",
-    "efficient_vmamba": "EfficientVMamba",
-    "msvmamba": "MSVMamba",
-    "local_vmamba": "LocalVMamba",
-    "vim": "Vim",
-    "local_vim": "LocalVim",
-}
-
-_PLAIN_MIXER = r"layers\.\d+\.mixer\."
-_MIXER = r"\.blocks\.\d+\.(op|self_attention|mixer)\."
-#: What only a family's keys have, in its authors' names and in ours.
-SIGNS = {
-    "efficient_vmamba": r"layers\.\d+\.\d+\.conv_(pw|dw|pw2)\."
-    r"|\.blocks\.\d+\.(conv_branch|se|mixer\.conv_branch|mixer\.ss2d|expand|project)\.",
-    "msvmamba": rf"{_MIXER}(conv2d_b1|small_conv2d)\.|\.blocks\.\d+\.convFFN\.",
-    "local_vmamba": rf"{_MIXER}(multi_scan|merge)\.",
-    "vim": rf"{_PLAIN_MIXER}(A_b_log|D_b|(conv1d|x_proj|dt_proj)_b)(\.|$)",
-    "local_vim": rf"{_PLAIN_MIXER}(A_log|D|conv1d|x_proj|dt_proj)_\d+(\.|$)"
-    rf"|{_PLAIN_MIXER}(attn|multi_scan|merge)\.",
-}
-#: Scans; a block that has them, but no sign of its own, is of this family.
-SCANS = {"vmamba": rf"{_MIXER}A_logs$", "vim": rf"{_PLAIN_MIXER}A_logs?$"}
+TYPES = {name: family.backbone.__name__ for name, family in KEY_MAPS.items()}
+SIGNS = {name: family.sign for name, family in KEY_MAPS.items() if family.sign}
+SCANS = {name: family.scan for name, family in KEY_MAPS.items() if family.scan}
 #: What names of a backbone's blocks begin with; what is beside it may have blocks of any name.
 _BLOCK = re.compile(r"(?:backbone\.)?(?:net\.)?((?:layers|stages)(?:\.\d+)?(?:\.blocks)?\.\d+\.)")
 #: More blocks than any network has; building them takes milliseconds each.
@@ -161,10 +140,10 @@ def find_family(keys: Iterable[str]) -> str:
     if not found:
         raise UnknownFamilyError(
             f"there is no backbone of {', '.join(KEY_MAPS)} among the keys"
-            f" {some(keys, 4) or '(there are none)'}; check that it is the right file"
+            f" {join_names(keys, 4) or '(there are none)'}; check that it is the right file"
         )
     if len(found) > 1:
-        named = " and ".join(f"{family} ({shown(key)})" for family, key in found.items())
+        named = " and ".join(f"{family} ({printable(key)})" for family, key in found.items())
         raise MixedFamiliesError(
             f"the keys mix families: {named}; a file must hold one network only"
         )

@@ -10,7 +10,7 @@ from fractions import Fraction
 
 from torch import Tensor
 
-from ..words import some
+from ..messages import join_names
 
 _BLOCK = re.compile(r"layers\.\d+\.|stages\.\d+\.blocks\.\d+\.")
 
@@ -76,7 +76,7 @@ def ratio(pairs: Sequence[tuple[int, int]], default: float) -> float:
         if all(int(value * width) == wide for width, wide in pairs):
             return value
     wanted = [f"{wide} of {width}" for width, wide in dict.fromkeys(pairs)]
-    raise Unreadable(f"no one ratio makes {some(wanted)}")
+    raise Unreadable(f"no one ratio makes {join_names(wanted)}")
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Differences:
     def __str__(self) -> str:
         titles = ("left over", "missing", "of another shape or type")
         parts = [
-            f"{len(keys)} {title}: {some(keys)}"
+            f"{len(keys)} {title}: {join_names(keys)}"
             for title, keys in zip(titles, (self.left_over, self.missing, self.changed))
             if keys
         ]

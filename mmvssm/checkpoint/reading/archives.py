@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from mmvssm.files import Progress
 
-from ..words import shown
+from ..messages import printable
 from .errors import CheckpointError
 from .operations import Window
 from .pickles import Interpreter
@@ -49,7 +49,9 @@ def read_zip(file: BinaryIO, mapped: mmap, progress: Progress | None) -> Any:
         member = members[f"{folder}byteorder"]
         byteorder = mapped[member.start : member.start + min(member.size, 10)].decode("latin1")
         if byteorder not in ("little", "big"):
-            raise CheckpointError(f"is damaged: {shown(member.name)} is {shown(byteorder)!r}")
+            raise CheckpointError(
+                f"is damaged: {printable(member.name)} is {printable(byteorder)!r}"
+            )
     # torch.serialization.set_crc32_options(False) leaves them out
     has_checksums = any(member.crc for member in members.values())
     if has_checksums:  # a flipped bit must not look like hostile code
@@ -62,10 +64,10 @@ def read_zip(file: BinaryIO, mapped: mmap, progress: Progress | None) -> Any:
     for storage in builder.storages.values():
         member = members.get(f"{folder}data/{storage.key}")
         if member is None:
-            raise CheckpointError(f"is damaged: it lacks its member data/{shown(storage.key)}")
+            raise CheckpointError(f"is damaged: it lacks its member data/{printable(storage.key)}")
         if member.size != storage.nbytes:
             raise CheckpointError(
-                f"is damaged: its member {shown(member.name)} has {member.size} bytes in place of"
+                f"is damaged: its member {printable(member.name)} has {member.size} bytes in place of"
                 f" {storage.nbytes}"
             )
         storage.data = storage_bytes(file, mapped, member.start, storage, byteorder)
@@ -104,7 +106,7 @@ def read_pickles(file: BinaryIO, mapped: mmap, progress: Progress | None) -> Any
             raise CheckpointError("is cut off: download or copy it again")
         if numel != storage.numel:
             raise CheckpointError(
-                f"is damaged: storage {shown(key)} has {numel} elements in place of {storage.numel}"
+                f"is damaged: storage {printable(key)} has {numel} elements in place of {storage.numel}"
             )
         storage.data = storage_bytes(file, mapped, start, storage, "little")
         if progress is not None:
@@ -146,7 +148,7 @@ def _list_members(file: BinaryIO, mapped: mmap) -> list[Member]:
         )
     members = []
     for entry in entries:
-        name = shown(entry.filename)
+        name = printable(entry.filename)
         if entry.flag_bits & 1 or entry.compress_type != zipfile.ZIP_STORED:
             raise CheckpointError(
                 f"is no archive of torch.save, as its member {name} is compressed: unpack it if it"
@@ -196,7 +198,7 @@ def _verify(file: BinaryIO, members: list[Member], progress: Progress | None) ->
         while left:
             count = file.readinto(buffer[: min(left, len(buffer))])
             if not count:
-                raise CheckpointError(f"is cut off within its member {shown(member.name)}")
+                raise CheckpointError(f"is cut off within its member {printable(member.name)}")
             crc = zlib.crc32(buffer[:count], crc)
             left -= count
             done += count
@@ -204,6 +206,6 @@ def _verify(file: BinaryIO, members: list[Member], progress: Progress | None) ->
                 progress(done, total)
         if crc != member.crc:
             raise CheckpointError(
-                f"is damaged: the checksum of its member {shown(member.name)} is wrong; download"
+                f"is damaged: the checksum of its member {printable(member.name)} is wrong; download"
                 " or copy it again"
             )

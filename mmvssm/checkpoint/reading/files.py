@@ -16,7 +16,7 @@ from torch import nn
 
 from mmvssm.files import Progress
 
-from ..words import shown
+from ..messages import printable
 from .archives import read_pickles, read_zip
 from .errors import CheckpointError, HostileFileError
 from .references import Inert
@@ -128,7 +128,7 @@ def _read(
             raise
         # other first bytes can begin a pickle as well, but rarely do
         raise CheckpointError(
-            f"is no checkpoint: it begins with {shown(head[:16].decode('latin1'))!r}; download or"
+            f"is no checkpoint: it begins with {printable(head[:16].decode('latin1'))!r}; download or"
             " copy the checkpoint itself"
         ) from None
 
@@ -143,7 +143,7 @@ def _refuse_others(head: bytes) -> None:
         )
     if text.startswith((b"{", b"[")):
         raise CheckpointError(
-            f"is text, not a checkpoint: {shown(text[:60].decode('latin1'))!r}; download or copy"
+            f"is text, not a checkpoint: {printable(text[:60].decode('latin1'))!r}; download or copy"
             " the checkpoint itself"
         )
     for start, message in _OTHERS.items():
@@ -174,7 +174,7 @@ def _read_safetensors(path: Path, mapped: mmap) -> dict:
             meta = _read_metadata(file.metadata())
     except Exception as error:  # the library has several kinds for damaged files
         raise CheckpointError(
-            f"is a damaged file of safetensors ({shown(error)}); download or copy it again"
+            f"is a damaged file of safetensors ({printable(error)}); download or copy it again"
         ) from None
     # the library has checked the header; its own mapping could not be let go of
     start = 8 + int.from_bytes(mapped[:8], "little")
@@ -206,7 +206,7 @@ def _load_trusted(path: Path, is_zip: bool) -> Any:
         content = torch.load(path, map_location="cpu", weights_only=False, mmap=is_zip)
     except Exception as error:  # whatever the code in the file raises
         reason = str(error).split("\n", 1)[0] or type(error).__name__
-        raise CheckpointError(f"cannot be read by torch.load: {shown(reason, 200)}") from None
+        raise CheckpointError(f"cannot be read by torch.load: {printable(reason, 200)}") from None
     if isinstance(content, nn.Module):
         return dict(state_dict=content.state_dict())
     if isinstance(content, dict):
@@ -220,7 +220,7 @@ def _load_trusted(path: Path, is_zip: bool) -> Any:
 def _require_dict(content: Any) -> None:
     if isinstance(content, Inert) and content.is_network:
         raise CheckpointError(
-            f"holds a pickled network of {shown(content.origin)} in place of its weights: save"
+            f"holds a pickled network of {printable(content.origin)} in place of its weights: save"
             " its state_dict() where its code is"
         )
     if not isinstance(content, dict):

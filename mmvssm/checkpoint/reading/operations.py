@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from mmap import mmap
 from typing import Any
 
-from ..words import shown
+from ..messages import printable
 from .errors import CheckpointError
 
 
@@ -62,5 +62,5 @@ def operations(window: Window) -> Iterator[tuple[str, Any]]:
         raise
     except (ValueError, OverflowError) as error:
         raise CheckpointError(
-            f"is cut off or damaged ({shown(error)}): download or copy it again"
+            f"is cut off or damaged ({printable(error)}): download or copy it again"
         ) from None

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..words import shown
+from ..messages import printable
 from .errors import CheckpointError
 from .operations import Window, operations
 from .references import Inert, Reference, hostile
@@ -210,26 +210,26 @@ class Interpreter:
         """What stands for the value of a call; ``is_class``: only classes can stand there."""
         if not isinstance(function, Reference):
             if isinstance(function, Inert):
-                raise hostile(f"run a function that it gets from {shown(function.origin)}")
+                raise hostile(f"run a function that it gets from {printable(function.origin)}")
             raise damaged(f"calls {kind_of(function)}")
         if not isinstance(arguments, tuple):
-            raise damaged(f"calls {shown(function.origin)} in no known way")
+            raise damaged(f"calls {printable(function.origin)} in no known way")
         rebuild = self._rebuilders.get((function.module, function.name))
         if rebuild is not None:
             try:
                 return rebuild(*arguments)
             except TypeError:  # too few or too many: the rebuilders check the values themselves
                 raise damaged(
-                    f"gives {len(arguments)} values to {shown(function.origin)}"
+                    f"gives {len(arguments)} values to {printable(function.origin)}"
                 ) from None
         if not (is_class or function.is_harmless):
-            raise hostile(f"run {shown(function.origin)}")
+            raise hostile(f"run {printable(function.origin)}")
         return Inert(function.origin)
 
     def _build(self, _: None) -> None:
         state, target = self._pop(), self._top()
         if isinstance(target, Reference):
-            raise hostile(f"change {shown(target.origin)}")
+            raise hostile(f"change {printable(target.origin)}")
         if isinstance(target, Inert) and isinstance(state, dict) and "_parameters" in state:
             target.is_network = True
 

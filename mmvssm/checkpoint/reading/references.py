@@ -6,7 +6,7 @@ become inert, from a file that was made to run something.
 
 from __future__ import annotations
 
-from ..words import shown
+from ..messages import printable
 from .errors import HostileFileError
 
 _COMPATIBLE = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # Python 2, protocols below 3
@@ -86,7 +86,7 @@ class Inert:
         self.is_network = False
 
     def __repr__(self) -> str:
-        return f"<{shown(self.origin)}, left out>"
+        return f"<{printable(self.origin)}, left out>"
 
 
 class Reference(Inert):
@@ -107,7 +107,7 @@ class Reference(Inert):
         self.name = name
         super().__init__(f"{self.module}.{self.name}")
         if self._is_runner() and self.origin not in _HARMLESS:
-            raise hostile(f"run {shown(self.origin)}")
+            raise hostile(f"run {printable(self.origin)}")
 
     @property
     def is_class(self) -> bool:

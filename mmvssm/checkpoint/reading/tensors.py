@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..words import shown
+from ..messages import printable
 from .errors import CheckpointError
 from .references import Inert, Reference
 
@@ -132,7 +132,7 @@ class TensorBuilder:
         dtype, itemsize = _element(kind)
         storage = self.storages.setdefault(key, Storage(key, dtype, itemsize, numel))
         if (storage.dtype, storage.itemsize, storage.numel) != (dtype, itemsize, numel):
-            raise CheckpointError(f"is damaged: it describes storage {shown(key)} in two ways")
+            raise CheckpointError(f"is damaged: it describes storage {printable(key)} in two ways")
         if view and view[0] is not None:
             return _view(storage, view[0])
         return storage
@@ -171,7 +171,7 @@ class TensorBuilder:
         if metadata:
             return Inert("torch.Tensor")
         if not isinstance(dtype, torch.dtype):
-            name = shown(dtype.origin) if isinstance(dtype, Inert) else "unknown type"
+            name = printable(dtype.origin) if isinstance(dtype, Inert) else "unknown type"
             raise CheckpointError(f"holds a tensor of {name}, which this torch does not know")
         if not _holds_numbers(dtype):
             return Inert("torch.Tensor")
@@ -238,7 +238,7 @@ def _element(kind: Any) -> tuple[torch.dtype | None, int]:
             return _STORAGES[kind.name], _STORAGES[kind.name].itemsize
         if kind.name in _OTHER_STORAGES:
             return None, _OTHER_STORAGES[kind.name]
-    name = shown(kind.origin) if isinstance(kind, Inert) else "no known type"
+    name = printable(kind.origin) if isinstance(kind, Inert) else "no known type"
     raise CheckpointError(f"holds numbers of {name}, which cannot be read")
 
 
@@ -255,7 +255,7 @@ def _view(storage: Storage, view: Any) -> StorageView:
         raise CheckpointError("is damaged: it refers to a part of a storage in no known way")
     _, offset, numel = view
     if storage.dtype is None or offset + numel > storage.numel:
-        raise CheckpointError(f"is damaged: a part of storage {shown(storage.key)} leaves it")
+        raise CheckpointError(f"is damaged: a part of storage {printable(storage.key)} leaves it")
     return StorageView(storage, offset, numel)
 
 
@@ -267,18 +267,20 @@ def _check_geometry(key: str, offset: Any, size: Any, stride: Any, limit: int) -
         and len(size) == len(stride) <= MAX_DIMS
         and all(map(_is_count, (offset, *size, *stride)))
     ):
-        raise CheckpointError(f"is damaged: a tensor of storage {shown(key)} has no real shape")
+        raise CheckpointError(f"is damaged: a tensor of storage {printable(key)} has no real shape")
     # bytes that tensors repeat, by a stride of 0, would be a small file's way to a huge memory
     last = offset + sum((n - 1) * step for n, step in zip(size, stride))
     fits = offset <= limit if 0 in size else last < limit and math.prod(size) <= limit
     if not fits:
         raise CheckpointError(
-            f"is damaged: a tensor of shape {shown(tuple(size))} leaves storage {shown(key)},"
+            f"is damaged: a tensor of shape {printable(tuple(size))} leaves storage {printable(key)},"
             f" which has {limit} elements"
         )
     # these have no elements behind them, but torch multiplies them
     if math.prod(n or 1 for n in size) > _MAX_EXTENT or max(stride, default=0) > _MAX_EXTENT:
-        raise CheckpointError(f"is damaged: a tensor of storage {shown(key)} has an absurd shape")
+        raise CheckpointError(
+            f"is damaged: a tensor of storage {printable(key)} has an absurd shape"
+        )
 
 
 def _is_count(value: Any) -> bool:

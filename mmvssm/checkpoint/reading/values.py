@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..words import shown
+from ..messages import printable
 from .errors import CheckpointError
 from .references import Inert, Reference, hostile
 
@@ -74,9 +74,9 @@ def check_depth(value: Any) -> None:
 def kind_of(value: Any) -> str:
     """What ``value`` is, in words for a message."""
     if isinstance(value, Reference):
-        return f"a reference to {shown(value.origin)}"
+        return f"a reference to {printable(value.origin)}"
     if isinstance(value, Inert):
-        return f"an object of {shown(value.origin)}"
+        return f"an object of {printable(value.origin)}"
     return f"a value of type {type(value).__name__}"
 
 

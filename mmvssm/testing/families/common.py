@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from mmvssm.checkpoint.names.key_map import KeyMap
+from mmvssm.families import Family as KeyMap
 
 from ..compare import MalformedCase, UnsupportedCase
 

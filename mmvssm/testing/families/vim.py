@@ -8,9 +8,10 @@ from dataclasses import replace
 from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
-from mmvssm.checkpoint.names.key_map import KEY_MAPS, KeyMap
-from mmvssm.checkpoint.names.necks import FEATURE2PYRAMID, FEATURE2PYRAMID_OF_8
-from mmvssm.checkpoint.names.vim import plain_dense
+from mmvssm.families import FAMILIES as KEY_MAPS
+from mmvssm.families import Family as KeyMap
+from mmvssm.families.layers import plain_dense
+from mmvssm.families.pyramids import FEATURE2PYRAMID, FEATURE2PYRAMID_OF_8
 from mmvssm.models import LocalVim, SimpleFeaturePyramid, Vim
 
 from ..compare import UnsupportedCase

@@ -1,4 +1,7 @@
-"""Key names of VMamba's checkpoints: first release, then current code, then ours."""
+"""Key names that VMamba's checkpoints share with those of the families made from its code.
+
+The names go from the first release to the project's current code, and from there to ours.
+"""
 
 from .rules import Rename, has, lacks
 
@@ -24,7 +27,7 @@ STEM_AND_STAGES = (
     Rename(".downsample.3.", ".downsample.norm.", has(".downsample.", "conv.weight")),
 )
 
-VMAMBA_TRUNK = (
+SS2D_TRUNK = (
     *STEM_AND_STAGES,
     # scalar-decay models, which have no projection of steps
     Rename(".op.conv2d.1.", ".op.conv2d.", lacks(".mixer.", "dt_projs_weight")),
@@ -34,20 +37,21 @@ VMAMBA_TRUNK = (
     Rename(".op.", ".mixer."),
 )
 
-# classifiers return the map of the last stage
-VMAMBA_CLASSIFICATION = (
-    Rename("outnorm{i}.", None),
-    Rename(None, "norm{i}."),
-    Rename("classifier.norm.", "norm3."),
-    Rename("classifier.head.", "head.fc."),
-)
+TASKS = {
+    # classifiers return the map of the last stage
+    "classification": (
+        Rename("outnorm{i}.", None),
+        Rename(None, "norm{i}."),
+        Rename("classifier.norm.", "norm3."),
+        Rename("classifier.head.", "head.fc."),
+    ),
+    "dense": (
+        Rename("outnorm{i}.", "norm{i}."),
+        Rename("classifier.", None),
+    ),
+}
 
-VMAMBA_DENSE = (
-    Rename("outnorm{i}.", "norm{i}."),
-    Rename("classifier.", None),
-)
+SS2D_LINEAR = r"\.(in_proj|out_proj|fc1|fc2|reduction|fc)\.weight$"
 
-VMAMBA_LINEAR = r"\.(in_proj|out_proj|fc1|fc2|reduction|fc)\.weight$"
-
-#: What both generations of the code read in the names of the first release.
-FIRST_RELEASE_ARCHS = ("v0-tiny", "v0-small", "v0-base")
+#: Beginning of a mixer's names, in the first release, the current code and ours.
+MIXER = r"\.blocks\.\d+\.(op|self_attention|mixer)\."

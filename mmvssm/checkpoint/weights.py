@@ -11,8 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .messages import join_names, printable
-from .reading.references import Inert
-from .reading.values import kind_of
+from .reading.unpickler import Inert, kind_of
 
 #: Where files keep moving averages, and where the trained weights themselves ("online").
 EMA_ENTRIES = ("model_ema", "ema_model", "state_dict_ema")

@@ -6,6 +6,7 @@ import datetime
 import decimal
 import enum
 import functools
+import io
 import itertools
 import logging
 import pathlib
@@ -24,17 +25,21 @@ from mmengine.logging import HistoryBuffer
 from mmvssm.checkpoint.words import shown
 from torch import nn
 
-from mmvssm.checkpoint.reading.errors import CheckpointError, HostileFileError
-from mmvssm.checkpoint.reading.operations import Window
-from mmvssm.checkpoint.reading.pickles import Interpreter
-from mmvssm.checkpoint.reading.references import Inert, Reference
-from mmvssm.checkpoint.reading.values import MAX_DEPTH, MAX_OPERATIONS, check_depth
+from mmvssm.checkpoint.messages import printable
+from mmvssm.checkpoint.reading import CheckpointError, HostileFileError, Inert
+from mmvssm.checkpoint.reading.allowlist import Reference
+from mmvssm.checkpoint.reading.unpickler import (
+    MAX_DEPTH,
+    MAX_OPERATIONS,
+    Unpickler,
+    check_depth,
+)
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 
 
 def run(data: bytes):
-    return Interpreter().run(Window(data, 0, len(data)))
+    return Unpickler(io.BytesIO(data), len(data)).load()
 
 
 class Options(dict):
@@ -277,4 +282,4 @@ def test_names_in_messages_are_tame():
     with pytest.raises(HostileFileError) as caught:
         run(b"c\x1b[31m" + b"a" * 1000 + b"\nrun\n)R.")
     assert str(caught.value).isprintable() and len(str(caught.value)) < 200
-    assert shown("a\x00\ud800☃") == r"a\x00\ud800\u2603"
+    assert printable("a\x00\ud800☃") == r"a\x00\ud800\u2603"

@@ -1,13 +1,7 @@
-"""Reading checkpoint files without running anything that stands in them."""
+"""Reading checkpoint files without running any code in them."""
 
 from .errors import CheckpointError, HostileFileError
-from .files import Checkpoint, read_checkpoint
-from .references import Inert
+from .read import Checkpoint, read_checkpoint
+from .unpickler import Inert
 
-__all__ = [
-    "Checkpoint",
-    "CheckpointError",
-    "HostileFileError",
-    "Inert",
-    "read_checkpoint",
-]
+__all__ = ["Checkpoint", "CheckpointError", "HostileFileError", "Inert", "read_checkpoint"]

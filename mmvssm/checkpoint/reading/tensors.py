@@ -14,43 +14,28 @@ import torch
 from torch import Tensor
 
 from ..messages import printable
-from .errors import CheckpointError
-from .references import Inert, Reference
+from .allowlist import Inert, Reference
+from .errors import CheckpointError, damaged
+from .unpickler import is_count
 
 MAX_DIMS = 64  # of torch's loops over tensors
-_MAX_EXTENT = 1 << 40  # of sizes and strides that no element is behind
+_MAX_EXTENT = 1 << 40  # of sizes and strides without elements
 
 _STORAGES = {
-    f"{name}Storage": dtype
-    for name, dtype in dict(
-        Double=torch.float64,
-        Float=torch.float32,
-        Half=torch.float16,
-        BFloat16=torch.bfloat16,
-        Long=torch.int64,
-        Int=torch.int32,
-        Short=torch.int16,
-        Char=torch.int8,
-        Byte=torch.uint8,
-        Bool=torch.bool,
-        ComplexDouble=torch.complex128,
-        ComplexFloat=torch.complex64,
-    ).items()
+    **dict(DoubleStorage=torch.float64, FloatStorage=torch.float32, HalfStorage=torch.float16),
+    **dict(LongStorage=torch.int64, IntStorage=torch.int32, ShortStorage=torch.int16),
+    **dict(CharStorage=torch.int8, ByteStorage=torch.uint8, BoolStorage=torch.bool),
+    **dict(ComplexDoubleStorage=torch.complex128, ComplexFloatStorage=torch.complex64),
+    "BFloat16Storage": torch.bfloat16,
 }
 # Storages that hold no plain numbers, by the bytes of an element.
-_OTHER_STORAGES = {
-    "UntypedStorage": 1,
-    "QInt8Storage": 1,
-    "QUInt8Storage": 1,
-    "QInt32Storage": 4,
-    "QUInt4x2Storage": 1,
-    "QUInt2x4Storage": 1,
-}
+_OTHER_STORAGES = {"UntypedStorage": 1, "QInt8Storage": 1, "QUInt8Storage": 1, "QInt32Storage": 4}
+_OTHER_STORAGES |= {"QUInt4x2Storage": 1, "QUInt2x4Storage": 1}
 
 
 @dataclass(eq=False)
 class Storage:
-    """The numbers behind tensors, as a pickle describes them.
+    """The numbers of tensors, as a pickle describes them.
 
     Attributes:
         key: Its name in the file.
@@ -72,17 +57,8 @@ class Storage:
         return self.numel * self.itemsize
 
 
-@dataclass(frozen=True, eq=False)
-class StorageView:
-    """A part of a storage, as files of torch before 0.4 share them."""
-
-    base: Storage
-    offset: int
-    numel: int
-
-
 class TensorBuilder:
-    """Makes the tensors of a file, first without their numbers, which may stand behind the pickle.
+    """Makes the tensors of a file, first without their numbers, which may come after the pickle.
 
     Attributes:
         storages: What the pickle refers to, by key.
@@ -92,50 +68,45 @@ class TensorBuilder:
         self.storages: dict[str, Storage] = {}
         self._unfilled: list[tuple[Tensor, Storage, int, tuple[int, ...], tuple[int, ...]]] = []
 
-    def rebuilders(self) -> dict[tuple[str, str], Callable[..., Any]]:
-        """What stands for torch's functions that rebuild tensors, by module and name."""
+    def functions(self) -> dict[str, Callable[..., Any]]:
+        """Return functions that replace torch's that rebuild tensors, by their names."""
         makers: dict[str, Callable[..., Any]] = {
-            "_rebuild_tensor": lambda storage, offset, size, stride: self._tensor(
-                storage, offset, size, stride
-            ),
-            "_rebuild_tensor_v2": self._tensor_v2,
-            "_rebuild_tensor_v3": self._tensor_v3,
-            "_rebuild_parameter": lambda data, requires_grad, hooks: data,
-            "_rebuild_parameter_with_state": lambda data, requires_grad, hooks, state: data,
+            "torch._utils._rebuild_tensor": self._tensor,
+            "torch._utils._rebuild_tensor_v2": self._tensor_v2,
+            "torch._utils._rebuild_tensor_v3": self._tensor_v3,
+            "torch._utils._rebuild_parameter": lambda data, *_: data,
+            "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
         }
 
-        def of_subclass(function: Any, cls: Any, arguments: Any, state: Any) -> Any:
-            if isinstance(function, Reference) and isinstance(arguments, tuple):
-                if function.module == "torch._utils" and function.name in makers:
-                    return makers[function.name](*arguments)
-                return Inert(function.origin)
-            raise CheckpointError("is damaged: its pickle makes a tensor in no known way")
+        def of_subclass(function: Reference, cls: Any, arguments: tuple, state: Any) -> Any:
+            make = makers.get(function.origin)
+            return Inert(function.origin) if make is None else make(*arguments)
 
-        return {
-            **{("torch._utils", name): make for name, make in makers.items()},
-            ("torch._tensor", "_rebuild_from_type_v2"): of_subclass,
-            ("torch._tensor", "_rebuild_from_type"): of_subclass,
-            ("torch.tensor", "_rebuild_from_type"): of_subclass,
-        }
+        modules = ("torch._tensor._rebuild_from_type_v2", "torch._tensor._rebuild_from_type")
+        return makers | dict.fromkeys((*modules, "torch.tensor._rebuild_from_type"), of_subclass)
 
     def load(self, pid: Any) -> Any:
-        """The storage of a persistent id ``("storage", type, key, location, numel, ...)``."""
-        if not isinstance(pid, tuple) or not pid:
-            raise CheckpointError("is damaged: it refers to a storage in no known way")
-        if pid[0] == "module" and len(pid) == 4 and isinstance(pid[1], Reference):
+        """Return the storage of a persistent id ``("storage", type, key, location, numel, ...)``.
+
+        Files of torch before 0.4 may name a part of it, which gives storage, offset and length.
+        """
+        if isinstance(pid, tuple) and len(pid) == 4 and pid[0] == "module":
             return pid[1]  # a class with its source text, which torch only warns about
-        if pid[0] != "storage" or len(pid) not in (5, 6):
-            raise CheckpointError("is damaged: it refers to a storage in no known way")
-        _, kind, key, _, numel, *view = pid
-        if not isinstance(key, str) or not _is_count(numel):
-            raise CheckpointError("is damaged: it refers to a storage in no known way")
+        if not (isinstance(pid, tuple) and len(pid) in (5, 6) and pid[0] == "storage"):
+            raise damaged("it refers to a storage in no known way")
+        _, kind, key, _, numel, *part = pid
+        if not isinstance(key, str) or not is_count(numel):
+            raise damaged("it refers to a storage in no known way")
         dtype, itemsize = _element(kind)
         storage = self.storages.setdefault(key, Storage(key, dtype, itemsize, numel))
         if (storage.dtype, storage.itemsize, storage.numel) != (dtype, itemsize, numel):
-            raise CheckpointError(f"is damaged: it describes storage {printable(key)} in two ways")
-        if view and view[0] is not None:
-            return _view(storage, view[0])
-        return storage
+            raise damaged(f"it describes storage {printable(key)} in two ways")
+        if not part or part[0] is None:
+            return storage, 0, numel
+        _, start, length = part[0]
+        if not (is_count(start) and is_count(length)) or dtype is None or start + length > numel:
+            raise damaged(f"a part of storage {printable(key)} leaves it")
+        return storage, start, length
 
     def fill(self) -> None:
         """Give the tensors the numbers of their storages, which have their data by now."""
@@ -143,58 +114,33 @@ class TensorBuilder:
             tensor.set_(storage.data, offset, size, stride)
         self._unfilled.clear()
 
-    def _tensor_v2(
-        self,
-        storage: Any,
-        offset: Any,
-        size: Any,
-        stride: Any,
-        requires_grad: Any,
-        hooks: Any,
-        metadata: Any = None,
-    ) -> Any:
-        if metadata:  # conjugated or negated lazily
+    def _tensor_v2(self, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
+        _requires_grad, _hooks, *metadata = rest
+        if metadata and metadata[0]:  # conjugated or negated lazily
             return Inert("torch.Tensor")
         return self._tensor(storage, offset, size, stride)
 
-    def _tensor_v3(
-        self,
-        storage: Any,
-        offset: Any,
-        size: Any,
-        stride: Any,
-        requires_grad: Any,
-        hooks: Any,
-        dtype: Any,
-        metadata: Any = None,
-    ) -> Any:
-        if metadata:
-            return Inert("torch.Tensor")
+    def _tensor_v3(self, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
+        _requires_grad, _hooks, dtype, *metadata = rest
         if not isinstance(dtype, torch.dtype):
             name = printable(dtype.origin) if isinstance(dtype, Inert) else "unknown type"
             raise CheckpointError(f"holds a tensor of {name}, which this torch does not know")
-        if not _holds_numbers(dtype):
+        if (metadata and metadata[0]) or not _holds_numbers(dtype):
             return Inert("torch.Tensor")
         return self._tensor(storage, offset, size, stride, dtype)
 
     def _tensor(
         self, storage: Any, offset: Any, size: Any, stride: Any, dtype: torch.dtype | None = None
     ) -> Tensor:
-        start = 0
-        if isinstance(storage, StorageView):
-            start, limit, storage = storage.offset, storage.numel, storage.base
-        elif isinstance(storage, Storage):
-            limit = storage.numel
-        else:
-            raise CheckpointError("is damaged: a tensor has no storage")
+        storage, start, limit = storage
         if dtype is None:
             dtype = storage.dtype
             if dtype is None:
-                raise CheckpointError("is damaged: a tensor has numbers of no known type")
+                raise damaged("a tensor has numbers of no known type")
         elif storage.dtype is None:
             limit = storage.nbytes // dtype.itemsize
         elif storage.dtype != dtype:
-            raise CheckpointError("is damaged: a tensor and its storage differ in type")
+            raise damaged("a tensor and its storage differ in type")
         _check_geometry(storage.key, offset, size, stride, limit)
         tensor = torch.empty(0, dtype=dtype, device="cpu")
         self._unfilled.append((tensor, storage, start + offset, tuple(size), tuple(stride)))
@@ -204,10 +150,10 @@ class TensorBuilder:
 def storage_bytes(
     file: BinaryIO, mapped: mmap, start: int, storage: Storage, byteorder: str
 ) -> torch.UntypedStorage:
-    """The bytes of ``storage``, which stand in the file from ``start`` and lie within it.
+    """Return the bytes of ``storage``, which begin at ``start`` and lie within the file.
 
-    They are mapped, not read; those that stand at an address that their type cannot have, or in
-    the byte order of another machine, are copied.
+    They are mapped, not read; those at an address that their type cannot have, or in the byte
+    order of another machine, are copied.
     """
     if not storage.nbytes:
         return torch.UntypedStorage(0)
@@ -225,14 +171,14 @@ def storage_bytes(
     data = torch.empty(storage.nbytes, dtype=torch.uint8, device="cpu")
     file.seek(start)
     if file.readinto(data.numpy()) != storage.nbytes:
-        raise CheckpointError("is cut off")
+        raise damaged("a storage ends early")
     if swap:
         data.numpy().view(np.dtype(f"u{unit}")).byteswap(inplace=True)
     return data.untyped_storage()
 
 
 def _element(kind: Any) -> tuple[torch.dtype | None, int]:
-    """Type and bytes of an element of a storage of the class ``kind``."""
+    """Return type and bytes of an element of a storage of the class ``kind``."""
     if isinstance(kind, Reference) and kind.module in ("torch", "torch.cuda", "torch.storage"):
         if kind.name in _STORAGES:
             return _STORAGES[kind.name], _STORAGES[kind.name].itemsize
@@ -250,38 +196,23 @@ def _holds_numbers(dtype: torch.dtype) -> bool:
     return dtype.is_floating_point or dtype.is_complex or dtype in {*integers, *larger}
 
 
-def _view(storage: Storage, view: Any) -> StorageView:
-    if not (isinstance(view, tuple) and len(view) == 3 and all(map(_is_count, view[1:]))):
-        raise CheckpointError("is damaged: it refers to a part of a storage in no known way")
-    _, offset, numel = view
-    if storage.dtype is None or offset + numel > storage.numel:
-        raise CheckpointError(f"is damaged: a part of storage {printable(storage.key)} leaves it")
-    return StorageView(storage, offset, numel)
-
-
 def _check_geometry(key: str, offset: Any, size: Any, stride: Any, limit: int) -> None:
     """Make sure that a tensor lies within its storage of ``limit`` elements."""
     if not (
         isinstance(size, tuple | list)
         and isinstance(stride, tuple | list)
         and len(size) == len(stride) <= MAX_DIMS
-        and all(map(_is_count, (offset, *size, *stride)))
+        and all(map(is_count, (offset, *size, *stride)))
     ):
-        raise CheckpointError(f"is damaged: a tensor of storage {printable(key)} has no real shape")
+        raise damaged(f"a tensor of storage {printable(key)} has no real shape")
     # bytes that tensors repeat, by a stride of 0, would be a small file's way to a huge memory
     last = offset + sum((n - 1) * step for n, step in zip(size, stride))
     fits = offset <= limit if 0 in size else last < limit and math.prod(size) <= limit
     if not fits:
-        raise CheckpointError(
-            f"is damaged: a tensor of shape {printable(tuple(size))} leaves storage {printable(key)},"
-            f" which has {limit} elements"
+        raise damaged(
+            f"a tensor of shape {printable(tuple(size))} leaves storage {printable(key)}, which has"
+            f" {limit} elements"
         )
-    # these have no elements behind them, but torch multiplies them
+    # torch multiplies these
     if math.prod(n or 1 for n in size) > _MAX_EXTENT or max(stride, default=0) > _MAX_EXTENT:
-        raise CheckpointError(
-            f"is damaged: a tensor of storage {printable(key)} has an absurd shape"
-        )
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 1 << 63
+        raise damaged(f"a tensor of storage {printable(key)} has an absurd shape")

@@ -1,4 +1,4 @@
-"""Reading checkpoint files without running anything that stands in them."""
+"""Reading checkpoint files without running any code in them."""
 
 from __future__ import annotations
 
@@ -18,25 +18,31 @@ from mmvssm.files import Progress
 
 from ..messages import printable
 from .archives import read_pickles, read_zip
-from .errors import CheckpointError, HostileFileError
-from .references import Inert
-from .values import kind_of
+from .errors import CheckpointError, HostileFileError, damaged
+from .unpickler import Inert, kind_of
 
 _SNIFFED = 4096
 _MAX_SAFETENSORS_HEADER = 100_000_000  # of the format
 _MAX_HEADER = 4 << 20  # of networks, with more than ten times what the largest have
-# What other files begin with.
+_PAGE = (
+    "is a web page, not a checkpoint: the download was answered by a page, such as one to log in or"
+    " to confirm; download the file itself"
+)
+_TEXT = "is text, not a checkpoint; download or copy the checkpoint itself"
+#: Beginnings of other files, in small letters.
 _OTHERS = {
+    **dict.fromkeys((b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--"), _PAGE),
+    **dict.fromkeys((b"{", b"["), _TEXT),
     b"version https://git-lfs": (
         "is a pointer of git-lfs, not the file itself: run `git lfs pull` where it comes from"
     ),
     b"\x1f\x8b": "is compressed by gzip: unpack it first",
-    b"BZh": "is compressed by bzip2: unpack it first",
-    b"\xfd7zXZ\0": "is compressed by xz: unpack it first",
+    b"bzh": "is compressed by bzip2: unpack it first",
+    b"\xfd7zxz\0": "is compressed by xz: unpack it first",
     b"\x28\xb5\x2f\xfd": "is compressed by zstd: unpack it first",
     b"7z\xbc\xaf\x27\x1c": "is a 7z archive: unpack it first",
-    b"Rar!": "is a rar archive: unpack it first",
-    b"\x89HDF": "is a file of HDF5, which no project writes its weights in that mmvssm reads",
+    b"rar!": "is a rar archive: unpack it first",
+    b"\x89hdf": "is a file of HDF5, which no project of this package's families writes",
 }
 
 
@@ -61,11 +67,11 @@ class Checkpoint(dict):
 def read_checkpoint(
     path: str | Path, *, trust: bool = False, progress: Progress | None = None
 ) -> Checkpoint:
-    """The content of a checkpoint file, tensors on the CPU.
+    """Return the content of a checkpoint file, tensors on the CPU.
 
-    Nothing of the file is run: only tensors and plain values are made, all other objects (such as
+    No code of the file is run: only tensors and plain values are made, all other objects (such as
     the log buffers of MMEngine's runner and the options of research code) become
-    :class:`~.references.Inert`, and a file that asks to run something is refused. The tensors are
+    :class:`~.allowlist.Inert`, and a file that asks to run something is refused. The tensors are
     mapped into memory, not read, and changing them does not change the file; parameters become
     plain tensors, and tensors that share memory go on to.
 
@@ -75,8 +81,8 @@ def read_checkpoint(
             ``{"state_dict": {name: tensor}, "meta": {...}}``.
         trust: Read by ``torch.load`` what a pickle holds, which runs whatever code is in it.
             Networks in the file become their state dicts.
-        progress: Is called with the bytes that are done and the bytes in all, while the checksums
-            of a zip archive are verified or the storages of an older file are found.
+        progress: Is called with the bytes that are done and the bytes in all, while checksums of
+            a zip archive are verified or storages of an older file are found.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -105,7 +111,7 @@ def read_checkpoint(
 def _read(
     file: BinaryIO, path: Path, trust: bool, progress: Progress | None
 ) -> tuple[Any, mmap | None]:
-    """The content of a file, and the file as it is mapped into memory."""
+    """Return the content of a file, and the file as it is mapped into memory."""
     head = file.read(_SNIFFED)
     size = file.seek(0, 2)
     if not head:
@@ -136,18 +142,8 @@ def _read(
 def _refuse_others(head: bytes) -> None:
     """Name what is often found in place of a checkpoint."""
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")):
-        raise CheckpointError(
-            "is a web page, not a checkpoint: the download was answered by a page, such as one to"
-            " log in or to confirm; download the file itself"
-        )
-    if text.startswith((b"{", b"[")):
-        raise CheckpointError(
-            f"is text, not a checkpoint: {printable(text[:60].decode('latin1'))!r}; download or copy"
-            " the checkpoint itself"
-        )
     for start, message in _OTHERS.items():
-        if head.startswith(start):
+        if text.startswith(start):
             raise CheckpointError(message)
     if head[257:262] == b"ustar":
         raise CheckpointError("is a tar archive: unpack it first")
@@ -158,7 +154,7 @@ def _is_safetensors(head: bytes, size: int) -> bool:
     if head[8:9] != b"{" or length > _MAX_SAFETENSORS_HEADER:
         return False
     if 8 + length > size:
-        raise CheckpointError("is cut off: download or copy it again")
+        raise damaged("its header ends early")
     if length > _MAX_HEADER:
         raise CheckpointError(
             f"has a header of {length} bytes, more than {_MAX_HEADER}, which no checkpoint has;"
@@ -173,9 +169,7 @@ def _read_safetensors(path: Path, mapped: mmap) -> dict:
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             meta = _read_metadata(file.metadata())
     except Exception as error:  # the library has several kinds for damaged files
-        raise CheckpointError(
-            f"is a damaged file of safetensors ({printable(error)}); download or copy it again"
-        ) from None
+        raise damaged(f"as safetensors: {printable(error)}") from None
     # the library has checked the header; its own mapping could not be let go of
     start = 8 + int.from_bytes(mapped[:8], "little")
     header = json.loads(mapped[8:start])
@@ -188,7 +182,7 @@ def _read_safetensors(path: Path, mapped: mmap) -> dict:
 
 
 def _read_metadata(metadata: Mapping[str, str] | None) -> dict[str, Any]:
-    """The text beside the tensors; ours is one JSON, see :func:`write_checkpoint`."""
+    """Return the text of a file; ours is one JSON, see :func:`write_checkpoint`."""
     texts = dict(metadata or {})
     try:
         meta = json.loads(texts.get("meta", ""))

@@ -1,0 +1,317 @@
+"""Pickles read without importing or calling anything that they name.
+
+The standard library's unpickler carries out the operations, in its form in Python, whose every
+operation can be replaced: those that look up names, call, set state or hash are. Tensors come from
+functions that it is given, plain values are made here, and every other object becomes
+:class:`~.allowlist.Inert`.
+"""
+
+from __future__ import annotations
+
+import pickle
+import pickletools
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, BinaryIO, ClassVar
+
+import torch
+
+from ..messages import printable
+from .allowlist import Inert, Reference
+from .errors import CheckpointError, damaged, hostile
+
+#: More operations than the logs, options and optimizer states of any training have.
+MAX_OPERATIONS = 5_000_000
+#: Deeper values would overflow the stack of whatever walks through them.
+MAX_DEPTH = 200
+_NEVER = ", which no checkpoint does"
+_MAX_KEY = 1 << 60  # smaller ints are their own hashes, so that a file cannot make keys collide
+_DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+
+
+class Unpickler(pickle._Unpickler):
+    """Read one pickle.
+
+    Args:
+        file: File at the start of the pickle; after :meth:`load` it is behind it.
+        size: Bytes of the file, which bound what it can ask for.
+        functions: Functions of our own by the names of those in the file that they replace. They
+            take the arguments in the file, whatever these are.
+        load_storage: Maps a persistent id to its value; without it, such ids are errors.
+    """
+
+    def __init__(
+        self,
+        file: BinaryIO,
+        size: int,
+        functions: Mapping[str, Callable[..., Any]] | None = None,
+        load_storage: Callable[[Any], Any] | None = None,
+    ) -> None:
+        super().__init__(file, encoding="latin1")
+        self._file, self._copies_left, self._load_storage = file, size, load_storage
+        self._functions = {**self._own_functions(), **(functions or {})}
+
+    def load(self) -> Any:
+        """Return the value of the pickle.
+
+        Raises:
+            HostileFileError: If the pickle asks to run something.
+            CheckpointError: If it is damaged, or larger or deeper than honest ones are.
+        """
+        start = self._file.tell()
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "invalid escape", DeprecationWarning)
+                # first, as operations ask for memory before they look for what fills it
+                for count, _ in enumerate(pickletools.genops(self._file)):
+                    if count == MAX_OPERATIONS:
+                        raise CheckpointError(
+                            f"holds more than {MAX_OPERATIONS} values beside its weights{_NEVER}"
+                        )
+                self._file.seek(start)
+                value = super().load()
+        except CheckpointError:
+            raise
+        except Exception as error:  # every kind that operations without their values lead to
+            raise damaged(f"{type(error).__name__}: {printable(error)}") from None
+        check_depth(value)
+        return value
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return a reference instead of what has the name."""
+        reference = Reference(module, name)
+        return _DTYPES.get(name, reference) if module == "torch" else reference
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Return a storage."""
+        if self._load_storage is None:
+            raise CheckpointError("keeps values outside the file")
+        return self._load_storage(pid)
+
+    def get_extension(self, code: int) -> None:
+        """Refuse names of Python's registry."""
+        raise hostile(f"run extension {code} of Python's registry")
+
+    def _call(self, function: Any, arguments: Any, is_class: bool = False) -> Any:
+        """Return the value of a call; ``is_class``: only classes are called by this operation."""
+        if not isinstance(function, Reference):
+            if isinstance(function, Inert):
+                raise hostile(f"run a function that it gets from {printable(function.origin)}")
+            raise damaged(f"it calls {kind_of(function)}")
+        if not isinstance(arguments, tuple):
+            raise damaged(f"it calls {printable(function.origin)} in no known way")
+        if function.origin in self._functions:
+            return self._functions[function.origin](*arguments)
+        if not (is_class or function.is_harmless):
+            raise hostile(f"run {printable(function.origin)}")
+        return Inert(function.origin)
+
+    # Operations
+
+    def _instantiate(self, klass: Any, args: list[Any]) -> None:
+        self.append(self._call(klass, tuple(args)))
+
+    def _reduce(self, is_class: bool = False) -> None:
+        arguments = self.stack.pop()
+        self.stack[-1] = self._call(self.stack[-1], arguments, is_class)
+
+    def _new_object(self) -> None:
+        self._reduce(is_class=True)
+
+    def _new_object_with_names(self) -> None:
+        self.stack.pop()
+        self._reduce(is_class=True)
+
+    def _build(self) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, Reference):
+            raise hostile(f"change {printable(target.origin)}")
+        if isinstance(target, Inert) and isinstance(state, dict) and "_parameters" in state:
+            target.is_network = True
+
+    def _set_items(self, items: list[Any] | None = None) -> None:
+        items = self.pop_mark() if items is None else items
+        target = self.stack[-1]
+        if isinstance(target, dict):
+            target.update(zip(map(as_key, items[::2]), items[1::2], strict=True))
+        elif not isinstance(target, Inert):
+            raise damaged(f"it sets items of {kind_of(target)}")
+
+    def _set_item(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._set_items([key, value])
+
+    def _dict_of_items(self) -> None:
+        items = self.pop_mark()
+        self.append({})
+        self._set_items(items)
+
+    def _add_items(self) -> None:
+        items = self.pop_mark()
+        self.stack[-1].update(map(as_key, items))
+
+    def _frozenset(self) -> None:
+        items = self.pop_mark()
+        self.append(frozenset(map(as_key, items)))
+
+    def _buffer(self) -> None:
+        raise CheckpointError("keeps values outside the file")
+
+    dispatch: ClassVar[dict[int, Callable]] = {
+        **pickle._Unpickler.dispatch,
+        pickle.REDUCE[0]: _reduce,
+        pickle.NEWOBJ[0]: _new_object,
+        pickle.NEWOBJ_EX[0]: _new_object_with_names,
+        pickle.BUILD[0]: _build,
+        pickle.SETITEM[0]: _set_item,
+        pickle.SETITEMS[0]: _set_items,
+        pickle.DICT[0]: _dict_of_items,
+        pickle.ADDITEMS[0]: _add_items,
+        pickle.FROZENSET[0]: _frozenset,
+        pickle.NEXT_BUFFER[0]: _buffer,
+        pickle.READONLY_BUFFER[0]: _buffer,
+    }
+
+    # Functions that replace those of Python
+
+    def _own_functions(self) -> dict[str, Callable[..., Any]]:
+        collections = {
+            "builtins.list": list,
+            "builtins.tuple": tuple,
+            "builtins.set": lambda items=(): set(map(as_key, items)),
+            "builtins.frozenset": lambda items=(): frozenset(map(as_key, items)),
+        }
+        return {
+            **{name: partial(self._collection, name, make) for name, make in collections.items()},
+            "builtins.dict": self._dict,
+            "builtins.bytes": self._bytes,
+            "builtins.bytearray": lambda *arguments: bytearray(self._bytes(*arguments)),
+            "builtins.complex": _complex,
+            "builtins.getattr": _get_attribute,
+            "_codecs.encode": self._bytes,
+            "collections.OrderedDict": self._dict,
+            "collections.Counter": self._dict,
+            "collections.defaultdict": lambda _=None, *items: self._dict(*items),
+            "copyreg._reconstructor": lambda cls, base, state: self._object(cls),
+            "copyreg.__newobj__": self._object,
+            "copyreg.__newobj_ex__": lambda cls, arguments, named: self._object(cls),
+            "torch.Size": _size,
+            "torch.device": _device,
+        }
+
+    def _copy(self, items: Any) -> Any:
+        """Count what is copied, lest a small file ask for copies of copies."""
+        self._copies_left -= len(items)
+        if self._copies_left < 0:
+            raise CheckpointError("asks for more memory than its size explains")
+        return items
+
+    def _collection(self, name: str, make: Callable[..., Any], *arguments: Any) -> Any:
+        if not arguments:
+            return make()
+        if len(arguments) > 1 or not isinstance(arguments[0], list | tuple | set | frozenset):
+            return Inert(name)
+        return make(self._copy(arguments[0]))
+
+    def _dict(self, items: Any = ()) -> Any:
+        if isinstance(items, dict):
+            return dict(self._copy(items))
+        if not isinstance(items, list | tuple):
+            return Inert("builtins.dict")
+        return {as_key(key): value for key, value in self._copy(items)}
+
+    def _bytes(self, text: Any = b"", encoding: Any = "latin1") -> bytes:
+        if isinstance(text, bytes | bytearray):
+            return bytes(self._copy(text))
+        if isinstance(text, str) and encoding in ("latin1", "latin-1"):
+            return self._copy(text).encode("latin1")
+        raise damaged("it makes bytes in no known way")
+
+    def _object(self, cls: Any, *arguments: Any) -> Any:
+        if isinstance(cls, Reference) and cls.module == "copyreg":  # which would never end
+            raise damaged("it makes an object of no class")
+        return self._call(cls, arguments, is_class=True)
+
+
+def _complex(*arguments: Any) -> Any:
+    if len(arguments) == 2 and all(isinstance(part, float) for part in arguments):
+        return complex(*arguments)
+    return Inert("builtins.complex")
+
+
+def _size(sizes: Any = ()) -> Any:
+    if isinstance(sizes, tuple | list) and all(map(is_count, sizes)):
+        return torch.Size(sizes)
+    return Inert("torch.Size")
+
+
+def _device(kind: Any = None, index: Any = None) -> Any:
+    if isinstance(kind, str) and (index is None or type(index) is int):
+        try:
+            return torch.device(kind if index is None else f"{kind}:{index}")
+        except RuntimeError:  # of a kind that this torch does not know
+            return Inert("torch.device")
+    return Inert("torch.device")
+
+
+def _get_attribute(owner: Any, name: Any, *_: Any) -> Any:
+    """Return a name for ``getattr``, by which methods and members of enumerations are stored."""
+    if isinstance(owner, Reference):  # dots in names are judged where references are made
+        return Reference(owner.module, f"{owner.name}.{name}")
+    if isinstance(owner, Inert):  # methods of objects, such as those of logs and schedules
+        return Inert(f"{owner.origin}.{name}")
+    raise hostile(f"run getattr on {kind_of(owner)}")
+
+
+def as_key(key: Any) -> Any:
+    """Return ``key`` if it is plain; deep or colliding ones would hang or crash on hashing."""
+    if key is None or isinstance(key, str | bytes | float):
+        return key
+    if isinstance(key, int) and -_MAX_KEY < key < _MAX_KEY:
+        return key
+    return Inert(f"builtins.{type(key).__name__}")
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value can be a size, a stride or an offset."""
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def kind_of(value: Any) -> str:
+    """Describe a value for a message."""
+    if isinstance(value, Reference):
+        return f"a reference to {printable(value.origin)}"
+    if isinstance(value, Inert):
+        return f"an object of {printable(value.origin)}"
+    return f"a value of type {type(value).__name__}"
+
+
+def check_depth(value: Any) -> None:
+    """Make sure that programs can walk through ``value``.
+
+    Raises:
+        CheckpointError: If it contains itself, if it is nested more than ``MAX_DEPTH`` deep, or
+            if the same values are in so many places that walking through it would not end.
+    """
+    _measure(value, 0, {})
+
+
+def _measure(value: Any, depth: int, done: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
+    """Return how deep a value is nested, and how many values a walk through it sees."""
+    if type(value) not in (dict, list, tuple):
+        return 0, 1
+    if id(value) not in done:
+        if depth == MAX_DEPTH:
+            raise CheckpointError(f"nests values more than {MAX_DEPTH} deep{_NEVER}")
+        done[id(value)] = None
+        parts = value.values() if isinstance(value, dict) else value
+        measures = [_measure(part, depth + 1, done) for part in parts]
+        height = 1 + max((height for height, _ in measures), default=0)
+        done[id(value)] = height, 1 + sum(count for _, count in measures)
+    measure = done[id(value)]
+    if measure is None:
+        raise CheckpointError(f"nests values within themselves{_NEVER}")
+    if depth + measure[0] > MAX_DEPTH or measure[1] > MAX_OPERATIONS:
+        raise CheckpointError(f"repeats the same values too often or too deep{_NEVER}")
+    return measure

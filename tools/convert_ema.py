@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import signal
 import sys
 import time
@@ -25,12 +26,12 @@ from mmvssm.checkpoint import (
     find_weights,
     output_path,
     read_checkpoint,
-    restore,
     smoke_test,
+    to_original,
     write_checkpoint,
 )
-from mmvssm.checkpoint.messages import join_names
 from mmvssm.engine.cli import fail
+from mmvssm.messages import join_names, printable
 
 EXAMPLES = """examples:
   a released classifier, for tools/test.py or as the start of a training (load_from):
@@ -43,6 +44,8 @@ EXAMPLES = """examples:
   the weights of a training with EMAHook: their average, or as they were trained:
     python tools/convert_ema.py work_dirs/NAME/epoch_300.pth averaged.pth --weights ema
     python tools/convert_ema.py work_dirs/NAME/epoch_300.pth trained.pth --weights online
+  weights of a family that a project of yours declares, see mmvssm.families.register_family:
+    python tools/convert_ema.py snake_tiny.pth snake.pth --import snake_vmamba
   weights trained here, for the original project's code:
     python tools/convert_ema.py work_dirs/NAME/epoch_300.pth vmamba-original.pth --reverse
 
@@ -67,8 +70,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "source",
         metavar="SRC",
-        help="checkpoint: of VMamba, EfficientVMamba, MSVMamba, LocalMamba or Vim, or of a training"
-        " with OpenMMLab (.pth, .pt, .ckpt, .safetensors)",
+        help="checkpoint: a released file of one of the families, or of a training with OpenMMLab"
+        " (.pth, .pt, .ckpt, .safetensors)",
     )
     parser.add_argument(
         "target",
@@ -82,6 +85,15 @@ def parse_args() -> argparse.Namespace:
         metavar="ARCH",
         help="hold the weights against this arch instead of the one found, e.g. tiny-s1l8 or "
         "local_vim/small-searched, or against the model of a config file (.py), heads included",
+    )
+    parser.add_argument(
+        "--import",
+        dest="modules",
+        metavar="MODULE",
+        action="append",
+        default=[],
+        help="import this module first, which declares a family of a project of your own; may be "
+        "given several times (custom_imports of an --arch CONFIG.py are imported, too)",
     )
     parser.add_argument(
         "--weights",
@@ -167,6 +179,18 @@ def until_complete(progress: Callable[[int, int], None]) -> Callable[[int, int],
     return show
 
 
+def import_family(module: str) -> None:
+    """Import a module of the user's, from the working directory or where Python finds it."""
+    sys.path.insert(0, "")
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # whatever the module raises
+        raise ValueError(
+            f"--import must name a module that can be imported, got {module!r}:"
+            f" {printable(error, 200)}"
+        ) from None
+
+
 def size_of(path: Path) -> str:
     """Size of a file in megabytes."""
     return f"{path.stat().st_size / 1e6:.1f} MB"
@@ -184,7 +208,7 @@ def describe(converted: Converted, checkpoint: Checkpoint) -> Iterator[str]:
     also = f"; the file also has {', '.join(others)}" if others else ""
     yield f"took     {kinds[weights.kind]} from {weights.place}{also}"
     options = "".join(f", {name}={value!r}" for name, value in found.options.items())
-    yield f"found    mmvssm.{found.type}, arch={found.arch!r}{options}: a {converted.source}"
+    yield f"found    {found.family.type}, arch={found.arch!r}{options}: a {converted.source}"
     if found.others:
         yield (
             f"         {', '.join(map(repr, found.others))} has the same shapes, so say"
@@ -193,10 +217,10 @@ def describe(converted: Converted, checkpoint: Checkpoint) -> Iterator[str]:
     count = sum(value.numel() for value in converted.state_dict.values())
     heads = [key for key in converted.state_dict if not key.startswith("backbone.")]
     what = "none missing or left over"
-    if heads and converted.content != "classifier" and not converted.is_whole:
+    if heads and converted.content != "classifier" and not converted.heads_checked:
         what = (
-            f"none of the backbone missing or left over; the {len(heads)} beside it are compared"
-            " with a model if --arch names its config"
+            f"none of the backbone missing or left over; the {len(heads)} others are compared with"
+            " a model if --arch names its config"
         )
     yield f"checked  {len(converted.state_dict)} tensors, {count:,} numbers, all finite: {what}"
     if converted.content in ("detector", "segmentor") and converted.content != converted.source:
@@ -204,9 +228,10 @@ def describe(converted: Converted, checkpoint: Checkpoint) -> Iterator[str]:
     elif converted.content != converted.source:
         yield f"made     a {converted.content} of it"
     if converted.unused:
-        yield f"         left out, as the product has no use for them: {join_names(converted.unused)}"
-    if converted.fresh:
-        layers = dict.fromkeys(key.rpartition(".")[0] for key in converted.fresh)
+        names = join_names(converted.unused)
+        yield f"         left out, as the product has no use for them: {names}"
+    if converted.reinitialised:
+        layers = dict.fromkeys(key.rpartition(".")[0] for key in converted.reinitialised)
         yield f"         not in the file, so at their start: {', '.join(layers)}"
 
 
@@ -220,6 +245,8 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are no text
     warnings.formatwarning = lambda message, *_: f"convert_ema.py: warning: {message}\n"
     try:
+        for module in args.modules:
+            import_family(module)
         place = output_path(args.target, source)
         if args.reverse and place.suffix == ".safetensors":
             raise ValueError("the original projects read no .safetensors: let DST end in .pth")
@@ -243,7 +270,7 @@ def main() -> None:
             words = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
             print(f"ran      once in {time.perf_counter() - start:.1f} s, all finite: {words}")
         if args.reverse:
-            content = restore(converted)
+            content = to_original(converted)
         else:
             content = dict(meta=converted.meta, state_dict=converted.state_dict)
         with bar("writing", checkpoint) as progress:

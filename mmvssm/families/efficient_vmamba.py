@@ -7,7 +7,7 @@ from mmvssm.models import EfficientVMamba
 
 from .family import Family, register_family
 from .rules import Rename, Rewrite, has
-from .stages import FIRST_RELEASE, STEM_AND_STAGES, TASKS
+from .stages import FIRST_RELEASE, STEM_AND_STAGES, TASKS, read_options
 
 # Stages of inverted residuals are flat sequences: item 0 changes the layout, the blocks follow,
 # then another change of layout and, except in the last stage, the downsampling.
@@ -70,6 +70,7 @@ register_family(
         tasks=TASKS,
         linear=r"\.(in_proj|out_proj|mlp\.fc1|mlp\.fc2|reduction|fc)\.weight$",
         first_release=FIRST_RELEASE,
+        read_options=read_options,
         sign=r"layers\.\d+\.\d+\.conv_(pw|dw|pw2)\."
         r"|\.blocks\.\d+\.(conv_branch|se|mixer\.conv_branch|mixer\.ss2d|expand|project)\.",
     )

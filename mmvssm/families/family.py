@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from mmvssm.registry import MODELS
 from .rules import Rule
 
 Rules = tuple[Rule, ...]
+Shapes = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class ScanCost:
         return elements * (self.per_state * d_state + self.per_element)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Family:
     """A family of backbones, declared once.
 
@@ -80,7 +81,8 @@ class Family:
         sign: Expression of keys that only this family's blocks have, in original names or ours.
         scan: Expression of keys by which a block is known that shows no family's ``sign``.
         variants: Options of the backbone that give its blocks further weights.
-        rope_options: Options of networks with a rotary embedding that their arch does not have.
+        read_options: Maps shapes by our key and the fields of an arch to the options that a
+            backbone of the arch needs to have these shapes.
         dense_options: Maps the backbone of a classifier and ``'detector'`` or ``'segmentor'`` to
             the options that the backbone has in our configs, beyond the defaults.
         released: Files that the authors released.
@@ -105,7 +107,7 @@ class Family:
     sign: str | None = None
     scan: str | None = None
     variants: tuple[Mapping[str, Any], ...] = ()
-    rope_options: Mapping[str, Any] = field(default_factory=dict)
+    read_options: Callable[[Shapes, Mapping[str, Any]], dict[str, Any]] = lambda shapes, arch: {}
     dense_options: Callable[[nn.Module, str], dict[str, Any]] = lambda backbone, content: {}
     released: tuple[Released, ...] = ()
     cost: ScanCost = ScanCost()
@@ -139,7 +141,7 @@ def register_family(family: Family) -> Family:
         ValueError: If another family has the name or the class.
     """
     for other in FAMILIES.values():
-        if other != family and (
+        if other is not family and (
             other.name == family.name or other.backbone.__name__ == family.backbone.__name__
         ):
             raise ValueError(

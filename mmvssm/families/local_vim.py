@@ -7,7 +7,16 @@ from torch import nn
 from mmvssm.models import LocalVim
 
 from .family import Family, Released, ScanCost, register_family
-from .layers import CLASSIFICATION, EMBEDDINGS, LINEAR, MIXER, count_parts, map_options, plain_dense
+from .layers import (
+    CLASSIFICATION,
+    EMBEDDINGS,
+    LINEAR,
+    MIXER,
+    count_parts,
+    map_options,
+    plain_dense,
+    read_options,
+)
 from .pyramids import LOCAL_VIM_DETECTOR
 from .rules import Rename
 
@@ -41,6 +50,7 @@ register_family(
         count_parts=count_parts,
         detector=LOCAL_VIM_DETECTOR,
         detector_key=("neck.fpn1.0.weight", "neck.levels.x4.deconv1.weight"),
+        read_options=read_options,
         sign=rf"{MIXER}(A_log|D|conv1d|x_proj|dt_proj)_\d+(\.|$)|{MIXER}(attn|multi_scan|merge)\.",
         variants=(dict(norm="ln"), dict(directions="search")),
         dense_options=_dense_options,

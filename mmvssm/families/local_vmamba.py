@@ -4,7 +4,7 @@ from mmvssm.models import LocalVMamba
 
 from .family import Family, Released, register_family
 from .rules import Rename
-from .stages import FIRST_RELEASE, MIXER, SS2D_LINEAR, SS2D_TRUNK, TASKS
+from .stages import FIRST_RELEASE, MIXER, SS2D_LINEAR, SS2D_TRUNK, TASKS, read_options
 
 register_family(
     Family(
@@ -14,6 +14,7 @@ register_family(
         tasks=TASKS,
         linear=SS2D_LINEAR,
         first_release=FIRST_RELEASE,
+        read_options=read_options,
         sign=rf"{MIXER}(multi_scan|merge)\.",
         released=(
             Released(

@@ -4,7 +4,7 @@ from mmvssm.models import MSVMamba
 
 from .family import Family, register_family
 from .rules import Rename
-from .stages import FIRST_RELEASE, MIXER, SS2D_TRUNK, TASKS
+from .stages import FIRST_RELEASE, MIXER, SS2D_TRUNK, TASKS, read_options
 
 register_family(
     Family(
@@ -24,6 +24,7 @@ register_family(
         # the detectors and segmentors of the first version read one, those of the third the other
         container=("model", "model_ema"),
         first_release=FIRST_RELEASE,
+        read_options=read_options,
         sign=rf"{MIXER}(conv2d_b1|small_conv2d)\.|\.blocks\.\d+\.convFFN\.",
     )
 )

@@ -1,6 +1,7 @@
 """Vim."""
 
 from collections.abc import Collection
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -8,7 +9,16 @@ from torch import nn
 from mmvssm.models import Vim
 
 from .family import Family, ScanCost, register_family
-from .layers import CLASSIFICATION, EMBEDDINGS, LINEAR, MIXER, count_parts, map_options, plain_dense
+from .layers import (
+    CLASSIFICATION,
+    EMBEDDINGS,
+    LINEAR,
+    MIXER,
+    count_parts,
+    map_options,
+    plain_dense,
+    read_options,
+)
 from .rules import Rename, Rewrite
 
 
@@ -60,7 +70,7 @@ register_family(
         scan=rf"{MIXER}A_logs?$",
         variants=(dict(norm="ln"),),
         # the first Vim had its class token before all patches, and added scans up
-        rope_options=dict(divide_out=False, cls_token="head"),
+        read_options=partial(read_options, rope_options=dict(divide_out=False, cls_token="head")),
         dense_options=_dense_options,
         cost=ScanCost(per_element=2),
     )

@@ -3,7 +3,7 @@
 from mmvssm.models import VMamba
 
 from .family import Family, Released, ScanCost, register_family
-from .stages import FIRST_RELEASE, MIXER, SS2D_LINEAR, SS2D_TRUNK, TASKS
+from .stages import FIRST_RELEASE, MIXER, SS2D_LINEAR, SS2D_TRUNK, TASKS, read_options
 
 _URL = "https://github.com/MzeroMiko/VMamba/releases/download/%23"
 _ADE = "4xb4-160k_ade20k-512x512"
@@ -50,6 +50,7 @@ register_family(
         container=("model",),
         first_release=FIRST_RELEASE,
         first_release_archs=("v0-tiny", "v0-small", "v0-base"),
+        read_options=read_options,
         scan=rf"{MIXER}A_logs$",
         released=tuple(Released(config, f"{_URL}{file}.pth") for config, file in _RELEASED.items()),
         cost=ScanCost(precision=2e-4),

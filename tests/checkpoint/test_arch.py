@@ -8,9 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-
-import mmvssm.models
-from mmvssm.checkpoint import KEY_MAPS, map_state_dict
 from mmvssm.checkpoint.arch.find import (
     TYPES,
     ArchError,
@@ -21,6 +18,9 @@ from mmvssm.checkpoint.arch.find import (
     find_family,
 )
 from mmvssm.checkpoint.arch.shapes import compare, ratio, shapes_of
+
+import mmvssm.models
+from mmvssm.checkpoint import KEY_MAPS, map_state_dict
 
 TESTS = Path(__file__).parents[1]
 #: Type and arch by list of keys, None for variants without a name.

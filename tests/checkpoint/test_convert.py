@@ -9,7 +9,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint
 
 import mmvssm.models
-from mmvssm.checkpoint import convert, restore, smoke_test, write_checkpoint
+from mmvssm.checkpoint import convert, smoke_test, to_original, write_checkpoint
 from mmvssm.models import LocalVim, Vim
 from mmvssm.registry import MODELS
 
@@ -62,7 +62,7 @@ def test_a_classifier_starts_the_models_of_the_configs(name):
     for key in wanted.keys() - resized:
         assert converted.state_dict[key].shape == wanted[key].shape
     for key, value in converted.state_dict.items():
-        is_new = key in converted.fresh
+        is_new = key in converted.reinitialised
         assert is_new == (".norm" in key[:14])
         assert (value == float(is_new and key.endswith("weight"))).all()
     assert converted.meta["mmvssm"]["content"] == content
@@ -75,8 +75,8 @@ def test_the_layers_alone():
     weights = classifier_of("VMamba", "v0-tiny")
     converted = convert(weights, to="backbone")
     rest = {key for key in weights if key.startswith(("head.", "backbone.norm3"))}
-    assert converted.state_dict.keys() == weights.keys() - rest and not converted.fresh
-    (entry, layers), *_ = restore(converted).items()
+    assert converted.state_dict.keys() == weights.keys() - rest and not converted.reinitialised
+    (entry, layers), *_ = to_original(converted).items()
     # what the authors' detectors start from has no prefix, and the names of the first release
     assert entry == "model" and "layers.0.blocks.0.self_attention.Ds" in layers
 
@@ -97,7 +97,7 @@ def test_names_for_weights_trained_here(content, heads, arch, name):
         weights = {key: value for key, value in weights.items() if not key.startswith("head.")}
     converted = convert({**weights, **heads})
     assert converted.content == content and converted.names is None
-    (restored,) = restore(converted).values()
+    (restored,) = to_original(converted).values()
     prefix = "backbone." if heads else ""
     assert f"{prefix}layers.0.blocks.0.{name}.Ds" in restored
     # what was converted goes back as it came, whatever its arch
@@ -107,7 +107,7 @@ def test_names_for_weights_trained_here(content, heads, arch, name):
     meta = dict(again.meta["mmvssm"], names="current")
     product = convert(dict(state_dict=again.state_dict, meta=dict(mmvssm=meta)))
     assert product.names == "current"
-    (restored,) = restore(product).values()
+    (restored,) = to_original(product).values()
     assert f"{prefix}layers.0.blocks.0.op.Ds" in restored
 
 
@@ -118,7 +118,7 @@ def test_out_norms_of_a_file_stay():
     layers = {k: v for k, v in weights.items() if ".norm3" not in k and "head" not in k}
     for to in (None, "backbone", "detector", "segmentor"):
         converted = convert({**layers, **norms}, to=to)
-        assert converted.source == "backbone" and not converted.fresh
+        assert converted.source == "backbone" and not converted.reinitialised
         assert all(converted.state_dict[key] is value for key, value in norms.items())
 
 
@@ -130,7 +130,7 @@ def test_class_rows_do_not_go_back_to_segmentors():
     weights["decode_head.conv_seg.weight"] = torch.ones(3, 4, 1, 1)
     converted = convert(dict(state_dict=weights))
     assert converted.content == "segmentor"
-    table = restore(converted)["state_dict"]["backbone.pos_embed"]
+    table = to_original(converted)["state_dict"]["backbone.pos_embed"]
     rows = weights["backbone.pos_embed"]
     assert torch.equal(table, torch.cat([rows[:, :8], rows[:, 9:]], 1))
 
@@ -176,7 +176,7 @@ def test_heads_are_held_against_a_config(config, content):
     init_default_scope(config.default_scope)
     weights = MODELS.build(config.model).state_dict()
     converted = convert(weights, arch=path)
-    assert converted.is_whole and converted.content == content
+    assert converted.heads_checked and converted.content == content
     assert converted.state_dict.keys() == weights.keys()
     last = list(weights)[-1]
     assert not last.startswith("backbone.")

@@ -22,18 +22,12 @@ import pytest
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import HistoryBuffer
-from mmvssm.checkpoint.words import shown
 from torch import nn
 
-from mmvssm.checkpoint.messages import printable
 from mmvssm.checkpoint.reading import CheckpointError, HostileFileError, Inert
 from mmvssm.checkpoint.reading.allowlist import Reference
-from mmvssm.checkpoint.reading.unpickler import (
-    MAX_DEPTH,
-    MAX_OPERATIONS,
-    Unpickler,
-    check_depth,
-)
+from mmvssm.checkpoint.reading.unpickler import MAX_DEPTH, MAX_OPERATIONS, Unpickler
+from mmvssm.messages import printable
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 
@@ -81,19 +75,11 @@ PLAIN = [
     1 << 200,
     1.5,
     float("inf"),
-    1 + 2j,
     "äö☃\n",
     "",
-    b"\x00\xff\n",
-    b"",
-    bytearray(b"ab"),
     [1, [2]],
     (1, (2, 3), ()),
-    {"a": {1: 2.5, None: False, b"b": ()}},
-    {1, "a"},
-    frozenset((1, 2.5)),
-    torch.Size([1, 2]),
-    torch.device("cuda", 1),
+    {"a": {1: 2.5, None: False, 3: ()}},
     torch.bfloat16,
 ]
 
@@ -127,6 +113,11 @@ OBJECTS = {
     "log buffer": HistoryBuffer([1.0, 2.0], [1, 1]),
     "MMEngine's config": Config(dict(a=dict(b=1))),
     "MMEngine's dict": ConfigDict(a=dict(b=[1])),
+    "set": {1, "a"},
+    "frozen set": frozenset((1, 2.5)),
+    "complex number": 1 + 2j,
+    "size": torch.Size([1, 2]),
+    "device": torch.device("cuda", 1),
     "array": np.arange(5.0),
     "array of columns": np.asfortranarray(np.ones((2, 3))),
     "array of objects": np.array([1, "a", None], dtype=object),
@@ -213,19 +204,19 @@ def test_depth():
     value = []
     for _ in range(MAX_DEPTH - 1):
         value = [value, 1]
-    check_depth(value)
-    check_depth([[1, 2, 3]] * 1000)
+    assert run(pickle.dumps(value)) == value
+    assert run(pickle.dumps([[1, 2, 3]] * 1000)) == [[1, 2, 3]] * 1000
     with pytest.raises(CheckpointError, match="deep"):
-        check_depth([value])
+        run(pickle.dumps([value]))
     shared = [()]
     for _ in range(60):
         shared = [shared, shared]
     with pytest.raises(CheckpointError, match="repeats the same values"):
-        check_depth(shared)
+        run(pickle.dumps(shared))
     value = {}
     value["a"] = [value]
     with pytest.raises(CheckpointError, match="within themselves"):
-        check_depth(value)
+        run(pickle.dumps(value))
 
 
 def test_number_of_operations():
@@ -241,14 +232,10 @@ def test_number_of_operations():
         ("builtins", "eval"),
         ("__builtin__", "execfile"),
         ("importlib.util", "find_spec"),
-        ("torch.hub", "load"),
-        ("torch", "load"),
-        ("torch.load", "a"),
-        ("torch", "hub.load"),
-        ("numpy", "load"),
+        ("builtins", "print"),
         ("subprocess", "Popen"),
         ("logging", "os.system"),
-        ("logging.config", "dictConfig"),
+        ("types", "FunctionType"),
         ("a", "Class.__init__.__globals__"),
     ],
 )
@@ -264,6 +251,10 @@ def test_references_that_run_things(module, name):
         ("osmnx", "Graph", True),  # not os
         ("timm.models._registry", "_Entry", True),
         ("torch.nn.functional", "relu", False),
+        ("torch", "load", False),
+        ("torch.hub", "load", False),
+        ("numpy", "load", False),
+        ("logging.config", "dictConfig", False),
         ("a", "Class.method", False),
         ("numpy.core.multiarray", "_reconstruct", True),
         ("numpy.core.multiarray", "fromfile", False),

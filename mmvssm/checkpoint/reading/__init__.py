@@ -1,7 +1,6 @@
 """Reading checkpoint files without running any code in them."""
 
-from .errors import CheckpointError, HostileFileError
+from .allowlist import CheckpointError, HostileFileError, Inert
 from .read import Checkpoint, read_checkpoint
-from .unpickler import Inert
 
 __all__ = ["Checkpoint", "CheckpointError", "HostileFileError", "Inert", "read_checkpoint"]

@@ -3,58 +3,46 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from mmap import mmap
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..messages import printable
-from .allowlist import Inert, Reference
-from .errors import CheckpointError, damaged
-from .unpickler import is_count
+from mmvssm.messages import printable
+
+from .allowlist import CheckpointError, Inert, Reference, damaged
 
 MAX_DIMS = 64  # of torch's loops over tensors
 _MAX_EXTENT = 1 << 40  # of sizes and strides without elements
 
+#: Types of the elements of storages; None where the tensors tell.
 _STORAGES = {
     **dict(DoubleStorage=torch.float64, FloatStorage=torch.float32, HalfStorage=torch.float16),
     **dict(LongStorage=torch.int64, IntStorage=torch.int32, ShortStorage=torch.int16),
     **dict(CharStorage=torch.int8, ByteStorage=torch.uint8, BoolStorage=torch.bool),
     **dict(ComplexDoubleStorage=torch.complex128, ComplexFloatStorage=torch.complex64),
-    "BFloat16Storage": torch.bfloat16,
+    **dict(BFloat16Storage=torch.bfloat16, UntypedStorage=None),
+    # these hold no plain numbers
+    **dict.fromkeys(("QInt8Storage", "QUInt8Storage", "QUInt4x2Storage", "QUInt2x4Storage")),
 }
-# Storages that hold no plain numbers, by the bytes of an element.
-_OTHER_STORAGES = {"UntypedStorage": 1, "QInt8Storage": 1, "QUInt8Storage": 1, "QInt32Storage": 4}
-_OTHER_STORAGES |= {"QUInt4x2Storage": 1, "QUInt2x4Storage": 1}
 
 
 @dataclass(eq=False)
 class Storage:
-    """The numbers of tensors, as a pickle describes them.
-
-    Attributes:
-        key: Its name in the file.
-        dtype: Of its elements; ``None`` if the tensors tell, or cannot be read.
-        itemsize: Bytes of an element.
-        numel: Number of elements.
-        data: The bytes, once they are found.
-    """
+    """The numbers of tensors, as a pickle describes them; ``data`` are the bytes, once found."""
 
     key: str
     dtype: torch.dtype | None
-    itemsize: int
     numel: int
     data: torch.UntypedStorage | None = None
 
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
-        return self.numel * self.itemsize
+        return self.numel * (1 if self.dtype is None else self.dtype.itemsize)
 
 
 class TensorBuilder:
@@ -86,27 +74,25 @@ class TensorBuilder:
         return makers | dict.fromkeys((*modules, "torch.tensor._rebuild_from_type"), of_subclass)
 
     def load(self, pid: Any) -> Any:
-        """Return the storage of a persistent id ``("storage", type, key, location, numel, ...)``.
+        """Return the storage of a persistent id ``("storage", type, key, location, numel)``.
 
-        Files of torch before 0.4 may name a part of it, which gives storage, offset and length.
+        Files of torch before 1.6 have a sixth value, which before 0.4 was a part of the storage.
         """
         if isinstance(pid, tuple) and len(pid) == 4 and pid[0] == "module":
             return pid[1]  # a class with its source text, which torch only warns about
         if not (isinstance(pid, tuple) and len(pid) in (5, 6) and pid[0] == "storage"):
             raise damaged("it refers to a storage in no known way")
         _, kind, key, _, numel, *part = pid
-        if not isinstance(key, str) or not is_count(numel):
+        if not isinstance(key, str) or not _is_count(numel) or part not in ([], [None]):
             raise damaged("it refers to a storage in no known way")
-        dtype, itemsize = _element(kind)
-        storage = self.storages.setdefault(key, Storage(key, dtype, itemsize, numel))
-        if (storage.dtype, storage.itemsize, storage.numel) != (dtype, itemsize, numel):
+        if not isinstance(kind, Reference) or kind.name not in _STORAGES:
+            name = printable(kind.origin) if isinstance(kind, Inert) else "no known type"
+            raise CheckpointError(f"holds numbers of {name}, which cannot be read")
+        dtype = _STORAGES[kind.name]
+        storage = self.storages.setdefault(key, Storage(key, dtype, numel))
+        if (storage.dtype, storage.numel) != (dtype, numel):
             raise damaged(f"it describes storage {printable(key)} in two ways")
-        if not part or part[0] is None:
-            return storage, 0, numel
-        _, start, length = part[0]
-        if not (is_count(start) and is_count(length)) or dtype is None or start + length > numel:
-            raise damaged(f"a part of storage {printable(key)} leaves it")
-        return storage, start, length
+        return storage
 
     def fill(self) -> None:
         """Give the tensors the numbers of their storages, which have their data by now."""
@@ -125,75 +111,39 @@ class TensorBuilder:
         if not isinstance(dtype, torch.dtype):
             name = printable(dtype.origin) if isinstance(dtype, Inert) else "unknown type"
             raise CheckpointError(f"holds a tensor of {name}, which this torch does not know")
-        if (metadata and metadata[0]) or not _holds_numbers(dtype):
+        if (metadata and metadata[0]) or str(dtype).startswith(("torch.q", "torch.bits")):
             return Inert("torch.Tensor")
         return self._tensor(storage, offset, size, stride, dtype)
 
     def _tensor(
         self, storage: Any, offset: Any, size: Any, stride: Any, dtype: torch.dtype | None = None
     ) -> Tensor:
-        storage, start, limit = storage
-        if dtype is None:
-            dtype = storage.dtype
-            if dtype is None:
-                raise damaged("a tensor has numbers of no known type")
-        elif storage.dtype is None:
-            limit = storage.nbytes // dtype.itemsize
-        elif storage.dtype != dtype:
+        known = storage.dtype if dtype is None else dtype
+        if known is None or storage.dtype not in (None, known):
             raise damaged("a tensor and its storage differ in type")
-        _check_geometry(storage.key, offset, size, stride, limit)
-        tensor = torch.empty(0, dtype=dtype, device="cpu")
-        self._unfilled.append((tensor, storage, start + offset, tuple(size), tuple(stride)))
+        _check_geometry(storage.key, offset, size, stride, storage.nbytes // known.itemsize)
+        tensor = torch.empty(0, dtype=known, device="cpu")
+        self._unfilled.append((tensor, storage, offset, tuple(size), tuple(stride)))
         return tensor
 
 
 def storage_bytes(
-    file: BinaryIO, mapped: mmap, start: int, storage: Storage, byteorder: str
+    file: BinaryIO, mapped: mmap, start: int, storage: Storage
 ) -> torch.UntypedStorage:
     """Return the bytes of ``storage``, which begin at ``start`` and lie within the file.
 
-    They are mapped, not read; those at an address that their type cannot have, or in the byte
-    order of another machine, are copied.
+    They are mapped, not read; those at an address that their type cannot have are copied.
     """
     if not storage.nbytes:
         return torch.UntypedStorage(0)
-    unit = storage.itemsize
-    if storage.dtype is None:
-        unit = 8  # the tensors' types are not known here
-    elif storage.dtype.is_complex:
-        unit //= 2
-    if byteorder != sys.byteorder and storage.dtype is None:
-        raise CheckpointError("holds numbers in another machine's byte order and of a rare type")
-    swap = byteorder != sys.byteorder and unit > 1
-    if not swap and start % unit == 0:
+    if start % (8 if storage.dtype is None else storage.dtype.itemsize) == 0:
         data = torch.frombuffer(mapped, dtype=torch.uint8, count=storage.nbytes, offset=start)
         return data.untyped_storage()
     data = torch.empty(storage.nbytes, dtype=torch.uint8, device="cpu")
     file.seek(start)
     if file.readinto(data.numpy()) != storage.nbytes:
         raise damaged("a storage ends early")
-    if swap:
-        data.numpy().view(np.dtype(f"u{unit}")).byteswap(inplace=True)
     return data.untyped_storage()
-
-
-def _element(kind: Any) -> tuple[torch.dtype | None, int]:
-    """Return type and bytes of an element of a storage of the class ``kind``."""
-    if isinstance(kind, Reference) and kind.module in ("torch", "torch.cuda", "torch.storage"):
-        if kind.name in _STORAGES:
-            return _STORAGES[kind.name], _STORAGES[kind.name].itemsize
-        if kind.name in _OTHER_STORAGES:
-            return None, _OTHER_STORAGES[kind.name]
-    name = printable(kind.origin) if isinstance(kind, Inert) else "no known type"
-    raise CheckpointError(f"holds numbers of {name}, which cannot be read")
-
-
-def _holds_numbers(dtype: torch.dtype) -> bool:
-    """Whether tensors are plain numbers, not quantised or packed."""
-    integers = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-    # torch gained these later
-    larger = {getattr(torch, name, None) for name in ("uint16", "uint32", "uint64")}
-    return dtype.is_floating_point or dtype.is_complex or dtype in {*integers, *larger}
 
 
 def _check_geometry(key: str, offset: Any, size: Any, stride: Any, limit: int) -> None:
@@ -202,17 +152,20 @@ def _check_geometry(key: str, offset: Any, size: Any, stride: Any, limit: int) -
         isinstance(size, tuple | list)
         and isinstance(stride, tuple | list)
         and len(size) == len(stride) <= MAX_DIMS
-        and all(map(is_count, (offset, *size, *stride)))
+        and all(map(_is_count, (offset, *size, *stride)))
     ):
         raise damaged(f"a tensor of storage {printable(key)} has no real shape")
     # bytes that tensors repeat, by a stride of 0, would be a small file's way to a huge memory
     last = offset + sum((n - 1) * step for n, step in zip(size, stride))
     fits = offset <= limit if 0 in size else last < limit and math.prod(size) <= limit
-    if not fits:
+    # torch multiplies sizes and strides without elements, too
+    extent = max(math.prod(n or 1 for n in size), *stride, 0)
+    if not fits or extent > _MAX_EXTENT:
         raise damaged(
-            f"a tensor of shape {printable(tuple(size))} leaves storage {printable(key)}, which has"
+            f"a tensor of shape {printable(tuple(size))} leaves storage {printable(key)} of"
             f" {limit} elements"
         )
-    # torch multiplies these
-    if math.prod(n or 1 for n in size) > _MAX_EXTENT or max(stride, default=0) > _MAX_EXTENT:
-        raise damaged(f"a tensor of storage {printable(key)} has an absurd shape")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63

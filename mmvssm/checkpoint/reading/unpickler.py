@@ -1,9 +1,8 @@
 """Pickles read without importing or calling anything that they name.
 
-The standard library's unpickler carries out the operations, in its form in Python, whose every
-operation can be replaced: those that look up names, call, set state or hash are. Tensors come from
-functions that it is given, plain values are made here, and every other object becomes
-:class:`~.allowlist.Inert`.
+The standard library's unpickler carries out the operations, in its form in Python, which lets those
+be replaced that look up names, call, set state or hash. Tensors come from functions that it is
+given, dicts are made here, and every other object becomes :class:`~.allowlist.Inert`.
 """
 
 from __future__ import annotations
@@ -13,13 +12,14 @@ import pickletools
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, BinaryIO, ClassVar
 
 import torch
 
-from ..messages import printable
-from .allowlist import Inert, Reference
-from .errors import CheckpointError, damaged, hostile
+from mmvssm.messages import printable
+
+from .allowlist import CheckpointError, Inert, Reference, damaged, hostile
 
 #: More operations than the logs, options and optimizer states of any training have.
 MAX_OPERATIONS = 5_000_000
@@ -36,8 +36,8 @@ class Unpickler(pickle._Unpickler):
     Args:
         file: File at the start of the pickle; after :meth:`load` it is behind it.
         size: Bytes of the file, which bound what it can ask for.
-        functions: Functions of our own by the names of those in the file that they replace. They
-            take the arguments in the file, whatever these are.
+        functions: Functions that replace those in the file of the same names. They take the
+            arguments in the file, whatever these are.
         load_storage: Maps a persistent id to its value; without it, such ids are errors.
     """
 
@@ -45,20 +45,15 @@ class Unpickler(pickle._Unpickler):
         self,
         file: BinaryIO,
         size: int,
-        functions: Mapping[str, Callable[..., Any]] | None = None,
+        functions: Mapping[str, Callable[..., Any]] = MappingProxyType({}),
         load_storage: Callable[[Any], Any] | None = None,
     ) -> None:
         super().__init__(file, encoding="latin1")
         self._file, self._copies_left, self._load_storage = file, size, load_storage
-        self._functions = {**self._own_functions(), **(functions or {})}
+        self._functions = {**self._own_functions(), **functions}
 
     def load(self) -> Any:
-        """Return the value of the pickle.
-
-        Raises:
-            HostileFileError: If the pickle asks to run something.
-            CheckpointError: If it is damaged, or larger or deeper than honest ones are.
-        """
+        """Return the value of the pickle; see :func:`read_checkpoint` for errors."""
         start = self._file.tell()
         try:
             with warnings.catch_warnings():
@@ -66,16 +61,14 @@ class Unpickler(pickle._Unpickler):
                 # first, as operations ask for memory before they look for what fills it
                 for count, _ in enumerate(pickletools.genops(self._file)):
                     if count == MAX_OPERATIONS:
-                        raise CheckpointError(
-                            f"holds more than {MAX_OPERATIONS} values beside its weights{_NEVER}"
-                        )
+                        raise CheckpointError(f"holds more than {MAX_OPERATIONS} values{_NEVER}")
                 self._file.seek(start)
                 value = super().load()
         except CheckpointError:
             raise
         except Exception as error:  # every kind that operations without their values lead to
             raise damaged(f"{type(error).__name__}: {printable(error)}") from None
-        check_depth(value)
+        _measure(value, 0, {})
         return value
 
     def find_class(self, module: str, name: str) -> Any:
@@ -95,12 +88,10 @@ class Unpickler(pickle._Unpickler):
 
     def _call(self, function: Any, arguments: Any, is_class: bool = False) -> Any:
         """Return the value of a call; ``is_class``: only classes are called by this operation."""
-        if not isinstance(function, Reference):
-            if isinstance(function, Inert):
-                raise hostile(f"run a function that it gets from {printable(function.origin)}")
+        if not isinstance(function, Inert) or not isinstance(arguments, tuple):
             raise damaged(f"it calls {kind_of(function)}")
-        if not isinstance(arguments, tuple):
-            raise damaged(f"it calls {printable(function.origin)} in no known way")
+        if not isinstance(function, Reference):
+            raise hostile(f"run a function that it gets from {printable(function.origin)}")
         if function.origin in self._functions:
             return self._functions[function.origin](*arguments)
         if not (is_class or function.is_harmless):
@@ -115,9 +106,6 @@ class Unpickler(pickle._Unpickler):
     def _reduce(self, is_class: bool = False) -> None:
         arguments = self.stack.pop()
         self.stack[-1] = self._call(self.stack[-1], arguments, is_class)
-
-    def _new_object(self) -> None:
-        self._reduce(is_class=True)
 
     def _new_object_with_names(self) -> None:
         self.stack.pop()
@@ -147,13 +135,12 @@ class Unpickler(pickle._Unpickler):
         self.append({})
         self._set_items(items)
 
-    def _add_items(self) -> None:
-        items = self.pop_mark()
-        self.stack[-1].update(map(as_key, items))
+    def _set(self) -> None:  # whose members would have to be hashed
+        self.append(Inert("builtins.set"))
 
     def _frozenset(self) -> None:
-        items = self.pop_mark()
-        self.append(frozenset(map(as_key, items)))
+        self.pop_mark()
+        self._set()
 
     def _buffer(self) -> None:
         raise CheckpointError("keeps values outside the file")
@@ -161,105 +148,50 @@ class Unpickler(pickle._Unpickler):
     dispatch: ClassVar[dict[int, Callable]] = {
         **pickle._Unpickler.dispatch,
         pickle.REDUCE[0]: _reduce,
-        pickle.NEWOBJ[0]: _new_object,
+        pickle.NEWOBJ[0]: partial(_reduce, is_class=True),
         pickle.NEWOBJ_EX[0]: _new_object_with_names,
         pickle.BUILD[0]: _build,
         pickle.SETITEM[0]: _set_item,
         pickle.SETITEMS[0]: _set_items,
         pickle.DICT[0]: _dict_of_items,
-        pickle.ADDITEMS[0]: _add_items,
+        pickle.EMPTY_SET[0]: _set,
+        pickle.ADDITEMS[0]: pickle._Unpickler.load_appends,
         pickle.FROZENSET[0]: _frozenset,
         pickle.NEXT_BUFFER[0]: _buffer,
         pickle.READONLY_BUFFER[0]: _buffer,
     }
 
-    # Functions that replace those of Python
-
     def _own_functions(self) -> dict[str, Callable[..., Any]]:
-        collections = {
-            "builtins.list": list,
-            "builtins.tuple": tuple,
-            "builtins.set": lambda items=(): set(map(as_key, items)),
-            "builtins.frozenset": lambda items=(): frozenset(map(as_key, items)),
-        }
+        dicts = ("builtins.dict", "collections.OrderedDict", "collections.Counter")
         return {
-            **{name: partial(self._collection, name, make) for name, make in collections.items()},
-            "builtins.dict": self._dict,
-            "builtins.bytes": self._bytes,
-            "builtins.bytearray": lambda *arguments: bytearray(self._bytes(*arguments)),
-            "builtins.complex": _complex,
+            **dict.fromkeys(dicts, self._dict),
             "builtins.getattr": _get_attribute,
-            "_codecs.encode": self._bytes,
-            "collections.OrderedDict": self._dict,
-            "collections.Counter": self._dict,
             "collections.defaultdict": lambda _=None, *items: self._dict(*items),
             "copyreg._reconstructor": lambda cls, base, state: self._object(cls),
-            "copyreg.__newobj__": self._object,
+            "copyreg.__newobj__": lambda cls, *arguments: self._object(cls),
             "copyreg.__newobj_ex__": lambda cls, arguments, named: self._object(cls),
-            "torch.Size": _size,
-            "torch.device": _device,
         }
 
-    def _copy(self, items: Any) -> Any:
-        """Count what is copied, lest a small file ask for copies of copies."""
-        self._copies_left -= len(items)
+    def _dict(self, items: Any = ()) -> Any:
+        if not isinstance(items, dict | list | tuple):
+            return Inert("builtins.dict")
+        self._copies_left -= len(items)  # lest a small file ask for copies of copies
         if self._copies_left < 0:
             raise CheckpointError("asks for more memory than its size explains")
-        return items
+        pairs = items.items() if isinstance(items, dict) else items
+        return {as_key(key): value for key, value in pairs}
 
-    def _collection(self, name: str, make: Callable[..., Any], *arguments: Any) -> Any:
-        if not arguments:
-            return make()
-        if len(arguments) > 1 or not isinstance(arguments[0], list | tuple | set | frozenset):
-            return Inert(name)
-        return make(self._copy(arguments[0]))
-
-    def _dict(self, items: Any = ()) -> Any:
-        if isinstance(items, dict):
-            return dict(self._copy(items))
-        if not isinstance(items, list | tuple):
-            return Inert("builtins.dict")
-        return {as_key(key): value for key, value in self._copy(items)}
-
-    def _bytes(self, text: Any = b"", encoding: Any = "latin1") -> bytes:
-        if isinstance(text, bytes | bytearray):
-            return bytes(self._copy(text))
-        if isinstance(text, str) and encoding in ("latin1", "latin-1"):
-            return self._copy(text).encode("latin1")
-        raise damaged("it makes bytes in no known way")
-
-    def _object(self, cls: Any, *arguments: Any) -> Any:
+    def _object(self, cls: Any) -> Any:
         if isinstance(cls, Reference) and cls.module == "copyreg":  # which would never end
             raise damaged("it makes an object of no class")
-        return self._call(cls, arguments, is_class=True)
-
-
-def _complex(*arguments: Any) -> Any:
-    if len(arguments) == 2 and all(isinstance(part, float) for part in arguments):
-        return complex(*arguments)
-    return Inert("builtins.complex")
-
-
-def _size(sizes: Any = ()) -> Any:
-    if isinstance(sizes, tuple | list) and all(map(is_count, sizes)):
-        return torch.Size(sizes)
-    return Inert("torch.Size")
-
-
-def _device(kind: Any = None, index: Any = None) -> Any:
-    if isinstance(kind, str) and (index is None or type(index) is int):
-        try:
-            return torch.device(kind if index is None else f"{kind}:{index}")
-        except RuntimeError:  # of a kind that this torch does not know
-            return Inert("torch.device")
-    return Inert("torch.device")
+        return self._call(cls, (), is_class=True)
 
 
 def _get_attribute(owner: Any, name: Any, *_: Any) -> Any:
     """Return a name for ``getattr``, by which methods and members of enumerations are stored."""
     if isinstance(owner, Reference):  # dots in names are judged where references are made
         return Reference(owner.module, f"{owner.name}.{name}")
-    if isinstance(owner, Inert):  # methods of objects, such as those of logs and schedules
+    if isinstance(owner, Inert):
         return Inert(f"{owner.origin}.{name}")
     raise hostile(f"run getattr on {kind_of(owner)}")
 
@@ -273,11 +205,6 @@ def as_key(key: Any) -> Any:
     return Inert(f"builtins.{type(key).__name__}")
 
 
-def is_count(value: Any) -> bool:
-    """Whether a value can be a size, a stride or an offset."""
-    return type(value) is int and 0 <= value < 1 << 63
-
-
 def kind_of(value: Any) -> str:
     """Describe a value for a message."""
     if isinstance(value, Reference):
@@ -287,18 +214,8 @@ def kind_of(value: Any) -> str:
     return f"a value of type {type(value).__name__}"
 
 
-def check_depth(value: Any) -> None:
-    """Make sure that programs can walk through ``value``.
-
-    Raises:
-        CheckpointError: If it contains itself, if it is nested more than ``MAX_DEPTH`` deep, or
-            if the same values are in so many places that walking through it would not end.
-    """
-    _measure(value, 0, {})
-
-
 def _measure(value: Any, depth: int, done: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
-    """Return how deep a value is nested, and how many values a walk through it sees."""
+    """Return the depth of a value and how many values it has; CheckpointError if no walk ends."""
     if type(value) not in (dict, list, tuple):
         return 0, 1
     if id(value) not in done:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmvssm.families import Family, find_declared
+from mmvssm.messages import join_names, printable
 
-from .messages import join_names, printable
+from .family import Family, find_declared
 
 TASKS = ("classification", "dense")
 #: Generations of names in the code of VMamba and of the projects made from it.

@@ -1,0 +1,295 @@
+"""The arch and the constructor options of a backbone that weights fit exactly."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from torch import nn
+
+from mmvssm import config_path
+from mmvssm.families import FAMILIES, Family
+from mmvssm.models.backbones.plain import PlainBackbone
+from mmvssm.models.layers.tokens import CLASS_TOKENS
+
+from .compare import Differences, compare, shapes_of
+from .recognise import named_shapes
+
+#: Beginning of the names of our own config files.
+OURS = "mmvssm::"
+#: Options in which models of other tasks differ that have the same network.
+OUTPUTS = ("out_indices", "out_norm", "drop_cls_token", "img_size")
+#: Larger numbers and more stages than networks have, which would take long to build.
+_MAX_NUMBER, _MAX_BLOCKS, _MAX_STAGES = 4096, 512, 8
+_MAX_TEXT = 1 << 20
+
+Shapes = Mapping[str, Sequence[int]]
+
+
+class ArchError(ValueError):
+    """Weights do not fit an arch."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A backbone that weights fit.
+
+    Attributes:
+        family: Its family.
+        arch: A name of the class's table, or a dict of fields.
+        options: Further arguments that the weights ask for.
+        others: Other names whose networks have the same shapes; routes are not stored with weights.
+    """
+
+    family: Family
+    arch: str | dict
+    options: dict[str, Any] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
+
+    @property
+    def config(self) -> dict:
+        """The backbone in a config's ``model``."""
+        return dict(type=self.family.type, arch=self.arch, **self.options)
+
+    def build(self) -> nn.Module:
+        """Build the backbone on the meta device."""
+        with torch.device("meta"):
+            return self.family.backbone(self.arch, **self.options)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of its weights by key."""
+        if isinstance(self.arch, str) and not self.options:
+            return named_shapes(self.family.backbone, self.arch)
+        return shapes_of(self.build().state_dict())
+
+    def differences(self, given: Shapes) -> Differences:
+        """Compare the shapes of weights with the backbone's.
+
+        A position embedding without the rows of class tokens is that of a backbone which drops the
+        tokens, see :meth:`PlainBackbone.lacks_cls_rows`.
+        """
+        table = given.get("pos_embed", ())
+        if self.options.get("drop_cls_token") and len(table) == 3:
+            model = self.build()
+            if isinstance(model, PlainBackbone) and model.lacks_cls_rows(table[1]):
+                rows = table[1] + CLASS_TOKENS[model.cls_place]
+                given = {**given, "pos_embed": (table[0], rows, table[2])}
+        return compare(given, self.shapes())
+
+    def with_outputs_of(self, given: Shapes) -> Found:
+        """Return the same network with the outputs and the image size of weights."""
+        arch = self.family.backbone.read_arch(self.arch)
+        options = {name: value for name, value in self.options.items() if name not in OUTPUTS}
+        arch |= {k: value for k, value in options.items() if k in arch and value is not None}
+        own = self.family.read_options(given, arch)
+        options |= {name: value for name, value in own.items() if name in OUTPUTS}
+        if self.options.get("drop_cls_token") and "cls_token" not in given:
+            options["drop_cls_token"] = True
+        return replace(self, options=options)
+
+
+def find_arch(given: Shapes, family: Family, name: str | None = None) -> Found:
+    """Return the named arch, with the fewest options, that has exactly the given weights.
+
+    Args:
+        given: Shapes by key in our names, without the prefix ``backbone.``.
+        family: Their family.
+        name: The only arch to compare with; None for all.
+
+    Raises:
+        ArchError: If no arch fits; the message lists the differences from the nearest.
+        ValueError: If the family has no arch of this name.
+    """
+    names = family.backbone.arch_settings
+    if name is not None and name not in names:
+        raise ValueError(
+            f"arch must be one of {', '.join(names)} for the family {family.name}, or the path of a"
+            f" config file that ends in .py; got {name!r}"
+        )
+    distances = {
+        arch: len(_outline(given) ^ _outline(named_shapes(family.backbone, arch)))
+        for arch in (names if name is None else [name])
+    }
+    nearest = [arch for arch in distances if distances[arch] == min(distances.values())]
+    tried = [_with_options(given, family, arch) for arch in nearest]
+    fits = [found for found, differences, _ in tried if not differences.count]
+    if not fits:
+        found, differences, reason = min(tried, key=lambda one: one[1].count)
+        raise ArchError(
+            f"the weights do not fit {family.backbone.__name__} {found.arch!r}{reason}, the nearest"
+            f" arch; if their network is another, name its config file (--arch CONFIG.py);"
+            f" differences: {differences}"
+        )
+
+    def rank(found: Found) -> tuple[int, bool]:
+        # images are usually of multiples of 32 pixels
+        img_size = found.options.get("img_size", 0)
+        return len(found.options), isinstance(img_size, int) and img_size % 32 > 0
+
+    best, *rest = sorted(fits, key=rank)
+    others = tuple(fit.arch for fit in rest if len(fit.options) == len(best.options))
+    return replace(best, others=others)
+
+
+def _outline(shapes: Shapes) -> set[tuple[str, tuple[int, ...]]]:
+    """Return keys and shapes of layers that options of the constructor do not change."""
+    layers = ("proj.weight", "fc1.weight", "expand.weight")
+    blocks = {key: shapes[key] for key in shapes if key.startswith(("stages.", "layers."))}
+    return {(key, tuple(shape)) for key, shape in blocks.items() if key.endswith(layers)}
+
+
+def _with_options(given: Shapes, family: Family, arch: str) -> tuple[Found, Differences, str]:
+    """Return a named arch with the options of the weights, what differs, and why it must."""
+    found = Found(family, arch)
+    try:
+        own = replace(found, options=family.read_options(given, family.backbone.read_arch(arch)))
+        return own, own.differences(given), ""
+    except (ValueError, RuntimeError) as error:
+        # no options give these shapes: they are compared with those of the arch itself
+        return found, found.differences(given), brief(error)
+
+
+def read_config(path: str) -> Config:
+    """Read a config file and import what it asks for: ``custom_imports`` may declare families.
+
+    Args:
+        path: Its path, or ``'mmvssm::vim/NAME.py'`` for one of ours.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be read, or ends the program.
+    """
+    file = config_path(path.removeprefix(OURS)) if path.startswith(OURS) else path
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"there is no config file {path!r} to take the arch from")
+    try:
+        return Config.fromfile(file)
+    # config files are programs, which fail in every possible way, or end ours
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"the config {path!r} cannot be read{brief(error)}") from None
+
+
+def find_in_config(config: Config, path: str) -> Found:
+    """Return the backbone of a config as it is; ValueError if it is of no declared family."""
+    try:
+        backbone = dict(config.to_dict()["model"]["backbone"])
+    except Exception as error:  # dicts of any form, and classes that cannot be imported
+        raise ValueError(f"no model.backbone can be read from {path!r}{brief(error)}") from None
+    found = _from_fields(backbone)
+    if found is None:
+        raise ValueError(
+            f"the backbone of {path!r} must be of one of the families {', '.join(FAMILIES)}, got"
+            f" the type {backbone.get('type')!r}"
+        )
+    return found
+
+
+def hold_against(found: Found, given: Shapes, path: str) -> Found:
+    """Return a backbone with the outputs and the image size that weights have.
+
+    Raises:
+        ArchError: If the weights are not those of the network.
+        ValueError: If it cannot be built.
+    """
+    try:
+        differences = found.differences(given)
+        own = found.with_outputs_of(given) if differences.count else found
+        if not own.differences(given).count:
+            return own
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"the backbone of {path!r} cannot be built{brief(error)}") from None
+    raise ArchError(
+        f"the weights do not fit {found.family.backbone.__name__} of {path!r}; name another arch,"
+        f" or the config file of their network; differences: {differences}"
+    )
+
+
+def declared_backbones(checkpoint: Mapping[str, Any]) -> Iterator[Found]:
+    """Yield the backbones, of declared families, that a file itself says to hold.
+
+    Our own files say it, and the config that MMEngine stores as text, which is read as data. None
+    is built here, and none is to be believed before the weights have been compared.
+    """
+    meta = checkpoint.get("meta")
+    own, text = (meta.get("mmvssm"), meta.get("cfg")) if isinstance(meta, Mapping) else (None, None)
+    said = []
+    if isinstance(own, Mapping) and isinstance(own.get("options", {}), Mapping):
+        said.append({**own.get("options", {}), "type": own.get("type"), "arch": own.get("arch")})
+    if isinstance(text, str):
+        said.append(_backbone_in_text(text))
+    for backbone in said:
+        found = _from_fields(backbone)
+        if found is not None and _is_modest(found.arch) and _is_modest(found.options):
+            yield found
+
+
+def _from_fields(backbone: Mapping[str, Any]) -> Found | None:
+    """Return the backbone of a config's dict; None if its type is no family's."""
+    kind = backbone.get("type")
+    word = str(getattr(kind, "__name__", kind)).rpartition(".")[2]
+    family = next((one for one in FAMILIES.values() if one.backbone.__name__ == word), None)
+    if family is None:
+        return None
+    arch = backbone.get("arch")
+    if arch is None:
+        arch = inspect.signature(family.backbone).parameters["arch"].default
+    dropped = ("type", "arch", "init_cfg", "_scope_")  # the rest makes the network
+    return Found(family, arch, {k: v for k, v in backbone.items() if k not in dropped})
+
+
+def _is_modest(value: Any, depth: int = 6) -> bool:
+    """Whether a backbone of what a file says is built soon, or refused."""
+    if isinstance(value, Mapping):
+        depths = value.get("depths", ())
+        blocks = [value.get("num_layers", 0), *(depths if isinstance(depths, list | tuple) else ())]
+        if not all(type(n) is int and n >= 0 for n in blocks) or sum(blocks) > _MAX_BLOCKS:
+            return False
+        value = list(value.values()) if len(blocks) <= 1 + _MAX_STAGES else object()
+    if isinstance(value, list | tuple):
+        return depth > 0 and all(_is_modest(item, depth - 1) for item in value)
+    is_number = isinstance(value, int | float)
+    return abs(value) <= _MAX_NUMBER if is_number else value is None or isinstance(value, str)
+
+
+class _DictCalls(ast.NodeTransformer):
+    """Turns calls ``dict(a=1)`` into literals ``{'a': 1}``."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        if isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
+            keys = [ast.Constant(word.arg) for word in node.keywords]
+            return ast.Dict(keys, [word.value for word in node.keywords])
+        return node
+
+
+def _backbone_in_text(text: str) -> dict[str, Any]:
+    """Return ``model.backbone`` of a config's text, read as data: nothing of it is run.
+
+    Empty if it is not there, or not made of literals and calls of ``dict`` alone.
+    """
+    try:
+        tree = _DictCalls().visit(ast.parse(text if len(text) <= _MAX_TEXT else ""))
+        for node in tree.body:
+            is_assignment = isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict)
+            if is_assignment and getattr(node.targets[0], "id", None) == "model":
+                for key, value in zip(node.value.keys, node.value.values):
+                    if getattr(key, "value", None) == "backbone":
+                        backbone = ast.literal_eval(value)
+                        return backbone if isinstance(backbone, dict) else {}
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        return {}  # no text of a config
+    return {}
+
+
+def brief(error: BaseException) -> str:
+    """Return the first line of an error in brackets."""
+    words = str(error).split("\n", 1)[0]
+    if isinstance(error, SystemExit):
+        words = f"it ends with sys.exit({error.code!r})"
+    return f" ({words or type(error).__name__})"

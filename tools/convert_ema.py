@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import re
 import signal
 import sys
 import time
@@ -12,8 +14,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 import mmvssm  # noqa: F401  makes 'mmvssm::' bases known before a config is read
 from mmvssm.checkpoint import (
@@ -24,12 +29,12 @@ from mmvssm.checkpoint import (
     HostileFileError,
     convert,
     find_weights,
-    output_path,
     read_checkpoint,
-    smoke_test,
     to_original,
     write_checkpoint,
 )
+from mmvssm.checkpoint.convert import backbone_of, is_finite
+from mmvssm.checkpoint.writing import DIGITS, SUFFIXES, existing_folder
 from mmvssm.engine.cli import fail
 from mmvssm.messages import join_names, printable
 
@@ -189,6 +194,63 @@ def import_family(module: str) -> None:
             f"--import must name a module that can be imported, got {module!r}:"
             f" {printable(error, 200)}"
         ) from None
+
+
+def output_path(target: str | Path, source: str | Path) -> Path:
+    """Return the path of a product, but for the digits of its hash.
+
+    Args:
+        target: A path that ends in one of :data:`SUFFIXES`; or a folder, which exists or is named
+            with a slash at its end, in which the product has the name of the source.
+        source: The file that is converted.
+
+    Raises:
+        ValueError: If ``target`` is none of these.
+    """
+    path = Path(target)
+    is_folder = path.is_dir() or str(target).endswith(("/", os.sep))
+    existing = existing_folder(path if is_folder else path.parent)
+    if not existing.is_dir():
+        raise ValueError(
+            f"{str(existing)!r} is a file, or a link to nothing: name a folder to write into"
+        )
+    if is_folder:
+        stem = re.sub(rf"-[0-9a-f]{{{DIGITS}}}$", "", Path(source).stem)
+        return path / f"{stem}.pth"
+    if path.suffix not in SUFFIXES:
+        raise ValueError(
+            f"{str(path)!r} must end in {', '.join(SUFFIXES)}, or in a slash for a folder"
+        )
+    return path
+
+
+def smoke_test(converted: Converted) -> dict[str, Tensor]:
+    """Run the backbone, and a linear classifier, on one image of noise.
+
+    Returns:
+        ``output{k}`` of the backbone and, for classifiers, ``logits (1, classes)``.
+
+    Raises:
+        ValueError: If an output is not finite.
+    """
+    weights = converted.state_dict
+    weights = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
+    backbone = converted.found.build().eval()
+    backbone.load_state_dict(backbone_of(weights), assign=True)
+    size = converted.found.options.get("img_size", 224)
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    noise = torch.randn(1, backbone.in_channels, *size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        outputs = {f"output{k}": out for k, out in enumerate(backbone(noise))}
+        if "head.fc.weight" in weights:
+            last = list(outputs.values())[-1]
+            pooled = last if last.dim() == 2 else last.mean((2, 3))
+            head = weights["head.fc.weight"], weights["head.fc.bias"]
+            outputs["logits"] = F.linear(pooled, *head)
+    wrong = [name for name, value in outputs.items() if not is_finite(value)]
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)} of a forward pass is NaN or infinite")
+    return outputs
 
 
 def size_of(path: Path) -> str:

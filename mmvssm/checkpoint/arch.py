@@ -7,19 +7,19 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config
-from torch import nn
+from torch import Tensor, nn
 
 from mmvssm import config_path
 from mmvssm.families import FAMILIES, Family
+from mmvssm.messages import join_names
 from mmvssm.models.backbones.plain import PlainBackbone
 from mmvssm.models.layers.tokens import CLASS_TOKENS
 
-from .compare import Differences, compare, shapes_of
-from .recognise import named_shapes
+from .recognise import named_shapes, shapes_of
 
 #: Beginning of the names of our own config files.
 OURS = "mmvssm::"
@@ -34,6 +34,45 @@ Shapes = Mapping[str, Sequence[int]]
 
 class ArchError(ValueError):
     """Weights do not fit an arch."""
+
+
+class Differences(NamedTuple):
+    """Keys that are given but not wanted, wanted but not given, and of another shape or type."""
+
+    left_over: tuple[str, ...]
+    missing: tuple[str, ...]
+    changed: tuple[str, ...]
+
+    @property
+    def count(self) -> int:
+        """Number of keys that differ."""
+        return sum(map(len, self))
+
+    def __str__(self) -> str:
+        titles = ("left over", "missing", "of another shape or type")
+        parts = [
+            f"{len(keys)} {title}: {join_names(keys)}" for title, keys in zip(titles, self) if keys
+        ]
+        return "; ".join(parts) or "no difference"
+
+
+def compare(
+    given: Mapping[str, Tensor | Sequence[int]], wanted: Mapping[str, Tensor | Sequence[int]]
+) -> Differences:
+    """Compare weights, or their shapes, with those of a model: keys, shapes, floats or integers."""
+    both = [(key, _describe(given[key]), _describe(wanted[key])) for key in wanted if key in given]
+    return Differences(
+        tuple(key for key in given if key not in wanted),
+        tuple(key for key in wanted if key not in given),
+        tuple(f"{key} {got} instead of {want}" for key, got, want in both if got != want),
+    )
+
+
+def _describe(value: Tensor | Sequence[int]) -> str:
+    """Write a shape, and the type of integers; shapes alone are those of floating numbers."""
+    if not isinstance(value, Tensor) or value.is_floating_point():
+        return str(tuple(value.shape if isinstance(value, Tensor) else value))
+    return f"{tuple(value.shape)} of {str(value.dtype)[6:]}"
 
 
 @dataclass(frozen=True)
@@ -69,11 +108,7 @@ class Found:
         return shapes_of(self.build().state_dict())
 
     def differences(self, given: Shapes) -> Differences:
-        """Compare the shapes of weights with the backbone's.
-
-        A position embedding without the rows of class tokens is that of a backbone which drops the
-        tokens, see :meth:`PlainBackbone.lacks_cls_rows`.
-        """
+        """Compare shapes of weights, whose tables may lack the rows of dropped class tokens."""
         table = given.get("pos_embed", ())
         if self.options.get("drop_cls_token") and len(table) == 3:
             model = self.build()
@@ -104,7 +139,6 @@ def find_arch(given: Shapes, family: Family, name: str | None = None) -> Found:
 
     Raises:
         ArchError: If no arch fits; the message lists the differences from the nearest.
-        ValueError: If the family has no arch of this name.
     """
     names = family.backbone.arch_settings
     if name is not None and name not in names:
@@ -156,14 +190,10 @@ def _with_options(given: Shapes, family: Family, arch: str) -> tuple[Found, Diff
 
 
 def read_config(path: str) -> Config:
-    """Read a config file and import what it asks for: ``custom_imports`` may declare families.
+    """Read a config file; its ``custom_imports`` may declare families.
 
     Args:
         path: Its path, or ``'mmvssm::vim/NAME.py'`` for one of ours.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be read, or ends the program.
     """
     file = config_path(path.removeprefix(OURS)) if path.startswith(OURS) else path
     if not Path(file).is_file():
@@ -183,20 +213,13 @@ def find_in_config(config: Config, path: str) -> Found:
         raise ValueError(f"no model.backbone can be read from {path!r}{brief(error)}") from None
     found = _from_fields(backbone)
     if found is None:
-        raise ValueError(
-            f"the backbone of {path!r} must be of one of the families {', '.join(FAMILIES)}, got"
-            f" the type {backbone.get('type')!r}"
-        )
+        kind, names = backbone.get("type"), ", ".join(FAMILIES)
+        raise ValueError(f"the backbone of {path!r} must be one of {names}, got the type {kind!r}")
     return found
 
 
 def hold_against(found: Found, given: Shapes, path: str) -> Found:
-    """Return a backbone with the outputs and the image size that weights have.
-
-    Raises:
-        ArchError: If the weights are not those of the network.
-        ValueError: If it cannot be built.
-    """
+    """Return a backbone with the outputs and image size of weights; ArchError unless they fit."""
     try:
         differences = found.differences(given)
         own = found.with_outputs_of(given) if differences.count else found
@@ -204,17 +227,14 @@ def hold_against(found: Found, given: Shapes, path: str) -> Found:
             return own
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"the backbone of {path!r} cannot be built{brief(error)}") from None
-    raise ArchError(
-        f"the weights do not fit {found.family.backbone.__name__} of {path!r}; name another arch,"
-        f" or the config file of their network; differences: {differences}"
-    )
+    name = found.family.backbone.__name__
+    raise ArchError(f"the weights do not fit {name} of {path!r}; differences: {differences}")
 
 
 def declared_backbones(checkpoint: Mapping[str, Any]) -> Iterator[Found]:
-    """Yield the backbones, of declared families, that a file itself says to hold.
+    """Yield the backbones that a file itself says to hold; none is built or believed yet.
 
-    Our own files say it, and the config that MMEngine stores as text, which is read as data. None
-    is built here, and none is to be believed before the weights have been compared.
+    Our own files say it, and the config that MMEngine stores as text, which is read as data.
     """
     meta = checkpoint.get("meta")
     own, text = (meta.get("mmvssm"), meta.get("cfg")) if isinstance(meta, Mapping) else (None, None)
@@ -269,10 +289,7 @@ class _DictCalls(ast.NodeTransformer):
 
 
 def _backbone_in_text(text: str) -> dict[str, Any]:
-    """Return ``model.backbone`` of a config's text, read as data: nothing of it is run.
-
-    Empty if it is not there, or not made of literals and calls of ``dict`` alone.
-    """
+    """Return ``model.backbone`` of a config text, if it is of literals and ``dict`` calls."""
     try:
         tree = _DictCalls().visit(ast.parse(text if len(text) <= _MAX_TEXT else ""))
         for node in tree.body:

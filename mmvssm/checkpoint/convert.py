@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from mmengine.config import Config
 from torch import Tensor
 
@@ -34,9 +33,8 @@ from .arch import (
     hold_against,
     read_config,
 )
-from .compare import shapes_of
 from .heads import check_content, check_heads, content_of
-from .recognise import find_family
+from .recognise import find_family, shapes_of
 from .weights import Weights, own_meta, select_weights
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -70,38 +68,41 @@ class Renamed:
 
 @dataclass(frozen=True)
 class Fitted:
-    """Complete weights and their backbone; see :class:`Converted`."""
+    """Complete weights, their backbone, and the names of norms that are at their start."""
 
     found: Found
     state_dict: dict[str, Tensor]
     reinitialised: tuple[str, ...] = ()
-    heads_checked: bool = False
 
 
 @dataclass(frozen=True)
-class Converted(Fitted):
+class Converted:
     """Weights of a checkpoint in our names, complete and finite.
 
     Attributes:
-        found: The backbone that they fit.
-        state_dict: The weights, with ``backbone.`` in front of the backbone's.
-        reinitialised: Names in ``state_dict`` that the file does not have: norms at their start.
-        heads_checked: Whether heads have been held against a config's model, too.
         weights: The weights of the file, under its own names.
+        found: The backbone that they fit.
         source: What the file holds: one of :data:`~.heads.CONTENTS`.
         content: What ``state_dict`` holds: one of :data:`~.heads.CONTENTS`.
-        names: Which naming of the project the file has, or the one that it was converted from, see
+        names: Which naming of the project the file has, or had before it was converted, see
             :func:`release_names`; None for weights trained here.
+        state_dict: The weights, with ``backbone.`` in front of the backbone's.
+        reinitialised: Names in ``state_dict`` that the file does not have: norms at their start.
         unused: Names in the file that are left out, if it holds what ``state_dict`` does.
+        heads_checked: Whether heads have been held against a config's model, too.
         meta: Description of the weights for a file of ours, in plain types.
     """
 
-    weights: Weights | None = None
-    source: str = ""
-    content: str = ""
-    names: str | None = None
-    unused: tuple[str, ...] = ()
-    meta: Mapping[str, Any] | None = None
+    weights: Weights
+    found: Found
+    source: str
+    content: str
+    names: str | None
+    state_dict: dict[str, Tensor]
+    reinitialised: tuple[str, ...]
+    unused: tuple[str, ...]
+    heads_checked: bool
+    meta: Mapping[str, Any]
 
 
 def convert(
@@ -137,41 +138,24 @@ def convert(
     config = read_config(arch) if arch is not None and arch.endswith(".py") else None
     selected = select(checkpoint, weights, to, config)
     renamed, found = _identify(selected, checkpoint, arch)
-    if to != "backbone":
-        heads_checked = selected.content == selected.source and check_heads(
-            renamed.everything, selected.content, found, config
-        )
-    else:
-        heads_checked = False
-    fitted = replace(fit(selected, renamed, found), heads_checked=heads_checked)
+    source, content, heads_checked = selected.source, selected.content, False
+    is_same = content == source
+    if is_same and to != "backbone":
+        heads_checked = check_heads(renamed.everything, content, found, config)
+    fitted = fit(selected, renamed, found)
     state_dict = cast(fitted, dtype, progress)
-    tensors, names = selected.weights.tensors, own_meta(checkpoint).get("names")
+    found, tensors = fitted.found, selected.weights.tensors
+    names = own_meta(checkpoint).get("names")
     if names not in NAMES:
-        names = None if renamed.is_ours else release_names(tensors, renamed.key_map.family)
+        names = None if renamed.is_ours else release_names(tensors, found.family)
+    own = dict(version=__version__, type=found.family.type, arch=found.arch, options=found.options)
+    own |= dict(content=content, weights=selected.weights.kind, names=names)
     meta = checkpoint.get("meta")
     kept = {k: meta[k] for k in KEPT_META if k in meta} if isinstance(meta, Mapping) else {}
-    own = dict(
-        version=__version__,
-        type=fitted.found.family.type,
-        arch=fitted.found.arch,
-        options=fitted.found.options,
-        content=selected.content,
-        weights=selected.weights.kind,
-        names=names,
-    )
-    is_same = selected.content == selected.source
-    return Converted(
-        fitted.found,
-        state_dict,
-        fitted.reinitialised,
-        heads_checked,
-        selected.weights,
-        selected.source,
-        selected.content,
-        names,
-        unused=renamed.key_map.unused(tensors, renamed.kept) if is_same else (),
-        meta={**{k: v for k, v in kept.items() if _is_plain(v)}, "mmvssm": own},
-    )
+    meta = {**{k: v for k, v in kept.items() if _is_plain(v)}, "mmvssm": own}
+    unused = renamed.key_map.unused(tensors, renamed.kept) if is_same else ()
+    result = (selected.weights, found, source, content, names, state_dict, fitted.reinitialised)
+    return Converted(*result, unused, heads_checked, meta)
 
 
 def select(
@@ -190,7 +174,7 @@ def rename(selected: Selected, family: Family) -> Renamed:
     key_map = KeyMap(family, "classification" if selected.content == "classifier" else "dense")
     everything = kept = key_map.to_ours(selected.weights.tensors)
     given = {key.removeprefix(PREFIX) for key in selected.weights.tensors}
-    is_ours = _backbone_of(everything).keys() <= given
+    is_ours = backbone_of(everything).keys() <= given
     if selected.content != selected.source or selected.content == "backbone":
         # one of our classifiers has a norm in its backbone
         has_norm = is_ours and selected.source == "classifier"
@@ -202,11 +186,7 @@ def rename(selected: Selected, family: Family) -> Renamed:
 def _identify(
     selected: Selected, checkpoint: Mapping[str, Any], arch: str | None
 ) -> tuple[Renamed, Found]:
-    """Rename weights as those of the backbone that is asked for, that the file names, or that fits.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """Find the backbone that is asked for, that the file names, or that fits; rename for it."""
     if selected.config is not None:
         found = find_in_config(selected.config, arch)
         renamed = rename(selected, found.family)
@@ -216,10 +196,10 @@ def _identify(
             renamed = rename(selected, found.family)
             return renamed, hold_against(found, _shapes(renamed), "the file")
         except Exception as error:  # constructors fail in every way on what files say
+            said, reason = f"{found.family.type} {found.arch}", printable(brief(error), 200)
             warnings.warn(
-                f"the file names {found.family.type} {printable(found.arch)} as its backbone, which"
-                f" does not fit its weights{printable(brief(error), 200)}: family and arch are"
-                " found from keys and shapes",
+                f"the file names {printable(said)} as its backbone, which does not fit its weights"
+                f"{reason}: family and arch are found from keys and shapes",
                 stacklevel=3,
             )
     word, _, name = (arch or "").rpartition("/")
@@ -229,10 +209,7 @@ def _identify(
 
 
 def fit(selected: Selected, renamed: Renamed, found: Found) -> Fitted:
-    """Make of the backbone what is asked for: for a task of our configs, as these build it.
-
-    Its output norms are those of the file if it has them all, else new ones.
-    """
+    """Make what is asked for of the backbone; output norms that the file lacks start anew."""
     ours, content = renamed.kept, selected.content
     if content in (selected.source, "backbone"):
         return Fitted(found, ours)
@@ -249,11 +226,7 @@ def fit(selected: Selected, renamed: Renamed, found: Found) -> Fitted:
 
 
 def cast(fitted: Fitted, dtype: str | None, progress: Progress) -> dict[str, Tensor]:
-    """Return the weights in another dtype, all of them finite before and after.
-
-    Raises:
-        ValueError: If they are not, or are of no dtype that networks have.
-    """
+    """Return the weights in another dtype; ValueError unless all are numbers, and finite."""
     expected = fitted.found.build().state_dict(prefix=PREFIX)
     floating = {*DTYPES.values()} | (set() if dtype is None else {torch.float64})
     strange, wrong, beyond, cast_weights = [], [], [], {}
@@ -273,15 +246,14 @@ def cast(fitted: Fitted, dtype: str | None, progress: Progress) -> dict[str, Ten
                 beyond.append(key)
         done += value.nbytes
         progress(done, total)
-    if strange:
-        raise ValueError(
-            f"weights must be {', '.join(DTYPES)}, or fp64 with a --dtype to convert them to, and"
-            f" counters int64: {join_names(strange)}"
-        )
-    if wrong:
-        raise ValueError(f"weights are NaN or infinite: {join_names(wrong)}; the file is useless")
-    if beyond:
-        raise ValueError(f"beyond the range of {dtype}: {join_names(beyond)}; take bf16")
+    wanted = f"weights must be {', '.join(DTYPES)}, or fp64 with a --dtype to convert them to"
+    for keys, message in (
+        (strange, f"{wanted}, and counters int64"),
+        (wrong, "weights are NaN or infinite, so that the file is useless"),
+        (beyond, f"weights are beyond the range of {dtype}, take bf16"),
+    ):
+        if keys:
+            raise ValueError(f"{message}: {join_names(keys)}")
     return cast_weights
 
 
@@ -292,41 +264,8 @@ def is_finite(value: Tensor) -> bool:
     return all(bool(part.isfinite().all()) for part in value.reshape(-1).split(_CHUNK))
 
 
-def smoke_test(converted: Converted) -> dict[str, Tensor]:
-    """Run the backbone, and a linear classifier, on one image of noise.
-
-    Returns:
-        ``output{k}`` of the backbone and, for classifiers, ``logits (1, classes)``.
-
-    Raises:
-        ValueError: If an output is not finite.
-    """
-    weights = converted.state_dict
-    weights = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
-    backbone = converted.found.build().eval()
-    backbone.load_state_dict(_backbone_of(weights), assign=True)
-    size = converted.found.options.get("img_size", 224)
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    noise = torch.randn(1, backbone.in_channels, *size, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        outputs = {f"output{k}": out for k, out in enumerate(backbone(noise))}
-        if "head.fc.weight" in weights:
-            last = list(outputs.values())[-1]
-            pooled = last if last.dim() == 2 else last.mean((2, 3))
-            head = weights["head.fc.weight"], weights["head.fc.bias"]
-            outputs["logits"] = F.linear(pooled, *head)
-    wrong = [name for name, value in outputs.items() if not is_finite(value)]
-    if wrong:
-        raise ValueError(f"{', '.join(wrong)} of a forward pass is NaN or infinite")
-    return outputs
-
-
 def to_original(converted: Converted) -> dict[str, dict[str, Tensor]]:
-    """Return the content of a file for the original project's code, under its names.
-
-    Raises:
-        ValueError: If the weights have no counterpart there; see :meth:`KeyMap.to_original`.
-    """
+    """Return the content of a file for the original project; see :meth:`KeyMap.to_original`."""
     found, family, weights = converted.found, converted.found.family, dict(converted.state_dict)
     names = converted.names
     if names is None:
@@ -346,10 +285,11 @@ def to_original(converted: Converted) -> dict[str, dict[str, Tensor]]:
 
 
 def _shapes(renamed: Renamed) -> dict[str, tuple[int, ...]]:
-    return shapes_of(_backbone_of(renamed.kept))
+    return shapes_of(backbone_of(renamed.kept))
 
 
-def _backbone_of(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def backbone_of(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the backbone's weights without their prefix."""
     return {key.removeprefix(PREFIX): v for key, v in ours.items() if key.startswith(PREFIX)}
 
 

@@ -12,8 +12,7 @@ from torch import Tensor
 from mmvssm.families.key_map import PREFIX, has_backbone
 from mmvssm.messages import join_names
 
-from .arch import Found
-from .compare import compare
+from .arch import Found, compare
 
 CONTENTS = ("backbone", "classifier", "detector", "segmentor")
 #: Beginnings of the names of the heads that a content has.

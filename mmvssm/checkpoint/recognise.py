@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmvssm.families import FAMILIES, Family
 from mmvssm.families.key_map import PREFIX, KeyMap, split_part
 from mmvssm.messages import join_names, printable
-
-from .compare import shapes_of
 
 #: Beginnings of the names of a backbone's blocks; the rest of a model may have blocks of any name.
 _BLOCK = re.compile(r"(?:backbone\.)?(?:net\.)?((?:layers|stages)(?:\.\d+)?(?:\.blocks)?\.\d+\.)")
@@ -37,33 +35,29 @@ def find_family(keys: Iterable[str]) -> Family:
         UnknownFamilyError: If no family is recognised; the message lists those declared.
         MixedFamiliesError: If several are.
     """
-    keys = list(keys)
-    found: dict[str, str] = {}
-    names: list[str] = []
-    scanning: list[tuple[str, str, str]] = []
-    signed: set[str] = set()
+    keys, names, first = list(keys), [], {}
+    signed: dict[str, set[str]] = {}
+    scanning: dict[str, set[str]] = {}
     for key, match in ((key, _BLOCK.match(key)) for key in keys):
         if match is None:
             continue
         names.append(key[match.start(1) :])
         for family in FAMILIES.values():
-            if family.sign and re.search(family.sign, names[-1]):
-                found.setdefault(family.name, key)
-                signed.add(match[1])
-            if family.scan and re.search(family.scan, names[-1]):
-                scanning.append((match[1], family.name, key))
-    for block, family_name, key in scanning:
-        if block not in signed:
-            found.setdefault(family_name, key)
-    unknown = {name: _unknown_parts(FAMILIES[name], names) for name in found}
+            for claims, sign in ((signed, family.sign), (scanning, family.scan)):
+                if sign and re.search(sign, names[-1]):
+                    claims.setdefault(match[1], set()).add(family.name)
+                    first.setdefault(family.name, key)
+    claims = list({**scanning, **signed}.values())
+    found = set.intersection(*claims) if claims else set()
+    unknown = {name: _unknown_parts(FAMILIES[name], names) for name in sorted(found)}
     known = [name for name, parts in unknown.items() if not parts]
     if len(known) == 1:
         return FAMILIES[known[0]]
-    if len(found) > 1:
-        claims = " and ".join(f"{name} ({printable(key)})" for name, key in found.items())
+    if len(set().union(*claims)) > 1:
+        mixed = [f"{name} ({printable(first[name])})" for name in sorted(set().union(*claims))]
         raise MixedFamiliesError(
-            f"the keys mix families: {claims}; a file must hold one network only, whose family"
-            " --arch FAMILY/ARCH may name"
+            f"the keys mix families: {' and '.join(mixed)}; a file must hold one network only,"
+            " whose family --arch FAMILY/ARCH may name"
         )
     reason = f"has no backbone among its keys {join_names(keys, 4) or '(there are none)'}"
     for name, parts in unknown.items():
@@ -100,6 +94,11 @@ def named_shapes(backbone: type[nn.Module], arch: str) -> dict[str, tuple[int, .
     """Return the shapes of a named arch's weights by key, which takes no memory for them."""
     with torch.device("meta"):
         return shapes_of(backbone(arch).state_dict())
+
+
+def shapes_of(state_dict: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return shapes by key."""
+    return {key: tuple(value.shape) for key, value in state_dict.items()}
 
 
 def _without_numbers(key: str) -> str:

@@ -30,13 +30,7 @@ MAX_TENSORS = 2**16
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights of a checkpoint.
-
-    Attributes:
-        kind: ``'ema'`` (a moving average) or ``'online'`` (as trained).
-        place: Where the file holds them, in words.
-        entry: The content of the file there.
-    """
+    """Weights of a checkpoint: ``kind`` is ``'ema'`` (averages) or ``'online'`` (as trained)."""
 
     kind: str
     place: str
@@ -46,9 +40,7 @@ class Weights:
     def tensors(self) -> dict[str, Tensor]:
         """Tensors by name, without counters and the prefixes of wrappers such as ``module.``.
 
-        Raises:
-            ValueError: If some cannot be read, two differ only by prefixes, there are none, or
-                more than any network has.
+        ValueError if some cannot be read, or two differ only by prefixes.
         """
         found = _tensors(self.entry)
         if len(found) > MAX_TENSORS:
@@ -56,17 +48,13 @@ class Weights:
         entry = self.entry if isinstance(self.entry, Mapping) else {}
         if unread := [name for name, value in entry.items() if isinstance(value, Inert)]:
             raise ValueError(
-                f"{self.place} holds more than plain tensors: {join_names(unread)} cannot be read;"
-                " save them as plain, dense tensors where the code for them is"
+                f"{self.place} holds more than plain tensors: {join_names(unread)} cannot be read"
             )
         plain: dict[str, Tensor] = {}
         for name, value in found.items():
             short = WRAPPERS.sub("", name)
             if short in plain:
-                raise ValueError(
-                    f"{self.place} holds {printable(short)} twice, with and without 'module.':"
-                    " keep one of them"
-                )
+                raise ValueError(f"{self.place} holds {printable(short)} twice, see 'module.'")
             if not COUNTERS.search(short):
                 plain[short] = value
         if not plain:
@@ -138,10 +126,7 @@ def select_weights(checkpoint: Mapping[str, Any], kind: str = "auto") -> Weights
     Args:
         checkpoint: What :func:`read_checkpoint` gives.
         kind: ``'ema'``, ``'online'``, or ``'auto'`` for moving averages where there are some, else
-            the weights as trained.
-
-    Raises:
-        ValueError: If there are none; the message lists what there is.
+            the weights as trained; ValueError, which lists what there is, if there are none.
     """
     if kind not in (*KINDS, "auto"):
         raise ValueError(f"weights must be auto, {' or '.join(KINDS)}, got {kind!r}")
@@ -149,9 +134,7 @@ def select_weights(checkpoint: Mapping[str, Any], kind: str = "auto") -> Weights
     unread = {}
     for entry in (*EMA_ENTRIES, *ONLINE_ENTRIES):
         value = checkpoint.get(entry)
-        if (isinstance(value, Inert) or (isinstance(value, Mapping) and value)) and not _tensors(
-            value
-        ):
+        if value and isinstance(value, Inert | Mapping) and not _tensors(value):
             is_dict = isinstance(value, Mapping)
             unread[entry] = "a dict without tensors" if is_dict else kind_of(value)
     if not found:
@@ -159,10 +142,8 @@ def select_weights(checkpoint: Mapping[str, Any], kind: str = "auto") -> Weights
     # to take the others in silence would not be what was asked for
     lost = [entry for entry in EMA_ENTRIES if entry in unread]
     if lost and kind != "online":
-        raise ValueError(
-            f"{lost[0]!r} holds {unread[lost[0]]} in place of tensors: save the averages as a dict"
-            f" of torch tensors by name{_instead('online')}"
-        )
+        reason = f"{lost[0]!r} holds {unread[lost[0]]} in place of tensors"
+        raise ValueError(f"{reason}{_instead('online')}")
     for weights in found:
         if kind in ("auto", weights.kind):
             others = [other.kind for other in found if other.kind != weights.kind]
@@ -185,6 +166,6 @@ def _nothing_found(checkpoint: Mapping[str, Any], unread: Mapping[str, str]) -> 
         return f"the file holds the state of an optimizer but no weights of a network: {names}"
     if unread:
         words = ", ".join(f"{entry!r} holds {kind}" for entry, kind in unread.items())
-        return f"the file holds no weights: {words}; save them as a dict of torch tensors by name"
+        return f"the file holds no weights: {words}, no dict of tensors by name"
     entries = ", ".join(map(repr, (*EMA_ENTRIES, *ONLINE_ENTRIES)))
     return f"the file holds no weights at its top or under {entries}; it holds {names}"

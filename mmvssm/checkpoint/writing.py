@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,34 +25,6 @@ _CHUNK = 2**22
 _MARGIN = 2**20
 
 
-def output_path(target: str | Path, source: str | Path) -> Path:
-    """Return the path of a product, but for the digits of its hash.
-
-    Args:
-        target: A path that ends in one of :data:`SUFFIXES`; or a folder, which exists or is named
-            with a slash at its end, in which the product has the name of the source.
-        source: The file that is converted.
-
-    Raises:
-        ValueError: If ``target`` is none of these.
-    """
-    path = Path(target)
-    is_folder = path.is_dir() or str(target).endswith(("/", os.sep))
-    existing = _existing(path if is_folder else path.parent)
-    if not existing.is_dir():
-        raise ValueError(
-            f"{str(existing)!r} is a file, or a link to nothing: name a folder to write into"
-        )
-    if is_folder:
-        stem = re.sub(rf"-[0-9a-f]{{{DIGITS}}}$", "", Path(source).stem)
-        return path / f"{stem}.pth"
-    if path.suffix not in SUFFIXES:
-        raise ValueError(
-            f"{str(path)!r} must end in {', '.join(SUFFIXES)}, or in a slash for a folder"
-        )
-    return path
-
-
 def write_checkpoint(
     path: Path,
     content: Mapping[str, Any],
@@ -64,7 +35,7 @@ def write_checkpoint(
     """Write a checkpoint in the folder of ``path``, its name with the digits of its hash.
 
     Args:
-        path: As :func:`output_path` gives it; missing folders are made. A ``.safetensors`` file
+        path: Path without the digits; missing folders are made. A ``.safetensors`` file
             takes the tensors of ``state_dict``, and ``meta`` as JSON in its header.
         content: Dicts of tensors and plain values.
         force: Whether to replace a file that has the name already.
@@ -80,7 +51,7 @@ def write_checkpoint(
     entries = [entry for entry in content.values() if isinstance(entry, Mapping)]
     tensors = [value for entry in entries for value in entry.values() if isinstance(value, Tensor)]
     size = sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
-    room = shutil.disk_usage(_existing(path.parent)).free
+    room = shutil.disk_usage(existing_folder(path.parent)).free
     if room < size + _MARGIN:
         raise OSError(
             f"{size / 1e6:.0f} MB are needed, {room / 1e6:.0f} MB are free in {str(path.parent)!r}"
@@ -100,7 +71,7 @@ def write_checkpoint(
     return product
 
 
-def _existing(folder: Path) -> Path:
+def existing_folder(folder: Path) -> Path:
     """Return the folder, or the nearest around it that exists."""
     return next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
 

@@ -261,9 +261,6 @@ def excessive_operations(depth: int) -> dict[str, bytes]:
         "unknown memo": b"j\xff\xff\xff\x7f",
         "no mark": b"t" * 100,
         "no values": b"0" * 100,
-        "constructors of constructors": call(
-            name_of("copyreg", "__newobj__"), *[name_of("copyreg", "__newobj__")] * 2000
-        ),
         "call of a number": call(b"K\x01"),
         "wrong arguments": call(name_of("torch._utils", "_rebuild_tensor_v2")),
         "outer buffer": b"\x97",
@@ -390,6 +387,9 @@ def mutated_files(folder: Path, count: int, seed: int = 0) -> Iterator[Mutated]:
         yield write(before + with_entry(old_pickled, operations) + behind, kind, "refused")
     for kind, operations in {
         "bytearray of a size": call(name_of("builtins", "bytearray"), number(1 << 50)),
+        "constructors of constructors": call(
+            name_of("copyreg", "__newobj__"), *[name_of("copyreg", "__newobj__")] * 2000
+        ),
         "large memo": b"Nr\xff\xff\xff\xff",
         "absurd memo": b"Np" + str(1 << 61).encode() + b"\n",
         "collisions": collisions(20_000),

@@ -175,8 +175,7 @@ def test_honest_objects_become_inert(kind, protocol):
 
 def test_inert_values_say_what_they_stand_for():
     value = run(pickle.dumps(argparse.Namespace()))
-    assert repr(value) == "<argparse.Namespace, left out>" and not value.is_network
-    assert run(pickle.dumps(nn.SiLU())).is_network
+    assert repr(value) == "<argparse.Namespace, left out>"
     reference = run(pickle.dumps(Outer.Inner, 4))
     assert isinstance(reference, Reference) and reference.name == "Outer.Inner"
 

@@ -70,17 +70,12 @@ def hostile(action: str) -> HostileFileError:
 
 
 class Inert:
-    """Takes the place of every object of a file that is no tensor and no plain value.
+    """Takes the place of an object of a file, ``origin``, that is no tensor and no plain value."""
 
-    Attributes:
-        origin: What the file has there, ``module.Class``.
-        is_network: Whether it was a pickled ``torch.nn.Module``.
-    """
-
-    __slots__ = ("is_network", "origin")
+    __slots__ = ("origin",)
 
     def __init__(self, origin: str) -> None:
-        self.origin, self.is_network = origin, False
+        self.origin = origin
 
     def __repr__(self) -> str:
         return f"<{printable(self.origin)}, left out>"

@@ -15,7 +15,7 @@ from torch import nn
 from mmvssm.files import Progress
 from mmvssm.messages import printable
 
-from .allowlist import CheckpointError, HostileFileError, Inert, damaged
+from .allowlist import CheckpointError, HostileFileError, damaged
 from .archives import read_pickles, read_zip
 from .unpickler import kind_of
 
@@ -55,19 +55,15 @@ def read_checkpoint(
     """Return the content of a checkpoint file, tensors on the CPU.
 
     No code of the file is run: only tensors and plain values are made, all other objects (such as
-    the log buffers of MMEngine's runner and the options of research code) become
-    :class:`~.allowlist.Inert`, and a file that asks to run something is refused. The tensors are
-    mapped into memory, not read, and changing them does not change the file; parameters become
-    plain tensors, and tensors that share memory go on to.
+    logs and options) become :class:`~.allowlist.Inert`, and a file that asks to run something is
+    refused. Tensors are mapped into memory, not read; changing them does not change the file.
 
     Args:
         path: A file of ``torch.save``, in the zip format or the one before torch 1.6, a plain
-            pickle, or a file of safetensors, which gives
-            ``{"state_dict": {name: tensor}, "meta": {...}}``.
-        trust: Read by ``torch.load`` what a pickle holds, which runs whatever code is in it.
-            Networks in the file become their state dicts.
-        progress: Is called with the bytes that are done and the bytes in all, while checksums of
-            a zip archive are verified or storages of an older file are found.
+            pickle, or a file of safetensors, which gives ``{"state_dict": ..., "meta": ...}``.
+        trust: Read pickles by ``torch.load``, which runs whatever code is in them. Networks in the
+            file become their state dicts.
+        progress: Is told how many bytes of how many have been read.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -84,15 +80,9 @@ def read_checkpoint(
             raise CheckpointError("is no regular file")
         with path.open("rb") as file:
             content, mapped = _read(file, path, trust, progress)
-        if isinstance(content, Inert) and content.is_network:
-            raise CheckpointError(
-                f"holds a pickled network of {printable(content.origin)} in place of its weights:"
-                " save its state_dict() where its code is"
-            )
         if not isinstance(content, dict):
-            raise CheckpointError(
-                f"holds no dict, but {kind_of(content)}: save weights as a dict of tensors by name"
-            )
+            kind = kind_of(content)
+            raise CheckpointError(f"holds {kind}, no dict: save the state_dict() of a network")
     except CheckpointError as error:
         raise type(error)(f"{str(path)!r} {error}") from None
     checkpoint = Checkpoint(content)

@@ -17,6 +17,7 @@ from .allowlist import CheckpointError, Inert, Reference, damaged
 
 MAX_DIMS = 64  # of torch's loops over tensors
 _MAX_EXTENT = 1 << 40  # of sizes and strides without elements
+_NO_PART = ([], [None])  # before torch 0.4, files named parts of storages
 
 #: Types of the elements of storages; None where the tensors tell.
 _STORAGES = {
@@ -46,11 +47,7 @@ class Storage:
 
 
 class TensorBuilder:
-    """Makes the tensors of a file, first without their numbers, which may come after the pickle.
-
-    Attributes:
-        storages: What the pickle refers to, by key.
-    """
+    """Makes the tensors of a file, first without their numbers, which may come after the pickle."""
 
     def __init__(self) -> None:
         self.storages: dict[str, Storage] = {}
@@ -58,10 +55,9 @@ class TensorBuilder:
 
     def functions(self) -> dict[str, Callable[..., Any]]:
         """Return functions that replace torch's that rebuild tensors, by their names."""
+        names = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")
         makers: dict[str, Callable[..., Any]] = {
-            "torch._utils._rebuild_tensor": self._tensor,
-            "torch._utils._rebuild_tensor_v2": self._tensor_v2,
-            "torch._utils._rebuild_tensor_v3": self._tensor_v3,
+            **dict.fromkeys((f"torch._utils.{name}" for name in names), self._tensor),
             "torch._utils._rebuild_parameter": lambda data, *_: data,
             "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
         }
@@ -74,16 +70,16 @@ class TensorBuilder:
         return makers | dict.fromkeys((*modules, "torch.tensor._rebuild_from_type"), of_subclass)
 
     def load(self, pid: Any) -> Any:
-        """Return the storage of a persistent id ``("storage", type, key, location, numel)``.
-
-        Files of torch before 1.6 have a sixth value, which before 0.4 was a part of the storage.
-        """
+        """Return the storage of an id ``("storage", type, key, location, numel, None)``."""
         if isinstance(pid, tuple) and len(pid) == 4 and pid[0] == "module":
             return pid[1]  # a class with its source text, which torch only warns about
-        if not (isinstance(pid, tuple) and len(pid) in (5, 6) and pid[0] == "storage"):
-            raise damaged("it refers to a storage in no known way")
-        _, kind, key, _, numel, *part = pid
-        if not isinstance(key, str) or not _is_count(numel) or part not in ([], [None]):
+        word, kind, key, _, numel, *part = pid
+        if (
+            word != "storage"
+            or type(key) is not str
+            or not _is_count(numel)
+            or part not in _NO_PART
+        ):
             raise damaged("it refers to a storage in no known way")
         if not isinstance(kind, Reference) or kind.name not in _STORAGES:
             name = printable(kind.origin) if isinstance(kind, Inert) else "no known type"
@@ -100,29 +96,22 @@ class TensorBuilder:
             tensor.set_(storage.data, offset, size, stride)
         self._unfilled.clear()
 
-    def _tensor_v2(self, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
-        _requires_grad, _hooks, *metadata = rest
-        if metadata and metadata[0]:  # conjugated or negated lazily
+    def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *more: Any) -> Any:
+        """Make a tensor; ``more`` are requires_grad, hooks, then dtype and metadata, if given."""
+        dtype = storage.dtype
+        for value in more[2:]:
+            if isinstance(value, Inert):
+                name = printable(value.origin)
+                raise CheckpointError(f"holds a tensor of {name}, which this torch does not know")
+            if isinstance(value, torch.dtype):
+                dtype = value
+        is_lazy = any(isinstance(value, dict) and value for value in more[2:])
+        if is_lazy or str(dtype).startswith(("torch.q", "torch.bits")):
             return Inert("torch.Tensor")
-        return self._tensor(storage, offset, size, stride)
-
-    def _tensor_v3(self, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
-        _requires_grad, _hooks, dtype, *metadata = rest
-        if not isinstance(dtype, torch.dtype):
-            name = printable(dtype.origin) if isinstance(dtype, Inert) else "unknown type"
-            raise CheckpointError(f"holds a tensor of {name}, which this torch does not know")
-        if (metadata and metadata[0]) or str(dtype).startswith(("torch.q", "torch.bits")):
-            return Inert("torch.Tensor")
-        return self._tensor(storage, offset, size, stride, dtype)
-
-    def _tensor(
-        self, storage: Any, offset: Any, size: Any, stride: Any, dtype: torch.dtype | None = None
-    ) -> Tensor:
-        known = storage.dtype if dtype is None else dtype
-        if known is None or storage.dtype not in (None, known):
+        if dtype is None or storage.dtype not in (None, dtype):
             raise damaged("a tensor and its storage differ in type")
-        _check_geometry(storage.key, offset, size, stride, storage.nbytes // known.itemsize)
-        tensor = torch.empty(0, dtype=known, device="cpu")
+        _check_geometry(storage.key, offset, size, stride, storage.nbytes // dtype.itemsize)
+        tensor = torch.empty(0, dtype=dtype, device="cpu")
         self._unfilled.append((tensor, storage, offset, tuple(size), tuple(stride)))
         return tensor
 
@@ -130,10 +119,7 @@ class TensorBuilder:
 def storage_bytes(
     file: BinaryIO, mapped: mmap, start: int, storage: Storage
 ) -> torch.UntypedStorage:
-    """Return the bytes of ``storage``, which begin at ``start`` and lie within the file.
-
-    They are mapped, not read; those at an address that their type cannot have are copied.
-    """
+    """Return the bytes of ``storage`` from ``start`` on: mapped, or copied from an odd address."""
     if not storage.nbytes:
         return torch.UntypedStorage(0)
     if start % (8 if storage.dtype is None else storage.dtype.itemsize) == 0:

@@ -49,8 +49,11 @@ class Unpickler(pickle._Unpickler):
         load_storage: Callable[[Any], Any] | None = None,
     ) -> None:
         super().__init__(file, encoding="latin1")
-        self._file, self._copies_left, self._load_storage = file, size, load_storage
-        self._functions = {**self._own_functions(), **functions}
+        self._file, self._copies_left, self.persistent_load = file, size, load_storage
+        dicts = ("builtins.dict", "collections.OrderedDict", "collections.Counter")
+        self._functions = {**dict.fromkeys(dicts, self._dict), **functions}
+        self._functions["builtins.getattr"] = _get_attribute
+        self._functions["collections.defaultdict"] = lambda _=None, *items: self._dict(*items)
 
     def load(self) -> Any:
         """Return the value of the pickle; see :func:`read_checkpoint` for errors."""
@@ -76,12 +79,6 @@ class Unpickler(pickle._Unpickler):
         reference = Reference(module, name)
         return _DTYPES.get(name, reference) if module == "torch" else reference
 
-    def persistent_load(self, pid: Any) -> Any:
-        """Return a storage."""
-        if self._load_storage is None:
-            raise CheckpointError("keeps values outside the file")
-        return self._load_storage(pid)
-
     def get_extension(self, code: int) -> None:
         """Refuse names of Python's registry."""
         raise hostile(f"run extension {code} of Python's registry")
@@ -98,6 +95,15 @@ class Unpickler(pickle._Unpickler):
             raise hostile(f"run {printable(function.origin)}")
         return Inert(function.origin)
 
+    def _dict(self, items: Any = ()) -> Any:
+        if not isinstance(items, dict | list | tuple):
+            return Inert("builtins.dict")
+        self._copies_left -= len(items)  # lest a small file ask for copies of copies
+        if self._copies_left < 0:
+            raise CheckpointError("asks for more memory than its size explains")
+        pairs = items.items() if isinstance(items, dict) else items
+        return {as_key(key): value for key, value in pairs}
+
     # Operations
 
     def _instantiate(self, klass: Any, args: list[Any]) -> None:
@@ -112,11 +118,9 @@ class Unpickler(pickle._Unpickler):
         self._reduce(is_class=True)
 
     def _build(self) -> None:
-        state, target = self.stack.pop(), self.stack[-1]
-        if isinstance(target, Reference):
-            raise hostile(f"change {printable(target.origin)}")
-        if isinstance(target, Inert) and isinstance(state, dict) and "_parameters" in state:
-            target.is_network = True
+        self.stack.pop()
+        if isinstance(self.stack[-1], Reference):
+            raise hostile(f"change {printable(self.stack[-1].origin)}")
 
     def _set_items(self, items: list[Any] | None = None) -> None:
         items = self.pop_mark() if items is None else items
@@ -142,9 +146,6 @@ class Unpickler(pickle._Unpickler):
         self.pop_mark()
         self._set()
 
-    def _buffer(self) -> None:
-        raise CheckpointError("keeps values outside the file")
-
     dispatch: ClassVar[dict[int, Callable]] = {
         **pickle._Unpickler.dispatch,
         pickle.REDUCE[0]: _reduce,
@@ -157,38 +158,12 @@ class Unpickler(pickle._Unpickler):
         pickle.EMPTY_SET[0]: _set,
         pickle.ADDITEMS[0]: pickle._Unpickler.load_appends,
         pickle.FROZENSET[0]: _frozenset,
-        pickle.NEXT_BUFFER[0]: _buffer,
-        pickle.READONLY_BUFFER[0]: _buffer,
     }
-
-    def _own_functions(self) -> dict[str, Callable[..., Any]]:
-        dicts = ("builtins.dict", "collections.OrderedDict", "collections.Counter")
-        return {
-            **dict.fromkeys(dicts, self._dict),
-            "builtins.getattr": _get_attribute,
-            "collections.defaultdict": lambda _=None, *items: self._dict(*items),
-            "copyreg._reconstructor": lambda cls, base, state: self._object(cls),
-            "copyreg.__newobj__": lambda cls, *arguments: self._object(cls),
-            "copyreg.__newobj_ex__": lambda cls, arguments, named: self._object(cls),
-        }
-
-    def _dict(self, items: Any = ()) -> Any:
-        if not isinstance(items, dict | list | tuple):
-            return Inert("builtins.dict")
-        self._copies_left -= len(items)  # lest a small file ask for copies of copies
-        if self._copies_left < 0:
-            raise CheckpointError("asks for more memory than its size explains")
-        pairs = items.items() if isinstance(items, dict) else items
-        return {as_key(key): value for key, value in pairs}
-
-    def _object(self, cls: Any) -> Any:
-        if isinstance(cls, Reference) and cls.module == "copyreg":  # which would never end
-            raise damaged("it makes an object of no class")
-        return self._call(cls, (), is_class=True)
+    del dispatch[pickle.READONLY_BUFFER[0]]  # of values outside of the file
 
 
 def _get_attribute(owner: Any, name: Any, *_: Any) -> Any:
-    """Return a name for ``getattr``, by which methods and members of enumerations are stored."""
+    """Return a name for ``getattr``, by which inner classes, methods and members are stored."""
     if isinstance(owner, Reference):  # dots in names are judged where references are made
         return Reference(owner.module, f"{owner.name}.{name}")
     if isinstance(owner, Inert):

@@ -77,14 +77,7 @@ def _describe(value: Tensor | Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class Found:
-    """A backbone that weights fit.
-
-    Attributes:
-        family: Its family.
-        arch: A name of the class's table, or a dict of fields.
-        options: Further arguments that the weights ask for.
-        others: Other names whose networks have the same shapes; routes are not stored with weights.
-    """
+    """A backbone that weights fit; ``others`` are further archs whose networks have the shapes."""
 
     family: Family
     arch: str | dict
@@ -135,17 +128,13 @@ def find_arch(given: Shapes, family: Family, name: str | None = None) -> Found:
     Args:
         given: Shapes by key in our names, without the prefix ``backbone.``.
         family: Their family.
-        name: The only arch to compare with; None for all.
-
-    Raises:
-        ArchError: If no arch fits; the message lists the differences from the nearest.
+        name: The only arch to compare with; None for all. ArchError, with the differences from the
+            nearest, if none fits.
     """
     names = family.backbone.arch_settings
     if name is not None and name not in names:
-        raise ValueError(
-            f"arch must be one of {', '.join(names)} for the family {family.name}, or the path of a"
-            f" config file that ends in .py; got {name!r}"
-        )
+        known = f"one of {', '.join(names)} for the family {family.name}"
+        raise ValueError(f"arch must be {known}, or the path of a config (.py); got {name!r}")
     distances = {
         arch: len(_outline(given) ^ _outline(named_shapes(family.backbone, arch)))
         for arch in (names if name is None else [name])
@@ -190,11 +179,7 @@ def _with_options(given: Shapes, family: Family, arch: str) -> tuple[Found, Diff
 
 
 def read_config(path: str) -> Config:
-    """Read a config file; its ``custom_imports`` may declare families.
-
-    Args:
-        path: Its path, or ``'mmvssm::vim/NAME.py'`` for one of ours.
-    """
+    """Read a config file, or ``'mmvssm::vim/NAME.py'``; its imports may declare families."""
     file = config_path(path.removeprefix(OURS)) if path.startswith(OURS) else path
     if not Path(file).is_file():
         raise FileNotFoundError(f"there is no config file {path!r} to take the arch from")

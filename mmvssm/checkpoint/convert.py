@@ -82,10 +82,8 @@ class Converted:
     Attributes:
         weights: The weights of the file, under its own names.
         found: The backbone that they fit.
-        source: What the file holds: one of :data:`~.heads.CONTENTS`.
-        content: What ``state_dict`` holds: one of :data:`~.heads.CONTENTS`.
-        names: Which naming of the project the file has, or had before it was converted, see
-            :func:`release_names`; None for weights trained here.
+        source, content: What the file and ``state_dict`` hold, of :data:`~.heads.CONTENTS`.
+        names: Naming of the project, see :func:`release_names`; None for weights trained here.
         state_dict: The weights, with ``backbone.`` in front of the backbone's.
         reinitialised: Names in ``state_dict`` that the file does not have: norms at their start.
         unused: Names in the file that are left out, if it holds what ``state_dict`` does.
@@ -117,22 +115,20 @@ def convert(
     """Give the weights of a checkpoint our names, and check every one of them.
 
     Args:
-        checkpoint: What :func:`read_checkpoint` gives: a released file of a declared family, or a
-            file of ours.
+        checkpoint: What :func:`read_checkpoint` gives: a released file of a family, or ours.
         arch: Arch to hold the weights against: ``'tiny'``, ``'vim/tiny'``, or the path of a config,
-            whose model's heads are compared, too. None takes what the file says of itself where it
-            fits, else the named arch of the family that fits.
+            whose heads are compared, too. None takes what the file says of itself where it fits,
+            else the named arch of the family that fits.
         weights: ``'ema'``, ``'online'`` or ``'auto'``, see :func:`select_weights`.
-        to: What to make, one of :data:`~.heads.CONTENTS`; None for what the file holds.
-            ``'backbone'`` is the backbone alone, without a classifier's norm. A ``'detector'`` or
-            ``'segmentor'`` of a file without one is the backbone that the configs of this task
-            build, output norms at their start included.
+        to: What to make, one of :data:`~.heads.CONTENTS`; None for what the file holds. A
+            ``'detector'`` or ``'segmentor'`` of a file without one is the backbone that the configs
+            of this task build, output norms at their start included.
         dtype: A key of :data:`DTYPES` for all floating-point weights; None leaves each its own.
         progress: Is told how many bytes of how many have been checked.
 
     Raises:
-        ValueError: If the file has no such weights, family, arch or content, or if weights are
-            missing, left over, of another shape or dtype, or not finite; the message lists them.
+        ValueError: If the file has no such weights, or if some are missing, left over, of another
+            shape or dtype, or not finite; the message lists them.
     """
     # first, as it may declare families
     config = read_config(arch) if arch is not None and arch.endswith(".py") else None
@@ -196,12 +192,9 @@ def _identify(
             renamed = rename(selected, found.family)
             return renamed, hold_against(found, _shapes(renamed), "the file")
         except Exception as error:  # constructors fail in every way on what files say
-            said, reason = f"{found.family.type} {found.arch}", printable(brief(error), 200)
-            warnings.warn(
-                f"the file names {printable(said)} as its backbone, which does not fit its weights"
-                f"{reason}: family and arch are found from keys and shapes",
-                stacklevel=3,
-            )
+            said = printable(f"{found.family.type} {found.arch}")
+            reason = f"which does not fit its weights{printable(brief(error), 200)}"
+            warnings.warn(f"the file names {said} as its backbone, {reason}", stacklevel=3)
     word, _, name = (arch or "").rpartition("/")
     family = find_declared(word) if word else find_family(selected.weights.tensors)
     renamed = rename(selected, family)

@@ -44,9 +44,7 @@ def content_of(keys: Iterable[str], config: Config | None = None) -> str:
 def _content_of_config(config: Config) -> str:
     scope = config.get("default_scope")
     if scope not in _LIBRARIES:
-        raise ValueError(
-            f"the config's default_scope must be one of {', '.join(_LIBRARIES)}, got {scope!r}"
-        )
+        raise ValueError(f"default_scope must be one of {', '.join(_LIBRARIES)}, got {scope!r}")
     return _LIBRARIES[scope]
 
 
@@ -55,10 +53,7 @@ def check_content(source: str, content: str, keys: Iterable[str]) -> None:
     if content not in CONTENTS:
         raise ValueError(f"to must be one of {', '.join(CONTENTS)}, got {content!r}")
     if content == "detector" and any(key.startswith(FOREIGN_HEADS) for key in keys):
-        raise ValueError(
-            "the file holds a detector of Detectron2, whose heads have no counterpart here: take"
-            " its backbone with --to backbone"
-        )
+        raise ValueError("heads of a detector of Detectron2 have no place here: --to backbone")
     is_dense = {"detector", "segmentor"}
     if content != source and (content == "classifier" or {source, content} == is_dense):
         raise ValueError(f"the file holds a {source}, which cannot become a {content}")
@@ -92,7 +87,7 @@ def check_heads(
         wanted = {"head.fc.weight": (classes, dims), "head.fc.bias": (classes,)}
         if (differences := compare(outside, wanted)).count:
             raise ValueError(
-                f"the head is no linear one of {dims} channels; {_HINT}; differences: {differences}"
+                f"the head is no linear one of {dims} channels; {_HINT}; {differences}"
             )
     else:
         known = ("neck.", *HEADS.get(content, ()))

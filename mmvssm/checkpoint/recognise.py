@@ -30,10 +30,6 @@ def find_family(keys: Iterable[str]) -> Family:
 
     Args:
         keys: Keys of the file in original names or ours, those of necks and heads as well.
-
-    Raises:
-        UnknownFamilyError: If no family is recognised; the message lists those declared.
-        MixedFamiliesError: If several are.
     """
     keys, names, first = list(keys), [], {}
     signed: dict[str, set[str]] = {}

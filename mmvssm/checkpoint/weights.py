@@ -47,9 +47,7 @@ class Weights:
             raise ValueError(f"{self.place} holds {len(found)} tensors, more than {MAX_TENSORS}")
         entry = self.entry if isinstance(self.entry, Mapping) else {}
         if unread := [name for name, value in entry.items() if isinstance(value, Inert)]:
-            raise ValueError(
-                f"{self.place} holds more than plain tensors: {join_names(unread)} cannot be read"
-            )
+            raise ValueError(f"{self.place} holds more than tensors: {join_names(unread)}")
         plain: dict[str, Tensor] = {}
         for name, value in found.items():
             short = WRAPPERS.sub("", name)

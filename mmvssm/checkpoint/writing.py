@@ -35,27 +35,23 @@ def write_checkpoint(
     """Write a checkpoint in the folder of ``path``, its name with the digits of its hash.
 
     Args:
-        path: Path without the digits; missing folders are made. A ``.safetensors`` file
-            takes the tensors of ``state_dict``, and ``meta`` as JSON in its header.
+        path: Path without the digits; missing folders are made. A ``.safetensors`` file takes the
+            tensors of ``state_dict``, and ``meta`` as JSON in its header.
         content: Dicts of tensors and plain values.
         force: Whether to replace a file that has the name already.
-        progress: Is told how many bytes of how many are done, by writing and then by hashing.
+        progress: Is told how many bytes of how many are written and hashed.
 
     Returns:
-        ``<stem>-<first 8 digits of the file's SHA-256><suffix>`` in the same folder.
-
-    Raises:
-        FileExistsError: If there is such a file and ``force`` is not given.
-        OSError: If the file cannot be written, e.g. for want of room; nothing half-written stays.
+        ``<stem>-<first 8 digits of the file's SHA-256><suffix>`` in the same folder; OSError if it
+        cannot be written or exists without ``force``, and then nothing half-written stays.
     """
     entries = [entry for entry in content.values() if isinstance(entry, Mapping)]
     tensors = [value for entry in entries for value in entry.values() if isinstance(value, Tensor)]
     size = sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
     room = shutil.disk_usage(existing_folder(path.parent)).free
     if room < size + _MARGIN:
-        raise OSError(
-            f"{size / 1e6:.0f} MB are needed, {room / 1e6:.0f} MB are free in {str(path.parent)!r}"
-        )
+        sizes = f"{size / 1e6:.0f} MB are needed, {room / 1e6:.0f} MB are free"
+        raise OSError(f"{sizes} in {str(path.parent)!r}")
     path.parent.mkdir(parents=True, exist_ok=True)
     progress(0, size)  # safetensors says nothing while it writes
     with temporary_sibling(path) as part:

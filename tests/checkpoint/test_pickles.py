@@ -25,8 +25,7 @@ from mmengine.logging import HistoryBuffer
 from torch import nn
 
 from mmvssm.checkpoint.reading import CheckpointError, HostileFileError, Inert
-from mmvssm.checkpoint.reading.allowlist import Reference
-from mmvssm.checkpoint.reading.unpickler import MAX_DEPTH, MAX_OPERATIONS, Unpickler
+from mmvssm.checkpoint.reading.unpickler import MAX_DEPTH, MAX_OPERATIONS, Reference, Unpickler
 from mmvssm.messages import printable
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)

@@ -2,13 +2,16 @@
 
 The standard library's unpickler carries out the operations, in its form in Python, which lets those
 be replaced that look up names, call, set state or hash. Tensors come from functions that it is
-given, dicts are made here, and every other object becomes :class:`~.allowlist.Inert`.
+given, dicts are made here, and every other object becomes :class:`Inert`. Lists of names tell a
+file that stores objects from one made to run something.
 """
 
 from __future__ import annotations
 
 import pickle
 import pickletools
+import re
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -19,8 +22,6 @@ import torch
 
 from mmvssm.messages import printable
 
-from .allowlist import CheckpointError, Inert, Reference, damaged, hostile
-
 #: More operations than the logs, options and optimizer states of any training have.
 MAX_OPERATIONS = 5_000_000
 #: Deeper values would overflow the stack of whatever walks through them.
@@ -30,15 +31,131 @@ _MAX_KEY = 1 << 60  # smaller ints are their own hashes, so that a file cannot m
 _DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 
 
-class Unpickler(pickle._Unpickler):
-    """Read one pickle.
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
 
-    Args:
-        file: File at the start of the pickle; after :meth:`load` it is behind it.
-        size: Bytes of the file, which bound what it can ask for.
-        functions: Functions that replace those in the file of the same names. They take the
-            arguments in the file, whatever these are.
-        load_storage: Maps a persistent id to its value; without it, such ids are errors.
+
+#: Names of Python 2.
+_RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+#: Modules of the standard library whose classes honest files store; all others run things.
+_STANDARD = _words(
+    """
+    _codecs _collections_abc _decimal _random abc argparse array builtins collections contextlib
+    copy copyreg csv dataclasses datetime decimal enum fractions functools inspect ipaddress
+    itertools json logging math numbers pathlib queue random re statistics string struct time
+    typing uuid warnings weakref zoneinfo
+    """
+)
+#: Functions, and classes with small first letters, by which honest objects are stored.
+_HARMLESS = _words(
+    """
+    _codecs.encode _io.BytesIO _io.StringIO _operator.getitem _operator.or_ builtins.bool
+    builtins.bytearray builtins.bytes builtins.complex builtins.dict builtins.enumerate
+    builtins.float builtins.frozenset builtins.getattr builtins.int builtins.iter builtins.list
+    builtins.long builtins.object builtins.range builtins.reversed builtins.set builtins.slice
+    builtins.str builtins.tuple builtins.type builtins.xrange builtins.zip collections.deque
+    copyreg.__newobj__ copyreg.__newobj_ex__ copyreg._reconstructor datetime.date datetime.datetime
+    datetime.time datetime.timedelta datetime.timezone functools.partial itertools.chain
+    itertools.count itertools.cycle itertools.islice itertools.product itertools.repeat
+    logging.getLogger operator.getitem operator.or_ re._compile torch.device
+    torch.serialization._get_layout types.GenericAlias types.MappingProxyType types.SimpleNamespace
+    types.UnionType zoneinfo.ZoneInfo._unpickle
+    """
+)
+_HARMLESS_PATTERN = re.compile(
+    r"numpy\.(_?core\.(multiarray\.(_reconstruct|scalar)|numeric\._frombuffer)|random\._pickle\.\w+)"
+    r"|numpy\.(dtype|ndarray|ma\.core\._mareconstruct)|torch\._utils\._rebuild_\w+"
+    r"|.*\.__pyx_unpickle_\w+"  # Cython's classes
+)
+
+
+class CheckpointError(ValueError):
+    """A file is no checkpoint, is damaged, or does not hold what is asked for."""
+
+
+class HostileFileError(CheckpointError):
+    """A file asks to run code when it is loaded; nothing of it was run."""
+
+
+def damaged(reason: object) -> CheckpointError:
+    """Make the error for damage."""
+    return CheckpointError(f"is cut off or damaged ({reason}): download or copy it again")
+
+
+def hostile(action: str) -> HostileFileError:
+    """Make the error for a file that asks for ``action``."""
+    return HostileFileError(
+        f"asks to {action} when it is loaded; nothing was run; do not use this file"
+    )
+
+
+class Inert:
+    """Takes the place of an object of a file, ``origin``, that is no tensor and no plain value."""
+
+    __slots__ = ("origin",)
+
+    def __init__(self, origin: str) -> None:
+        self.origin = origin
+
+    def __repr__(self) -> str:
+        return f"<{printable(self.origin)}, left out>"
+
+    def extend(self, items: object) -> None:
+        """Leave out items, as those of lists and sets of other classes."""
+
+    append = extend
+
+
+class Reference(Inert):
+    """The name of a class or function in a file; dots in ``name`` are attributes.
+
+    Raises:
+        HostileFileError: If a file of weights has no use for it but to run code.
+    """
+
+    __slots__ = ("module", "name")
+
+    def __init__(self, module: str, name: str) -> None:
+        self.module, self.name = _RENAMED.get(module, module), name
+        super().__init__(f"{self.module}.{name}")
+        *owners, last = name.split(".")
+        package = self.module.partition(".")[0]
+        if self.origin not in _HARMLESS and (
+            (package in sys.stdlib_module_names and package not in _STANDARD)
+            or (package == "builtins" and not _is_class_name(last))
+            # what modules import can be reached as their attributes: `argparse`, `_os.system`
+            or not all(map(_is_class_name, owners))
+        ):
+            raise hostile(f"run {printable(self.origin)}")
+
+    @property
+    def is_harmless(self) -> bool:
+        """Whether honest files store objects as calls of it."""
+        return (
+            _is_class_name(self.name.rpartition(".")[2])
+            or self.origin in _HARMLESS
+            or _HARMLESS_PATTERN.fullmatch(self.origin) is not None
+        )
+
+
+def _is_class_name(name: str) -> bool:
+    return name.lstrip("_")[:1].isupper()
+
+
+def kind_of(value: object) -> str:
+    """Describe a value for a message."""
+    if isinstance(value, Reference):
+        return f"a reference to {printable(value.origin)}"
+    if isinstance(value, Inert):
+        return f"an object of {printable(value.origin)}"
+    return f"a value of type {type(value).__name__}"
+
+
+class Unpickler(pickle._Unpickler):
+    """Reads the pickle at the position of ``file``, whose ``size`` bounds what it can ask for.
+
+    ``functions`` replace those of the same names in the file, and take whatever arguments it has;
+    ``load_storage`` maps persistent ids to values.
     """
 
     def __init__(
@@ -178,15 +295,6 @@ def as_key(key: Any) -> Any:
     if isinstance(key, int) and -_MAX_KEY < key < _MAX_KEY:
         return key
     return Inert(f"builtins.{type(key).__name__}")
-
-
-def kind_of(value: Any) -> str:
-    """Describe a value for a message."""
-    if isinstance(value, Reference):
-        return f"a reference to {printable(value.origin)}"
-    if isinstance(value, Inert):
-        return f"an object of {printable(value.origin)}"
-    return f"a value of type {type(value).__name__}"
 
 
 def _measure(value: Any, depth: int, done: dict[int, tuple[int, int] | None]) -> tuple[int, int]:

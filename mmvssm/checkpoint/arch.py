@@ -21,8 +21,6 @@ from mmvssm.models.layers.tokens import CLASS_TOKENS
 
 from .recognise import named_shapes, shapes_of
 
-#: Beginning of the names of our own config files.
-OURS = "mmvssm::"
 #: Options in which models of other tasks differ that have the same network.
 OUTPUTS = ("out_indices", "out_norm", "drop_cls_token", "img_size")
 #: Larger numbers and more stages than networks have, which would take long to build.
@@ -125,11 +123,8 @@ class Found:
 def find_arch(given: Shapes, family: Family, name: str | None = None) -> Found:
     """Return the named arch, with the fewest options, that has exactly the given weights.
 
-    Args:
-        given: Shapes by key in our names, without the prefix ``backbone.``.
-        family: Their family.
-        name: The only arch to compare with; None for all. ArchError, with the differences from the
-            nearest, if none fits.
+    ``name`` is the only arch to compare with; None for all. ArchError lists the differences from
+    the nearest. Keys of ``given`` are ours, without the prefix ``backbone.``.
     """
     names = family.backbone.arch_settings
     if name is not None and name not in names:
@@ -150,12 +145,9 @@ def find_arch(given: Shapes, family: Family, name: str | None = None) -> Found:
             f" differences: {differences}"
         )
 
-    def rank(found: Found) -> tuple[int, bool]:
-        # images are usually of multiples of 32 pixels
-        img_size = found.options.get("img_size", 0)
-        return len(found.options), isinstance(img_size, int) and img_size % 32 > 0
-
-    best, *rest = sorted(fits, key=rank)
+    # images are usually of multiples of 32 pixels
+    fits.sort(key=lambda fit: (len(fit.options), fit.options.get("img_size", 0) % 32 > 0))
+    best, *rest = fits
     others = tuple(fit.arch for fit in rest if len(fit.options) == len(best.options))
     return replace(best, others=others)
 
@@ -180,7 +172,8 @@ def _with_options(given: Shapes, family: Family, arch: str) -> tuple[Found, Diff
 
 def read_config(path: str) -> Config:
     """Read a config file, or ``'mmvssm::vim/NAME.py'``; its imports may declare families."""
-    file = config_path(path.removeprefix(OURS)) if path.startswith(OURS) else path
+    is_ours, name = path.startswith("mmvssm::"), path.removeprefix("mmvssm::")
+    file = config_path(name) if is_ours else path
     if not Path(file).is_file():
         raise FileNotFoundError(f"there is no config file {path!r} to take the arch from")
     try:

@@ -1,8 +1,4 @@
-"""From a released or trained checkpoint to a checked one of ours, and back.
-
-Four steps follow one another: *select* the weights of one kind, *rename* them, *fit* them to a
-backbone and to what is asked for, and *cast* them.
-"""
+"""From a released or trained checkpoint to a checked one of ours by four steps, and back."""
 
 from __future__ import annotations
 

@@ -64,11 +64,7 @@ def check_heads(
 ) -> bool:
     """Check all outside of the backbone, and return whether it has been held against a config.
 
-    Without the config of such a model, a classifier must have a linear head that fits; of others
-    the names alone are known.
-
-    Raises:
-        ValueError: If something is missing, left over or of another shape; the message lists it.
+    Without one, classifiers must have a fitting linear head; of others the names alone are known.
     """
     outside = {key: value for key, value in ours.items() if not key.startswith(PREFIX)}
     if config is not None and _content_of_config(config) == content:

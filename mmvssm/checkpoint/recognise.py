@@ -26,11 +26,7 @@ class MixedFamiliesError(ValueError):
 
 
 def find_family(keys: Iterable[str]) -> Family:
-    """Return the family of a file's backbone: by its signs, and only if it knows all of the blocks.
-
-    Args:
-        keys: Keys of the file in original names or ours, those of necks and heads as well.
-    """
+    """Return the family of a file's keys: by its signs, and only if it knows all of the blocks."""
     keys, names, first = list(keys), [], {}
     signed: dict[str, set[str]] = {}
     scanning: dict[str, set[str]] = {}

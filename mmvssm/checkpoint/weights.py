@@ -24,8 +24,6 @@ WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
 AVERAGED = "n_averaged"
 #: Counters that profilers and averages leave among the weights.
 COUNTERS = re.compile(rf"(^|\.)total_(ops|params)$|^{AVERAGED}$")
-#: More tensors than any network has; each takes some work.
-MAX_TENSORS = 2**16
 
 
 @dataclass(frozen=True)
@@ -38,13 +36,8 @@ class Weights:
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
-        """Tensors by name, without counters and the prefixes of wrappers such as ``module.``.
-
-        ValueError if some cannot be read, or two differ only by prefixes.
-        """
+        """Tensors by name, without counters and the prefixes of wrappers such as ``module.``."""
         found = _tensors(self.entry)
-        if len(found) > MAX_TENSORS:
-            raise ValueError(f"{self.place} holds {len(found)} tensors, more than {MAX_TENSORS}")
         entry = self.entry if isinstance(self.entry, Mapping) else {}
         if unread := [name for name, value in entry.items() if isinstance(value, Inert)]:
             raise ValueError(f"{self.place} holds more than tensors: {join_names(unread)}")
@@ -105,10 +98,7 @@ def _tensors(entry: Any) -> dict[str, Tensor]:
 
 
 def _only_weights(kind: str, place: str, entry: Any, is_release: bool) -> Weights:
-    """Return the only weights of a file, which may be averages whatever their entry is called.
-
-    ``is_release``: whether releases have them there, and not only trainings.
-    """
+    """Return the only weights of a file, which may be averages whatever their entry is called."""
     names = _tensors(entry)
     if any(WRAPPERS.sub("", name) == AVERAGED for name in names):
         return Weights("ema", f"{place} (saved by torch's AveragedModel)", entry)
@@ -119,12 +109,9 @@ def _only_weights(kind: str, place: str, entry: Any, is_release: bool) -> Weight
 
 
 def select_weights(checkpoint: Mapping[str, Any], kind: str = "auto") -> Weights:
-    """Return the weights of one kind.
+    """Return the weights of one kind; ``'auto'`` takes averages where there are some.
 
-    Args:
-        checkpoint: What :func:`read_checkpoint` gives.
-        kind: ``'ema'``, ``'online'``, or ``'auto'`` for moving averages where there are some, else
-            the weights as trained; ValueError, which lists what there is, if there are none.
+    ValueError lists what there is if there are none.
     """
     if kind not in (*KINDS, "auto"):
         raise ValueError(f"weights must be auto, {' or '.join(KINDS)}, got {kind!r}")

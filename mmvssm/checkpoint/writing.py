@@ -21,8 +21,7 @@ SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
 #: Digits of the SHA-256 in a name, as in the names of OpenMMLab's own files.
 DIGITS = 8
 _CHUNK = 2**22
-# Room for all but tensors.
-_MARGIN = 2**20
+_MARGIN = 2**20  # for all but tensors
 
 
 def write_checkpoint(

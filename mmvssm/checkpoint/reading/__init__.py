@@ -31,8 +31,6 @@ _OTHERS = {
     b"version https://git-lfs": "is a pointer of git-lfs: run `git lfs pull` where it comes from",
     b"\x1f\x8b": "is compressed by gzip: unpack it first",
     b"bzh": "is compressed by bzip2: unpack it first",
-    b"\xfd7zxz\0": "is compressed by xz: unpack it first",
-    b"\x28\xb5\x2f\xfd": "is compressed by zstd: unpack it first",
 }
 
 
@@ -42,10 +40,7 @@ class Checkpoint(dict):
     mapped: mmap | None = None
 
     def release(self) -> None:
-        """Let go of the memory that read parts of the file take; using them reads them again.
-
-        Changes of mapped tensors are lost.
-        """
+        """Let go of the memory of parts that have been read; changes of them are lost."""
         if self.mapped is not None:
             self.mapped.madvise(MADV_DONTNEED)
 
@@ -67,9 +62,7 @@ def read_checkpoint(
         progress: Is told how many bytes of how many have been read.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        HostileFileError: If the file asks to run code.
-        CheckpointError: If it is no checkpoint, is damaged, or holds no dict.
+        CheckpointError: If it is no checkpoint or damaged; HostileFileError if it asks to run code.
     """
     path = Path(path)
     if not path.exists():

@@ -34,7 +34,6 @@ _STORAGES = {
     **dict(CharStorage=torch.int8, ByteStorage=torch.uint8, BoolStorage=torch.bool),
     **dict(ComplexDoubleStorage=torch.complex128, ComplexFloatStorage=torch.complex64),
     **dict(BFloat16Storage=torch.bfloat16, UntypedStorage=None),
-    # these hold no plain numbers
     **dict.fromkeys(("QInt8Storage", "QUInt8Storage", "QUInt4x2Storage", "QUInt2x4Storage")),
 }
 

@@ -2,8 +2,7 @@
 
 The standard library's unpickler carries out the operations, in its form in Python, which lets those
 be replaced that look up names, call, set state or hash. Tensors come from functions that it is
-given, dicts are made here, and every other object becomes :class:`Inert`. Lists of names tell a
-file that stores objects from one made to run something.
+given, dicts are made here, and every other object becomes :class:`Inert`.
 """
 
 from __future__ import annotations
@@ -107,11 +106,7 @@ class Inert:
 
 
 class Reference(Inert):
-    """The name of a class or function in a file; dots in ``name`` are attributes.
-
-    Raises:
-        HostileFileError: If a file of weights has no use for it but to run code.
-    """
+    """The name of a class or function; HostileFileError if files have it only to run something."""
 
     __slots__ = ("module", "name")
 

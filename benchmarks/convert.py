@@ -22,7 +22,7 @@ from rich.table import Table
 from safetensors.torch import save_file
 from timing import machine
 
-from mmvssm.checkpoint import unmap_state_dict
+from mmvssm.checkpoint import KeyMap
 from mmvssm.models import VMamba
 
 TOOL = Path(__file__).resolve().parents[1] / "tools" / "convert_ema.py"
@@ -41,8 +41,10 @@ RUNS = {
 def make_files(folder: Path, size: float) -> None:
     """Write files of ``size`` GB: weights alone, in every format, and a whole training."""
     for name, copies in (("weights", 1), ("training", 4)):
-        weights = make_weights(size / copies)
-        content: dict = {"model": weights}
+        weights, arch = make_weights(size / copies)
+        # the files say what their network is, which has no name
+        meta = dict(mmvssm=dict(type="mmvssm.VMamba", arch=arch))
+        content: dict = {"model": weights, "meta": meta}
         if copies > 1:
             content["model_ema"] = {key: value.clone() for key, value in weights.items()}
             content["optimizer"] = [[value.clone(), value.clone()] for value in weights.values()]
@@ -50,11 +52,11 @@ def make_files(folder: Path, size: float) -> None:
         if copies == 1:
             torch.save(content, folder / "old.pth", _use_new_zipfile_serialization=False)
             packed = {key: value.contiguous() for key, value in weights.items()}
-            save_file(packed, folder / "weights.safetensors")
+            save_file(packed, folder / "weights.safetensors", {"meta": json.dumps(meta)})
 
 
-def make_weights(size: float) -> dict[str, torch.Tensor]:
-    """Weights of a VMamba classifier of about ``size`` GB, under its authors' names."""
+def make_weights(size: float) -> tuple[dict[str, torch.Tensor], dict]:
+    """Weights of a VMamba classifier of about ``size`` GB in original names, and its arch."""
     dims, block = 160, 1
     with torch.device("meta"):
         blocks = [
@@ -62,9 +64,11 @@ def make_weights(size: float) -> dict[str, torch.Tensor]:
             for n in (1, 2)
         ]
     block = max(1, round((size * 1e9 / 4 - blocks[0]) / (blocks[1] - blocks[0])) + 1)
-    backbone = VMamba(dict(embed_dims=dims, depths=(2, 2, block, 2)), out_indices=3)
+    arch = dict(embed_dims=dims, depths=(2, 2, block, 2))
+    backbone = VMamba(arch, out_indices=3)
     head = {"head.fc.weight": torch.randn(1000, 8 * dims), "head.fc.bias": torch.randn(1000)}
-    return unmap_state_dict({**backbone.state_dict(prefix="backbone."), **head}, "vmamba")
+    weights = {**backbone.state_dict(prefix="backbone."), **head}
+    return KeyMap("vmamba").to_original(weights), arch
 
 
 def run(folder: Path, arguments: tuple[str, ...]) -> tuple[float, float, int]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import os
+import re
 import signal
 import sys
 import time
@@ -11,8 +14,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 import mmvssm  # noqa: F401  makes 'mmvssm::' bases known before a config is read
 from mmvssm.checkpoint import (
@@ -23,14 +29,14 @@ from mmvssm.checkpoint import (
     HostileFileError,
     convert,
     find_weights,
-    output_path,
     read_checkpoint,
-    restore,
-    smoke_test,
+    to_original,
     write_checkpoint,
 )
-from mmvssm.checkpoint.words import some
+from mmvssm.checkpoint.convert import backbone_of, is_finite
+from mmvssm.checkpoint.writing import DIGITS, SUFFIXES, existing_folder
 from mmvssm.engine.cli import fail
+from mmvssm.messages import join_names, printable
 
 EXAMPLES = """examples:
   a released classifier, for tools/test.py or as the start of a training (load_from):
@@ -43,6 +49,8 @@ EXAMPLES = """examples:
   the weights of a training with EMAHook: their average, or as they were trained:
     python tools/convert_ema.py work_dirs/NAME/epoch_300.pth averaged.pth --weights ema
     python tools/convert_ema.py work_dirs/NAME/epoch_300.pth trained.pth --weights online
+  weights of a family that a project of yours declares, see mmvssm.families.register_family:
+    python tools/convert_ema.py snake_tiny.pth snake.pth --import snake_vmamba
   weights trained here, for the original project's code:
     python tools/convert_ema.py work_dirs/NAME/epoch_300.pth vmamba-original.pth --reverse
 
@@ -67,8 +75,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "source",
         metavar="SRC",
-        help="checkpoint: of VMamba, EfficientVMamba, MSVMamba, LocalMamba or Vim, or of a training"
-        " with OpenMMLab (.pth, .pt, .ckpt, .safetensors)",
+        help="checkpoint: a released file of one of the families, or of a training with OpenMMLab"
+        " (.pth, .pt, .ckpt, .safetensors)",
     )
     parser.add_argument(
         "target",
@@ -82,6 +90,15 @@ def parse_args() -> argparse.Namespace:
         metavar="ARCH",
         help="hold the weights against this arch instead of the one found, e.g. tiny-s1l8 or "
         "local_vim/small-searched, or against the model of a config file (.py), heads included",
+    )
+    parser.add_argument(
+        "--import",
+        dest="modules",
+        metavar="MODULE",
+        action="append",
+        default=[],
+        help="import this module first, which declares a family of a project of your own; may be "
+        "given several times (custom_imports of an --arch CONFIG.py are imported, too)",
     )
     parser.add_argument(
         "--weights",
@@ -167,6 +184,75 @@ def until_complete(progress: Callable[[int, int], None]) -> Callable[[int, int],
     return show
 
 
+def import_family(module: str) -> None:
+    """Import a module of the user's, from the working directory or where Python finds it."""
+    sys.path.insert(0, "")
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # whatever the module raises
+        raise ValueError(
+            f"--import must name a module that can be imported, got {module!r}:"
+            f" {printable(error, 200)}"
+        ) from None
+
+
+def output_path(target: str | Path, source: str | Path) -> Path:
+    """Return the path of a product, but for the digits of its hash.
+
+    Args:
+        target: A path that ends in one of :data:`SUFFIXES`; or a folder, which exists or is named
+            with a slash at its end, in which the product has the name of the source.
+        source: The file that is converted.
+
+    Raises:
+        ValueError: If ``target`` is none of these.
+    """
+    path = Path(target)
+    is_folder = path.is_dir() or str(target).endswith(("/", os.sep))
+    existing = existing_folder(path if is_folder else path.parent)
+    if not existing.is_dir():
+        raise ValueError(
+            f"{str(existing)!r} is a file, or a link to nothing: name a folder to write into"
+        )
+    if is_folder:
+        stem = re.sub(rf"-[0-9a-f]{{{DIGITS}}}$", "", Path(source).stem)
+        return path / f"{stem}.pth"
+    if path.suffix not in SUFFIXES:
+        raise ValueError(
+            f"{str(path)!r} must end in {', '.join(SUFFIXES)}, or in a slash for a folder"
+        )
+    return path
+
+
+def smoke_test(converted: Converted) -> dict[str, Tensor]:
+    """Run the backbone, and a linear classifier, on one image of noise.
+
+    Returns:
+        ``output{k}`` of the backbone and, for classifiers, ``logits (1, classes)``.
+
+    Raises:
+        ValueError: If an output is not finite.
+    """
+    weights = converted.state_dict
+    weights = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
+    backbone = converted.found.build().eval()
+    backbone.load_state_dict(backbone_of(weights), assign=True)
+    size = converted.found.options.get("img_size", 224)
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    noise = torch.randn(1, backbone.in_channels, *size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        outputs = {f"output{k}": out for k, out in enumerate(backbone(noise))}
+        if "head.fc.weight" in weights:
+            last = list(outputs.values())[-1]
+            pooled = last if last.dim() == 2 else last.mean((2, 3))
+            head = weights["head.fc.weight"], weights["head.fc.bias"]
+            outputs["logits"] = F.linear(pooled, *head)
+    wrong = [name for name, value in outputs.items() if not is_finite(value)]
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)} of a forward pass is NaN or infinite")
+    return outputs
+
+
 def size_of(path: Path) -> str:
     """Size of a file in megabytes."""
     return f"{path.stat().st_size / 1e6:.1f} MB"
@@ -184,7 +270,7 @@ def describe(converted: Converted, checkpoint: Checkpoint) -> Iterator[str]:
     also = f"; the file also has {', '.join(others)}" if others else ""
     yield f"took     {kinds[weights.kind]} from {weights.place}{also}"
     options = "".join(f", {name}={value!r}" for name, value in found.options.items())
-    yield f"found    mmvssm.{found.type}, arch={found.arch!r}{options}: a {converted.source}"
+    yield f"found    {found.family.type}, arch={found.arch!r}{options}: a {converted.source}"
     if found.others:
         yield (
             f"         {', '.join(map(repr, found.others))} has the same shapes, so say"
@@ -193,10 +279,10 @@ def describe(converted: Converted, checkpoint: Checkpoint) -> Iterator[str]:
     count = sum(value.numel() for value in converted.state_dict.values())
     heads = [key for key in converted.state_dict if not key.startswith("backbone.")]
     what = "none missing or left over"
-    if heads and converted.content != "classifier" and not converted.is_whole:
+    if heads and converted.content != "classifier" and not converted.heads_checked:
         what = (
-            f"none of the backbone missing or left over; the {len(heads)} beside it are compared"
-            " with a model if --arch names its config"
+            f"none of the backbone missing or left over; the {len(heads)} others are compared with"
+            " a model if --arch names its config"
         )
     yield f"checked  {len(converted.state_dict)} tensors, {count:,} numbers, all finite: {what}"
     if converted.content in ("detector", "segmentor") and converted.content != converted.source:
@@ -204,9 +290,10 @@ def describe(converted: Converted, checkpoint: Checkpoint) -> Iterator[str]:
     elif converted.content != converted.source:
         yield f"made     a {converted.content} of it"
     if converted.unused:
-        yield f"         left out, as the product has no use for them: {some(converted.unused)}"
-    if converted.fresh:
-        layers = dict.fromkeys(key.rpartition(".")[0] for key in converted.fresh)
+        names = join_names(converted.unused)
+        yield f"         left out, as the product has no use for them: {names}"
+    if converted.reinitialised:
+        layers = dict.fromkeys(key.rpartition(".")[0] for key in converted.reinitialised)
         yield f"         not in the file, so at their start: {', '.join(layers)}"
 
 
@@ -220,6 +307,8 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are no text
     warnings.formatwarning = lambda message, *_: f"convert_ema.py: warning: {message}\n"
     try:
+        for module in args.modules:
+            import_family(module)
         place = output_path(args.target, source)
         if args.reverse and place.suffix == ".safetensors":
             raise ValueError("the original projects read no .safetensors: let DST end in .pth")
@@ -243,7 +332,7 @@ def main() -> None:
             words = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
             print(f"ran      once in {time.perf_counter() - start:.1f} s, all finite: {words}")
         if args.reverse:
-            content = restore(converted)
+            content = to_original(converted)
         else:
             content = dict(meta=converted.meta, state_dict=converted.state_dict)
         with bar("writing", checkpoint) as progress:

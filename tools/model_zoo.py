@@ -11,19 +11,22 @@ from typing import NamedTuple
 
 import yaml
 
+from mmvssm.families import FAMILIES
 from mmvssm.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = Path("docs", "model_zoo.md")
+RELEASED = {file.config: file.url for family in FAMILIES.values() for file in family.released}
 BEGIN = "<!-- Tables by tools/model_zoo.py from metafile.yml: change that file, run the tool. -->"
 END = "<!-- End of the tables. -->"
 
 DESCRIPTION = """\
 Write the tables of the model zoo from the metafiles, or check that they are up to date.
 
-What is known of a config (parameters, FLOPs, the paper's results) stands once, in the metafile.yml
-of its folder, which also serves MIM. This tool makes the tables of configs/*/README.md from it,
-between two comment lines, and the whole of docs/model_zoo.md.
+What is known of a config (parameters, FLOPs, the paper's results) is written once, in the
+metafile.yml of its folder, which also serves MIM; the authors' weights are listed in the family's
+declaration in mmvssm/families. This tool makes the tables of configs/*/README.md from them,
+between two comment lines, and all of docs/model_zoo.md.
 """
 EXAMPLES = """\
 after a change of a metafile:
@@ -179,7 +182,7 @@ def table(
     rows = []
     for entry in entries:
         metadata, path = entry.model["Metadata"], entry.model["Config"]
-        released = entry.model.get("Released Weights")
+        released = RELEASED.get(entry.model["Name"])
         rows.append(
             {
                 "Family": entry.family if with_family else "",

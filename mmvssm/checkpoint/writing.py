@@ -1,11 +1,10 @@
-"""Writing checkpoints whole, under a name that tells their content."""
+"""Writing checkpoints completely or not at all, under a name that tells their content."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,37 +21,7 @@ SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
 #: Digits of the SHA-256 in a name, as in the names of OpenMMLab's own files.
 DIGITS = 8
 _CHUNK = 2**22
-# Room for what a file holds beside its tensors.
-_MARGIN = 2**20
-
-
-def output_path(target: str | Path, source: str | Path) -> Path:
-    """The path that a product gets, but for the digits of its hash.
-
-    Args:
-        target: A path that ends in one of :data:`SUFFIXES`; or a folder, which exists or is named
-            with a slash at its end, in which the product has the name of the source.
-        source: The file that is converted.
-
-    Raises:
-        ValueError: If ``target`` is none of these.
-    """
-    path = Path(target)
-    is_folder = path.is_dir() or str(target).endswith(("/", os.sep))
-    folder = path if is_folder else path.parent
-    existing = _existing(folder)
-    if not existing.is_dir():
-        raise ValueError(
-            f"{str(existing)!r} is a file, or a link to nothing: name a folder to write into"
-        )
-    if is_folder:
-        stem = re.sub(rf"-[0-9a-f]{{{DIGITS}}}$", "", Path(source).stem)
-        return path / f"{stem}.pth"
-    if path.suffix not in SUFFIXES:
-        raise ValueError(
-            f"{str(path)!r} must end in {', '.join(SUFFIXES)}, or in a slash for a folder"
-        )
-    return path
+_MARGIN = 2**20  # for all but tensors
 
 
 def write_checkpoint(
@@ -60,34 +29,30 @@ def write_checkpoint(
     content: Mapping[str, Any],
     *,
     force: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> Path:
-    """Write a checkpoint beside ``path`` and give it a name with the digits of its hash.
+    """Write a checkpoint in the folder of ``path``, its name with the digits of its hash.
 
     Args:
-        path: As :func:`output_path` gives it; a folder that is missing is made. A ``.safetensors``
-            file takes the tensors of ``state_dict``, and ``meta`` as JSON in its header.
-        content: What to write: dicts of tensors and plain values.
+        path: Path without the digits; missing folders are made. A ``.safetensors`` file takes the
+            tensors of ``state_dict``, and ``meta`` as JSON in its header.
+        content: Dicts of tensors and plain values.
         force: Whether to replace a file that has the name already.
-        progress: Is told how many bytes of how many are done; writing is half of it, hashing the
-            other half.
+        progress: Is told how many bytes of how many are written and hashed.
 
     Returns:
-        ``<stem>-<first 8 digits of the file's SHA-256><suffix>`` in the same folder.
-
-    Raises:
-        FileExistsError: If there is such a file and ``force`` is not given.
-        OSError: If the file cannot be written, e.g. for want of room; nothing half-written stays.
+        ``<stem>-<first 8 digits of the file's SHA-256><suffix>`` in the same folder; OSError if it
+        cannot be written or exists without ``force``, and then nothing half-written stays.
     """
-    size = _size(content)
-    room = shutil.disk_usage(_existing(path.parent)).free
+    entries = [entry for entry in content.values() if isinstance(entry, Mapping)]
+    tensors = [value for entry in entries for value in entry.values() if isinstance(value, Tensor)]
+    size = sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
+    room = shutil.disk_usage(existing_folder(path.parent)).free
     if room < size + _MARGIN:
-        raise OSError(
-            f"{size / 1e6:.0f} MB are needed, {room / 1e6:.0f} MB are free in {str(path.parent)!r}"
-        )
+        sizes = f"{size / 1e6:.0f} MB are needed, {room / 1e6:.0f} MB are free"
+        raise OSError(f"{sizes} in {str(path.parent)!r}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    if progress is not None:  # safetensors says nothing while it writes
-        progress(0, size)
+    progress(0, size)  # safetensors says nothing while it writes
     with temporary_sibling(path) as part:
         if path.suffix == ".safetensors":
             _write_safetensors(part, content)
@@ -101,49 +66,37 @@ def write_checkpoint(
     return product
 
 
-def _existing(folder: Path) -> Path:
-    """The folder, or the nearest around it that there is."""
+def existing_folder(folder: Path) -> Path:
+    """Return the folder, or the nearest around it that exists."""
     return next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
-
-
-def _size(content: Mapping[str, Any]) -> int:
-    """Bytes of all tensors, each storage counted once."""
-    storages = {
-        tensor.data_ptr(): tensor.nbytes
-        for entry in content.values()
-        if isinstance(entry, Mapping)
-        for tensor in entry.values()
-        if isinstance(tensor, Tensor)
-    }
-    return sum(storages.values())
 
 
 class _Counted:
     """A file that tells how much has been written to it."""
 
     def __init__(self, file: BinaryIO, written: Callable[[int], object]) -> None:
-        self._file = file
-        self._written = written
+        self._file, self._written, self.flush = file, written, file.flush
 
     def write(self, data: bytes) -> int:
         count = self._file.write(data)
         self._written(self._file.tell())
         return count
 
-    def flush(self) -> None:
-        self._file.flush()
 
+def _write_torch(part: Path, content: Mapping[str, Any], size: int, progress: Progress) -> None:
+    own: dict[int, Tensor] = {}
 
-def _write_torch(
-    part: Path, content: Mapping[str, Any], size: int, progress: Progress | None
-) -> None:
-    def written(count: int) -> None:
-        if progress is not None:
-            progress(min(count, size) // 2, size)
+    def in_own_storages(value: Any) -> Any:  # all of a storage is written
+        if isinstance(value, Tensor):
+            return own.setdefault(id(value), _own(value))
+        if isinstance(value, Mapping):
+            return {key: in_own_storages(item) for key, item in value.items()}
+        return value
 
     try:
         with open(part, "wb") as file:
-            torch.save(_own_storages(content), _Counted(file, written))
+            counted = _Counted(file, lambda count: progress(min(count, size) // 2, size))
+            torch.save(in_own_storages(content), counted)
     except RuntimeError as error:
         # what torch makes of a failed or interrupted write
         if isinstance(error.__context__, OSError | KeyboardInterrupt):
@@ -165,22 +118,8 @@ def _write_safetensors(part: Path, content: Mapping[str, Any]) -> None:
         raise OSError(str(error)) from None
 
 
-def _own_storages(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The same, each tensor contiguous and alone in its storage, which is written as a whole."""
-    own: dict[int, Tensor] = {}
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return own.setdefault(id(value), _own(value))
-        if isinstance(value, Mapping):
-            return {key: plain(item) for key, item in value.items()}
-        return value
-
-    return plain(content)
-
-
 def _own(tensor: Tensor) -> Tensor:
-    """The tensor, contiguous, in a storage of its size, which is a part of a larger one."""
+    """Return the tensor, contiguous, in a storage of its size."""
     tensor = tensor.detach().contiguous()
     storage, start = tensor.untyped_storage(), tensor.storage_offset() * tensor.element_size()
     if storage.nbytes() == tensor.nbytes:
@@ -189,13 +128,12 @@ def _own(tensor: Tensor) -> Tensor:
     return torch.empty(0, dtype=tensor.dtype).set_(part, 0, tensor.shape, tensor.stride())
 
 
-def _hash(path: Path, progress: Progress | None) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
+def _hash(path: Path, progress: Progress) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits."""
     digest, done, size = hashlib.sha256(), 0, path.stat().st_size
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
             done += len(chunk)
-            if progress is not None:
-                progress((size + done) // 2, size)
+            progress((size + done) // 2, size)
     return digest.hexdigest()

@@ -121,12 +121,12 @@ def test_out_norm_of_nightly_files():
 
 def test_two_keys_for_one_name():
     keys = ("layers.0.blocks.0.ln_1.bias", "layers.0.blocks.0.norm.bias")
-    with pytest.raises(ValueError, match=r"keys .*ln_1.bias and .*norm.bias both stand"):
+    with pytest.raises(ValueError, match=r"keys .*ln_1.bias and .*norm.bias are both"):
         map_state_dict({key: torch.zeros(1) for key in keys}, "vmamba")
 
 
 def test_unknown_family_and_task():
-    with pytest.raises(ValueError, match=r"family must be one of vmamba, .*got 'resnet'"):
+    with pytest.raises(ValueError, match=r"family must be one of efficient_vmamba, .*got 'resnet'"):
         map_key("a", "resnet", "dense")
     with pytest.raises(ValueError, match="task must be one of classification, dense, got 'det'"):
         map_key("a", "vmamba", "det")

@@ -6,6 +6,7 @@ import datetime
 import decimal
 import enum
 import functools
+import io
 import itertools
 import logging
 import pathlib
@@ -23,18 +24,15 @@ from mmengine.config import Config, ConfigDict
 from mmengine.logging import HistoryBuffer
 from torch import nn
 
-from mmvssm.checkpoint.reading.errors import CheckpointError, HostileFileError
-from mmvssm.checkpoint.reading.operations import Window
-from mmvssm.checkpoint.reading.pickles import Interpreter
-from mmvssm.checkpoint.reading.references import Inert, Reference
-from mmvssm.checkpoint.reading.values import MAX_DEPTH, MAX_OPERATIONS, check_depth
-from mmvssm.checkpoint.words import shown
+from mmvssm.checkpoint.reading import CheckpointError, HostileFileError, Inert
+from mmvssm.checkpoint.reading.unpickler import MAX_DEPTH, MAX_OPERATIONS, Reference, Unpickler
+from mmvssm.messages import printable
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 
 
 def run(data: bytes):
-    return Interpreter().run(Window(data, 0, len(data)))
+    return Unpickler(io.BytesIO(data), len(data)).load()
 
 
 class Options(dict):
@@ -76,19 +74,11 @@ PLAIN = [
     1 << 200,
     1.5,
     float("inf"),
-    1 + 2j,
     "äö☃\n",
     "",
-    b"\x00\xff\n",
-    b"",
-    bytearray(b"ab"),
     [1, [2]],
     (1, (2, 3), ()),
-    {"a": {1: 2.5, None: False, b"b": ()}},
-    {1, "a"},
-    frozenset((1, 2.5)),
-    torch.Size([1, 2]),
-    torch.device("cuda", 1),
+    {"a": {1: 2.5, None: False, 3: ()}},
     torch.bfloat16,
 ]
 
@@ -122,6 +112,11 @@ OBJECTS = {
     "log buffer": HistoryBuffer([1.0, 2.0], [1, 1]),
     "MMEngine's config": Config(dict(a=dict(b=1))),
     "MMEngine's dict": ConfigDict(a=dict(b=[1])),
+    "set": {1, "a"},
+    "frozen set": frozenset((1, 2.5)),
+    "complex number": 1 + 2j,
+    "size": torch.Size([1, 2]),
+    "device": torch.device("cuda", 1),
     "array": np.arange(5.0),
     "array of columns": np.asfortranarray(np.ones((2, 3))),
     "array of objects": np.array([1, "a", None], dtype=object),
@@ -179,8 +174,7 @@ def test_honest_objects_become_inert(kind, protocol):
 
 def test_inert_values_say_what_they_stand_for():
     value = run(pickle.dumps(argparse.Namespace()))
-    assert repr(value) == "<argparse.Namespace, left out>" and not value.is_network
-    assert run(pickle.dumps(nn.SiLU())).is_network
+    assert repr(value) == "<argparse.Namespace, left out>"
     reference = run(pickle.dumps(Outer.Inner, 4))
     assert isinstance(reference, Reference) and reference.name == "Outer.Inner"
 
@@ -208,19 +202,19 @@ def test_depth():
     value = []
     for _ in range(MAX_DEPTH - 1):
         value = [value, 1]
-    check_depth(value)
-    check_depth([[1, 2, 3]] * 1000)
+    assert run(pickle.dumps(value)) == value
+    assert run(pickle.dumps([[1, 2, 3]] * 1000)) == [[1, 2, 3]] * 1000
     with pytest.raises(CheckpointError, match="deep"):
-        check_depth([value])
+        run(pickle.dumps([value]))
     shared = [()]
     for _ in range(60):
         shared = [shared, shared]
     with pytest.raises(CheckpointError, match="repeats the same values"):
-        check_depth(shared)
+        run(pickle.dumps(shared))
     value = {}
     value["a"] = [value]
     with pytest.raises(CheckpointError, match="within themselves"):
-        check_depth(value)
+        run(pickle.dumps(value))
 
 
 def test_number_of_operations():
@@ -236,14 +230,10 @@ def test_number_of_operations():
         ("builtins", "eval"),
         ("__builtin__", "execfile"),
         ("importlib.util", "find_spec"),
-        ("torch.hub", "load"),
-        ("torch", "load"),
-        ("torch.load", "a"),
-        ("torch", "hub.load"),
-        ("numpy", "load"),
+        ("builtins", "print"),
         ("subprocess", "Popen"),
         ("logging", "os.system"),
-        ("logging.config", "dictConfig"),
+        ("types", "FunctionType"),
         ("a", "Class.__init__.__globals__"),
     ],
 )
@@ -259,6 +249,10 @@ def test_references_that_run_things(module, name):
         ("osmnx", "Graph", True),  # not os
         ("timm.models._registry", "_Entry", True),
         ("torch.nn.functional", "relu", False),
+        ("torch", "load", False),
+        ("torch.hub", "load", False),
+        ("numpy", "load", False),
+        ("logging.config", "dictConfig", False),
         ("a", "Class.method", False),
         ("numpy.core.multiarray", "_reconstruct", True),
         ("numpy.core.multiarray", "fromfile", False),
@@ -277,4 +271,4 @@ def test_names_in_messages_are_tame():
     with pytest.raises(HostileFileError) as caught:
         run(b"c\x1b[31m" + b"a" * 1000 + b"\nrun\n)R.")
     assert str(caught.value).isprintable() and len(str(caught.value)) < 200
-    assert shown("a\x00\ud800☃") == r"a\x00\ud800\u2603"
+    assert printable("a\x00\ud800☃") == r"a\x00\ud800\u2603"

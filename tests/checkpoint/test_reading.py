@@ -9,7 +9,6 @@ import json
 import os
 import pickle
 import struct
-import sys
 import tarfile
 import zipfile
 from collections import OrderedDict
@@ -22,9 +21,7 @@ from mmengine.logging import HistoryBuffer, MessageHub
 from torch import nn
 
 from mmvssm.checkpoint import read_checkpoint, select_weights
-from mmvssm.checkpoint.reading.archives import MAGIC
-from mmvssm.checkpoint.reading.errors import CheckpointError, HostileFileError
-from mmvssm.checkpoint.reading.references import Inert
+from mmvssm.checkpoint.reading import CheckpointError, HostileFileError, Inert
 
 WEIGHTS = OrderedDict(
     half=torch.randn(3, 2).half(),
@@ -107,7 +104,6 @@ def test_checkpoint_of_a_runner(tmp_path, is_zip):
         optimizer=optimizer.state_dict(),
         param_schedulers=[schedule.state_dict()],
         random=(np.random.get_state(), torch.get_rng_state()),
-        sets=({1, "a"}, frozenset((2.5,))),
         counts=collections.Counter("aab"),
     )
     save(checkpoint, tmp_path / "epoch_3.pth", is_zip)
@@ -121,7 +117,7 @@ def test_checkpoint_of_a_runner(tmp_path, is_zip):
     assert got["optimizer"]["param_groups"] == state["param_groups"]
     assert got["param_schedulers"][0]["total_steps"] == 10
     assert torch.equal(got["random"][1], checkpoint["random"][1])
-    assert got["sets"] == checkpoint["sets"] and got["counts"] == {"a": 2, "b": 1}
+    assert got["counts"] == {"a": 2, "b": 1}
 
 
 @pytest.mark.parametrize(
@@ -190,47 +186,15 @@ def test_plain_pickle(tmp_path):
 
 
 def test_byte_order_of_another_machine(tmp_path):
-    values = dict(a=torch.randn(3), b=torch.randn(2, dtype=torch.complex64), c=torch.arange(3))
-    torch.save(values, tmp_path / "little.pth")
+    torch.save(dict(a=torch.ones(3)), tmp_path / "little.pth")
     with (
         zipfile.ZipFile(tmp_path / "little.pth") as source,
         zipfile.ZipFile(tmp_path / "a.pth", "w") as target,
     ):
         for name in source.namelist():
-            data = source.read(name)
-            if "/data/" in name:
-                unit = {"0": 4, "1": 4, "2": 8}[name[-1]]
-                data = np.frombuffer(data, f"u{unit}").byteswap().tobytes()
-            target.writestr(name, b"big" if name.endswith("/byteorder") else data)
-    if sys.byteorder == "little":
-        assert_same(read_checkpoint(tmp_path / "a.pth"), values)
-
-
-def test_views_of_storages_before_torch_04(tmp_path):
-    """Each part of a storage had a persistent id of its own."""
-
-    class Part:
-        """Two numbers of six, of which a tensor skips the first."""
-
-    class Pickler(pickle.Pickler):
-        def persistent_id(self, value):
-            if value is Part:
-                view = ("part", 3, 2)
-                return ("storage", torch.FloatStorage, "root", "cpu", 6, view)
-            return None
-
-    class Tensor:
-        def __reduce__(self):
-            return torch._utils._rebuild_tensor, (Part, 1, (1,), (1,))
-
-    stream = io.BytesIO()
-    for header in (MAGIC, 1001, {}):
-        pickle.dump(header, stream, 2)
-    Pickler(stream, 2).dump(dict(a=Tensor()))
-    pickle.dump(["root"], stream, 2)
-    stream.write(struct.pack("<q6f", 6, *range(6)))
-    (tmp_path / "a.pth").write_bytes(stream.getvalue())
-    assert read_checkpoint(tmp_path / "a.pth")["a"].tolist() == [4]
+            target.writestr(name, b"big" if name.endswith("/byteorder") else source.read(name))
+    with pytest.raises(CheckpointError, match="in the byte order of another machine"):
+        read_checkpoint(tmp_path / "a.pth")
 
 
 def test_checksums(tmp_path):
@@ -242,7 +206,7 @@ def test_checksums(tmp_path):
     data = bytearray((tmp_path / "a.pth").read_bytes())
     data[6_000_000] ^= 1
     (tmp_path / "a.pth").write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"damaged: the checksum of its member a/data/0"):
+    with pytest.raises(CheckpointError, match=r"damaged .Bad CRC-32 for file 'a/data/0'"):
         read_checkpoint(tmp_path / "a.pth")
 
 
@@ -378,29 +342,29 @@ def safe(path):
         (content("<!DOCTYPE html><p>"), "is a web page"),
         (content(b"\xef\xbb\xbf\r\n <HTML>"), "is a web page"),
         (content("<?xml version='1.0'?><Error>"), "is a web page"),
-        (content(json.dumps(dict(message="Not Found"))), "is text.*not found"),
-        (content("Not Found"), "is no checkpoint: it begins with 'Not Found'; download"),
+        (content(json.dumps(dict(message="Not Found"))), "is text, not a checkpoint"),
+        (content("Not Found"), "is no checkpoint: it begins with 'Not Found'"),
         (content("cannot be found\nhere\n"), "is no checkpoint: it begins with 'cannot"),
         (content(b"\xff\x00" * 50), "is no checkpoint"),
         (content("version https://git-lfs.github.com/spec/v1\noid"), "git lfs pull"),
         (content(gzip.compress(b"a")), "compressed by gzip"),
         (content(bz2.compress(b"a")), "compressed by bzip2"),
         (tar, "is a tar archive"),
-        (other_zip, "a zip archive, but not one of torch.save, as it holds no single data.pkl"),
+        (other_zip, "a zip archive, but none of torch.save: it has no single data.pkl"),
         (lambda path: other_zip(path, zipfile.ZIP_DEFLATED), "member a.txt is compressed"),
-        (cut(saved(WEIGHTS), 200), "is cut off or damaged: download"),
-        (cut(saved(WEIGHTS, False), 10), "is cut off: download"),
-        (cut(saved(WEIGHTS, False), 500), "is cut off or damaged: download"),
-        (cut(safe, 10), "is a damaged file of safetensors"),
-        (lambda path: path.write_bytes(struct.pack("<Q", 900) + b'{"a'), "is cut off: download"),
+        (cut(saved(WEIGHTS), 200), "is cut off or damaged .*: download"),
+        (cut(saved(WEIGHTS, False), 10), "is cut off or damaged .*: download"),
+        (cut(saved(WEIGHTS, False), 500), "is cut off or damaged .*: download"),
+        (cut(safe, 10), "is cut off or damaged .as safetensors"),
+        (lambda path: path.write_bytes(struct.pack("<Q", 900) + b'{"a'), "is cut off or damaged"),
         (script, "is a TorchScript program"),
-        (saved([1, 2]), "holds no dict, but a value of type list: save weights as a dict"),
-        (saved(torch.ones(2)), "holds no dict, but a value of type Tensor"),
-        (saved(nn.Linear(2, 2)), "holds a pickled network of torch.nn.modules.linear.Linear"),
-        (saved(nn.Linear(2, 2), False), "holds a pickled network"),
-        (saved(HistoryBuffer()), "holds no dict, but an object of mmengine.*HistoryBuffer"),
-        (saved(argparse.Namespace), "holds no dict, but a reference to argparse.Namespace"),
-        (content(pickle.dumps(1)), "holds no dict, but a value of type int"),
+        (saved([1, 2]), "holds a value of type list, no dict: save the state_dict"),
+        (saved(torch.ones(2)), "holds a value of type Tensor, no dict"),
+        (saved(nn.Linear(2, 2)), "holds an object of torch.nn.modules.linear.Linear, no dict"),
+        (saved(nn.Linear(2, 2), False), "holds an object of torch.nn"),
+        (saved(HistoryBuffer()), "holds an object of mmengine.*HistoryBuffer, no dict"),
+        (saved(argparse.Namespace), "holds a reference to argparse.Namespace, no dict"),
+        (content(pickle.dumps(1)), "holds a value of type int, no dict"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Couldn't retrieve source")

@@ -7,15 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmvssm.checkpoint.names.key_map import (
-    KEY_MAPS,
-    default_names,
-    map_state_dict,
-    release_names,
-    unmap_state_dict,
-)
-from mmvssm.checkpoint.names.necks import FEATURE2PYRAMID_OF_8
-from mmvssm.checkpoint.names.vim import plain_dense
+from mmvssm.checkpoint import KeyMap, map_state_dict
+from mmvssm.families import FAMILIES
+from mmvssm.families.key_map import release_names
+from mmvssm.families.layers import plain_dense
+from mmvssm.families.pyramids import FEATURE2PYRAMID_OF_8
 from mmvssm.models import (
     EfficientVMamba,
     LocalVim,
@@ -69,8 +65,12 @@ def assert_equal(tensors, expected):
     assert all(torch.equal(tensors[key], value) for key, value in expected.items())
 
 
+def unmap_state_dict(weights, family, task="classification", names="current"):
+    return KeyMap(family, task).to_original(weights, names=names)
+
+
 def there_and_back(released, family, task):
-    names = release_names(released, family)
+    names = release_names(released, FAMILIES[family])
     return unmap_state_dict(map_state_dict(released, family, task), family, task, names=names)
 
 
@@ -84,7 +84,7 @@ def test_classifiers(path):
     """Keys, shapes, types and values of every list come back as they were."""
     released, family = read(path), family_of(path)
     is_old = path.stem in ("vmambav0_tiny", "vmambav0_small", "vmambav0_base")
-    assert release_names(released, family) == ("first-release" if is_old else "current")
+    assert release_names(released, FAMILIES[family]) == ("first-release" if is_old else "current")
     assert kinds(there_and_back(released, family, "classification")) == kinds(released)
     values = filled(released)
     assert_equal(there_and_back(values, family, "classification"), values)
@@ -129,7 +129,7 @@ def test_segmentor_of_vim():
 def test_forms_of_one_case():
     """A key map in place of a family: patches of 8, and outputs that pass the last norm."""
     rules = plain_dense(final_norm="norm3", pyramid=FEATURE2PYRAMID_OF_8)
-    key_map = replace(KEY_MAPS["vim"], tasks={"dense": rules})
+    key_map = replace(FAMILIES["vim"], tasks={"dense": rules})
     values = {"backbone.norm_f.weight": torch.ones(4), "backbone.fpn1.0.bias": torch.zeros(4)}
     ours = map_state_dict(values, key_map, "dense")
     assert list(ours) == ["backbone.norm3.weight", "neck.upsample_2x.0.bias"]
@@ -209,7 +209,7 @@ def test_our_models(model, family, options, names):
     ours |= {"head.fc.weight": torch.randn(5, 8), "head.fc.bias": torch.randn(5)}
     back = unmap_state_dict(ours, family, names=names)
     assert not any(key.startswith(("backbone.", "head.fc.")) for key in back)
-    assert release_names(back, family) == names
+    assert release_names(back, FAMILIES[family]) == names
     assert_equal(map_state_dict(back, family), ours)
 
 
@@ -280,24 +280,16 @@ def test_first_release_names():
     dense = {**ours, "backbone.norm3.bias": "outnorm3.bias"}
     back = unmapped(dense, names="first-release")
     assert back == [f"backbone.{key}" for key in dense.values()]
-    assert release_names([*back, "neck.norm.weight"], "vmamba") == "first-release"
+    assert release_names([*back, "neck.norm.weight"], FAMILIES["vmamba"]) == "first-release"
 
 
 def test_heads_do_not_tell_the_names():
     keys = ["backbone.layers.0.blocks.0.norm.bias", "norm.bias", "head.bias"]
-    assert release_names(keys, "vmamba") == "current"
-
-
-def test_names_of_what_is_trained_here():
-    assert default_names("vmamba", "v0-small") == "first-release"
-    assert default_names("vmamba", "tiny-s1l8") == "current"
-    assert default_names("vmamba", None) == "current"
-    for family in KEY_MAPS.keys() - {"vmamba"}:
-        assert default_names(family, "tiny") == "current"
+    assert release_names(keys, FAMILIES["vmamba"]) == "current"
 
 
 def test_archs_of_the_first_release_exist():
-    assert set(KEY_MAPS["vmamba"].first_release_archs) == {
+    assert set(FAMILIES["vmamba"].first_release_archs) == {
         name for name in VMamba.arch_settings if name.startswith("v0")
     }
 
@@ -314,8 +306,8 @@ def test_archs_of_the_first_release_exist():
     ],
 )
 def test_containers(family, classifier, dense):
-    assert set(KEY_MAPS[family].container) == classifier
-    assert set(KEY_MAPS[family].dense_container) == dense
+    assert set(FAMILIES[family].container) == classifier
+    assert set(FAMILIES[family].dense_container) == dense
 
 
 def test_parts_are_tensors_of_their_own():
@@ -340,8 +332,8 @@ def test_parts_are_tensors_of_their_own():
 @pytest.mark.parametrize(
     ("ours", "family", "task", "message"),
     [
-        (["norm3.weight"], "vmamba", "dense", "there are no keys that begin with 'backbone.'"),
-        (["backbone.norm3.bias"], "resnet", "dense", "family must be one of vmamba"),
+        (["norm3.weight"], "vmamba", "dense", "no key begins with 'backbone.'"),
+        (["backbone.norm3.bias"], "resnet", "dense", "family must be one of efficient_vmamba"),
         (["backbone.norm3.bias"], "vmamba", "detection", "task must be one of classification"),
         (
             ["backbone.norm1.bias", "backbone.norm3.bias"],

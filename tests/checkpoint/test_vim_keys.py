@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmvssm.checkpoint import KEY_MAPS, map_key, map_state_dict
-from mmvssm.checkpoint.names.necks import FEATURE2PYRAMID_OF_8
-from mmvssm.checkpoint.names.vim import plain_dense
+from mmvssm.checkpoint import map_key, map_state_dict
+from mmvssm.families import FAMILIES
+from mmvssm.families.layers import plain_dense
+from mmvssm.families.pyramids import FEATURE2PYRAMID_OF_8
 from mmvssm.models import LocalVim, Vim
 
 MICRO = dict(embed_dims=8, num_layers=2, patch_size=8)
@@ -140,7 +141,7 @@ def test_other_necks_of_local_vim_stay():
 def test_rules_of_one_form():
     """A key map may be given in place of a family's name."""
     dense = plain_dense(final_norm="norm2", out_norms=False, pyramid=FEATURE2PYRAMID_OF_8)
-    key_map = replace(KEY_MAPS["vim"], tasks={"dense": dense})
+    key_map = replace(FAMILIES["vim"], tasks={"dense": dense})
     assert map_key("norm_f.weight", key_map, "dense") == "backbone.norm2.weight"
     assert map_key("outnorm_0.weight", key_map, "dense") is None
     assert map_key("fpn1.0.bias", key_map, "dense") == "neck.upsample_2x.0.bias"

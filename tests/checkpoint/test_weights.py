@@ -105,7 +105,7 @@ def test_averages_that_cannot_be_read_are_not_passed_over(entry, kind):
 
 def test_tensors_that_cannot_be_read_are_not_left_out():
     weights = {**ONLINE, "b.weight": Inert("torch.sparse")}
-    with pytest.raises(ValueError, match=r"'model' holds more than plain tensors: b.weight cannot"):
+    with pytest.raises(ValueError, match=r"'model' holds more than tensors: b.weight"):
         select_weights(dict(model=weights))
 
 
@@ -120,12 +120,6 @@ def test_what_is_wrong_with_one_kind_does_not_keep_the_other(entry):
     for kind in ("auto", "ema"):
         with pytest.raises(ValueError, match=r"'model_ema' holds .*; or take the online weights"):
             select_weights(checkpoint, kind)
-
-
-def test_more_tensors_than_any_network_has():
-    one = torch.ones(1)
-    with pytest.raises(ValueError, match="holds 65537 tensors, more than 65536"):
-        select_weights(dict(model={str(i): one for i in range(2**16 + 1)}))
 
 
 def test_a_whole_network():

@@ -3,13 +3,16 @@
 import hashlib
 import json
 import re
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 
-from mmvssm.checkpoint import output_path, write_checkpoint
+from mmvssm.checkpoint import write_checkpoint
 
+TOOL = Path(__file__).parents[2] / "tools" / "convert_ema.py"
 CONTENT = dict(meta=dict(a=[1, "b"]), state_dict={"x": torch.randn(64, 64), "y": torch.arange(3)})
 
 
@@ -108,6 +111,7 @@ def test_progress(tmp_path):
 
 
 def test_places(tmp_path):
+    output_path = runpy.run_path(str(TOOL))["output_path"]
     assert output_path(tmp_path / "a.pth", "x.ckpt") == tmp_path / "a.pth"
     assert output_path(tmp_path, "deep/net-0123abcd.ckpt") == tmp_path / "net.pth"
     assert output_path(f"{tmp_path}/new/deep/", "net.ckpt") == tmp_path / "new" / "deep" / "net.pth"

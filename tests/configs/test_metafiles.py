@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -18,12 +19,13 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmvssm.analysis import FAMILIES
+from mmvssm.families import FAMILIES, ScanCost, arch_names
+from mmvssm.models.backbones.plain import PlainBackbone
 
 ROOT = Path(__file__).resolve().parents[2]
 INDEX = ROOT / "model-index.yml"
 FILES = [Path(file) for file in yaml.safe_load(INDEX.read_text())["Import"]]
-FOLDERS = {file.parent.name.replace("_", "-"): ROOT / file.parent for file in FILES}
+FOLDERS = {file.parent.name: ROOT / file.parent for file in FILES}
 METAFILES = {
     family: yaml.safe_load((folder / "metafile.yml").read_text())
     for family, folder in FOLDERS.items()
@@ -31,8 +33,8 @@ METAFILES = {
 MODELS = {model["Name"]: model for content in METAFILES.values() for model in content["Models"]}
 IMAGENET = [name for name, model in MODELS.items() if "in1k" in name]
 DENSE = [name for name in MODELS if name not in IMAGENET]
-SMALLEST = ("efficient-vmamba-tiny", "msvmamba-nano", "local-vmamba-tiny", "local-vim-tiny",
-            "vim-tiny", "vmamba-v0-tiny")  # fmt: skip
+SMALLEST = [f"{family.prefix}-{next(iter(family.backbone.arch_settings))}"
+            for family in FAMILIES.values()]  # fmt: skip
 
 
 def by_cost(names, quick):
@@ -61,7 +63,8 @@ def test_every_config_has_an_entry_and_every_entry_a_config():
         assert ROOT / collection["README"] == FOLDERS[family] / "README.md"
         for model in content["Models"]:
             assert ROOT / model["Config"] == FOLDERS[family] / f"{model['Name']}.py"
-            assert model["In Collection"] == collection["Name"] == FAMILIES[family]
+            assert model["In Collection"] == collection["Name"]
+        assert collection["Name"] == FAMILIES[family].backbone.__name__
 
 
 def test_index_is_complete():
@@ -78,21 +81,17 @@ def test_names_are_unique_in_the_package():
 
 
 def test_every_arch_is_there():
-    import mmvssm.models
-
-    for family, type_name in FAMILIES.items():
-        for arch in getattr(mmvssm.models, type_name).arch_settings:
-            if arch.endswith("-search"):
-                continue
-            name = f"{family}-{arch}"
-            assert f"{name}_8xb128_in1k" in IMAGENET
-            dense = arch not in ("tiny-mid-cls", "tiny-stride8", "small-stride8")
-            for wanted in (
-                f"mask-rcnn_{name}_fpn_1x_coco",
-                f"mask-rcnn_{name}_fpn_ms-3x_coco",
-                f"{name}_upernet_4xb4-160k_ade20k-512x512",
-            ):
-                assert (wanted in MODELS) == dense, wanted
+    for name, (_, arch) in arch_names().items():
+        if arch.endswith("-search"):
+            continue
+        assert f"{name}_8xb128_in1k" in IMAGENET
+        dense = arch not in ("tiny-mid-cls", "tiny-stride8", "small-stride8")
+        for wanted in (
+            f"mask-rcnn_{name}_fpn_1x_coco",
+            f"mask-rcnn_{name}_fpn_ms-3x_coco",
+            f"{name}_upernet_4xb4-160k_ade20k-512x512",
+        ):
+            assert (wanted in MODELS) == dense, wanted
     # and two of Vim with the published batch, three of LocalMamba's search
     assert len(IMAGENET) == 29 + 2 + 3
 
@@ -119,11 +118,24 @@ def test_model_index_library_reads_it():
     assert model.results.data[0].data["Metrics"] == {"Top 1 Accuracy": 82.2}
 
 
+def test_released_files_are_of_configs():
+    released = [file for family in FAMILIES.values() for file in family.released]
+    names = {file.config for file in released}
+    assert len(names) == len(released) > 30 and names <= MODELS.keys()
+    for family in FAMILIES.values():
+        folder = FOLDERS[family.name]
+        assert all((folder / f"{file.config}.py").is_file() for file in family.released)
+
+
+def cost_of(backbone):
+    return next(f.cost for f in FAMILIES.values() if type(backbone) is f.backbone)
+
+
 def _scan_macs(x, x_dbl, routes, out_routes, A, dt_weight, *args, out_shape=None, **kwargs):
-    """A scan as the papers count it: 9 N + 1, and all projections at every visit of a pixel."""
+    """A scan as most papers count it, and all projections at every visit of a pixel."""
     (batch, pixels, *_), steps, d_state = x, routes[1], A[1]
     num_routes, channels, dt_rank = dt_weight
-    once = num_routes * channels * (9 * d_state + 1 + dt_rank)
+    once = ScanCost().macs(num_routes * channels, d_state) + num_routes * channels * dt_rank
     # what the package projects once per pixel
     again = max(steps - pixels, 0) * num_routes * channels * (dt_rank + 2 * d_state)
     return 2 * batch * (steps * once + again)
@@ -155,23 +167,17 @@ def counted_macs(model):
     return counter.get_total_flops() / 2
 
 
-def plain_macs(model, authors_of_local_mamba=False):
-    """Plain backbones, from their weights alone, at every token.
-
-    LocalMamba's authors take convolution and projections once instead of for each direction, and
-    5 N for a scanned element of N states instead of 9 N.
-    """
+def plain_macs(model, cost):
+    """Plain backbones, from their weights alone, at every token."""
     backbone = model.backbone
     patches = prod(backbone.positions.grid)
     tokens = patches + (0 if backbone.cls_token is None else len(backbone.cls_token))
     total = patches * backbone.patch_embed.conv1.weight.numel() + model.head.fc.weight.numel()
     for layer in backbone.layers:
         mixer = layer.mixer
-        inner, routes, states = mixer.out_proj.in_features, mixer.num_routes, mixer.d_state
+        inner, routes = mixer.out_proj.in_features, mixer.num_routes
         own = [mixer.conv1d.weight, mixer.x_proj_weight, mixer.dt_projs_weight]
-        directions, per_element = routes, 9 * states + 2
-        if authors_of_local_mamba:
-            directions, per_element = 1, 5 * states + 2
+        directions = 1 if cost.once else routes
         macs = sum(weight.numel() for weight in own) * directions / routes
         macs += mixer.in_proj.in_features
         if mixer.merge is not None:
@@ -179,7 +185,7 @@ def plain_macs(model, authors_of_local_mamba=False):
             for linear in (attention.global_reduce, attention.channel_select):
                 total += directions * linear.weight.numel()
         macs += mixer.in_proj.weight.numel() + mixer.out_proj.weight.numel()
-        total += tokens * (macs + routes * inner * per_element)
+        total += tokens * (macs + cost.macs(routes * inner, mixer.d_state))
     return total
 
 
@@ -189,13 +195,13 @@ def plain_macs(model, authors_of_local_mamba=False):
 def test_parameters_and_flops_of_classifiers(name):
     metadata, model = MODELS[name]["Metadata"], build(name)
     assert sum(parameter.numel() for parameter in model.parameters()) == metadata["Parameters"]
-    if name.startswith("local-vim"):
-        macs, within = plain_macs(model, authors_of_local_mamba=True), 5e-4
-    elif name.startswith("vim"):
-        macs, within = plain_macs(model), 3e-3
+    cost = cost_of(model.backbone)
+    if isinstance(model.backbone, PlainBackbone):
+        macs = plain_macs(model, cost)
     else:
-        macs, within = counted_macs(model), 2e-4 if name.startswith("vmamba") else 3e-3
-    assert macs == pytest.approx(metadata["FLOPs"], rel=within)
+        assert replace(cost, precision=ScanCost.precision) == ScanCost()
+        macs = counted_macs(model)
+    assert macs == pytest.approx(metadata["FLOPs"], rel=cost.precision)
 
 
 def dense_macs(model):
@@ -252,9 +258,9 @@ def test_detectors_and_segmentors_are_the_published_ones(arch):
 
 def test_local_vim_counted_as_vim():
     """The figures that its page gives beside the authors'."""
-    text = " ".join((FOLDERS["local-vim"] / "README.md").read_text().split())
+    text = " ".join((FOLDERS["local_vim"] / "README.md").read_text().split())
     for arch in ("tiny", "tiny-mid-cls", "small"):
-        macs = plain_macs(build(f"local-vim-{arch}_8xb128_in1k"))
+        macs = plain_macs(build(f"local-vim-{arch}_8xb128_in1k"), FAMILIES["vim"].cost)
         assert f"`{arch}`" in text and f"{macs / 1e9:.2f} G" in text, (arch, macs)
 
 
@@ -341,7 +347,7 @@ def test_picture_is_what_the_command_draws(family, tmp_path):
         text, re.MULTILINE,
     )  # fmt: skip
     committed = ROOT / target
-    assert target == f"docs/routes/{family}.png" and f"](../../{target})" in text
+    assert target == f"docs/routes/{FAMILIES[family].prefix}.png" and f"](../../{target})" in text
     assert committed.stat().st_size <= 60_000
     tool = ROOT / "tools" / "analysis_tools" / "routes.py"
     command = [sys.executable, str(tool), *options.split(), "--out", "new.png"]

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 from mmengine.model import BaseModule
-from mmengine.registry import MODELS
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import mmvssm.models
+from mmvssm.families import FAMILIES as DECLARED
 from mmvssm.models.layers import SelectiveScans
+from mmvssm.registry import MODELS
 
 SIZES = [(72, 104), (91, 65), (33, 32)]
 
@@ -456,10 +457,8 @@ def test_built_by_the_libraries_without_custom_imports():
 
 
 def test_every_registered_backbone_is_tested_here():
-    registered = {
-        name
-        for name in mmvssm.models.__all__
-        if hasattr(getattr(mmvssm.models, name), "arch_settings")
+    assert {family.type for family in DECLARED.values()} == {
+        f"mmvssm.{family.type}" for family in FAMILIES.values()
     }
-    assert registered == {family.type for family in FAMILIES.values()}
-    assert all(MODELS.get(f"mmvssm.{name}") for name in registered)
+    declared = {family.backbone for family in DECLARED.values()}
+    assert declared == {cls for cls in MODELS.module_dict.values() if hasattr(cls, "arch_settings")}

@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-import mmvssm.models
+from mmvssm.families import FAMILIES, arch_names
 from mmvssm.models.backbones.hierarchical import HierarchicalBackbone
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,15 +50,10 @@ def test_arch_table_is_complete_and_counts_parameters():
     for first, arch, millions in rows:
         type_name = first.strip(" `") or type_name
         listed[type_name, arch] = millions
-    backbones = {
-        f"mmvssm.{name}": getattr(mmvssm.models, name)
-        for name in mmvssm.models.__all__
-        if hasattr(getattr(mmvssm.models, name), "arch_settings")
-    }
+    backbones = {family.type: family.backbone for family in FAMILIES.values()}
     assert listed.keys() == {
-        (type_name, arch)
-        for type_name, backbone in backbones.items()
-        for arch in backbone.arch_settings
+        (family.type, arch)
+        for family, arch in arch_names().values()
         if not arch.endswith("-search")
     }
     for (type_name, arch), millions in listed.items():

@@ -25,6 +25,7 @@ from mmengine.runner import Runner, find_latest_checkpoint, load_checkpoint
 from safetensors.torch import load_file
 
 import mmvssm  # noqa: F401  makes 'mmvssm::' bases known
+from mmvssm.families import FAMILIES
 from mmvssm.models import VMamba
 from verifier import fill_value, make_input
 
@@ -33,12 +34,12 @@ TOOL = ROOT / "tools" / "convert_ema.py"
 GOLDEN = ROOT / "tests" / "golden"
 #: A released form of every family: how its project keeps weights, and the arch of the golden case.
 RELEASES = {
-    "vmamba/micro_v0_pad_45x37": ("model", "", "VMamba"),
-    "vmamba/micro_v05_noz_ln_32x48": ("model_ema", "", "VMamba"),
+    "vmamba/vmambav0_tiny_64x96": ("model", "", "VMamba 'v0-tiny'"),
+    "vmamba/vmambav0_tiny_renamed_64x96": ("model_ema", "", "VMamba 'v0-tiny'"),
     "vmamba/vmambav2_tiny_s1l8_64x96": ("model_ema", "", "VMamba 'tiny-s1l8'"),
     "efficient_vmamba/tiny_64x96": ("state_dict", "module.module.", "EfficientVMamba 'tiny'"),
     "msvmamba/nano_64x96": ("model_ema", "", "MSVMamba 'nano'"),
-    "msvmamba/v3_gated_mini_64x96": ("model_ema", "module.", "MSVMamba"),
+    "msvmamba/v3_tiny_64x96": ("model_ema", "module.", "MSVMamba 'v3-tiny'"),
     "local_mamba/local_vssm_tiny__64x96__vfix": (
         "ema_model",
         "module.module.",
@@ -101,6 +102,11 @@ def test_released_classifier(run, tmp_path, case):
 
 
 MICRO = dict(embed_dims=8, depths=(1, 1, 1, 1))
+CONFIG = f"""default_scope = 'mmdet'
+model = dict(backbone=dict(type='mmvssm.VMamba', arch={MICRO}, out_indices=(3,)))
+"""
+#: What MMEngine stores of a network that has no name.
+META = dict(cfg=CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -116,11 +122,12 @@ def classifier():
 @pytest.fixture
 def released(run, classifier, tmp_path):
     """The same as a file of the authors, made by the tool."""
-    torch.save(dict(state_dict=classifier), "ours.pth")
+    torch.save(dict(state_dict=classifier, meta=META), "ours.pth")
     status, output, errors = run("ours.pth", "authors.pth", "--reverse")
     assert (status, errors) == (0, "")
-    Path(product_of(output)).rename("released.pth")
-    return torch.load("released.pth", weights_only=True)
+    content = torch.load(product_of(output), weights_only=True)
+    torch.save(dict(content, meta=META), "released.pth")
+    return content
 
 
 def test_back_to_the_names_of_the_authors(released, classifier):
@@ -224,7 +231,8 @@ def test_whole_models_of_the_authors(run, name):
             key = key.replace(part, other) if key.startswith("backbone.") else key
         theirs[key] = value
     assert not ours.keys() & {key for key in theirs if key.startswith("backbone.")}
-    torch.save(dict(state_dict=theirs, meta=dict(epoch=12)), "theirs.pth")
+    meta = dict(epoch=12, cfg=read_config(name).pretty_text)
+    torch.save(dict(state_dict=theirs, meta=meta), "theirs.pth")
     status, output, errors = run("theirs.pth", "converted.pth", "--verify")
     assert (status, errors) == (0, "") and f": a {LIBRARIES[name]}" in output
     product = product_of(output)
@@ -300,9 +308,10 @@ def test_other_dtypes(run, released, dtype):
 
 
 def test_weights_beyond_half_precision(run, classifier):
-    torch.save({**classifier, "head.fc.bias": torch.full((3,), 1e5)}, "large.pth")
+    large = {**classifier, "head.fc.bias": torch.full((3,), 1e5), "meta": META}
+    torch.save(large, "large.pth")
     status, _, _ = run("large.pth", "half.pth", "--dtype", "fp16")
-    assert "beyond the range of fp16: head.fc.bias; take bf16" in status
+    assert "beyond the range of fp16, take bf16: head.fc.bias" in status
 
 
 def test_nothing_is_replaced_unless_forced(run, released):
@@ -431,7 +440,7 @@ class Attack:
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_file_that_runs_code(run, classifier, zipped):
-    content = dict(model=classifier, optimizer=[Attack()])
+    content = dict(model=classifier, optimizer=[Attack()], meta=META)
     torch.save(content, "hostile.pth", _use_new_zipfile_serialization=zipped)
     status, output, errors = run("hostile.pth", "converted.pth")
     assert status == 2 and output == ""
@@ -456,15 +465,15 @@ WRONG = {
     ),
     "NaN": (
         lambda w: changed(w, **{"patch_embed.2.bias": torch.full((4,), float("nan"))}),
-        "NaN or infinite: backbone.patch_embed.norm1.bias; the file is of no use",
+        "NaN or infinite, .*: backbone.patch_embed.norm1.bias",
     ),
     "infinite head": (
         lambda w: changed(w, **{"classifier.head.bias": torch.full((3,), float("inf"))}),
-        "NaN or infinite: head.fc.bias",
+        "NaN or infinite, .*: head.fc.bias",
     ),
     "head": (
         lambda w: changed(w, **{"classifier.head.bias": torch.ones(4)}),
-        r"no linear one behind 64 channels; .*head.fc.bias \(4,\) instead of \(3,\)",
+        r"no linear one of 64 channels; .*head.fc.bias \(4,\) instead of \(3,\)",
     ),
     "width of the head": (
         lambda w: changed(w, **{"classifier.head.weight": torch.ones(3, 65)}),
@@ -496,7 +505,7 @@ WRONG = {
     ),
     "unknown family": (
         lambda w: {"conv1.weight": torch.ones(1)},
-        "there is no backbone of vmamba, .* conv1.weight",
+        "has no backbone among its keys conv1.weight; the declared families are .*, vmamba",
     ),
     "mixed families": (
         lambda w: changed(w, **{"layers.0.mixer.A_b_log": torch.ones(1)}),
@@ -510,8 +519,10 @@ WRONG = {
 def test_wrong_weights(run, released, change, message):
     (weights,) = released.values()
     torch.save(change(weights), "wrong.pth")
+    Path("config.py").write_text(CONFIG)
     before = set(Path().iterdir())
-    status, _, _ = run("wrong.pth", "converted.pth")
+    options = [] if "famil" in message else ["--arch", "config.py"]
+    status, _, _ = run("wrong.pth", "converted.pth", *options)
     assert isinstance(status, str) and "\n" not in status
     assert re.match(f"convert_ema.py: error: .*{message}", status)
     assert set(Path().iterdir()) == before
@@ -547,7 +558,7 @@ REFUSED = {
     ),
     "more than a backbone": (
         ["teacher.pth", "a.pth"],
-        "1 weights are left over: teacher.weight; if the model has another head, name its config",
+        "1 left over: teacher.weight; if the model has another head, name its config",
     ),
     "no such arch": (
         ["released.pth", "a.pth", "--arch", "huge"],
@@ -566,6 +577,7 @@ REFUSED = {
 @pytest.mark.parametrize(("arguments", "message"), REFUSED.values(), ids=REFUSED)
 def test_refusals(run, released, classifier, arguments, message):
     layers = {key: value for key, value in classifier.items() if not key.startswith("head")}
+    layers["meta"] = META
     torch.save({**layers, "rpn_head.weight": torch.ones(1)}, "detector.pth")
     torch.save({**layers, "teacher.weight": torch.ones(1)}, "teacher.pth")
     before = set(Path().iterdir())
@@ -573,6 +585,31 @@ def test_refusals(run, released, classifier, arguments, message):
     assert isinstance(status, str) and "\n" not in status
     assert re.match(f"convert_ema.py: error: .*{message}", status)
     assert set(Path().iterdir()) == before
+
+
+def test_families_of_other_projects(run, classifier):
+    """A module that is imported first may declare a family."""
+    Path("snake.py").write_text(
+        "from dataclasses import replace\n"
+        "from mmvssm.families import FAMILIES, register_family\n"
+        "from mmvssm.models import VMamba\n"
+        "class Snake(VMamba):\n"
+        f"    arch_settings = {{'nano': {MICRO}}}\n"
+        "register_family(replace(FAMILIES['vmamba'], name='snake', backbone=Snake))\n"
+    )
+    torch.save(classifier, "snake.pth")
+    status, _, _ = run("snake.pth", "a.pth", "--arch", "snake/nano")
+    assert "family must be one of" in status
+    try:
+        status, output, _ = run("snake.pth", "a.pth", "--import", "snake", "--arch", "snake/nano")
+        assert status == 0 and "found    Snake, arch='nano', out_indices=(3,)" in output
+        # two families know all of its parts
+        assert "mix families: snake (" in run("snake.pth", "b.pth")[0]
+    finally:
+        FAMILIES.pop("snake", None)
+        sys.modules.pop("snake", None)
+    status, _, _ = run("snake.pth", "a.pth", "--import", "absent")
+    assert "--import must name a module that can be imported, got 'absent'" in status
 
 
 def outcome(status):

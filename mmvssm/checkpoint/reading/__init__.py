@@ -1,13 +1,147 @@
-"""Reading checkpoint files without running anything that stands in them."""
+"""Reading checkpoint files without running any code in them."""
 
-from .errors import CheckpointError, HostileFileError
-from .files import Checkpoint, read_checkpoint
-from .references import Inert
+from __future__ import annotations
 
-__all__ = [
-    "Checkpoint",
-    "CheckpointError",
-    "HostileFileError",
-    "Inert",
-    "read_checkpoint",
-]
+import json
+import warnings
+from mmap import ACCESS_COPY, MADV_DONTNEED, mmap
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from mmvssm.files import Progress
+from mmvssm.messages import printable
+
+from .archives import read_pickles, read_zip
+from .unpickler import CheckpointError, HostileFileError, Inert, damaged, kind_of
+
+__all__ = ["Checkpoint", "CheckpointError", "HostileFileError", "Inert", "read_checkpoint"]
+
+_SNIFFED = 4096
+_MAX_SAFETENSORS_HEADER = 100_000_000  # of the format
+_MAX_HEADER = 4 << 20  # of networks, with more than ten times what the largest have
+_PAGE = "is a web page, not a checkpoint: download the file itself, if need be logged in"
+#: Beginnings of other files, in small letters.
+_OTHERS = {
+    **dict.fromkeys((b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--"), _PAGE),
+    **dict.fromkeys((b"{", b"["), "is text, not a checkpoint: download the checkpoint itself"),
+    b"version https://git-lfs": "is a pointer of git-lfs: run `git lfs pull` where it comes from",
+    b"\x1f\x8b": "is compressed by gzip: unpack it first",
+    b"bzh": "is compressed by bzip2: unpack it first",
+}
+
+
+class Checkpoint(dict):
+    """The content of a checkpoint file; ``mapped`` is the file, if it is mapped into memory."""
+
+    mapped: mmap | None = None
+
+    def release(self) -> None:
+        """Let go of the memory of parts that have been read; changes of them are lost."""
+        if self.mapped is not None:
+            self.mapped.madvise(MADV_DONTNEED)
+
+
+def read_checkpoint(
+    path: str | Path, *, trust: bool = False, progress: Progress = lambda done, total: None
+) -> Checkpoint:
+    """Return the content of a checkpoint file, tensors on the CPU.
+
+    No code of the file is run: only tensors and plain values are made, all other objects (such as
+    logs and options) become :class:`~.unpickler.Inert`, and a file that asks to run something is
+    refused. Tensors are mapped into memory, not read; changing them does not change the file.
+
+    Args:
+        path: A file of ``torch.save``, in the zip format or the one before torch 1.6, a plain
+            pickle, or a file of safetensors, which gives ``{"state_dict": ..., "meta": ...}``.
+        trust: Read pickles by ``torch.load``, which runs whatever code is in them. Networks in the
+            file become their state dicts.
+        progress: Is told how many bytes of how many have been read.
+
+    Raises:
+        CheckpointError: If it is no checkpoint or damaged; HostileFileError if it asks to run code.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no checkpoint file {str(path)!r}")
+    try:
+        if path.is_dir():
+            raise CheckpointError("is a folder: name the checkpoint file in it")
+        if not path.is_file():  # opening a pipe would wait for ever
+            raise CheckpointError("is no regular file")
+        with path.open("rb") as file:
+            content, mapped = _read(file, path, trust, progress)
+        if not isinstance(content, dict):
+            kind = kind_of(content)
+            raise CheckpointError(f"holds {kind}, no dict: save the state_dict() of a network")
+    except CheckpointError as error:
+        raise type(error)(f"{str(path)!r} {error}") from None
+    checkpoint = Checkpoint(content)
+    checkpoint.mapped = mapped
+    return checkpoint
+
+
+def _read(file: BinaryIO, path: Path, trust: bool, progress: Progress) -> tuple[Any, mmap | None]:
+    """Return the content of a file, and the file as it is mapped into memory."""
+    head = file.read(_SNIFFED)
+    if not head:
+        raise CheckpointError("is empty: download or copy it again")
+    header = int.from_bytes(head[:8], "little")
+    if head[8:9] == b"{" and header <= _MAX_SAFETENSORS_HEADER:
+        if header > _MAX_HEADER:
+            raise CheckpointError(f"has a header of {header} bytes, more than {_MAX_HEADER}")
+        return _read_safetensors(path), None
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    for start, message in _OTHERS.items():
+        if text.startswith(start):
+            raise CheckpointError(message)
+    if head[257:262] == b"ustar":
+        raise CheckpointError("is a tar archive: unpack it first")
+    if trust:
+        return _load_trusted(path, head.startswith(b"PK")), None
+    mapped = mmap(file.fileno(), 0, access=ACCESS_COPY)
+    if head.startswith(b"PK"):
+        return read_zip(file, mapped, progress), mapped
+    try:
+        return read_pickles(file, mapped, progress), mapped
+    except HostileFileError:
+        raise
+    except CheckpointError:
+        if head.startswith(b"\x80"):
+            raise
+        # other first bytes can begin a pickle as well, but rarely do
+        start = printable(head[:16].decode("latin1"))
+        raise CheckpointError(f"is no checkpoint: it begins with {start!r}") from None
+
+
+def _read_safetensors(path: Path) -> dict:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            meta: dict[str, Any] = dict(file.metadata() or {})
+    except Exception as error:  # the library has several kinds for damaged files
+        raise damaged(f"as safetensors: {printable(error)}") from None
+    try:
+        ours = json.loads(meta.get("meta", ""))  # see write_checkpoint
+    except (ValueError, RecursionError):
+        ours = None
+    return dict(state_dict=found, meta=ours if isinstance(ours, dict) else meta)
+
+
+def _load_trusted(path: Path, is_zip: bool) -> Any:
+    warnings.warn(
+        f"{str(path)!r} is read by torch.load, which runs any code in it, as you trust it",
+        stacklevel=4,
+    )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=False, mmap=is_zip)
+    except Exception as error:  # whatever the code in the file raises
+        reason = str(error).split("\n", 1)[0] or type(error).__name__
+        raise CheckpointError(f"cannot be read by torch.load: {printable(reason, 200)}") from None
+    content = dict(state_dict=content) if isinstance(content, nn.Module) else content
+    if not isinstance(content, dict):
+        return content
+    return {k: v.state_dict() if isinstance(v, nn.Module) else v for k, v in content.items()}

@@ -1,116 +1,161 @@
-"""The two formats of ``torch.save``: zip archives, and the one before torch 1.6."""
+"""The two formats of ``torch.save``, zip and the one before torch 1.6, and their tensors."""
 
 from __future__ import annotations
 
+import io
+import math
+import re
 import zipfile
-import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from mmap import mmap
 from typing import Any, BinaryIO
 
+import torch
+from torch import Tensor
+
 from mmvssm.files import Progress
+from mmvssm.messages import printable
 
-from ..words import shown
-from .errors import CheckpointError
-from .operations import Window
-from .pickles import Interpreter
-from .tensors import TensorBuilder, storage_bytes
+from .unpickler import CheckpointError, Inert, Reference, Unpickler, damaged, kind_of
 
-#: What a file of the format before torch 1.6 begins with.
+#: First value of a file of the format before torch 1.6.
 MAGIC = 0x1950A86A20F9469CFC6C
-LEGACY_VERSION = 1001
 _CHUNK = 4 << 20
 _LOCAL_HEADER = 30  # bytes, then the name and extra fields
 _MAX_DIRECTORY = 8 << 20  # bytes, of about 70,000 members
+MAX_DIMS = 64  # of torch's loops over tensors
+_MAX_EXTENT = 1 << 40  # of sizes and strides without elements
+
+#: Types of the elements of storages; None where the tensors tell.
+_STORAGES = {
+    **dict(DoubleStorage=torch.float64, FloatStorage=torch.float32, HalfStorage=torch.float16),
+    **dict(LongStorage=torch.int64, IntStorage=torch.int32, ShortStorage=torch.int16),
+    **dict(CharStorage=torch.int8, ByteStorage=torch.uint8, BoolStorage=torch.bool),
+    **dict(ComplexDoubleStorage=torch.complex128, ComplexFloatStorage=torch.complex64),
+    **dict(BFloat16Storage=torch.bfloat16, UntypedStorage=None),
+    **dict.fromkeys(("QInt8Storage", "QUInt8Storage", "QUInt4x2Storage", "QUInt2x4Storage")),
+}
 
 
-@dataclass(frozen=True)
-class Member:
-    """A member of an archive: its place in the file, in bytes, and its checksum."""
+@dataclass(eq=False)
+class Storage:
+    """The numbers of tensors, as a pickle describes them; ``data`` are the bytes, once found."""
 
-    name: str
-    start: int
-    size: int
-    crc: int
+    key: str
+    dtype: torch.dtype | None
+    numel: int
+    data: torch.UntypedStorage | None = None
 
-
-def read_zip(file: BinaryIO, mapped: mmap, progress: Progress | None) -> Any:
-    """The content of a zip archive of ``torch.save``.
-
-    Raises:
-        CheckpointError: If it is none, or is damaged.
-        HostileFileError: If it asks to run something.
-    """
-    members = {member.name: member for member in _list_members(file, mapped)}
-    pickle = _find_pickle(members)
-    folder = pickle.name.removesuffix("data.pkl")
-    byteorder = "little"
-    if f"{folder}byteorder" in members:
-        member = members[f"{folder}byteorder"]
-        byteorder = mapped[member.start : member.start + min(member.size, 10)].decode("latin1")
-        if byteorder not in ("little", "big"):
-            raise CheckpointError(f"is damaged: {shown(member.name)} is {shown(byteorder)!r}")
-    # torch.serialization.set_crc32_options(False) leaves them out
-    has_checksums = any(member.crc for member in members.values())
-    if has_checksums:  # a flipped bit must not look like hostile code
-        _verify(file, [pickle], None)
-    builder = TensorBuilder()
-    window = Window(mapped, pickle.start, pickle.start + pickle.size)
-    content = Interpreter(builder.rebuilders(), builder.load).run(window)
-    if has_checksums:
-        _verify(file, list(members.values()), progress)
-    for storage in builder.storages.values():
-        member = members.get(f"{folder}data/{storage.key}")
-        if member is None:
-            raise CheckpointError(f"is damaged: it lacks its member data/{shown(storage.key)}")
-        if member.size != storage.nbytes:
-            raise CheckpointError(
-                f"is damaged: its member {shown(member.name)} has {member.size} bytes in place of"
-                f" {storage.nbytes}"
-            )
-        storage.data = storage_bytes(file, mapped, member.start, storage, byteorder)
-    builder.fill()
-    return content
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.numel * (1 if self.dtype is None else self.dtype.itemsize)
 
 
-def read_pickles(file: BinaryIO, mapped: mmap, progress: Progress | None) -> Any:
-    """The content of a file of torch before 1.6, or of one plain pickle.
+class TensorBuilder:
+    """Makes the tensors of a file, first without their numbers, which may come after the pickle."""
 
-    Raises:
-        CheckpointError: If it is none, or is damaged.
-        HostileFileError: If it asks to run something.
-    """
-    window = Window(mapped, 0, len(mapped))
-    content = Interpreter().run(window)
-    if type(content) is not int or content != MAGIC:
-        return content
-    version = Interpreter().run(window)
-    if type(version) is not int or version != LEGACY_VERSION:
-        raise CheckpointError("is damaged, or of an unknown version of torch's old format")
-    Interpreter().run(window)  # about the machine that wrote it; the numbers are little-endian
-    builder = TensorBuilder()
-    content = Interpreter(builder.rebuilders(), builder.load).run(window)
-    keys = Interpreter().run(window)
-    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-        raise CheckpointError("is damaged: its list of storages is none")
-    if len(keys) != len(set(keys)) or set(keys) != set(builder.storages):
-        raise CheckpointError("is damaged: its storages are not those that its tensors need")
-    position = window.tell()
-    for key in keys:
-        storage = builder.storages[key]
-        numel = int.from_bytes(mapped[position : position + 8], "little")
-        start, position = position + 8, position + 8 + storage.nbytes
-        if position > len(mapped):
-            raise CheckpointError("is cut off: download or copy it again")
-        if numel != storage.numel:
-            raise CheckpointError(
-                f"is damaged: storage {shown(key)} has {numel} elements in place of {storage.numel}"
-            )
-        storage.data = storage_bytes(file, mapped, start, storage, "little")
-        if progress is not None:
-            progress(position, len(mapped))
-    builder.fill()
-    return content
+    def __init__(self) -> None:
+        self.storages: dict[str, Storage] = {}
+        self._unfilled: list[tuple[Tensor, Storage, int, tuple[int, ...], tuple[int, ...]]] = []
+
+    def functions(self) -> dict[str, Callable[..., Any]]:
+        """Return functions that replace torch's that rebuild tensors, by their names."""
+        names = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")
+        makers: dict[str, Callable[..., Any]] = {
+            **dict.fromkeys((f"torch._utils.{name}" for name in names), self._tensor),
+            "torch._utils._rebuild_parameter": lambda data, *_: data,
+            "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
+        }
+
+        def of_subclass(function: Reference, cls: Any, arguments: tuple, state: Any) -> Any:
+            make = makers.get(function.origin)
+            return Inert(function.origin) if make is None else make(*arguments)
+
+        modules = ("torch._tensor._rebuild_from_type_v2", "torch._tensor._rebuild_from_type")
+        return makers | dict.fromkeys((*modules, "torch.tensor._rebuild_from_type"), of_subclass)
+
+    def load(self, pid: Any) -> Any:
+        """Return the storage of an id ``("storage", type, key, location, numel, None)``."""
+        if isinstance(pid, tuple) and len(pid) == 4 and pid[0] == "module":
+            return pid[1]  # a class with its source text, which torch only warns about
+        word, kind, key, _, numel, *part = pid
+        is_known = word == "storage" and type(key) is str and _is_count(numel)
+        if not is_known or part not in ([], [None]):  # before torch 0.4, parts of storages
+            raise damaged("it refers to a storage in no known way")
+        if not isinstance(kind, Reference) or kind.name not in _STORAGES:
+            raise CheckpointError(f"holds numbers of {kind_of(kind)}, which cannot be read")
+        dtype = _STORAGES[kind.name]
+        storage = self.storages.setdefault(key, Storage(key, dtype, numel))
+        if (storage.dtype, storage.numel) != (dtype, numel):
+            raise damaged(f"it describes storage {printable(key)} in two ways")
+        return storage
+
+    def fill(self) -> None:
+        """Give the tensors the numbers of their storages, which have their data by now."""
+        for tensor, storage, offset, size, stride in self._unfilled:
+            tensor.set_(storage.data, offset, size, stride)
+        self._unfilled.clear()
+
+    def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *more: Any) -> Any:
+        """Make a tensor; ``more`` are requires_grad, hooks, then dtype and metadata, if given."""
+        dtype = storage.dtype
+        for value in more[2:]:
+            if isinstance(value, Inert):
+                raise CheckpointError(f"holds a tensor of {value}, which this torch does not know")
+            if isinstance(value, torch.dtype):
+                dtype = value
+        is_lazy = any(isinstance(value, dict) and value for value in more[2:])
+        if is_lazy or str(dtype).startswith(("torch.q", "torch.bits")):
+            return Inert("torch.Tensor")
+        if dtype is None or storage.dtype not in (None, dtype):
+            raise damaged("a tensor and its storage differ in type")
+        _check_geometry(storage.key, offset, size, stride, storage.nbytes // dtype.itemsize)
+        tensor = torch.empty(0, dtype=dtype, device="cpu")
+        self._unfilled.append((tensor, storage, offset, tuple(size), tuple(stride)))
+        return tensor
+
+
+def storage_bytes(
+    file: BinaryIO, mapped: mmap, start: int, storage: Storage
+) -> torch.UntypedStorage:
+    """Return the bytes of ``storage`` from ``start`` on: mapped, or copied from an odd address."""
+    if not storage.nbytes:
+        return torch.UntypedStorage(0)
+    if start % (8 if storage.dtype is None else storage.dtype.itemsize) == 0:
+        data = torch.frombuffer(mapped, dtype=torch.uint8, count=storage.nbytes, offset=start)
+        return data.untyped_storage()
+    data = torch.empty(storage.nbytes, dtype=torch.uint8, device="cpu")
+    file.seek(start)
+    if file.readinto(data.numpy()) != storage.nbytes:
+        raise damaged("a storage ends early")
+    return data.untyped_storage()
+
+
+def _check_geometry(key: str, offset: Any, size: Any, stride: Any, limit: int) -> None:
+    """Make sure that a tensor lies within its storage of ``limit`` elements."""
+    if not (
+        isinstance(size, tuple | list)
+        and isinstance(stride, tuple | list)
+        and len(size) == len(stride) <= MAX_DIMS
+        and all(map(_is_count, (offset, *size, *stride)))
+    ):
+        raise damaged(f"a tensor of storage {printable(key)} has no real shape")
+    # bytes that tensors repeat, by a stride of 0, would be a small file's way to a huge memory
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride))
+    fits = offset <= limit if 0 in size else last < limit and math.prod(size) <= limit
+    # torch multiplies sizes and strides without elements, too
+    extent = max(math.prod(n or 1 for n in size), *stride, 0)
+    if not fits or extent > _MAX_EXTENT:
+        raise damaged(
+            f"a tensor of shape {printable(tuple(size))} leaves storage {printable(key)} of"
+            f" {limit} elements"
+        )
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
 
 
 class _Bounded:
@@ -118,92 +163,101 @@ class _Bounded:
 
     def __init__(self, file: BinaryIO) -> None:
         self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
-        self._file = file
+        self._read = file.read
 
     def read(self, count: int = -1) -> bytes:
         if count > _MAX_DIRECTORY:
-            raise CheckpointError(
-                f"has a directory of {count} bytes, more than {_MAX_DIRECTORY}, which no checkpoint"
-                " has; check that it is the right file"
-            )
-        return self._file.read(count)
+            raise CheckpointError(f"has a directory of {count} bytes, more than {_MAX_DIRECTORY}")
+        return self._read(count)
 
 
-def _list_members(file: BinaryIO, mapped: mmap) -> list[Member]:
-    """The members of an archive, each stored as it is, at its own place in the file."""
+def read_zip(file: BinaryIO, mapped: mmap, progress: Progress) -> Any:
+    """Return the content of a zip archive of ``torch.save``; see :func:`read_checkpoint`."""
     try:
         with zipfile.ZipFile(_Bounded(file)) as archive:
-            entries, names = archive.infolist(), archive.namelist()
-    except zipfile.BadZipFile:
-        raise CheckpointError("is cut off or damaged: download or copy it again") from None
+            return _read_archive(archive, file, mapped, progress)
     except CheckpointError:
         raise
     except Exception as error:  # zipfile's own and those of what it calls, on absurd directories
-        raise CheckpointError(f"is damaged: its directory is no real one ({error!r})") from None
-    if any(name.count("/") == 1 and name.endswith("/constants.pkl") for name in names):
+        raise damaged(printable(error)) from None
+
+
+def _read_archive(
+    archive: zipfile.ZipFile, file: BinaryIO, mapped: mmap, progress: Progress
+) -> Any:
+    entries, places = archive.infolist(), {}
+    if any(re.fullmatch("[^/]*/constants.pkl", entry.filename) for entry in entries):
         raise CheckpointError(
             "is a TorchScript program, which is code; save the state_dict of the network instead"
         )
-    members = []
     for entry in entries:
-        name = shown(entry.filename)
+        name, start, size = printable(entry.filename), entry.header_offset, entry.file_size
         if entry.flag_bits & 1 or entry.compress_type != zipfile.ZIP_STORED:
-            raise CheckpointError(
-                f"is no archive of torch.save, as its member {name} is compressed: unpack it if it"
-                " contains the checkpoint"
-            )
-        start = entry.header_offset
+            raise CheckpointError(f"is no archive of torch.save: its member {name} is compressed")
         header = mapped[start : start + _LOCAL_HEADER] if start >= 0 else b""
-        if len(header) < _LOCAL_HEADER or header[:4] != b"PK\3\4":
-            raise CheckpointError(
-                f"is damaged: its member {name} is not where it should be; download or copy it"
-                " again"
-            )
         start += _LOCAL_HEADER
         start += int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-        size = entry.file_size
-        if size != entry.compress_size or start + size > len(mapped):
-            raise CheckpointError(f"is damaged: its member {name} does not fit into the file")
-        members.append(Member(entry.filename, start, size, entry.CRC))
-    if len({member.name for member in members}) != len(members):
-        raise CheckpointError("is damaged: two of its members have the same name")
-    if sum(member.size for member in members) > len(mapped):
-        raise CheckpointError("is damaged: its members lie upon each other")
-    return members
-
-
-def _find_pickle(members: dict[str, Member]) -> Member:
-    pickles = [
-        member
-        for name, member in members.items()
-        if name.count("/") == 1 and name.endswith("/data.pkl")
-    ]
+        if size != entry.compress_size or start + size > len(mapped) or entry.filename in places:
+            raise damaged(f"its member {name} is not where it should be")
+        places[entry.filename] = start, size
+    if sum(size for _, size in places.values()) > len(mapped):
+        raise damaged("its members overlap")
+    pickles = [entry for entry in entries if re.fullmatch("[^/]*/data.pkl", entry.filename)]
     if len(pickles) != 1:
-        raise CheckpointError(
-            "is a zip archive, but not one of torch.save, as it holds no single data.pkl;"
-            " unpack it if it contains the checkpoint"
-        )
-    return pickles[0]
+        raise CheckpointError("is a zip archive, but none of torch.save: it has no single data.pkl")
+    folder = pickles[0].filename.removesuffix("data.pkl")
+    order, length = places.get(f"{folder}byteorder", (0, 0))
+    if mapped[order : order + length] not in (b"", b"little"):
+        raise CheckpointError("holds numbers in the byte order of another machine")
+    # torch.serialization.set_crc32_options(False) leaves them out
+    if has_checksums := any(entry.CRC for entry in entries):
+        _verify(archive, pickles, lambda done, total: None)  # first, as damage is not hostile
+    builder, (start, size) = TensorBuilder(), places[pickles[0].filename]
+    data = io.BytesIO(mapped[start : start + size])
+    content = Unpickler(data, size, builder.functions(), builder.load).load()
+    if has_checksums:
+        _verify(archive, entries, progress)
+    for storage in builder.storages.values():
+        start, size = places.get(f"{folder}data/{storage.key}", (0, -1))
+        if size != storage.nbytes:
+            name = f"data/{printable(storage.key)}"
+            raise damaged(f"its member {name} has not the {storage.nbytes} bytes that it should")
+        storage.data = storage_bytes(file, mapped, start, storage)
+    builder.fill()
+    return content
 
 
-def _verify(file: BinaryIO, members: list[Member], progress: Progress | None) -> None:
-    """Compare the checksums of members, read in parts so that memory does not grow."""
-    total, done = sum(member.size for member in members), 0
-    buffer = memoryview(bytearray(min(_CHUNK, max(total, 1))))
-    for member in sorted(members, key=lambda member: member.start):
-        file.seek(member.start)
-        crc, left = 0, member.size
-        while left:
-            count = file.readinto(buffer[: min(left, len(buffer))])
-            if not count:
-                raise CheckpointError(f"is cut off within its member {shown(member.name)}")
-            crc = zlib.crc32(buffer[:count], crc)
-            left -= count
-            done += count
-            if progress is not None:
+def _verify(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], progress: Progress) -> None:
+    """Read members in parts, so that memory does not grow; zipfile compares their checksums."""
+    total, done = sum(entry.file_size for entry in entries), 0
+    for entry in entries:
+        with archive.open(entry) as stream:
+            while chunk := stream.read(_CHUNK):
+                done += len(chunk)
                 progress(done, total)
-        if crc != member.crc:
-            raise CheckpointError(
-                f"is damaged: the checksum of its member {shown(member.name)} is wrong; download"
-                " or copy it again"
-            )
+
+
+def read_pickles(file: BinaryIO, mapped: mmap, progress: Progress) -> Any:
+    """Return the content of a file of torch before 1.6, or of one plain pickle."""
+    size, builder = len(mapped), TensorBuilder()
+    mapped.seek(0)
+    content = Unpickler(mapped, size).load()
+    if type(content) is not int or content != MAGIC:
+        return content
+    Unpickler(mapped, size).load()  # the version of the format, of which there was one
+    Unpickler(mapped, size).load()  # about the machine that wrote it; numbers are little-endian
+    content = Unpickler(mapped, size, builder.functions(), builder.load).load()
+    keys = Unpickler(mapped, size).load()
+    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(builder.storages):
+        raise damaged("its storages are not those that its tensors need")
+    position = mapped.tell()
+    for key in keys:
+        storage = builder.storages[key]
+        numel = int.from_bytes(mapped[position : position + 8], "little")
+        start, position = position + 8, position + 8 + storage.nbytes
+        if position > size or numel != storage.numel:
+            raise damaged(f"storage {printable(key)} has not its {storage.numel} elements")
+        storage.data = storage_bytes(file, mapped, start, storage)
+        progress(position, size)
+    builder.fill()
+    return content

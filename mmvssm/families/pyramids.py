@@ -29,9 +29,9 @@ LOCAL_VIM_DETECTOR = (
     Rename("neck.fpn1.3.", "neck.levels.x4.deconv2."),
     Rename("neck.fpn2.0.", "neck.levels.x2.deconv1."),
     *(
-        Rename(f"neck.{theirs}_convs.{i}.{name}.", f"neck.levels.{level}.{ours}{number}.")
+        Rename(f"neck.{original}_convs.{i}.{name}.", f"neck.levels.{level}.{ours}{number}.")
         for i, level in enumerate(("x4", "x2", "x1", "x0_5"))
-        for number, theirs in ((1, "lateral"), (2, "fpn"))
+        for number, original in ((1, "lateral"), (2, "fpn"))
         for name, ours in (("conv", "conv"), ("norm_layer", "norm"))
     ),
     Rename(".norm_layer.", ".ln."),

@@ -1,10 +1,13 @@
-"""Key names of EfficientVMamba's checkpoints; many are VMamba's, old ones included."""
+"""EfficientVMamba, many of whose key names are VMamba's, old ones included."""
 
 import re
 from collections.abc import Collection
 
+from mmvssm.models import EfficientVMamba
+
+from .family import Family, register_family
 from .rules import Rename, Rewrite, has
-from .vmamba import STEM_AND_STAGES
+from .stages import FIRST_RELEASE, STEM_AND_STAGES, TASKS, read_options
 
 # Stages of inverted residuals are flat sequences: item 0 changes the layout, the blocks follow,
 # then another change of layout and, except in the last stage, the downsampling.
@@ -38,7 +41,7 @@ def _is_expansion(name: str, stage: str) -> bool:
 
 _inverted_residual = has(".blocks.{j}.", "expand.weight")
 
-EFFICIENT_VMAMBA_TRUNK = (
+_TRUNK = (
     Rewrite(_from_flat, _to_flat),
     *STEM_AND_STAGES,
     Rename(".blocks.{j}.conv_pw.0.", ".blocks.{j}.expand."),
@@ -59,4 +62,16 @@ EFFICIENT_VMAMBA_TRUNK = (
     ),
 )
 
-EFFICIENT_VMAMBA_LINEAR = r"\.(in_proj|out_proj|mlp\.fc1|mlp\.fc2|reduction|fc)\.weight$"
+register_family(
+    Family(
+        name="efficient_vmamba",
+        backbone=EfficientVMamba,
+        trunk=_TRUNK,
+        tasks=TASKS,
+        linear=r"\.(in_proj|out_proj|mlp\.fc1|mlp\.fc2|reduction|fc)\.weight$",
+        first_release=FIRST_RELEASE,
+        read_options=read_options,
+        sign=r"layers\.\d+\.\d+\.conv_(pw|dw|pw2)\."
+        r"|\.blocks\.\d+\.(conv_branch|se|mixer\.conv_branch|mixer\.ss2d|expand|project)\.",
+    )
+)

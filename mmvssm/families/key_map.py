@@ -1,0 +1,271 @@
+"""Names of weights in a project's files and in our models, as a family declares them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmvssm.messages import join_names, printable
+
+from .family import Family, find_declared
+
+TASKS = ("classification", "dense")
+#: Generations of names in the code of VMamba and of the projects made from it.
+NAMES = ("current", "first-release")
+PREFIX = "backbone."
+#: Beginnings of renamed keys that are not the backbone's.
+OUTSIDE = ("head.", "neck.")
+
+
+@dataclass(frozen=True)
+class KeyMap:
+    """Names of a family's weights in models of one task.
+
+    Attributes:
+        family: The declaration, or a name of it.
+        task: ``'classification'`` (norm and head of the classifier) or ``'dense'`` (the norms of
+            detection and segmentation).
+
+    Raises:
+        ValueError: If family or task is unknown.
+    """
+
+    family: Family
+    task: str = "classification"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "family", find_declared(self.family))
+        if self.task not in TASKS:
+            raise ValueError(f"task must be one of {', '.join(TASKS)}, got {self.task!r}")
+
+    def key_to_ours(self, key: str) -> str | None:
+        """Return our name for a key of any release, given without the prefix ``backbone.``.
+
+        The name is that in a model with ``backbone`` and, for classification, ``head``; None for a
+        key without place in a model of the task. Unknown keys keep their name, so that a strict
+        load reports them. See :func:`split_part` for tensors in parts.
+        """
+        for rule in (*self.family.first_release, *self.family.trunk, *self.family.tasks[self.task]):
+            renamed = rule.to_ours(key)
+            if renamed is None:
+                return None
+            key = renamed
+        return key if key.startswith(OUTSIDE) else PREFIX + key
+
+    def names(self, keys: Collection[str]) -> Iterator[tuple[str, str | None]]:
+        """Yield the keys of a file with our names, of which there may be parts; None for none.
+
+        In files of complete detectors and segmentors, where the backbone's keys begin with
+        ``backbone.``, other entries keep their names, except those of a neck of the project's own.
+        """
+        is_complete, family = has_backbone(keys), self.family
+        detector = family.detector if family.detector_key and family.detector_key[0] in keys else ()
+        for key in keys:
+            name: str | None = key
+            if not is_complete or key.startswith(PREFIX):
+                name = self.key_to_ours(key.removeprefix(PREFIX))
+            else:
+                for rule in detector:
+                    name = rule.to_ours(name)
+            yield key, name
+
+    def to_ours(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Rename the weights of a file, join their parts, and give linear ones two axes.
+
+        Raises:
+            ValueError: If two keys get one name, or a part is missing.
+        """
+        renamed: dict[str, Tensor] = {}
+        sources: dict[str, str] = {}
+        for key, name in self.names(weights):
+            if name is None:
+                continue
+            value = weights[key]
+            if name in renamed:
+                raise ValueError(
+                    f"keys {printable(sources[name])} and {printable(key)} are both"
+                    f" {printable(name)}: the file mixes two networks or namings of one, of which"
+                    " only one may stay"
+                )
+            if re.search(self.family.linear, name) and value.shape[2:] == (1, 1):
+                value = value[..., 0, 0]
+            renamed[name], sources[name] = value, key
+        return self._join_parts(renamed)
+
+    def unused(self, keys: Collection[str], used: Collection[str]) -> tuple[str, ...]:
+        """Return the keys of a file whose tensors are in none of ours.
+
+        Args:
+            keys: All keys of the file.
+            used: Our names that were taken of what :meth:`to_ours` gives.
+        """
+        return tuple(
+            key for key, name in self.names(keys) if name is None or split_part(name)[0] not in used
+        )
+
+    def to_original(
+        self, weights: Mapping[str, Tensor], *, names: str = "current"
+    ) -> dict[str, Tensor]:
+        """Give weights of one of our models the names and parts that the original project has.
+
+        Heads of detectors and segmentors keep their names. Tensors that are not divided are not
+        copied; parts have memory of their own. For ``'dense'``, keys keep the prefix
+        ``backbone.``, as the project's detectors and segmentors have it, and pyramids go where
+        these have them.
+
+        Args:
+            weights: Weights, the backbone's beginning with ``backbone.``.
+            names: One of :data:`NAMES`; only some families have two.
+
+        Returns:
+            Entries that :meth:`to_ours` gives the names and shapes of ``weights``.
+
+        Raises:
+            ValueError: If ``names`` is not one of its choices, there is no backbone, or the
+                project's models have no such weights; the message lists them.
+        """
+        rules = (*self.family.trunk, *self.family.tasks[self.task])
+        if names not in NAMES:
+            raise ValueError(f"names must be one of {', '.join(NAMES)}, got {names!r}")
+        if names == "first-release":
+            if not self.family.first_release:
+                raise ValueError("names must be 'current' for this family: its names never changed")
+            rules = self.family.first_release + rules
+        if not has_backbone(weights):
+            raise ValueError(f"no key begins with {PREFIX!r}, as those of our models do")
+        tensors = {key.removeprefix(PREFIX): value for key, value in weights.items()}
+        found: dict[str, Tensor] = {}
+        foreign = []
+        for key, value in weights.items():
+            ours, in_backbone = key.removeprefix(PREFIX), key.startswith(PREFIX)
+            for part, tensor in self._parts(ours, tensors) if in_backbone else [(key, value)]:
+                name = self._original_name(part, ours, in_backbone, rules, tensors)
+                if name is None:
+                    foreign.append(key)
+                elif name in found:
+                    raise ValueError(f"two of our keys are {printable(name)} in the project")
+                else:
+                    found[name] = tensor
+        if foreign:
+            raise ValueError(
+                f"the project has no place for {join_names(dict.fromkeys(foreign))} in its models"
+                f" for {self.task!r}"
+            )
+        self._check_original(found, weights)
+        return found
+
+    def _original_name(
+        self,
+        part: str,
+        ours: str,
+        in_backbone: bool,
+        rules: Collection,
+        keys: Collection[str],
+    ) -> str | None:
+        """Return the original name of a tensor or part; None for one that the project lacks."""
+        family, is_dense = self.family, self.task == "dense"
+        is_detector = family.detector_key is not None and family.detector_key[1] in keys
+        if is_dense and not in_backbone:
+            rules = family.detector if is_detector else family.tasks[self.task]
+        name: str | None = part
+        for rule in reversed(rules):
+            name = rule.to_original(name, ours, keys)
+            if name is None:
+                return None
+        if in_backbone:
+            return None if "@" in name else PREFIX + name if is_dense else name
+        if not is_dense:
+            return None if name == part else name
+        # a pyramid that the task's rules rename is inside of the backbone there
+        return name if name == part or is_detector else PREFIX + name
+
+    def _join_parts(self, renamed: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Replace the entries ``name@i`` by one entry ``name``."""
+        joined: dict[str, Tensor] = {}
+        parts: dict[str, dict[int, Tensor]] = {}
+        for key, value in renamed.items():
+            name, part = split_part(key)
+            if part is None:
+                joined[name] = value
+            else:
+                parts.setdefault(name, {})[part] = value
+        for name, values in parts.items():
+            if max(values) >= len(values):
+                missing = next(i for i in range(len(values)) if i not in values)
+                raise ValueError(
+                    f"{printable(name)} is incomplete: part {missing} of it is missing"
+                )
+            join = torch.stack if re.search(self.family.stacked, name) else torch.cat
+            joined[name] = join([values[part] for part in sorted(values)])
+        return joined
+
+    def _parts(self, key: str, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Yield a tensor under its name, or its parts under ``name@i``."""
+        value, count_parts = tensors[key], self.family.count_parts
+        count = None if count_parts is None else count_parts(key, tensors)
+        if count is None:
+            yield key, value
+            return
+        if not value.dim() or not count or len(value) % count:
+            raise ValueError(
+                f"{printable(key)} of shape {tuple(value.shape)} cannot be split for {count} scans"
+            )
+        is_stacked = re.search(self.family.stacked, key) is not None
+        for i, part in enumerate(value.chunk(count)):
+            part = part[0] if is_stacked else part
+            yield f"{key}@{i}", part.clone(memory_format=torch.contiguous_format)
+
+    def _check_original(self, found: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+        """Raise ValueError unless renaming gives the same names, shapes and types again."""
+        again = self.to_ours(
+            {k: torch.empty(v.shape, dtype=v.dtype, device="meta") for k, v in found.items()}
+        )
+        wrong = [
+            key
+            for key in dict.fromkeys((*weights, *again))
+            if key not in again
+            or key not in weights
+            or again[key].shape != weights[key].shape
+            or again[key].dtype != weights[key].dtype
+        ]
+        if wrong:
+            raise ValueError(
+                f"{join_names(wrong)} would not be the same when read again: these weights are not"
+                f" those of one of the project's models for {self.task!r}"
+            )
+
+
+def has_backbone(keys: Iterable[str]) -> bool:
+    """Whether keys are those of a complete model, the backbone's beginning with ``backbone.``."""
+    return any(key.startswith(PREFIX) for key in keys)
+
+
+def split_part(key: str) -> tuple[str, int | None]:
+    """Split a key ``name@i`` into name and number of the part; None for an undivided tensor."""
+    name, _, part = key.partition("@")
+    return (name, int(part)) if part.isdecimal() else (key, None)
+
+
+def map_key(key: str, family: str | Family, task: str) -> str | None:
+    """Return our name for a key of a released file; see :meth:`KeyMap.key_to_ours`."""
+    return KeyMap(family, task).key_to_ours(key)
+
+
+def map_state_dict(
+    state_dict: Mapping[str, Tensor], family: str | Family, task: str = "classification"
+) -> dict[str, Tensor]:
+    """Rename the weights of a released file; see :meth:`KeyMap.to_ours`."""
+    return KeyMap(family, task).to_ours(state_dict)
+
+
+def release_names(keys: Iterable[str], family: Family) -> str:
+    """Return which of :data:`NAMES` the keys of a released file have."""
+    keys = tuple(keys)
+    if has_backbone(keys):
+        keys = tuple(key.removeprefix(PREFIX) for key in keys if key.startswith(PREFIX))
+    is_old = any(rule.to_ours(key) != key for key in keys for rule in family.first_release)
+    return NAMES[is_old]

@@ -1,0 +1,175 @@
+"""Key names and options that Vim and LocalVim share: layers of one width."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from torch import Tensor, nn
+
+from mmvssm.models.backbones.local_directions import SEARCH
+from mmvssm.models.layers.tokens import CLASS_TOKENS
+
+from .pyramids import FEATURE2PYRAMID, SIMPLE_FEATURE_PYRAMID
+from .rules import Rename
+from .stages import IMG_SIZE, is_search
+
+#: Places of class tokens by their number; shapes do not show the place of a single one.
+PLACES = {0: "none", 1: "middle", 2: "double"}
+
+EMBEDDINGS = (
+    Rename("patch_embed.proj.", "patch_embed.conv1."),
+    Rename("cls_token_head", "cls_token@0"),
+    Rename("cls_token_tail", "cls_token@1"),
+)
+
+#: Beginning of a mixer's names.
+MIXER = r"layers\.\d+\.mixer\."
+
+#: Tensors of our mixers that files hold in one part per scan.
+_PER_SCAN = (
+    *("A_logs", "Ds", "conv1d.weight", "conv1d.bias"),
+    *("x_proj_weight", "dt_projs_weight", "dt_projs_bias"),
+)
+
+
+def count_parts(key: str, tensors: Mapping[str, Tensor]) -> int | None:
+    """Count the parts in which files hold a tensor; None for one that they do not divide.
+
+    Args:
+        key: Our name.
+        tensors: All our tensors by name; a layer's ``x_proj_weight`` is ``(K, R + 2 * N, D)``.
+
+    Raises:
+        ValueError: If the number of scans K cannot be told.
+    """
+    if key == "cls_token":
+        return len(tensors[key]) if len(tensors[key]) > 1 else None
+    layer, mixer, name = key.partition(".mixer.")
+    if name not in _PER_SCAN:
+        return None
+    scans = tensors.get(f"{layer}{mixer}x_proj_weight")
+    if scans is None or scans.dim() != 3:
+        raise ValueError(
+            f"{key!r} cannot be split: its layer has no x_proj_weight of three axes, whose first"
+            " counts the scans"
+        )
+    return len(scans)
+
+
+# classifiers return one output
+CLASSIFICATION = (
+    Rename("outnorm_{k}.", None),
+    Rename(None, "norm{k}."),
+    Rename("norm_f.", "norm0."),
+    Rename("head.{parameter}", "head.fc.{parameter}"),
+)
+
+
+def plain_dense(
+    final_norm: str | None = None,
+    out_norms: bool = True,
+    pyramid: tuple[Rename, ...] = FEATURE2PYRAMID,
+) -> tuple[Rename, ...]:
+    """Make rules for the norms, head and pyramids of a detector's or segmentor's backbone.
+
+    Args:
+        final_norm: The norm that has the weights of the classifier's last; None for none.
+        out_norms: Whether outputs pass norms of their own.
+        pyramid: Rules for the names of the segmentor's pyramid.
+    """
+    return (
+        Rename("head.", None),
+        Rename("outnorm_{k}.", "norm{k}." if out_norms else None),
+        Rename("norm_f.", None if final_norm is None else f"{final_norm}."),
+        *SIMPLE_FEATURE_PYRAMID,
+        *pyramid,
+    )
+
+
+LINEAR = r"\.(in_proj|out_proj|global_reduce|channel_select|fc)\.weight$"
+
+
+def map_options(backbone: nn.Module, content: str) -> dict[str, Any]:
+    """Return the options that make outputs maps; segmentors take those of four layers."""
+    options: dict[str, Any] = dict(out_type="featmap")
+    if content == "segmentor":
+        options["out_indices"] = tuple(backbone.num_layers * k // 4 - 1 for k in range(1, 5))
+    return options
+
+
+def read_options(
+    shapes: Mapping[str, Sequence[int]],
+    arch: Mapping[str, Any],
+    rope_options: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Return the options that shapes show, where they differ from defaults and arch.
+
+    Shapes do not tell the place of a single class token, nor the layers of several outputs, which
+    are taken at equal distances.
+
+    Args:
+        shapes: Shapes by key in our names, without the prefix ``backbone.``.
+        arch: Complete fields of the arch.
+        rope_options: Options of networks with a rotary embedding that the arch does not have.
+
+    Raises:
+        ValueError: If the position tables are those of no square image.
+    """
+    options: dict[str, Any] = {}
+    stem = shapes.get("patch_embed.conv1.weight", ())
+    if len(stem) == 4 and stem[1] != 3:
+        options["in_channels"] = stem[1]
+    num_class, side = _tokens(shapes)
+    norms = sorted(int(key[4]) for key in shapes if re.match(r"norm\d\.weight", key))
+    norm = "ln" if any(re.match(r"layers\.\d+\.norm\.bias", key) for key in shapes) else "rms"
+    rope, place, depth = "rope.freqs_cos" in shapes, arch["cls_token"], arch["num_layers"]
+    if num_class == 0 and rope == arch["rope"] and "pos_embed" in shapes and len(norms) != 1:
+        # authors save maps' tables without the rows of class tokens; the network is that of 'none'
+        num_class = CLASS_TOKENS[place]
+    if CLASS_TOKENS[place] != num_class:
+        place = PLACES[num_class]
+    if rope != arch["rope"]:
+        options["rope"] = rope
+        if rope and rope_options:
+            options |= {k: v for k, v in rope_options.items() if k != "cls_token"}
+            place = rope_options["cls_token"] if num_class == 1 else PLACES[num_class]
+    if place != arch["cls_token"]:
+        options["cls_token"] = place
+    if num_class and "cls_token" not in shapes:
+        options["drop_cls_token"] = True
+    if norm != arch["norm"]:
+        options["norm"] = norm
+    if "directions" in arch and is_search(shapes) and arch["directions"] != SEARCH:
+        options["directions"] = SEARCH
+    stride = arch["stride"] or arch["patch_size"]
+    if side not in (None, (IMG_SIZE - arch["patch_size"]) // stride + 1):
+        options["img_size"] = (side - 1) * stride + arch["patch_size"]
+    if not norms:
+        return {**options, "out_norm": False}
+    if (out_norm := "ln" if f"norm{norms[0]}.bias" in shapes else "rms") != norm:
+        options["out_norm"] = out_norm
+    if (count := min(norms[-1] + 1, depth)) > 1:
+        options["out_indices"] = tuple((k + 1) * depth // count - 1 for k in range(count))
+    return options
+
+
+def _tokens(shapes: Mapping[str, Sequence[int]]) -> tuple[int, int | None]:
+    """Return the number of class tokens, and the side of the grid; None where no table tells."""
+    tokens = next(iter(shapes.get("cls_token", (0,))), -1)
+    if tokens not in PLACES:
+        raise ValueError(f"there are {tokens} class tokens")
+    if len(table := shapes.get("pos_embed", ())) == 3:
+        # without tokens in the sequence, the table may still have their rows
+        rows, counts = table[1], (tokens,) if tokens else tuple(PLACES)
+    elif len(table := shapes.get("rope.freqs_cos", ())) == 2:
+        rows, counts = table[0], (0,)
+    else:
+        return tokens, None
+    for count in counts:
+        side = math.isqrt(max(rows - count, 0))
+        if side and side**2 + count == rows:
+            return max(count, tokens), side
+    counts = " or ".join(map(str, counts))
+    raise ValueError(f"{rows} positions, {counts} of class tokens, are those of no square image")

@@ -1,0 +1,64 @@
+"""LocalVim."""
+
+from typing import Any
+
+from torch import nn
+
+from mmvssm.models import LocalVim
+
+from .family import Family, Released, ScanCost, register_family
+from .layers import (
+    CLASSIFICATION,
+    EMBEDDINGS,
+    LINEAR,
+    MIXER,
+    count_parts,
+    map_options,
+    plain_dense,
+    read_options,
+)
+from .pyramids import LOCAL_VIM_DETECTOR
+from .rules import Rename
+
+_URL = "https://github.com/hunto/LocalMamba/releases/download/v1.0.0/local_vim_tiny"
+
+
+def _dense_options(backbone: nn.Module, content: str) -> dict[str, Any]:
+    return dict(map_options(backbone, content), out_norm="ln", feature="mixer")
+
+
+register_family(
+    Family(
+        name="local_vim",
+        backbone=LocalVim,
+        trunk=(
+            *EMBEDDINGS,
+            Rename(".A_log_{i}", ".A_logs@{i}"),
+            Rename(".D_{i}", ".Ds@{i}"),
+            Rename(".conv1d_{i}.{parameter}", ".conv1d.{parameter}@{i}"),
+            Rename(".x_proj_{i}.weight", ".x_proj_weight@{i}"),
+            Rename(".dt_proj_{i}.{parameter}", ".dt_projs_{parameter}@{i}"),
+            Rename(".mixer.multi_scan.", ".mixer.merge."),
+            Rename(".mixer.attn.", ".mixer.merge.attn."),
+        ),
+        tasks={
+            "classification": CLASSIFICATION,
+            # no pyramids inside of the backbone
+            "dense": (*plain_dense(pyramid=()), Rename(None, "neck.levels.")),
+        },
+        linear=LINEAR,
+        count_parts=count_parts,
+        detector=LOCAL_VIM_DETECTOR,
+        detector_key=("neck.fpn1.0.weight", "neck.levels.x4.deconv1.weight"),
+        read_options=read_options,
+        sign=rf"{MIXER}(A_log|D|conv1d|x_proj|dt_proj)_\d+(\.|$)|{MIXER}(attn|multi_scan|merge)\.",
+        variants=(dict(norm="ln"), dict(directions="search")),
+        dense_options=_dense_options,
+        released=(
+            Released("local-vim-tiny_8xb128_in1k", f"{_URL}.ckpt"),
+            Released("local-vim-tiny-mid-cls_8xb128_in1k", f"{_URL}_middle_cls_token.ckpt"),
+        ),
+        # LocalMamba's code counts five a state, and one convolution and projection for all scans
+        cost=ScanCost(per_state=5, per_element=2, once=True, precision=5e-4),
+    )
+)

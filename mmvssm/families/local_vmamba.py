@@ -1,0 +1,26 @@
+"""LocalVMamba, whose checkpoints have VMamba's names and those of the merge of directions."""
+
+from mmvssm.models import LocalVMamba
+
+from .family import Family, Released, register_family
+from .rules import Rename
+from .stages import FIRST_RELEASE, MIXER, SS2D_LINEAR, SS2D_TRUNK, TASKS, read_options
+
+register_family(
+    Family(
+        name="local_vmamba",
+        backbone=LocalVMamba,
+        trunk=(*SS2D_TRUNK, Rename(".mixer.multi_scan.", ".mixer.merge.")),
+        tasks=TASKS,
+        linear=SS2D_LINEAR,
+        first_release=FIRST_RELEASE,
+        read_options=read_options,
+        sign=rf"{MIXER}(multi_scan|merge)\.",
+        released=(
+            Released(
+                "local-vmamba-small_8xb128_in1k",
+                "https://github.com/hunto/LocalMamba/releases/download/v1.0.0/local_vssm_small.ckpt",
+            ),
+        ),
+    )
+)

@@ -1,0 +1,77 @@
+"""Vim."""
+
+from collections.abc import Collection
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from mmvssm.models import Vim
+
+from .family import Family, ScanCost, register_family
+from .layers import (
+    CLASSIFICATION,
+    EMBEDDINGS,
+    LINEAR,
+    MIXER,
+    count_parts,
+    map_options,
+    plain_dense,
+    read_options,
+)
+from .rules import Rename, Rewrite
+
+
+def _from_detector(key: str) -> str:
+    return key.removeprefix("net.")
+
+
+def _to_detector(key: str, ours: str, keys: Collection[str]) -> str:
+    """Detectors are known by their pyramid, which they hold next to ``net``."""
+    is_detector = any(name.startswith("neck.levels.") for name in keys)
+    return f"net.{key}" if is_detector and not ours.startswith("neck.") else key
+
+
+def _dense_options(backbone: nn.Module, content: str) -> dict[str, Any]:
+    options = dict(map_options(backbone, content), out_norm=False)
+    return dict(options, drop_cls_token=True) if backbone.cls_place != "none" else options
+
+
+register_family(
+    Family(
+        name="vim",
+        backbone=Vim,
+        # the backward scan's parameters follow those of the forward scan
+        trunk=(
+            Rewrite(_from_detector, _to_detector),
+            *EMBEDDINGS,
+            Rename(".A_log", ".A_logs@0"),
+            Rename(".A_b_log", ".A_logs@1"),
+            Rename(".D", ".Ds@0"),
+            Rename(".D_b", ".Ds@1"),
+            Rename(".conv1d.{parameter}", ".conv1d.{parameter}@0"),
+            Rename(".conv1d_b.{parameter}", ".conv1d.{parameter}@1"),
+            Rename(".x_proj.weight", ".x_proj_weight@0"),
+            Rename(".x_proj_b.weight", ".x_proj_weight@1"),
+            Rename(".dt_proj.{parameter}", ".dt_projs_{parameter}@0"),
+            Rename(".dt_proj_b.{parameter}", ".dt_projs_{parameter}@1"),
+        ),
+        tasks={
+            "classification": CLASSIFICATION,
+            # no norms of outputs
+            "dense": (*plain_dense(), Rename(None, "norm{k}.")),
+        },
+        linear=LINEAR,
+        container=("model",),
+        # segmentors are mmsegmentation's, detectors Detectron2's
+        dense_container=("state_dict", "model"),
+        count_parts=count_parts,
+        sign=rf"{MIXER}(A_b_log|D_b|(conv1d|x_proj|dt_proj)_b)(\.|$)",
+        scan=rf"{MIXER}A_logs?$",
+        variants=(dict(norm="ln"),),
+        # the first Vim had its class token before all patches, and added scans up
+        read_options=partial(read_options, rope_options=dict(divide_out=False, cls_token="head")),
+        dense_options=_dense_options,
+        cost=ScanCost(per_element=2),
+    )
+)

@@ -103,8 +103,8 @@ class Found:
         table = given.get("pos_embed", ())
         if self.options.get("drop_cls_token") and len(table) == 3:
             model = self.build()
-            if isinstance(model, PlainBackbone) and model.lacks_cls_rows(table[1]):
-                rows = table[1] + CLASS_TOKENS[model.cls_place]
+            if isinstance(model, PlainBackbone) and model.positions.lacks_cls_rows(table[1]):
+                rows = table[1] + CLASS_TOKENS[model.positions.cls_place]
                 given = {**given, "pos_embed": (table[0], rows, table[2])}
         return compare(given, self.shapes())
 

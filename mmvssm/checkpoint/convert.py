@@ -266,9 +266,9 @@ def to_original(converted: Converted) -> dict[str, dict[str, Tensor]]:
         task, entries = "classification", family.container
     if found.options.get("drop_cls_token"):
         model = found.build()
-        patches = math.prod(model.grid)
+        patches = math.prod(model.positions.grid)
         if weights[POS_EMBED].shape[1] != patches:  # the projects' tables have no such rows
-            positions = cls_positions(model.cls_place, patches)
+            positions = cls_positions(model.positions.cls_place, patches)
             weights[POS_EMBED] = remove_tokens(weights[POS_EMBED], positions)
     return dict.fromkeys(entries, KeyMap(family, task).to_original(weights, names=names))
 

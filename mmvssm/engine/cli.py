@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import datetime
+import importlib
 import os
 import re
 import sys
@@ -36,6 +37,34 @@ _DICT = re.compile(r"dict\(.*\)|\{.*:.*\}", re.DOTALL)
 def fail(message: str) -> NoReturn:
     """End the program with ``message`` on standard error and exit status 1."""
     raise SystemExit(f"{Path(sys.argv[0]).name}: error: {message}")
+
+
+def add_import_option(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add ``--import MODULE``, for :func:`import_modules`.
+
+    Args:
+        parser: The parser.
+        what: What a user's module brings, in words.
+    """
+    parser.add_argument(
+        "--import",
+        dest="modules",
+        metavar="MODULE",
+        action="append",
+        default=[],
+        help=f"import this module of your own first, which brings {what}; may be given several"
+        " times (custom_imports of a config are imported, too)",
+    )
+
+
+def import_modules(modules: Sequence[str]) -> None:
+    """Import modules of the user's, from the working directory or where Python finds them."""
+    sys.path.insert(0, "")
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # whatever the module raises
+            fail(f"--import must name a module that can be imported, got {module!r}: {error}")
 
 
 class _Options(DictAction):

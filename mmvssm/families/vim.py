@@ -34,7 +34,7 @@ def _to_detector(key: str, ours: str, keys: Collection[str]) -> str:
 
 def _dense_options(backbone: nn.Module, content: str) -> dict[str, Any]:
     options = dict(map_options(backbone, content), out_norm=False)
-    return dict(options, drop_cls_token=True) if backbone.cls_place != "none" else options
+    return dict(options, drop_cls_token=True) if backbone.positions.cls_place != "none" else options
 
 
 register_family(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmvssm.analysis import build_backbone, draw_routes, routes_of
-from mmvssm.engine.cli import fail, require_place
+from mmvssm.engine.cli import add_import_option, fail, import_modules, require_place
 from mmvssm.files import atomic_write
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ examples:
   python tools/analysis_tools/routes.py vmamba-tiny-s1l8 --out cross.png
   python tools/analysis_tools/routes.py local-vmamba-tiny --layer 1 --grid 7 10 --out windows.png
   python tools/analysis_tools/routes.py configs/demo/vim-micro_digits-cls.py --out vim.png
+  python tools/analysis_tools/routes.py my-vmamba-tiny --import my_vmamba --out mine.png
 
 A variant is named as its configs are, FAMILY-ARCH; an unknown name lists all of them. Layers count
 through all stages. Weights play no part: routes are what a layer is built with.
@@ -61,6 +62,7 @@ def parse_args() -> argparse.Namespace:
         metavar="FILE.png",
         help=f"the picture to write ({', '.join(PICTURES)})",
     )
+    add_import_option(parser, "routes or a family")
     args = parser.parse_args()
     if args.out.suffix not in PICTURES:
         parser.error(f"--out must end in {' or '.join(PICTURES)}, got {str(args.out)!r}")
@@ -84,6 +86,7 @@ def main() -> None:
     if find_spec("matplotlib") is None:
         fail("this needs matplotlib: pip install matplotlib")
     require_place(args.out)
+    import_modules(args.modules)
     try:
         found = routes_of(build_backbone(args.model), args.layer, *args.grid)
     except (FileNotFoundError, ValueError) as error:

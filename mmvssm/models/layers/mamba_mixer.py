@@ -82,7 +82,7 @@ class MambaMixer(SelectiveScans):
         merge: str = "sum",
         output_order: str = "inverse",
         force_fp32: bool = False,
-        ssm_init: str = "vim",
+        ssm_init: str = "v0-first",
         depth: int = 1,
         init_cfg: dict | list | None = None,
     ) -> None:

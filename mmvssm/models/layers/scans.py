@@ -18,7 +18,7 @@ from mmvssm.registry import MODELS
 
 from .checks import at_least, known_arguments, one_of
 
-INITS = ("v0", "v1", "v2", "vim", "linear")
+INITS = ("v0", "v0-first", "v1", "v2", "linear")
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,8 @@ class SelectiveScans(BaseModule):
         force_fp32: Cast the scan's inputs to float32 under autocast. False leaves them in
             autocast's precision; state and output of the scan are float32 either way.
         ssm_init: Initial values of the scan's parameters: ``'v0'`` (as Mamba: decays
-            1..N, log-uniform steps), ``'v1'`` (normal), ``'v2'`` (zero and uniform), ``'vim'`` (as
-            ``'v0'``, but only the first route's steps: those of the others have bias 0) or
+            1..N, log-uniform steps), ``'v0-first'`` (so for the first route's steps, while those of
+            the others have bias 0), ``'v1'`` (normal), ``'v2'`` (zero and uniform) or
             ``'linear'`` (decays as ``'v0'``, projections as those of other linear layers:
             truncated normal weights of std 0.02, bias 0).
         init_cfg: As in :class:`mmengine.model.BaseModule`.
@@ -206,7 +206,7 @@ class SelectiveScans(BaseModule):
         low, high = math.log(1e-3), math.log(1e-1)
         step = torch.empty_like(self.dt_projs_bias).uniform_(low, high).exp_().clamp_(min=1e-4)
         self.dt_projs_bias.copy_(step + torch.log(-torch.expm1(-step)))
-        if self.ssm_init == "vim":
+        if self.ssm_init == "v0-first":
             self.dt_projs_bias[1:].zero_()
         elif self.ssm_init == "linear":
             self.dt_projs_bias.zero_()

@@ -55,7 +55,7 @@ EXAMPLES = """examples:
     python tools/convert_ema.py work_dirs/NAME/epoch_300.pth vmamba-original.pth --reverse
 
 Which weights a file holds: research code keeps averaged weights under 'model_ema', 'ema_model' or
-'state_dict_ema', beside 'model' or 'state_dict'. A file that EMAHook has saved is the other way
+'state_dict_ema', next to 'model' or 'state_dict'. A file that EMAHook has saved is the other way
 round: 'state_dict' holds the AVERAGED weights, so that tools/test.py evaluates them, and
 'ema_state_dict' the weights as trained. A product holds one kind only, and its meta says which.
 
@@ -111,7 +111,7 @@ def parse_args() -> argparse.Namespace:
         "--to",
         choices=CONTENTS,
         help="what to write (default: what the file holds): classifier, for load_from and tests; "
-        "backbone, its layers alone; detector or segmentor, the whole model if the file has it, "
+        "backbone, its layers alone; detector or segmentor, the complete model if the file has it, "
         "else the backbone as the configs of the task take it in init_cfg",
     )
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""From a released or trained checkpoint to a checked one of ours by four steps, and back."""
+"""From a released or trained checkpoint to a checked one for our models in four steps, and back."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Converted:
         reinitialised: Names in ``state_dict`` that the file does not have: norms at their start.
         unused: Names in the file that are left out, if it holds what ``state_dict`` does.
         heads_checked: Whether heads have been held against a config's model, too.
-        meta: Description of the weights for a file of ours, in plain types.
+        meta: Description of the weights for the product, in plain types.
     """
 
     weights: Weights

@@ -35,7 +35,7 @@ class ScanCost:
 
     Attributes:
         per_state: For each state of a scanned element.
-        per_element: For each scanned element besides its states.
+        per_element: For each scanned element in addition to its states.
         once: Whether convolution and projections count once instead of for every route.
         precision: Relative difference within which the published figures follow from this.
     """

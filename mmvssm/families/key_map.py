@@ -97,7 +97,7 @@ class KeyMap:
         return self._join_parts(renamed)
 
     def unused(self, keys: Collection[str], used: Collection[str]) -> tuple[str, ...]:
-        """Return the keys of a file whose tensors are in none of ours.
+        """Return the keys of a file whose tensors no model of the task has.
 
         Args:
             keys: All keys of the file.

@@ -15,7 +15,7 @@ PLACEHOLDERS = {"parameter": "weight|bias", "level": r"\w+"}
 
 
 class Rule(Protocol):
-    """One step of renaming; a family applies its steps in order, and in reverse on the way back."""
+    """One step of renaming; a family applies its steps in order, and in reverse to go back."""
 
     def to_ours(self, key: str) -> str | None:
         """Return our name, or the key unchanged; None for a key that our models do not use."""

@@ -24,7 +24,7 @@ def diagonals(height, width):
 class DiagonalVMamba(HierarchicalBackbone):
     """Stages of SS2D blocks whose scans run along the diagonals."""
 
-    arch_settings: ClassVar[dict] = {"tiny": dict(embed_dims=16, depths=(1, 1))}
+    arch_settings: ClassVar[dict] = {"tiny": dict(embed_dims=16, depths=(1, 1, 1, 1))}
     arch_defaults: ClassVar[dict] = dict(
         embed_dims=None, depths=None, stem="conv", downsample="conv3", d_state=1
     )

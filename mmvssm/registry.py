@@ -1,55 +1,38 @@
 """Registries: children of MMEngine's roots, so that ``mmvssm.X`` is found from any library.
 
-Each child names the modules that register into it (``locations``); MMEngine
-imports them when a type with scope ``mmvssm`` is first looked up.
+Each child names the module that registers into it (its location); MMEngine imports that when a
+type with scope ``mmvssm`` is first looked up. All roots have a child, so that a config can switch
+to the scope as a whole.
 """
 
 from mmengine import registry as root
 from mmengine.registry import Registry
 
-_MODELS = ["mmvssm.models"]
-_ENGINE = ["mmvssm.engine"]
-_SHARDING = ["mmvssm.engine.fsdp"]
 
-RUNNERS = Registry("runner", parent=root.RUNNERS, scope="mmvssm", locations=_ENGINE)
-RUNNER_CONSTRUCTORS = Registry(
-    "runner constructor", parent=root.RUNNER_CONSTRUCTORS, scope="mmvssm", locations=_ENGINE
-)
-LOOPS = Registry("loop", parent=root.LOOPS, scope="mmvssm", locations=_ENGINE)
-HOOKS = Registry("hook", parent=root.HOOKS, scope="mmvssm", locations=_ENGINE)
-STRATEGIES = Registry("strategy", parent=root.STRATEGIES, scope="mmvssm", locations=_SHARDING)
-DATASETS = Registry("dataset", parent=root.DATASETS, scope="mmvssm", locations=_ENGINE)
-DATA_SAMPLERS = Registry(
-    "data sampler", parent=root.DATA_SAMPLERS, scope="mmvssm", locations=_ENGINE
-)
-TRANSFORMS = Registry("transform", parent=root.TRANSFORMS, scope="mmvssm", locations=_ENGINE)
-MODELS = Registry("model", parent=root.MODELS, scope="mmvssm", locations=_MODELS)
-MODEL_WRAPPERS = Registry(
-    "model wrapper", parent=root.MODEL_WRAPPERS, scope="mmvssm", locations=_MODELS
-)
-WEIGHT_INITIALIZERS = Registry(
-    "weight initializer", parent=root.WEIGHT_INITIALIZERS, scope="mmvssm", locations=_MODELS
-)
-OPTIMIZERS = Registry("optimizer", parent=root.OPTIMIZERS, scope="mmvssm", locations=_ENGINE)
-OPTIM_WRAPPERS = Registry(
-    "optim wrapper", parent=root.OPTIM_WRAPPERS, scope="mmvssm", locations=_ENGINE
-)
-OPTIM_WRAPPER_CONSTRUCTORS = Registry(
-    "optim wrapper constructor",
-    parent=root.OPTIM_WRAPPER_CONSTRUCTORS,
-    scope="mmvssm",
-    locations=_ENGINE,
-)
-PARAM_SCHEDULERS = Registry(
-    "param scheduler", parent=root.PARAM_SCHEDULERS, scope="mmvssm", locations=_ENGINE
-)
-METRICS = Registry("metric", parent=root.METRICS, scope="mmvssm", locations=_ENGINE)
-EVALUATOR = Registry("evaluator", parent=root.EVALUATOR, scope="mmvssm", locations=_ENGINE)
-TASK_UTILS = Registry("task util", parent=root.TASK_UTILS, scope="mmvssm", locations=_ENGINE)
-VISUALIZERS = Registry("visualizer", parent=root.VISUALIZERS, scope="mmvssm", locations=_ENGINE)
-VISBACKENDS = Registry("vis_backend", parent=root.VISBACKENDS, scope="mmvssm", locations=_ENGINE)
-LOG_PROCESSORS = Registry(
-    "log_processor", parent=root.LOG_PROCESSORS, scope="mmvssm", locations=_ENGINE
-)
-INFERENCERS = Registry("inferencer", parent=root.INFERENCERS, scope="mmvssm", locations=_ENGINE)
-FUNCTIONS = Registry("function", parent=root.FUNCTIONS, scope="mmvssm", locations=_SHARDING)
+def _child(parent: Registry, location: str) -> Registry:
+    return Registry(parent.name, parent=parent, scope="mmvssm", locations=[location])
+
+
+MODELS = _child(root.MODELS, "mmvssm.models")
+MODEL_WRAPPERS = _child(root.MODEL_WRAPPERS, "mmvssm.models")
+WEIGHT_INITIALIZERS = _child(root.WEIGHT_INITIALIZERS, "mmvssm.models")
+STRATEGIES = _child(root.STRATEGIES, "mmvssm.engine.fsdp")
+FUNCTIONS = _child(root.FUNCTIONS, "mmvssm.engine.fsdp")
+RUNNERS = _child(root.RUNNERS, "mmvssm.engine")
+RUNNER_CONSTRUCTORS = _child(root.RUNNER_CONSTRUCTORS, "mmvssm.engine")
+LOOPS = _child(root.LOOPS, "mmvssm.engine")
+HOOKS = _child(root.HOOKS, "mmvssm.engine")
+DATASETS = _child(root.DATASETS, "mmvssm.engine")
+DATA_SAMPLERS = _child(root.DATA_SAMPLERS, "mmvssm.engine")
+TRANSFORMS = _child(root.TRANSFORMS, "mmvssm.engine")
+OPTIMIZERS = _child(root.OPTIMIZERS, "mmvssm.engine")
+OPTIM_WRAPPERS = _child(root.OPTIM_WRAPPERS, "mmvssm.engine")
+OPTIM_WRAPPER_CONSTRUCTORS = _child(root.OPTIM_WRAPPER_CONSTRUCTORS, "mmvssm.engine")
+PARAM_SCHEDULERS = _child(root.PARAM_SCHEDULERS, "mmvssm.engine")
+METRICS = _child(root.METRICS, "mmvssm.engine")
+EVALUATOR = _child(root.EVALUATOR, "mmvssm.engine")
+TASK_UTILS = _child(root.TASK_UTILS, "mmvssm.engine")
+VISUALIZERS = _child(root.VISUALIZERS, "mmvssm.engine")
+VISBACKENDS = _child(root.VISBACKENDS, "mmvssm.engine")
+LOG_PROCESSORS = _child(root.LOG_PROCESSORS, "mmvssm.engine")
+INFERENCERS = _child(root.INFERENCERS, "mmvssm.engine")

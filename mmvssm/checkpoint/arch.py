@@ -23,9 +23,8 @@ from .recognise import named_shapes, shapes_of
 
 #: Options in which models of other tasks differ that have the same network.
 OUTPUTS = ("out_indices", "out_norm", "drop_cls_token", "img_size")
-#: Larger numbers and more stages than networks have, which would take long to build.
-_MAX_NUMBER, _MAX_BLOCKS, _MAX_STAGES = 4096, 512, 8
-_MAX_TEXT = 1 << 20
+#: Larger numbers, more stages and items than networks have, which would take long to build.
+_MAX_NUMBER, _MAX_BLOCKS, _MAX_STAGES, _MAX_ITEMS, _MAX_TEXT = 4096, 512, 8, 512, 1 << 20
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -234,9 +233,8 @@ def _from_fields(backbone: Mapping[str, Any]) -> Found | None:
     family = next((one for one in FAMILIES.values() if one.backbone.__name__ == word), None)
     if family is None:
         return None
-    arch = backbone.get("arch")
-    if arch is None:
-        arch = inspect.signature(family.backbone).parameters["arch"].default
+    default = inspect.signature(family.backbone).parameters["arch"].default
+    arch = default if backbone.get("arch") is None else backbone["arch"]
     dropped = ("type", "arch", "init_cfg", "_scope_")  # the rest makes the network
     return Found(family, arch, {k: v for k, v in backbone.items() if k not in dropped})
 
@@ -249,8 +247,10 @@ def _is_modest(value: Any, depth: int = 6) -> bool:
         if not all(type(n) is int and n >= 0 for n in blocks) or sum(blocks) > _MAX_BLOCKS:
             return False
         value = list(value.values()) if len(blocks) <= 1 + _MAX_STAGES else object()
+    if isinstance(value, list | tuple | str) and len(value) > _MAX_ITEMS * (depth > 0):
+        return False
     if isinstance(value, list | tuple):
-        return depth > 0 and all(_is_modest(item, depth - 1) for item in value)
+        return all(_is_modest(item, depth - 1) for item in value)
     is_number = isinstance(value, int | float)
     return abs(value) <= _MAX_NUMBER if is_number else value is None or isinstance(value, str)
 

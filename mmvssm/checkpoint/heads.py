@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
@@ -77,7 +76,7 @@ def check_heads(
             raise ValueError(f"the weights of the heads do not fit the config: {differences}")
         return True
     if content == "classifier":
-        dims: Any = found.build().embed_dims
+        dims = vars(found.build())["embed_dims"]
         dims = dims if isinstance(dims, int) else dims[-1]
         weight = outside.get("head.fc.weight")
         classes = len(weight) if weight is not None and weight.dim() else 0

@@ -24,6 +24,7 @@ IN_RANGE = int(
 )
 _DISJOINT = int(RouteFacts.DISJOINT)
 _UNION_GAPS = int(RouteFacts.UNION_GAPS)
+_OUT_REPEATS = int(RouteFacts.OUT_REPEATS)
 
 
 class _derived:
@@ -100,11 +101,12 @@ class RouteSet:
         self.facts = _find_facts(self)
 
     def _set(self, read: Tensor, out: Tensor | None, num_pixels: int, num_out: int | None) -> None:
-        self.read, self.num_pixels = read, num_pixels
+        # a view, as of expand(), would be copied at every call
+        self.read, self.num_pixels = read.contiguous(), num_pixels
         self.num_out = num_pixels if num_out is None else num_out
         if self.num_out < 1:
             raise ValueError(f"num_out must be at least 1, got {self.num_out}")
-        self.out, self.writes_elsewhere = read, out is not None
+        self.out, self.writes_elsewhere = self.read, out is not None
         if out is not None:
             check_table("out_routes", out)
             if out.shape != read.shape or out.device != read.device:
@@ -112,7 +114,7 @@ class RouteSet:
                     f"out_routes must have shape (K, L) = {tuple(read.shape)} and lie on the"
                     f" device of routes, {read.device}, got {tuple(out.shape)} on {out.device}"
                 )
-            self.out = out
+            self.out = out.contiguous()
 
     @classmethod
     def of_tables(
@@ -257,7 +259,13 @@ class RouteSet:
 
     @_derived
     def by_written_row(self) -> RouteSet:
-        """Set that reads, for each output row, the pixel read at the step that writes it."""
+        """Set that reads, for each output row, the pixel read at the step that writes it.
+
+        Raises:
+            ValueError: If a route writes a row twice.
+        """
+        if self.facts & _OUT_REPEATS and not is_abstract(self.read):
+            raise ValueError("a route writes an output row twice, so no single pixel belongs to it")
         # a row past the end takes what is written nowhere
         row = torch.where(self.out < 0, self.num_out, self.out).long()
         pixels = self.read.new_full((self.num_routes, self.num_out + 1), -1)
@@ -267,14 +275,15 @@ class RouteSet:
     @_derived
     def joined(self) -> RouteSet:
         """One route that runs through all routes and carries its state on from each to the next."""
-        return self._like(self.read.reshape(1, -1), None, self.num_pixels, self.num_pixels)
+        out = self.out.reshape(1, -1) if self.writes_elsewhere else None
+        return self._like(self.read.reshape(1, -1), out, self.num_pixels, self.num_out)
 
     @_derived
     def joined_apart(self) -> RouteSet:
-        """:attr:`joined`, but the output of each of the K parts has P rows of its own."""
+        """:attr:`joined`, but the output of each of the K parts has Q rows of its own."""
         part = torch.arange(self.num_routes, dtype=torch.int32, device=self.read.device)
-        rows = torch.where(self.read < 0, -1, self.read + self.num_pixels * part[:, None])
-        num_out = self.num_routes * self.num_pixels
+        rows = torch.where(self.out < 0, -1, self.out + self.num_out * part[:, None])
+        num_out = self.num_routes * self.num_out
         return self._like(self.read.reshape(1, -1), rows.reshape(1, -1), self.num_pixels, num_out)
 
     def _like(self, read: Tensor, out: Tensor | None, num_pixels: int, num_out: int) -> RouteSet:
@@ -294,21 +303,23 @@ def _find_facts(routes: RouteSet) -> int:
     out = read if same else _visits(routes.out, routes.num_out)
     users = (out > 0).sum(0)
     for found, fact in (
-        (read > 1, RouteFacts.READ_REPEATS),
-        (read == 0, RouteFacts.READ_GAPS),
-        (out > 1, RouteFacts.OUT_REPEATS),
-        (out == 0, RouteFacts.OUT_GAPS),
-        (users == 0, RouteFacts.UNION_GAPS),
+        (read.max() > 1, RouteFacts.READ_REPEATS),
+        (read.min() == 0, RouteFacts.READ_GAPS),
+        (out.max() > 1, RouteFacts.OUT_REPEATS),
+        (out.min() == 0, RouteFacts.OUT_GAPS),
+        (users.min() == 0, RouteFacts.UNION_GAPS),
     ):
-        if found.any():
+        if found:
             facts |= fact
-    if same and not (users > 1).any():
+    if same and users.max() <= 1:
         facts |= RouteFacts.DISJOINT
     return int(facts)
 
 
 def _visits(table: Tensor, size: int) -> Tensor:
-    """Count how often each route names each of ``size`` rows: int32 ``(K, size)``."""
-    row = torch.where(table < 0, size, table).long()
-    counts = torch.zeros(len(table), size + 1, dtype=torch.int32, device=table.device)
-    return counts.scatter_add_(1, row, torch.ones_like(table))[:, :size]
+    """Count how often each route names each of ``size`` rows: int64 ``(K, size)``."""
+    num_routes = len(table)
+    first = torch.arange(num_routes, device=table.device)[:, None] * (size + 1)
+    row = torch.where(table < 0, size, table) + first
+    counts = torch.bincount(row.flatten(), minlength=num_routes * (size + 1))
+    return counts.view(num_routes, size + 1)[:, :size]

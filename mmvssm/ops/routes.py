@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -50,8 +50,8 @@ class Scan:
 
     @property
     def num_routes(self) -> int:
-        """Number of routes K, which must not depend on the size of the map."""
-        return route_set(self, 4, 4).num_routes
+        """Number of routes K, which must not depend on the size of the map: that of a 4x4 one."""
+        return len(self.directions) or route_set(self, 4, 4).num_routes
 
 
 #: Registered scans by name.
@@ -65,9 +65,9 @@ def register_routes(
 
     The builder is called with height and width, and must return an int32 table ``(K, L)``, or a
     pair of them: the pixel read and the pixel written at every step. K must not depend on the
-    size. If its signature has ``cls_positions``, it gets the ascending positions of class tokens
-    among the tokens, and its entries then are indices of tokens. Otherwise a class token at
-    position ``p`` is visited at step ``p`` of every route.
+    size; it is found on a map of 4x4 pixels. If its signature has ``cls_positions``, it gets the
+    ascending positions of class tokens among the tokens, and its entries then are indices of
+    tokens. Otherwise a class token at position ``p`` is visited at step ``p`` of every route.
 
     Args:
         name: The name.
@@ -88,7 +88,9 @@ def register_routes(
 
     def register(build: Builder) -> Builder:
         known = SCANS.get(name)
-        if known is not None and _place(known.build) != _place(build):  # the same after a reload
+        # a module that is imported again brings the same function anew
+        is_new = known is not None and known.build is not build
+        if is_new and (_place(known.build) != _place(build) or "<" in _place(build)):
             raise ValueError(
                 f"routes {name!r} are registered already, by {_place(known.build)};"
                 " choose another name"
@@ -142,6 +144,11 @@ def read_scan(
         builder = _Directions(names, output_order)
         return Scan(", ".join(names), builder, titles, directions=names)
     if callable(scan):
+        if not isinstance(scan, Hashable):
+            raise TypeError(
+                f"scan must be hashable, as its tables are kept, got {type(scan).__name__}; make it"
+                " a function or a frozen dataclass"
+            )
         registered = (known for known in SCANS.values() if known.build is scan)
         name = getattr(scan, "__name__", repr(scan))
         return next(registered, Scan(name, scan, places_cls=_places_cls(scan)))
@@ -181,7 +188,9 @@ def route_set(
         read, out = _build(scan, height, width, cls_positions)
         num_tokens = height * width + len(cls_positions)
         read, out = read.to(device), None if out is None else out.to(device)
-        return RouteSet.traced(read, out, num_pixels=num_tokens, disjoint=scan.disjoint)
+        # class tokens are on all routes
+        disjoint = scan.disjoint and not cls_positions
+        return RouteSet.traced(read, out, num_pixels=num_tokens, disjoint=disjoint)
     return _kept(scan, height, width, torch.device(device), cls_positions)
 
 
@@ -189,23 +198,22 @@ def route_set(
 def _kept(
     scan: Scan, height: int, width: int, device: torch.device, cls_positions: tuple[int, ...]
 ) -> RouteSet:
-    if device.type != "cpu":
-        cpu = torch.device("cpu")
-        with torch.inference_mode(False):
-            return _kept(scan, height, width, cpu, cls_positions).to(device)
     # A tensor made in inference mode could not be saved for a later backward pass.
-    with torch.inference_mode(False), torch.device("cpu"):
-        read, out = _build(scan, height, width, cls_positions)
-        try:
-            routes = RouteSet(read, out, num_pixels=height * width + len(cls_positions))
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"scan {scan.name!r} over {height}x{width} pixels: {error}") from None
-    if scan.disjoint and not routes.is_disjoint:
-        raise ValueError(
-            f"scan {scan.name!r} was registered as disjoint, but over {height}x{width} pixels two"
-            " of its routes share a pixel"
-        )
-    return routes
+    with torch.inference_mode(False):
+        with torch.device("cpu"):
+            try:
+                read, out = _build(scan, height, width, cls_positions)
+                routes = RouteSet(read, out, num_pixels=height * width + len(cls_positions))
+            except Exception as error:  # of the builder, whatever it is
+                kind = TypeError if isinstance(error, TypeError) else ValueError
+                what = f"scan {scan.name!r} over {height}x{width} pixels"
+                raise kind(f"{what}: {error}") from error
+        if scan.disjoint and not cls_positions and not routes.is_disjoint:
+            raise ValueError(
+                f"scan {scan.name!r} was registered as disjoint, but over {height}x{width} pixels"
+                " two of its routes share a pixel"
+            )
+        return routes if device.type == "cpu" else routes.to(device)
 
 
 def _build(
@@ -326,7 +334,7 @@ def atrous(height: int, width: int) -> Tensor:
     return torch.stack([route.reshape(-1) for route in routes])
 
 
-_DIRECTION = re.compile(r"(h|v|w([1-9]\d*))(_flip)?")
+_DIRECTION = re.compile(r"(h|v|w([1-9]\d{0,2}))(_flip)?")
 
 
 def check_direction(name: object) -> None:
@@ -337,8 +345,8 @@ def check_direction(name: object) -> None:
     """
     if not isinstance(name, str) or not _DIRECTION.fullmatch(name):
         raise ValueError(
-            f"a direction must be 'h' (rows), 'v' (columns) or 'wK' (windows of K x K pixels, as in"
-            f" 'w2' and 'w7'), or one of these with '_flip' behind it, got {name!r}"
+            f"a direction must be 'h' (rows), 'v' (columns) or 'wK' (windows of K x K pixels, K"
+            f" from 1 to 999), or one of these with '_flip' behind it, got {name!r}"
         )
 
 

@@ -167,7 +167,7 @@ STAGES = dict(embed_dims=8, depths=(1, 1, 2, 1))
 MODELS = [
     (VMamba, "vmamba", {}),
     (VMamba, "vmamba", dict(downsample="patch_merge", stem="patch", mixer=dict(gate=True))),
-    (VMamba, "vmamba", dict(mixer=dict(type="ScalarDecaySS2D", conv_bias=True))),
+    (VMamba, "vmamba", dict(mixer=dict(type="ScalarDecaySS2D", conv_bias=True, ssm_init="v2"))),
     (VMamba, "vmamba", dict(mixer=dict(out_norm="dwconv3"))),
     (VMamba, "vmamba", dict(mixer=dict(out_norm="cnorm"))),
     (VMamba, "vmamba", dict(mixer=dict(out_norm="sigmoid"), norm="bn", pos_embed=True)),

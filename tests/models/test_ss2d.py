@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmvssm import ops
-from mmvssm.models import SS2D, CascadeSS2D, ScalarDecaySS2D
+from mmvssm.models import SS2D, CascadeSS2D, FlippedCascadeSS2D, ScalarDecaySS2D
 from mmvssm.registry import MODELS
 
 ACTS = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}
@@ -90,9 +90,7 @@ def scan_map(mixer, x):
         x = F.layer_norm(x.movedim(1, -1), x.shape[1:2]).movedim(-1, 1)
         lines = x.transpose(1, 2).flatten(0, 1)  # B*H, D, W
         backward = scan_route(mixer, first + 1, lines.flip(-1))
-        y = scan_route(mixer, first, lines) + (
-            backward.flip(-1) if mixer.cascade_flip else backward
-        )
+        y = scan_route(mixer, first, lines) + (backward.flip(-1) if mixer.flip else backward)
         # back to B, D, H, W, then the other axis becomes the lines
         x = y.unflatten(0, (x.shape[0], -1)).transpose(1, 2).transpose(2, 3)
     return x
@@ -142,7 +140,7 @@ OPTIONS = {
     **{name: dict(out_norm=name) for name in ("none", "dwconv3", "cnorm", "softmax", "sigmoid")},
     **{name: dict(scan=name, d_state=2) for name in ("unidi", "bidi", "atrous")},
     "cascade": dict(type=CascadeSS2D, d_state=2),
-    "cascade with flip": dict(type=CascadeSS2D, cascade_flip=True),
+    "cascade with flip": dict(type=FlippedCascadeSS2D),
     "scalar decay": dict(type=ScalarDecaySS2D, ssm_init="v1", dt_rank=3, d_state=4, gate=True),
 }
 
@@ -250,7 +248,7 @@ def test_initial_values_of_the_variants():
     for value in (uniform.dt_projs_weight, uniform.dt_projs_bias):
         assert value.min() >= 0 and value.max() <= 0.1
         assert value.mean().item() == pytest.approx(0.05, rel=0.1)
-    heads = ScalarDecaySS2D(64)
+    heads = ScalarDecaySS2D(64, ssm_init="v2")
     assert heads.Ds.shape == (4, 4, 16) and (heads.Ds == 1).all()
     assert heads.A_logs.shape == heads.dt_projs_bias.shape == (4, 4)
 
@@ -271,12 +269,13 @@ def test_marks_against_weight_decay():
         ),
         (dict(out_norm="batch"), "out_norm must be one of 'layernorm'.*'batch'"),
         (dict(act="tanh"), "act must be one of 'silu', 'gelu', 'relu'.*'tanh'"),
-        (dict(ssm_init="v9"), "ssm_init must be one of 'v0', 'v1', 'v2'.*'v9'"),
+        (dict(ssm_init="v9"), "ssm_init must be one of 'v0'.*'v1', 'v2'.*'v9'"),
         (dict(d_conv=4), "d_conv must be odd.*4"),
         (dict(d_state=0), "d_state must be a whole number of at least 1, got 0"),
         (dict(ssm_ratio=0.01), "ssm_ratio.*at least 1.*0"),
-        (dict(type=ScalarDecaySS2D, dt_rank=5), "scalar decay.*divide.*16.*5"),
-        (dict(type=ScalarDecaySS2D, ssm_init="v0"), "ssm_init must be 'v1' or 'v2'"),
+        (dict(type=ScalarDecaySS2D, ssm_init="v2", dt_rank=5), "scalar decay.*divide.*16.*5"),
+        (dict(type=CascadeSS2D, scan="bidi"), "leave scan out, got 'bidi'"),
+        (dict(type=ScalarDecaySS2D), "ssm_init must be 'v1' or 'v2'"),
     ],
 )
 def test_bad_arguments(options, message):

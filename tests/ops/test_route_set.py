@@ -183,3 +183,21 @@ def test_entries_of_traced_tables_are_forced_into_range():
     assert traced.read.tolist() == [[0, 2], [-1, 1]]
     assert traced.facts == IN_RANGE and not traced.is_disjoint
     assert RouteSet.traced(int32([0]), num_pixels=1, disjoint=True).is_disjoint
+
+
+def test_joined_sets_write_where_the_routes_do():
+    found = RouteSet(int32([0, 1], [1, -1]), int32([1, 0], [-1, 2]), num_pixels=2, num_out=3)
+    assert found.joined.read.tolist() == [[0, 1, 1, -1]]
+    assert found.joined.out.tolist() == [[1, 0, -1, 2]] and found.joined.num_out == 3
+    assert found.joined_apart.out.tolist() == [[1, 0, -1, 5]] and found.joined_apart.num_out == 6
+
+
+def test_rows_that_are_written_twice_have_no_pixel_of_their_own():
+    with pytest.raises(ValueError, match="writes an output row twice"):
+        RouteSet(int32([0, 1]), int32([0, 0]), num_pixels=2).by_written_row.read.tolist()
+
+
+def test_views_are_copied_once():
+    line = torch.arange(3, dtype=torch.int32)
+    found = RouteSet(line.expand(2, -1), line.flip(0).expand(2, -1))
+    assert found.read.is_contiguous() and found.out.is_contiguous()

@@ -1,6 +1,7 @@
 """Route tables against the reference's own index tables, their registry and their cache."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -208,3 +209,37 @@ def test_broken_promise_of_disjoint_routes(registered):
 def test_what_is_no_scan(scan, options, error, message):
     with pytest.raises(error, match=message):
         read_scan(scan, **options)
+
+
+def test_a_class_token_is_on_all_routes_of_a_disjoint_scan():
+    found = route_set("atrous", 2, 2, cls_positions=(2,))
+    assert not found.is_disjoint and route_set("atrous", 2, 2).is_disjoint
+    assert found.read.tolist() == [[0, 2], [3, 2], [1, 2], [4, 2]]
+
+
+def test_errors_of_a_builder_name_the_scan():
+    def sevenths(height, width):
+        return torch.arange(height * width).view(-1, 7).int()
+
+    with pytest.raises(ValueError, match="scan 'sevenths' over 4x4 pixels: shape"):
+        read_scan(sevenths).num_routes  # noqa: B018
+
+
+def test_builders_must_be_hashable():
+    @dataclass
+    class Builder:
+        step: int
+
+        def __call__(self, height, width):
+            return torch.zeros(1, 1, dtype=torch.int32)
+
+    with pytest.raises(TypeError, match=r"scan must be hashable.*got Builder.*frozen dataclass"):
+        read_scan(Builder(2))
+
+
+def test_titles_must_be_those_of_the_routes(registered):
+    from mmvssm.models.layers.scans import name_routes
+
+    registered("two", titles=("one",))(lambda h, w: torch.zeros(2, 1, dtype=torch.int32))
+    with pytest.raises(ValueError, match="'two' has 2 routes, but titles for 1"):
+        name_routes(read_scan("two"), 2, 2)

@@ -11,11 +11,11 @@ from typing import ClassVar
 
 from mmvssm.registry import MODELS
 
-from ..layers import SS2D, MixerBlock, check_mixer
+from ..layers import SS2D, MixerBlock, build_mixer, check_mixer
 from .hierarchical import HierarchicalBackbone
 from .local_directions import LOCAL_VMAMBA_SMALL, LOCAL_VMAMBA_TINY, SEARCH, read_directions
 
-#: What distinguishes the mixer from SS2D's defaults; directions, merge and way back come on top.
+#: Arguments of the mixer that differ from SS2D's defaults.
 _MIXER = dict(d_state=16, ssm_ratio=2.0, gate=True, conv_bias=True, force_fp32=True)
 #: Arguments that the directions decide.
 _FIXED = ("scan", "merge", "output_order")
@@ -130,5 +130,6 @@ class LocalVMamba(HierarchicalBackbone):
     ) -> MixerBlock:
         """Build SS2D in the layer's directions; see :meth:`HierarchicalBackbone.build_block`."""
         directions, merge = read_directions(arch["directions"], sum(arch["depths"]))
-        mixer = SS2D(embed_dims, scan=directions[layer], merge=merge, **arch["mixer"])
+        arguments = dict(arch["mixer"], scan=directions[layer], merge=merge)
+        mixer = build_mixer(SS2D, embed_dims, arguments)
         return MixerBlock(embed_dims, mixer, **options)

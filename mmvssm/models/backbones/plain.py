@@ -134,17 +134,14 @@ class PlainBackbone(FreezeMixin, BaseModule):
             at_least(1, stride=arch["stride"])
         self.in_channels = in_channels
         self.embed_dims = arch["embed_dims"]
-        self.num_layers = arch["num_layers"]
-        self.patch_size = arch["patch_size"]
+        self.num_layers, self.patch_size = arch["num_layers"], arch["patch_size"]
         one_of("cls_token", arch["cls_token"], self.class_tokens)
         self.odd_size = one_of("odd_size", odd_size, ("crop", "pad"))
         self.out_indices = read_indices(out_indices, self.num_layers, "layers", negative=True)
-        features = [feature] * len(self.out_indices) if isinstance(feature, str) else feature
-        if len(features) != len(self.out_indices):
-            raise ValueError(
-                f"feature must be one word or {len(self.out_indices)}, as out_indices has,"
-                f" got {feature}"
-            )
+        count = len(self.out_indices)
+        features = [feature] * count if isinstance(feature, str) else feature
+        if len(features) != count:
+            raise ValueError(f"feature must be one word or {count}, as out_indices has: {feature}")
         self.features = tuple(one_of("feature", word, FEATURES) for word in features)
         has_cls_token = arch["cls_token"] != "none" and not drop_cls_token
         if out_type is None:
@@ -174,8 +171,8 @@ class PlainBackbone(FreezeMixin, BaseModule):
             num_cls = CLASS_TOKENS[self.positions.cls_place]
             self.cls_token = nn.Parameter(torch.empty(num_cls, 1, self.embed_dims))
         if arch["pos_embed"]:
-            rows = self.positions.num_rows
-            self.pos_embed = nn.Parameter(torch.empty(1, rows, self.embed_dims))
+            shape = (1, self.positions.num_rows, self.embed_dims)
+            self.pos_embed = nn.Parameter(torch.empty(shape))
         if arch["rope"]:
             self.rope = RotaryTables(self.embed_dims, grid)
 
@@ -186,10 +183,8 @@ class PlainBackbone(FreezeMixin, BaseModule):
         )
         kind = norm if out_norm is True else out_norm
         for k in range(len(self.out_indices)):
-            out = nn.Identity()
-            if kind is not False:
-                out = build_norm(one_of("out_norm", kind, NORMS), self.embed_dims)
-            self.add_module(f"norm{k}", out)
+            out = build_norm(one_of("out_norm", kind, NORMS), self.embed_dims) if kind else None
+            self.add_module(f"norm{k}", out or nn.Identity())
         # a class token of zeros would close its own gate in every layer
         self.init_embeddings()
         self.freeze()

@@ -1,4 +1,4 @@
-from .ablations import CascadeSS2D, ScalarDecaySS2D
+from .ablations import CascadeSS2D, FlippedCascadeSS2D, ScalarDecaySS2D
 from .basic import (
     ACTIVATIONS,
     ChannelGate,
@@ -31,6 +31,7 @@ __all__ = [
     "ConvDownsample",
     "ConvStem",
     "DepthwiseConv",
+    "FlippedCascadeSS2D",
     "FreezeMixin",
     "MambaMixer",
     "MixerBlock",

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,25 +23,28 @@ from .ss2d import SS2D
 class CascadeSS2D(SS2D):
     """SS2D that scans each row both ways, then each column both ways, layer norms before both.
 
-    Args:
-        embed_dims: Channels C of input and output.
-        cascade_flip: Add the reversed scan at the pixels it read. False adds it unflipped, as the
-            published code does.
-        **options: Further arguments of :class:`SS2D`, other than ``scan``, ``merge`` and
-            ``output_order``.
+    The reversed scan is added unflipped, as the published code does. Arguments are those of
+    :class:`SS2D` but for ``scan``, ``merge`` and ``output_order``.
     """
 
-    def __init__(self, embed_dims: int, cascade_flip: bool = False, **options: Any) -> None:
-        # of its four routes the first two are the rows', the last two the columns'
-        super().__init__(embed_dims, scan="cross2d", **options)
-        self.cascade_flip = cascade_flip
+    #: Whether the reversed scan is added at the pixels that it read.
+    flip = False
+
+    def build_ssm_parameters(self) -> None:
+        """Create the scan's parameters: two routes of rows, then two of columns."""
+        if self.scan.name != "cross2d":
+            raise ValueError(
+                f"{type(self).__name__} scans rows and columns: leave scan out, got"
+                f" {self.scan.name!r}"
+            )
+        super().build_ssm_parameters()
 
     def scan_map(self, x: Tensor) -> Tensor:
         """Cascaded scans over ``x (B, H, W, Di)``, in float32."""
         dtype = x.dtype
         for first in (0, 2):
             lines = F.layer_norm(x, x.shape[-1:]).to(dtype).flatten(0, 1)
-            routes = _line_routes(lines.shape[1], self.cascade_flip, lines.device)
+            routes = _line_routes(lines.shape[1], self.flip, lines.device)
             y = self.run_scan(lines, routes, param_sets=slice(first, first + 2))
             x = y.view(x.shape).transpose(1, 2).contiguous()
         return x
@@ -61,6 +63,13 @@ class CascadeSS2D(SS2D):
             ):
                 routes.append(Route(name, (height, width), steps.flatten(), starts=starts))
         return routes
+
+
+@MODELS.register_module()
+class FlippedCascadeSS2D(CascadeSS2D):
+    """:class:`CascadeSS2D` that adds the reversed scan at the pixels that it read."""
+
+    flip = True
 
 
 def _both_ways(height: int, width: int) -> Tensor:
@@ -83,24 +92,19 @@ def _line_routes(length: int, flip: bool, device: torch.device) -> RouteSet:
 class ScalarDecaySS2D(SS2D):
     """SS2D with one decay per head instead of per channel and state ("m0").
 
-    There are ``dt_rank`` heads of ``Di / dt_rank`` channels and no step projection.
-
-    Args:
-        embed_dims: Channels C of input and output.
-        ssm_init: ``'v1'`` (normal) or ``'v2'`` (zero and uniform).
-        **options: Further arguments of :class:`SS2D`.
+    There are ``dt_rank`` heads of ``Di / dt_rank`` channels and no step projection. Arguments are
+    those of :class:`SS2D`; ``ssm_init`` must be ``'v1'`` (normal) or ``'v2'`` (zero and uniform).
 
     Raises:
         ValueError: If ``ssm_init`` is another, or the heads do not divide the inner width.
     """
 
-    def __init__(self, embed_dims: int, ssm_init: str = "v2", **options: Any) -> None:
-        if ssm_init not in ("v1", "v2"):
-            raise ValueError(f"ssm_init must be 'v1' or 'v2' with scalar decay, got {ssm_init!r}")
-        super().__init__(embed_dims, ssm_init=ssm_init, **options)
-
     def build_ssm_parameters(self) -> None:
         """Create the scan's parameters, without values."""
+        if self.ssm_init not in ("v1", "v2"):
+            raise ValueError(
+                f"ssm_init must be 'v1' or 'v2' with scalar decay, got {self.ssm_init!r}"
+            )
         sets, heads, inner = self.num_param_sets, self.dt_rank, self.inner_dims
         if inner % heads:
             raise ValueError(

@@ -61,21 +61,8 @@ def known_arguments(name: str, given: Mapping, cls: type, fixed: Iterable[str] =
     Raises:
         ValueError: If it is no dict or has others; the message lists the arguments.
     """
-    known = [argument for argument in _arguments(cls) if argument not in fixed]
-    known_fields(name, given, known)
-
-
-def _arguments(cls: type) -> list[str]:
-    """Arguments of a class without its first one; ``**options`` are those of its base."""
-    found: dict[str, None] = {}
-    for base in cls.__mro__:
-        if "__init__" not in vars(base):
-            continue
-        parameters = list(inspect.signature(base).parameters.values())
-        found |= dict.fromkeys(p.name for p in parameters[1:] if p.kind is not p.VAR_KEYWORD)
-        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
-            break
-    return list(found)
+    arguments = list(inspect.signature(cls).parameters)[1:]
+    known_fields(name, given, [argument for argument in arguments if argument not in fixed])
 
 
 def complete_arch(

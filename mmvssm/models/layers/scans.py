@@ -55,6 +55,9 @@ def name_routes(
         height: Rows of the map.
         width: Columns of the map.
         cls_positions: Ascending positions of class tokens among the tokens.
+
+    Raises:
+        ValueError: If the scan was registered with more or fewer titles than it has routes.
     """
     positions = tuple(cls_positions)
     table = route_set(scan, height, width, cls_positions=positions).read
@@ -65,6 +68,10 @@ def name_routes(
     # -1 takes the entry behind the last
     table = torch.tensor([*pixels, -1])[table.long()]
     titles = scan.titles or [f"route {k}" for k in range(len(table))]
+    if len(titles) != len(table):
+        raise ValueError(
+            f"scan {scan.name!r} has {len(table)} routes, but titles for {len(titles)}"
+        )
     places = tuple(position - t for t, position in enumerate(positions))
     return [Route(title, (height, width), steps, places) for title, steps in zip(titles, table)]
 
@@ -72,18 +79,25 @@ def name_routes(
 def mixer_class(options: Mapping, default: type) -> type:
     """Return the class of a mixer.
 
+    A name is looked up in ``mmvssm.registry.MODELS`` alone: MMEngine's own look-up would import
+    what a dotted name says, and archs also come from files that are not trusted.
+
     Args:
-        options: Its arguments, and perhaps the ``type`` of a registered mixer.
+        options: Its arguments, and perhaps the ``type`` of a registered mixer, a name or a class.
         default: The class without a ``type``.
 
     Raises:
         ValueError: If no mixer is registered under the type.
     """
     kind = options.get("type", default)
-    found = MODELS.get(kind) if isinstance(kind, str) else kind
-    if found is None:
-        raise ValueError(f"mixer has the type {kind!r}, which is not registered in MODELS")
-    return found
+    if isinstance(kind, str):
+        kind = MODELS.module_dict.get(kind.removeprefix("mmvssm."))
+    if not isinstance(kind, type) or not issubclass(kind, nn.Module):
+        raise ValueError(
+            f"mixer has the type {options['type']!r}, which is not registered in"
+            " mmvssm.registry.MODELS"
+        )
+    return kind
 
 
 def check_mixer(options: Mapping, default: type, fixed: Iterable[str] = ()) -> None:

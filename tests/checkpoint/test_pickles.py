@@ -67,20 +67,8 @@ class Outer:
 
 Pair = collections.namedtuple("Pair", "a b")
 
-PLAIN = [
-    None,
-    True,
-    -5,
-    1 << 200,
-    1.5,
-    float("inf"),
-    "äö☃\n",
-    "",
-    [1, [2]],
-    (1, (2, 3), ()),
-    {"a": {1: 2.5, None: False, 3: ()}},
-    torch.bfloat16,
-]
+PLAIN = [None, True, -5, 1 << 200, 1.5, float("inf"), "äö☃\n", "", torch.bfloat16]
+PLAIN += [[1, [2]], (1, (2, 3), ()), {"a": {1: 2.5, None: False, 3: ()}}]
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -222,49 +210,31 @@ def test_number_of_operations():
         run(b"N0" * (MAX_OPERATIONS // 2) + b"N.")
 
 
-@pytest.mark.parametrize(
-    ("module", "name"),
-    [
-        ("os", "environ"),
-        ("posix", "system"),
-        ("builtins", "eval"),
-        ("__builtin__", "execfile"),
-        ("importlib.util", "find_spec"),
-        ("builtins", "print"),
-        ("subprocess", "Popen"),
-        ("logging", "os.system"),
-        ("types", "FunctionType"),
-        ("a", "Class.__init__.__globals__"),
-    ],
-)
-def test_references_that_run_things(module, name):
+#: Names of modules and of what is in them.
+RUNNING = """
+    os:environ posix:system builtins:eval __builtin__:execfile importlib.util:find_spec
+    builtins:print subprocess:Popen logging:os.system types:FunctionType
+    a:Class.__init__.__globals__
+"""
+OF_OBJECTS = """
+    yacs.config:CfgNode osmnx:Graph timm.models._registry:_Entry torch._utils:_rebuild_qtensor
+    numpy.core.multiarray:_reconstruct types:SimpleNamespace operator:getitem
+"""
+OF_FUNCTIONS = """
+    torch.nn.functional:relu torch:load torch.hub:load numpy:load logging.config:dictConfig
+    a:Class.method numpy.core.multiarray:fromfile torch._utils:_import_dotted_name a:
+"""
+
+
+@pytest.mark.parametrize("origin", RUNNING.split())
+def test_references_that_run_things(origin):
     with pytest.raises(HostileFileError, match="nothing was run"):
-        Reference(module, name)
+        Reference(*origin.split(":"))
 
 
-@pytest.mark.parametrize(
-    ("module", "name", "is_harmless"),
-    [
-        ("yacs.config", "CfgNode", True),
-        ("osmnx", "Graph", True),  # not os
-        ("timm.models._registry", "_Entry", True),
-        ("torch.nn.functional", "relu", False),
-        ("torch", "load", False),
-        ("torch.hub", "load", False),
-        ("numpy", "load", False),
-        ("logging.config", "dictConfig", False),
-        ("a", "Class.method", False),
-        ("numpy.core.multiarray", "_reconstruct", True),
-        ("numpy.core.multiarray", "fromfile", False),
-        ("torch._utils", "_rebuild_qtensor", True),
-        ("torch._utils", "_import_dotted_name", False),
-        ("types", "SimpleNamespace", True),
-        ("operator", "getitem", True),
-        ("a", "", False),
-    ],
-)
-def test_references_of_objects(module, name, is_harmless):
-    assert Reference(module, name).is_harmless == is_harmless
+@pytest.mark.parametrize("origin", [*OF_OBJECTS.split(), *OF_FUNCTIONS.split()])
+def test_references_of_objects(origin):
+    assert Reference(*origin.split(":")).is_harmless == (origin in OF_OBJECTS.split())
 
 
 def test_names_in_messages_are_tame():

@@ -63,10 +63,11 @@ test-all: lint ## lint, then all tests, the slow ones too
 	@$(PY) -m pytest -m ''
 
 .PHONY: lint
-lint: setup ## ruff and clang-format: rules and format
+lint: setup ## ruff, mypy and clang-format: rules, types and format
 	$(SAY) "lint"
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
 	@$(CLANG_FORMAT) --dry-run --Werror $(NATIVE)
 
 .PHONY: format

@@ -42,7 +42,7 @@ class Differences(NamedTuple):
     changed: tuple[str, ...]
 
     @property
-    def count(self) -> int:
+    def number(self) -> int:
         """Number of keys that differ."""
         return sum(map(len, self))
 
@@ -136,9 +136,9 @@ def find_arch(given: Shapes, family: Family, name: str | None = None) -> Found:
     }
     nearest = [arch for arch in distances if distances[arch] == min(distances.values())]
     tried = [_with_options(given, family, arch) for arch in nearest]
-    fits = [found for found, differences, _ in tried if not differences.count]
+    fits = [found for found, differences, _ in tried if not differences.number]
     if not fits:
-        found, differences, reason = min(tried, key=lambda one: one[1].count)
+        found, differences, reason = min(tried, key=lambda one: one[1].number)
         raise ArchError(
             f"the weights do not fit {family.backbone.__name__} {found.arch!r}{reason}, the nearest"
             f" arch; if their network is another, name its config file (--arch CONFIG.py);"
@@ -200,8 +200,8 @@ def hold_against(found: Found, given: Shapes, path: str) -> Found:
     """Return a backbone with the outputs and image size of weights; ArchError unless they fit."""
     try:
         differences = found.differences(given)
-        own = found.with_outputs_of(given) if differences.count else found
-        if not own.differences(given).count:
+        own = found.with_outputs_of(given) if differences.number else found
+        if not own.differences(given).number:
             return own
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"the backbone of {path!r} cannot be built{brief(error)}") from None

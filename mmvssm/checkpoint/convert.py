@@ -140,8 +140,8 @@ def convert(
     names = own_meta(checkpoint).get("names")
     if names not in NAMES:
         names = None if renamed.is_ours else release_names(tensors, found.family)
-    own = dict(version=__version__, type=found.family.type, arch=found.arch, options=found.options)
-    own |= dict(content=content, weights=selected.weights.kind, names=names)
+    own: dict[str, Any] = dict(version=__version__, type=found.family.type, arch=found.arch)
+    own |= dict(options=found.options, content=content, weights=selected.weights.kind, names=names)
     meta = checkpoint.get("meta")
     kept = {k: meta[k] for k in KEPT_META if k in meta} if isinstance(meta, Mapping) else {}
     meta = {**{k: v for k, v in kept.items() if _is_plain(v)}, "mmvssm": own}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
@@ -72,16 +73,16 @@ def check_heads(
             wanted = MODELS.build(config.model).state_dict()
         # the backbone has been compared already, its tables perhaps for another image size
         wanted = {key: value for key, value in wanted.items() if not key.startswith(PREFIX)}
-        if (differences := compare(outside, wanted)).count:
+        if (differences := compare(outside, wanted)).number:
             raise ValueError(f"the weights of the heads do not fit the config: {differences}")
         return True
     if content == "classifier":
-        dims = found.build().embed_dims
+        dims: Any = found.build().embed_dims
         dims = dims if isinstance(dims, int) else dims[-1]
         weight = outside.get("head.fc.weight")
         classes = len(weight) if weight is not None and weight.dim() else 0
         wanted = {"head.fc.weight": (classes, dims), "head.fc.bias": (classes,)}
-        if (differences := compare(outside, wanted)).count:
+        if (differences := compare(outside, wanted)).number:
             raise ValueError(
                 f"the head is no linear one of {dims} channels; {_HINT}; {differences}"
             )

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection
 
-from mmvssm.models import EfficientVMamba
+from mmvssm.models.backbones.efficient_vmamba import EfficientVMamba
 
 from .family import Family, register_family
 from .rules import Rename, Rewrite, has

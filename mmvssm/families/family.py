@@ -73,7 +73,7 @@ class Family:
     """
 
     name: str
-    backbone: type[nn.Module]
+    backbone: type[Any]
     trunk: Rules = ()
     tasks: Mapping[str, Rules] = field(
         default_factory=lambda: dict.fromkeys(("classification", "dense"), ())

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from mmvssm.models import LocalVim
+from mmvssm.models.backbones.local_vim import LocalVim
 
 from . import layers
 from .family import Family, Released, ScanCost, register_family

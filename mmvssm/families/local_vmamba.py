@@ -1,6 +1,6 @@
 """LocalVMamba, whose checkpoints have VMamba's names and those of the merge of directions."""
 
-from mmvssm.models import LocalVMamba
+from mmvssm.models.backbones.local_vmamba import LocalVMamba
 
 from .family import Family, Released, register_family
 from .rules import Rename

@@ -1,6 +1,6 @@
 """MSVMamba, both versions, whose checkpoints have VMamba's names and those of its own layers."""
 
-from mmvssm.models import MSVMamba
+from mmvssm.models.backbones.msvmamba import MSVMamba
 
 from .family import Family, register_family
 from .rules import Rename

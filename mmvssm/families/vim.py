@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from mmvssm.models import Vim
+from mmvssm.models.backbones.vim import Vim
 
 from . import layers
 from .family import Family, ScanCost, register_family

@@ -1,6 +1,6 @@
 """VMamba."""
 
-from mmvssm.models import VMamba
+from mmvssm.models.backbones.vmamba import VMamba
 
 from .family import Family, Released, ScanCost, register_family
 from .stages import FIRST_RELEASE, MIXER, SS2D_LINEAR, SS2D_TRUNK, TASKS, read_options

@@ -12,7 +12,7 @@ TOLERANCE = 1e-4
 
 
 def check(device: str) -> float:
-    """Relative error of a small cross scan on a device against the float64 definition."""
+    """Return the relative error of a small cross scan on a device against float64."""
     generator = torch.Generator().manual_seed(0)
     height, width, channels, d_state, dt_rank = 5, 7, 24, 4, 3
 
@@ -27,9 +27,10 @@ def check(device: str) -> float:
     A, D = -random(4 * channels, d_state).exp(), random(4 * channels)
     dt_weight, dt_bias = random(4, channels, dt_rank), random(4, channels) - 3
     expected = selective_scan_2d_reference(x, x_dbl, table, A, dt_weight, dt_bias, D)
-    single = (t.float().to(device) for t in (x, x_dbl))
-    parameters = (t.float().to(device) for t in (A, dt_weight, dt_bias, D))
-    y = selective_scan_2d(*single, table.to(device), *parameters)
+    x, x_dbl, A, dt_weight, dt_bias, D = (
+        t.float().to(device) for t in (x, x_dbl, A, dt_weight, dt_bias, D)
+    )
+    y = selective_scan_2d(x, x_dbl, table.to(device), A, dt_weight, dt_bias, D)
     return float((y.double().cpu() - expected).norm() / expected.norm())
 
 

@@ -76,7 +76,7 @@ def check_out_dtype(out_dtype: torch.dtype | None, input_dtype: torch.dtype) -> 
     return out_dtype
 
 
-def check_table(name: str, table: object) -> None:
+def check_table(name: str, table: Tensor) -> None:
     """Raise unless ``table`` is an int32 tensor ``(K, L)`` with at least one entry."""
     check_tensor(name, table, 2)
     if table.dtype != torch.int32:

@@ -85,11 +85,13 @@ def selective_scan_chunked(
     state = u.new_zeros(u.shape[0], *A.shape)
     needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (u, step, A, B, C))
     outputs = []
-    for segment in zip(*(t.split(SEGMENT, dim=-1) for t in (u, step, B, C))):
+    segments = zip(*(t.split(SEGMENT, dim=-1) for t in (u, step, B, C)))
+    for u_part, step_part, B_part, C_part in segments:
+        arguments = (u_part, step_part, B_part, C_part, A, state)
         if needs_grad:
-            y, state = checkpoint(_scan_segment, *segment, A, state, use_reentrant=False)
+            y, state = checkpoint(_scan_segment, *arguments, use_reentrant=False)
         else:
-            y, state = _scan_segment(*segment, A, state)
+            y, state = _scan_segment(*arguments)
         outputs.append(y)
     y = torch.cat(outputs, dim=-1)
     return (y if D is None else y + D[:, None] * u), state

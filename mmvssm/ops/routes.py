@@ -88,9 +88,9 @@ def register_routes(
 
     def register(build: Builder) -> Builder:
         known = SCANS.get(name)
-        if known is not None and known.build.__qualname__ != build.__qualname__:
+        if known is not None and _place(known.build) != _place(build):  # the same after a reload
             raise ValueError(
-                f"routes {name!r} are registered already, by {known.build.__qualname__};"
+                f"routes {name!r} are registered already, by {_place(known.build)};"
                 " choose another name"
             )
         SCANS[name] = Scan(name, build, tuple(titles), disjoint, places_cls=_places_cls(build))
@@ -220,6 +220,11 @@ def _build(
             read = _with_cls_token(read, position)
             out = None if out is None else _with_cls_token(out, position)
     return read, out
+
+
+def _place(build: Callable[..., Tables]) -> str:
+    """Return where a builder is defined."""
+    return f"{build.__module__}.{getattr(build, '__qualname__', build)}"
 
 
 def _places_cls(build: Callable[..., Tables]) -> bool:

@@ -297,13 +297,13 @@ def test_damaged_shapes_are_refused():
 
 def test_compare():
     floating, integers = torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.int64)
-    assert not compare({"a": floating}, {"a": floating.half()}).count
+    assert not compare({"a": floating}, {"a": floating.half()}).number
     assert str(compare({"a": (2, 3)}, {"a": floating})) == "no difference"
     differences = compare({"a": integers, "b": floating}, {"a": floating, "c": floating})
     assert (differences.left_over, differences.missing) == (("b",), ("c",))
     assert differences.changed == ("a (2, 3) of int64 instead of (2, 3)",)
     many = compare({}, {f"k{i}": (1,) for i in range(20)})
-    assert many.count == 20
+    assert many.number == 20
     assert str(many) == "20 missing: k0, k1, k2, k3, k4, k5, k6, k7 and 12 more"
 
 

@@ -3,8 +3,8 @@
 from typing import ClassVar
 
 import torch
-from mmvssm.families import Family, register_family
 
+from mmvssm.families import Family, register_family
 from mmvssm.models import SS2D
 from mmvssm.models.backbones.hierarchical import HierarchicalBackbone
 from mmvssm.models.layers import MixerBlock

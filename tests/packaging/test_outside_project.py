@@ -1,6 +1,7 @@
 """A project outside of the package: its routes, family, training, picture and conversion."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -85,3 +86,16 @@ def test_checkpoint_is_converted(project, options):
     trained = torch.load(checkpoint, weights_only=False)["state_dict"]
     assert product["state_dict"].keys() == trained.keys()
     assert all(torch.equal(product["state_dict"][key], trained[key]) for key in trained)
+
+
+def test_how_to_page_shows_this_project():
+    page = (ROOT / "docs" / "extending.md").read_text()
+    for file in PROJECT.glob("*.py"):
+        assert f"```python\n{file.read_text()}```" in page
+
+
+def test_example_of_the_op_runs():
+    page = (ROOT / "docs" / "extending.md").read_text()
+    names = {}
+    exec(re.findall(r"```python\n(import torch\n.*?)```", page, re.DOTALL)[-1], names)
+    assert names["y"].shape == (2, 48, 16)

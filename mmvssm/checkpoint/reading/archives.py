@@ -118,7 +118,7 @@ class TensorBuilder:
 
 
 def storage_bytes(
-    file: BinaryIO, mapped: mmap, start: int, storage: Storage
+    file: io.BufferedReader, mapped: mmap, start: int, storage: Storage
 ) -> torch.UntypedStorage:
     """Return the bytes of ``storage`` from ``start`` on: mapped, or copied from an odd address."""
     if not storage.nbytes:

@@ -275,7 +275,7 @@ class PlainBackbone(FreezeMixin, BaseModule):
             height, width = ((patch - side) % stride for side in x.shape[2:])
             x = F.pad(x, (0, width, 0, height))
         x = self.patch_embed(x)
-        size, x = tuple(x.shape[1:3]), x.flatten(1, 2)
+        size, x = (x.shape[1], x.shape[2]), x.flatten(1, 2)
         positions = self.cls_positions(x.shape[1])
         if positions:
             x = insert_tokens(x, self.cls_token, positions)

@@ -179,8 +179,9 @@ class VMamba(HierarchicalBackbone):
     def frozen_parts(self) -> Iterator[nn.Module | nn.Parameter]:
         """As in :class:`HierarchicalBackbone`; the position embedding goes with the stem."""
         yield from super().frozen_parts()
-        if getattr(self, "pos_embed", None) is not None:
-            yield self.pos_embed
+        pos_embed = getattr(self, "pos_embed", None)
+        if pos_embed is not None:
+            yield pos_embed
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
         """Resize the position embedding of another image size first."""

@@ -119,7 +119,7 @@ class MS2D(SelectiveScans):
         if self.norm_position == "after_sum":
             y = self._norm(y).to(dtype)
         y = self.se(y)
-        if gate is not None:
+        if self.gate_act is not None:
             y = y * self.gate_act(gate)
         return self.out_proj(y)
 

@@ -166,8 +166,8 @@ class SelectiveScans(BaseModule):
         self.ssm_init = one_of("ssm_init", ssm_init, INITS)
         self.build_ssm_parameters()
         # the marks of the published code; whether they are followed is the config's choice
-        self.A_logs._no_weight_decay = True
-        self.Ds._no_weight_decay = True
+        for parameter in (self.A_logs, self.Ds):
+            parameter._no_weight_decay = True  # type: ignore[attr-defined]
         self.reset_ssm_parameters()
 
     def build_ssm_parameters(self) -> None:

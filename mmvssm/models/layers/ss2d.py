@@ -131,7 +131,7 @@ class SS2D(SelectiveScans):
         x = self.act(self.conv2d(x)).contiguous()
         y = self.scan_map(x)
         y = self.out_act(self.out_norm(y.to(self.param_dtype)).to(x.dtype))
-        if gate is not None:
+        if self.gate_act is not None:
             y = y * self.gate_act(gate)
         return self.out_proj(y)
 

@@ -123,6 +123,9 @@ class RotaryTables(nn.Module):
         ValueError: If ``channels`` is not divisible by 4.
     """
 
+    freqs_cos: Tensor
+    freqs_sin: Tensor
+
     def __init__(self, channels: int, size: Sequence[int], pretrain_side: int = 14) -> None:
         super().__init__()
         if channels % 4:

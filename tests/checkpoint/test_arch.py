@@ -1,6 +1,7 @@
 """Families, archs and options are found from keys, shapes and what files say of themselves."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,7 +20,7 @@ from mmvssm.checkpoint.arch import (
     hold_against,
     read_config,
 )
-from mmvssm.checkpoint.recognise import UnknownFamilyError
+from mmvssm.checkpoint.recognise import MixedFamiliesError, UnknownFamilyError
 from mmvssm.families import FAMILIES, Family, find_declared, register_family
 from mmvssm.families.rules import Rename
 from mmvssm.families.stages import SS2D_TRUNK, TASKS, read_options
@@ -333,8 +334,13 @@ def test_family_of_another_project():
         assert find_family(weights) is family
         found = convert(weights).found
         assert found.config == dict(type="SnakeVMamba", arch="nano", out_indices=(3,))
+        twin = type("Twin", (SnakeVMamba,), {})
+        register_family(replace(family, name="twin", backbone=twin))
+        with pytest.raises(MixedFamiliesError, match=r"mix families: snake_vmamba .* and twin"):
+            find_family(weights)
     finally:
-        FAMILIES.pop("snake_vmamba")
+        for name in ("snake_vmamba", "twin"):
+            FAMILIES.pop(name, None)
     # unless it is declared, it is nobody's
     with pytest.raises(UnknownFamilyError, match=r"vmamba does not have: .*snake.*--import"):
         convert(weights)

@@ -25,7 +25,6 @@ from mmengine.runner import Runner, find_latest_checkpoint, load_checkpoint
 from safetensors.torch import load_file
 
 import mmvssm  # noqa: F401  makes 'mmvssm::' bases known
-from mmvssm.families import FAMILIES
 from mmvssm.models import VMamba
 from verifier import fill_value, make_input
 
@@ -160,7 +159,7 @@ def test_there_and_back_again(made, released, classifier):
 
 
 @pytest.fixture
-def load_messages(monkeypatch):
+def load_messages():
     """What MMEngine logs of keys that are missing or unexpected."""
     texts, handler = [], logging.Handler()
     handler.emit = lambda record: texts.append(record.getMessage())
@@ -505,27 +504,6 @@ def test_refusals(run, released, classifier, arguments, message):
     torch.save(dict(optimizer=dict(state={})), "optimizer.pth")
     Path("page.pth").write_text("<!DOCTYPE html><html><title>Not found</title></html>")
     assert_refused(run, arguments.split(), message)
-
-
-def test_families_of_other_projects(run, made, classifier):
-    """A module that is imported first may declare a family."""
-    Path("snake.py").write_text(
-        "from dataclasses import replace\n"
-        "from mmvssm.families import FAMILIES, register_family\n"
-        "from mmvssm.models import VMamba\n"
-        "class Snake(VMamba):\n"
-        f"    arch_settings = {{'nano': {MICRO}}}\n"
-        "register_family(replace(FAMILIES['vmamba'], name='snake', backbone=Snake))\n"
-    )
-    torch.save(classifier, "snake.pth")
-    try:
-        _, output = made("snake.pth", "a.pth", "--import", "snake", "--arch", "snake/nano")
-        assert "found    Snake, arch='nano', out_indices=(3,)" in output
-        # two families know all of its parts
-        assert "mix families: snake (" in run("snake.pth", "b.pth")[0]
-    finally:
-        FAMILIES.pop("snake", None)
-        sys.modules.pop("snake", None)
 
 
 def outcome(status):

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmvssm.checkpoint import KeyMap, map_state_dict
+from mmvssm.checkpoint import KeyMap, map_key, map_state_dict
 from mmvssm.families import FAMILIES, register_family
-from mmvssm.families.key_map import release_names
+from mmvssm.families.key_map import TASKS, release_names
 from mmvssm.models import SimpleFeaturePyramid, Vim, VMamba
 from mmvssm.models.backbones.plain import PlainBackbone
 from verifier import Case
@@ -70,7 +70,7 @@ def micro(family, **options):
 def test_our_models(family, options):
     """Our names stay, and every weight comes back from all names of the original project."""
     ours = micro(family, **options)
-    for task in ("classification", "dense"):
+    for task in TASKS:
         assert_equal(map_state_dict(ours, family, task), ours)
     ours |= {"head.fc.weight": torch.randn(5, 8), "head.fc.bias": torch.randn(5)}
     for names in ("current", "first-release")[: 1 + (family in HIERARCHICAL)]:
@@ -78,6 +78,20 @@ def test_our_models(family, options):
         assert not any(key.startswith(("backbone.", "head.fc.")) for key in back)
         assert release_names(back, FAMILIES[family]) == names
         assert_equal(map_state_dict(back, family), ours)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("is_old", [False, True])
+def test_norms_and_heads(family, is_old):
+    """Classifiers have no norms of outputs, dense models no norm and head of classifiers."""
+    keys, last = ["classifier.norm.bias", "classifier.head.bias", "outnorm2.bias"], 3
+    if family not in HIERARCHICAL:
+        keys, last = ["norm_f.bias", "head.bias", "outnorm_2.bias"], 0
+    elif is_old:
+        keys[:2] = ["norm.bias", "head.bias"]
+    classifier, dense = ([map_key(key, family, task) for key in keys] for task in TASKS)
+    assert classifier == [f"backbone.norm{last}.bias", "head.fc.bias", None]
+    assert dense == [None, None, "backbone.norm2.bias"]
 
 
 #: Names in whole detectors and segmentors, theirs and ours.

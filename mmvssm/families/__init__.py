@@ -4,28 +4,12 @@ Each module calls :func:`register_family` when it is imported. Modules without a
 rules that several families share.
 """
 
+# ruff: noqa: F401  the names are for others
+
 from importlib import import_module
 from pkgutil import iter_modules
 
-from .family import (
-    FAMILIES,
-    Family,
-    Released,
-    ScanCost,
-    arch_names,
-    find_declared,
-    register_family,
-)
-
-__all__ = [
-    "FAMILIES",
-    "Family",
-    "Released",
-    "ScanCost",
-    "arch_names",
-    "find_declared",
-    "register_family",
-]
+from .family import FAMILIES, Family, Released, ScanCost, arch_names, find_declared, register_family
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")

@@ -18,12 +18,7 @@ Shapes = Mapping[str, Sequence[int]]
 
 @dataclass(frozen=True)
 class Released:
-    """A file that the authors released.
-
-    Attributes:
-        config: Name of our config for its model, without ``.py``.
-        url: Where the authors keep it.
-    """
+    """A file that the authors released at ``url``, for our config of this name without ``.py``."""
 
     config: str
     url: str
@@ -46,45 +41,33 @@ class ScanCost:
     precision: float = 3e-3
 
     def macs(self, elements: float, d_state: int) -> float:
-        """Count the multiply-accumulates of the scan itself.
-
-        Args:
-            elements: Scanned elements: routes x length x channels.
-            d_state: States N of each.
-        """
+        """Count the scan itself, over ``elements`` = routes x length x channels of N states."""
         return elements * (self.per_state * d_state + self.per_element)
 
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """A family of backbones, declared once.
+    """A family of backbones, declared once; expressions match keys in any of the names.
 
     Attributes:
         name: Name of the family and of its folder below ``configs``, such as ``'local_vim'``.
         backbone: Registered class with ``arch_settings``.
-        trunk: Rules for the backbone's keys, applied in order to go from original names to ours.
-        tasks: Further rules for norms, head and pyramid by task, ``'classification'`` and
-            ``'dense'`` (detection and segmentation).
+        trunk: Rules for the backbone's keys, in order from original names to ours.
+        tasks: Further rules for norms, head and pyramid, by task.
         linear: Expression of the weights that files may hold as 1x1 convolutions.
-        container: Entries of a file in which the project's code looks for a classifier's weights.
-        dense_container: The same for a detector's or segmentor's.
-        stacked: Expression of the tensors whose parts get a new first axis; the parts of others
-            are joined along their first axis.
-        count_parts: Maps a key and all our tensors to the number of parts in which files hold the
-            tensor, None for one that they do not divide; None if they divide no tensor.
+        container: Entries of a file in which the project's code looks for a classifier.
+        dense_container: The same for a detector or segmentor.
+        stacked: Expression of the tensors whose parts are stacked; others are concatenated.
+        count_parts: Maps our key and tensors to the number of its parts in files, None for none.
         first_release: Rules from the names of the project's first release to its current ones.
-        first_release_archs: Our archs that had weights in the first release; what is trained here
-            is written with its names, which both generations of the project's code read.
-        detector: Rules for all outside of the backbone in detectors with the project's own pyramid
-            as neck.
+        first_release_archs: Archs of that release; what is trained here goes back to its names.
+        detector: Rules for all outside of the backbone of detectors whose neck is the project's.
         detector_key: A key by which such a detector is known, in original names and in ours.
-        sign: Expression of keys that only this family's blocks have, in original names or ours.
+        sign: Expression of keys that only this family's blocks have.
         scan: Expression of keys by which a block is known that shows no family's ``sign``.
         variants: Options of the backbone that give its blocks further weights.
-        read_options: Maps shapes by our key and the fields of an arch to the options that a
-            backbone of the arch needs to have these shapes.
-        dense_options: Maps the backbone of a classifier and ``'detector'`` or ``'segmentor'`` to
-            the options that the backbone has in our configs, beyond the defaults.
+        read_options: Maps our shapes and the fields of an arch to the options of the backbone.
+        dense_options: Maps a classifier's backbone and a content to options for our configs.
         released: Files that the authors released.
         cost: How the authors count scans.
     """
@@ -133,13 +116,7 @@ FAMILIES: dict[str, Family] = {}
 
 
 def register_family(family: Family) -> Family:
-    """Make a family known to the converter, the analysis and whatever else walks over families.
-
-    Projects of users call this for families of their own, next to the backbone.
-
-    Raises:
-        ValueError: If another family has the name or the class.
-    """
+    """Make a family known, also one of a user's project; ValueError if name or class is taken."""
     for other in FAMILIES.values():
         if other is not family and (
             other.name == family.name or other.backbone.__name__ == family.backbone.__name__
@@ -153,20 +130,17 @@ def register_family(family: Family) -> Family:
 
 
 def find_declared(family: str | Family) -> Family:
-    """Return the declaration of a family.
-
-    Args:
-        family: A declaration, which is returned, or its name, prefix, class or type.
+    """Return a declaration by itself, or by its name, prefix, class or type.
 
     Raises:
         ValueError: If no family has the name; the message lists those that are declared.
     """
     if isinstance(family, Family):
         return family
-    found = next((known for known in FAMILIES.values() if known.names_it(family)), None)
-    if found is None:
-        raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
-    return found
+    for known in FAMILIES.values():
+        if known.names_it(family):
+            return known
+    raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
 
 
 def arch_names() -> dict[str, tuple[Family, str]]:

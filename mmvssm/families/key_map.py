@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmvssm.messages import join_names, printable
 
-from .family import Family, find_declared
+from .family import Family, Rules, find_declared
 
 TASKS = ("classification", "dense")
 #: Generations of names in the code of VMamba and of the projects made from it.
@@ -23,15 +23,11 @@ OUTSIDE = ("head.", "neck.")
 
 @dataclass(frozen=True)
 class KeyMap:
-    """Names of a family's weights in models of one task.
+    """Names of a family's weights in models of one task; ValueError if either is unknown.
 
     Attributes:
         family: The declaration, or a name of it.
-        task: ``'classification'`` (norm and head of the classifier) or ``'dense'`` (the norms of
-            detection and segmentation).
-
-    Raises:
-        ValueError: If family or task is unknown.
+        task: ``'classification'`` (with the classifier's norm and head) or ``'dense'``.
     """
 
     family: Family
@@ -45,8 +41,7 @@ class KeyMap:
     def key_to_ours(self, key: str) -> str | None:
         """Return our name for a key of any release, given without the prefix ``backbone.``.
 
-        The name is that in a model with ``backbone`` and, for classification, ``head``; None for a
-        key without place in a model of the task. Unknown keys keep their name, so that a strict
+        None for a key without place in a model of the task; unknown ones stay, so that a strict
         load reports them. See :func:`split_part` for tensors in parts.
         """
         for rule in (*self.family.first_release, *self.family.trunk, *self.family.tasks[self.task]):
@@ -59,8 +54,8 @@ class KeyMap:
     def names(self, keys: Collection[str]) -> Iterator[tuple[str, str | None]]:
         """Yield the keys of a file with our names, of which there may be parts; None for none.
 
-        In files of complete detectors and segmentors, where the backbone's keys begin with
-        ``backbone.``, other entries keep their names, except those of a neck of the project's own.
+        Where the backbone's keys begin with ``backbone.``, others keep their names, except those of
+        a neck of the project's own.
         """
         is_complete, family = has_backbone(keys), self.family
         detector = family.detector if family.detector_key and family.detector_key[0] in keys else ()
@@ -97,12 +92,7 @@ class KeyMap:
         return self._join_parts(renamed)
 
     def unused(self, keys: Collection[str], used: Collection[str]) -> tuple[str, ...]:
-        """Return the keys of a file whose tensors no model of the task has.
-
-        Args:
-            keys: All keys of the file.
-            used: Our names that were taken of what :meth:`to_ours` gives.
-        """
+        """Return the keys of a file of whose names in :meth:`to_ours` none is ``used``."""
         return tuple(
             key for key, name in self.names(keys) if name is None or split_part(name)[0] not in used
         )
@@ -112,29 +102,23 @@ class KeyMap:
     ) -> dict[str, Tensor]:
         """Give weights of one of our models the names and parts that the original project has.
 
-        Heads of detectors and segmentors keep their names. Tensors that are not divided are not
-        copied; parts have memory of their own. For ``'dense'``, keys keep the prefix
-        ``backbone.``, as the project's detectors and segmentors have it, and pyramids go where
-        these have them.
+        :meth:`to_ours` gives the weights again. Only parts are copied. Heads of detectors and
+        segmentors keep their names; pyramids go where the project's ``'dense'`` models have them.
 
         Args:
             weights: Weights, the backbone's beginning with ``backbone.``.
             names: One of :data:`NAMES`; only some families have two.
 
-        Returns:
-            Entries that :meth:`to_ours` gives the names and shapes of ``weights``.
-
         Raises:
-            ValueError: If ``names`` is not one of its choices, there is no backbone, or the
-                project's models have no such weights; the message lists them.
+            ValueError: If the project's models have no such weights; the message lists them.
         """
         rules = (*self.family.trunk, *self.family.tasks[self.task])
         if names not in NAMES:
             raise ValueError(f"names must be one of {', '.join(NAMES)}, got {names!r}")
         if names == "first-release":
+            rules = self.family.first_release + rules
             if not self.family.first_release:
                 raise ValueError("names must be 'current' for this family: its names never changed")
-            rules = self.family.first_release + rules
         if not has_backbone(weights):
             raise ValueError(f"no key begins with {PREFIX!r}, as those of our models do")
         tensors = {key.removeprefix(PREFIX): value for key, value in weights.items()}
@@ -159,12 +143,7 @@ class KeyMap:
         return found
 
     def _original_name(
-        self,
-        part: str,
-        ours: str,
-        in_backbone: bool,
-        rules: Collection,
-        keys: Collection[str],
+        self, part: str, ours: str, in_backbone: bool, rules: Rules, keys: Collection[str]
     ) -> str | None:
         """Return the original name of a tensor or part; None for one that the project lacks."""
         family, is_dense = self.family, self.task == "dense"
@@ -221,17 +200,9 @@ class KeyMap:
 
     def _check_original(self, found: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
         """Raise ValueError unless renaming gives the same names, shapes and types again."""
-        again = self.to_ours(
-            {k: torch.empty(v.shape, dtype=v.dtype, device="meta") for k, v in found.items()}
-        )
-        wrong = [
-            key
-            for key in dict.fromkeys((*weights, *again))
-            if key not in again
-            or key not in weights
-            or again[key].shape != weights[key].shape
-            or again[key].dtype != weights[key].dtype
-        ]
+        again = self.to_ours({key: value.to("meta") for key, value in found.items()})
+        kinds = [{k: (v.shape, v.dtype) for k, v in side.items()} for side in (weights, again)]
+        wrong = [k for k in {**weights, **again} if kinds[0].get(k) != kinds[1].get(k)]
         if wrong:
             raise ValueError(
                 f"{join_names(wrong)} would not be the same when read again: these weights are not"

@@ -8,12 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmvssm.models.backbones.local_directions import SEARCH
 from mmvssm.models.layers.tokens import CLASS_TOKENS
 
-from .pyramids import FEATURE2PYRAMID, SIMPLE_FEATURE_PYRAMID
 from .rules import Rename
-from .stages import IMG_SIZE, is_search
+from .stages import IMG_SIZE, directions, in_channels
 
 #: Places of class tokens by their number; shapes do not show the place of a single one.
 PLACES = {0: "none", 1: "middle", 2: "double"}
@@ -35,15 +33,7 @@ _PER_SCAN = (
 
 
 def count_parts(key: str, tensors: Mapping[str, Tensor]) -> int | None:
-    """Count the parts in which files hold a tensor; None for one that they do not divide.
-
-    Args:
-        key: Our name.
-        tensors: All our tensors by name; a layer's ``x_proj_weight`` is ``(K, R + 2 * N, D)``.
-
-    Raises:
-        ValueError: If the number of scans K cannot be told.
-    """
+    """Count the parts in which files hold one of our tensors; None if they do not divide it."""
     if key == "cls_token":
         return len(tensors[key]) if len(tensors[key]) > 1 else None
     layer, mixer, name = key.partition(".mixer.")
@@ -67,26 +57,11 @@ CLASSIFICATION = (
 )
 
 
-def plain_dense(
-    final_norm: str | None = None,
-    out_norms: bool = True,
-    pyramid: tuple[Rename, ...] = FEATURE2PYRAMID,
-) -> tuple[Rename, ...]:
-    """Make rules for the norms, head and pyramids of a detector's or segmentor's backbone.
-
-    Args:
-        final_norm: The norm that has the weights of the classifier's last; None for none.
-        out_norms: Whether outputs pass norms of their own.
-        pyramid: Rules for the names of the segmentor's pyramid.
-    """
-    return (
-        Rename("head.", None),
-        Rename("outnorm_{k}.", "norm{k}." if out_norms else None),
-        Rename("norm_f.", None if final_norm is None else f"{final_norm}."),
-        *SIMPLE_FEATURE_PYRAMID,
-        *pyramid,
-    )
-
+DENSE = (
+    Rename("head.", None),
+    Rename("outnorm_{k}.", "norm{k}."),
+    Rename("norm_f.", None),
+)
 
 LINEAR = r"\.(in_proj|out_proj|global_reduce|channel_select|fc)\.weight$"
 
@@ -106,21 +81,10 @@ def read_options(
 ) -> dict[str, Any]:
     """Return the options that shapes show, where they differ from defaults and arch.
 
-    Shapes do not tell the place of a single class token, nor the layers of several outputs, which
-    are taken at equal distances.
-
-    Args:
-        shapes: Shapes by key in our names, without the prefix ``backbone.``.
-        arch: Complete fields of the arch.
-        rope_options: Options of networks with a rotary embedding that the arch does not have.
-
-    Raises:
-        ValueError: If the position tables are those of no square image.
+    Shapes tell neither the place of a single class token nor the layers of several outputs, taken
+    at equal distances. ``rope_options``: those of networks with a rotary embedding.
     """
-    options: dict[str, Any] = {}
-    stem = shapes.get("patch_embed.conv1.weight", ())
-    if len(stem) == 4 and stem[1] != 3:
-        options["in_channels"] = stem[1]
+    options = in_channels(shapes)
     num_class, side = _tokens(shapes)
     norms = sorted(int(key[4]) for key in shapes if re.match(r"norm\d\.weight", key))
     norm = "ln" if any(re.match(r"layers\.\d+\.norm\.bias", key) for key in shapes) else "rms"
@@ -141,8 +105,7 @@ def read_options(
         options["drop_cls_token"] = True
     if norm != arch["norm"]:
         options["norm"] = norm
-    if "directions" in arch and is_search(shapes) and arch["directions"] != SEARCH:
-        options["directions"] = SEARCH
+    options |= directions(shapes, arch)
     stride = arch["stride"] or arch["patch_size"]
     if side not in (None, (IMG_SIZE - arch["patch_size"]) // stride + 1):
         options["img_size"] = (side - 1) * stride + arch["patch_size"]

@@ -6,17 +6,8 @@ from torch import nn
 
 from mmvssm.models.backbones.local_vim import LocalVim
 
+from . import layers
 from .family import Family, Released, ScanCost, register_family
-from .layers import (
-    CLASSIFICATION,
-    EMBEDDINGS,
-    LINEAR,
-    MIXER,
-    count_parts,
-    map_options,
-    plain_dense,
-    read_options,
-)
 from .pyramids import LOCAL_VIM_DETECTOR
 from .rules import Rename
 
@@ -24,7 +15,7 @@ _URL = "https://github.com/hunto/LocalMamba/releases/download/v1.0.0/local_vim_t
 
 
 def _dense_options(backbone: nn.Module, content: str) -> dict[str, Any]:
-    return dict(map_options(backbone, content), out_norm="ln", feature="mixer")
+    return dict(layers.map_options(backbone, content), out_norm="ln", feature="mixer")
 
 
 register_family(
@@ -32,7 +23,7 @@ register_family(
         name="local_vim",
         backbone=LocalVim,
         trunk=(
-            *EMBEDDINGS,
+            *layers.EMBEDDINGS,
             Rename(".A_log_{i}", ".A_logs@{i}"),
             Rename(".D_{i}", ".Ds@{i}"),
             Rename(".conv1d_{i}.{parameter}", ".conv1d.{parameter}@{i}"),
@@ -42,16 +33,16 @@ register_family(
             Rename(".mixer.attn.", ".mixer.merge.attn."),
         ),
         tasks={
-            "classification": CLASSIFICATION,
+            "classification": layers.CLASSIFICATION,
             # no pyramids inside of the backbone
-            "dense": (*plain_dense(pyramid=()), Rename(None, "neck.levels.")),
+            "dense": (*layers.DENSE, Rename(None, "neck.levels.")),
         },
-        linear=LINEAR,
-        count_parts=count_parts,
+        linear=layers.LINEAR,
+        count_parts=layers.count_parts,
         detector=LOCAL_VIM_DETECTOR,
         detector_key=("neck.fpn1.0.weight", "neck.levels.x4.deconv1.weight"),
-        read_options=read_options,
-        sign=rf"{MIXER}(A_log|D|conv1d|x_proj|dt_proj)_\d+(\.|$)|{MIXER}(attn|multi_scan|merge)\.",
+        read_options=layers.read_options,
+        sign=rf"{layers.MIXER}((A_log|D|conv1d|x_proj|dt_proj)_\d+(\.|$)|(attn|multi_scan|merge)\.)",
         variants=(dict(norm="ln"), dict(directions="search")),
         dense_options=_dense_options,
         released=(

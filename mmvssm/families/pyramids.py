@@ -37,11 +37,9 @@ LOCAL_VIM_DETECTOR = (
     Rename(".norm_layer.", ".ln."),
 )
 
-# Segmentation, patches of 16: mmsegmentation's Feature2Pyramid, inside Vim's backbone.
+# Segmentation: mmsegmentation's Feature2Pyramid, inside Vim's backbone.
 FEATURE2PYRAMID = (
     Rename(None, "neck.upsample_2x."),
     Rename("fpn1.", "neck.upsample_4x."),
     Rename("fpn2.", "neck.upsample_2x.", has("neck.", "upsample_4x.0.weight")),
 )
-# The same of patches of 8, whose maps have twice the sides: rescales 2, 1, 0.5, 0.25.
-FEATURE2PYRAMID_OF_8 = (Rename("fpn1.", "neck.upsample_2x."),)

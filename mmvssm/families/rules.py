@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
 
 #: Whether a rule holds for one of our keys; the second argument are all our keys.
 Condition = Callable[[str, Collection[str]], bool]
@@ -14,20 +13,18 @@ Condition = Callable[[str, Collection[str]], bool]
 PLACEHOLDERS = {"parameter": "weight|bias", "level": r"\w+"}
 
 
-class Rule(Protocol):
-    """One step of renaming; a family applies its steps in order, and in reverse to go back."""
+@dataclass(frozen=True)
+class Rewrite:
+    """A step of renaming; a family applies its steps in order, and in reverse to go back.
 
-    def to_ours(self, key: str) -> str | None:
-        """Return our name, or the key unchanged; None for a key that our models do not use."""
+    Attributes:
+        to_ours: Maps a key to our name, or to itself; to None if our models do not use it.
+        to_original: Maps a key as the steps before left it, our name and all our names to the
+            original name, or to the key; to None if there is no original.
+    """
 
-    def to_original(self, key: str, ours: str, keys: Collection[str]) -> str | None:
-        """Return the original name, or the key unchanged; None for a key without an original.
-
-        Args:
-            key: The name as the steps before left it.
-            ours: Our name.
-            keys: All our names.
-        """
+    to_ours: Callable[[str], str | None]
+    to_original: Callable[[str, str, Collection[str]], str | None]
 
 
 @dataclass(frozen=True)
@@ -49,44 +46,22 @@ class Rename:
     back_if: Condition | None = None
 
     def to_ours(self, key: str) -> str | None:
-        """See :class:`Rule`."""
+        """See :class:`Rewrite`."""
         return key if self.original is None else _replace(key, self.original, self.ours)
 
     def to_original(self, key: str, ours: str, keys: Collection[str]) -> str | None:
-        """See :class:`Rule`."""
+        """See :class:`Rewrite`."""
         if self.ours is None or (self.back_if is not None and not self.back_if(ours, keys)):
             return key
         return _replace(key, self.ours, self.original)
 
 
-@dataclass(frozen=True)
-class Rewrite:
-    """A step that two functions describe, for what depends on more than names.
-
-    Attributes:
-        forward: See :meth:`Rule.to_ours`.
-        backward: See :meth:`Rule.to_original`.
-    """
-
-    forward: Callable[[str], str]
-    backward: Callable[[str, str, Collection[str]], str]
-
-    def to_ours(self, key: str) -> str:
-        """See :class:`Rule`."""
-        return self.forward(key)
-
-    def to_original(self, key: str, ours: str, keys: Collection[str]) -> str:
-        """See :class:`Rule`."""
-        return self.backward(key, ours, keys)
+#: A step of renaming.
+Rule = Rename | Rewrite
 
 
 def has(module: str, name: str) -> Condition:
-    """Return the condition that the module around a key also has the tensor ``name``.
-
-    Args:
-        module: The module's name as in :class:`Rename`, such as ``'.blocks.{j}.'``.
-        name: Name of a tensor in it.
-    """
+    """Return the condition that the module of a key, as ``'.blocks.{j}.'``, has a tensor."""
 
     def condition(ours: str, keys: Collection[str]) -> bool:
         match = pattern(module).search(ours)

@@ -66,24 +66,15 @@ MIXER = r"\.blocks\.\d+\.(op|self_attention|mixer)\."
 
 
 def read_options(shapes: Mapping[str, Sequence[int]], arch: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that shapes show, where they differ from defaults and arch.
-
-    Args:
-        shapes: Shapes by key in our names, without the prefix ``backbone.``.
-        arch: Complete fields of the arch.
-    """
-    options: dict[str, Any] = {}
-    stem = shapes.get("patch_embed.conv1.weight", ())
-    if len(stem) == 4 and stem[1] != 3:
-        options["in_channels"] = stem[1]
+    """Return the options that shapes by our key show, where they differ from defaults and arch."""
+    options = in_channels(shapes)
     stages = tuple(range(len(arch["depths"])))
     norms = tuple(i for i in stages if any(key.startswith(f"norm{i}.") for key in shapes))
     if not norms:
         options["out_norm"] = False
     if (norms or stages) != (0, 1, 2, 3):
         options["out_indices"] = norms or stages
-    if "directions" in arch and is_search(shapes) and arch["directions"] != SEARCH:
-        options["directions"] = SEARCH
+    options |= directions(shapes, arch)
     table = shapes.get("pos_embed", ())
     if arch.get("pos_embed") and len(table) == 4:
         height, width = (side * arch["patch_size"] for side in table[2:])
@@ -92,6 +83,13 @@ def read_options(shapes: Mapping[str, Sequence[int]], arch: Mapping[str, Any]) -
     return options
 
 
-def is_search(shapes: Mapping[str, Sequence[int]]) -> bool:
-    """Whether the network is that of the search for directions."""
-    return any(key.endswith(".merge.weights") for key in shapes)
+def in_channels(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """Return the option of images that have not three channels."""
+    stem = shapes.get("patch_embed.conv1.weight", ())
+    return dict(in_channels=stem[1]) if len(stem) == 4 and stem[1] != 3 else {}
+
+
+def directions(shapes: Mapping[str, Sequence[int]], arch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the option of the network that searches for directions."""
+    is_search = any(key.endswith(".merge.weights") for key in shapes)
+    return dict(directions=SEARCH) if is_search and arch.get("directions", SEARCH) != SEARCH else {}

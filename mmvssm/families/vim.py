@@ -8,17 +8,9 @@ from torch import nn
 
 from mmvssm.models.backbones.vim import Vim
 
+from . import layers
 from .family import Family, ScanCost, register_family
-from .layers import (
-    CLASSIFICATION,
-    EMBEDDINGS,
-    LINEAR,
-    MIXER,
-    count_parts,
-    map_options,
-    plain_dense,
-    read_options,
-)
+from .pyramids import FEATURE2PYRAMID, SIMPLE_FEATURE_PYRAMID
 from .rules import Rename, Rewrite
 
 
@@ -33,7 +25,7 @@ def _to_detector(key: str, ours: str, keys: Collection[str]) -> str:
 
 
 def _dense_options(backbone: nn.Module, content: str) -> dict[str, Any]:
-    options = dict(map_options(backbone, content), out_norm=False)
+    options = dict(layers.map_options(backbone, content), out_norm=False)
     return dict(options, drop_cls_token=True) if backbone.positions.cls_place != "none" else options
 
 
@@ -44,7 +36,7 @@ register_family(
         # the backward scan's parameters follow those of the forward scan
         trunk=(
             Rewrite(_from_detector, _to_detector),
-            *EMBEDDINGS,
+            *layers.EMBEDDINGS,
             Rename(".A_log", ".A_logs@0"),
             Rename(".A_b_log", ".A_logs@1"),
             Rename(".D", ".Ds@0"),
@@ -57,20 +49,27 @@ register_family(
             Rename(".dt_proj_b.{parameter}", ".dt_projs_{parameter}@1"),
         ),
         tasks={
-            "classification": CLASSIFICATION,
+            "classification": layers.CLASSIFICATION,
             # no norms of outputs
-            "dense": (*plain_dense(), Rename(None, "norm{k}.")),
+            "dense": (
+                *layers.DENSE,
+                *SIMPLE_FEATURE_PYRAMID,
+                *FEATURE2PYRAMID,
+                Rename(None, "norm{k}."),
+            ),
         },
-        linear=LINEAR,
+        linear=layers.LINEAR,
         container=("model",),
         # segmentors are mmsegmentation's, detectors Detectron2's
         dense_container=("state_dict", "model"),
-        count_parts=count_parts,
-        sign=rf"{MIXER}(A_b_log|D_b|(conv1d|x_proj|dt_proj)_b)(\.|$)",
-        scan=rf"{MIXER}A_logs?$",
+        count_parts=layers.count_parts,
+        sign=rf"{layers.MIXER}(A_b_log|D_b|(conv1d|x_proj|dt_proj)_b)(\.|$)",
+        scan=rf"{layers.MIXER}A_logs?$",
         variants=(dict(norm="ln"),),
         # the first Vim had its class token before all patches, and added scans up
-        read_options=partial(read_options, rope_options=dict(divide_out=False, cls_token="head")),
+        read_options=partial(
+            layers.read_options, rope_options=dict(divide_out=False, cls_token="head")
+        ),
         dense_options=_dense_options,
         cost=ScanCost(per_element=2),
     )

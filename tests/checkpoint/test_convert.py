@@ -10,24 +10,16 @@ from mmengine.runner import load_checkpoint
 
 import mmvssm.models
 from mmvssm.checkpoint import convert, to_original, write_checkpoint
+from mmvssm.families import FAMILIES
 from mmvssm.models import Vim
 from mmvssm.registry import MODELS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 #: A detector and a segmentor of every family.
 DENSE = [
-    "vmamba/mask-rcnn_vmamba-tiny-s1l8_fpn_1x_coco",
-    "vmamba/vmamba-tiny-s1l8_upernet_4xb4-160k_ade20k-512x512",
-    "efficient_vmamba/mask-rcnn_efficient-vmamba-tiny_fpn_1x_coco",
-    "efficient_vmamba/efficient-vmamba-tiny_upernet_4xb4-160k_ade20k-512x512",
-    "msvmamba/mask-rcnn_msvmamba-v3-tiny_fpn_1x_coco",
-    "msvmamba/msvmamba-nano_upernet_4xb4-160k_ade20k-512x512",
-    "local_vmamba/mask-rcnn_local-vmamba-tiny_fpn_1x_coco",
-    "local_vmamba/local-vmamba-tiny_upernet_4xb4-160k_ade20k-512x512",
-    "local_vim/mask-rcnn_local-vim-tiny_fpn_1x_coco",
-    "local_vim/local-vim-tiny_upernet_4xb4-160k_ade20k-512x512",
-    "vim/mask-rcnn_vim-tiny_fpn_1x_coco",
-    "vim/vim-tiny_upernet_4xb4-160k_ade20k-512x512",
+    f"{family}/{min(path.name for path in CONFIGS.glob(f'{family}/{pattern}.py'))}"
+    for family in FAMILIES
+    for pattern in ("mask-rcnn_*-tiny*", "*-tiny*_upernet_*")
 ]
 PLAIN = dict(embed_dims=16, num_layers=4)
 MICRO = dict(embed_dims=8, depths=(1, 1, 1, 1))
@@ -50,7 +42,7 @@ def classifier_of(kind, arch):
 
 @pytest.mark.parametrize("name", DENSE)
 def test_a_classifier_starts_the_models_of_the_configs(name):
-    config = Config.fromfile(CONFIGS / f"{name}.py").model.backbone
+    config = Config.fromfile(CONFIGS / name).model.backbone
     weights = classifier_of(config.type.removeprefix("mmvssm."), config.arch)
     content = "segmentor" if "upernet" in name else "detector"
     converted = convert(weights, to=content)

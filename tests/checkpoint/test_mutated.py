@@ -101,70 +101,49 @@ def call(function: bytes, *arguments: bytes) -> bytes:
 
 def hostile_operations(canary: Path) -> dict[str, bytes]:
     """Many ways of making the file ``canary`` when a pickle is loaded."""
-    command, code = text(f"touch {canary}"), text(f"open({str(canary)!r}, 'w')")
+    path, command = text(str(canary)), text(f"touch {canary}")
+    code = text(f"open({str(canary)!r}, 'w')")
     system = name_of("os", "system")
     namespace = call(name_of("argparse", "Namespace"))
+    touch = b"](" + text("touch") + path + b"e"
     called = {
-        "os.system": command,
-        "posix.system": command,
-        "nt.system": command,
-        "os.path.os.system": command,
-        "builtins.eval": code,
-        "builtins.exec": code,
-        "__builtin__.eval": code,
-        "builtins.compile": code + text("a") + text("exec"),
-        "builtins.__import__": text("antigravity"),
-        "builtins.open": text(str(canary)) + text("w"),
-        "_io.open": text(str(canary)) + text("w"),
-        "io.FileIO": text(str(canary)) + text("w"),
-        "subprocess.Popen": b"](" + text("touch") + text(str(canary)) + b"e",
-        "subprocess.check_output": b"](" + text("touch") + text(str(canary)) + b"e",
-        "runpy.run_path": text(str(canary)),
-        "runpy._run_code": code + b"}",
-        "ctypes.CDLL": text("libm.so.6"),
-        "importlib.import_module": text("antigravity"),
-        "sys.exit": text("bye"),
-        "torch.load": text(str(canary)),
-        "torch.serialization.load": text(str(canary)),
-        "torch.hub.load": text("a/b") + text("c"),
-        "torch.jit.load": text(str(canary)),
-        "torch.storage._load_from_bytes": b"C\x01.",
-        "torch.utils.cpp_extension.load_inline": text("a") + code,
-        "numpy.load": text(str(canary)),
-        "numpy.lib.npyio.load": text(str(canary)),
-        "numpy.testing._private.utils.runstring": code + b"}",
-        "pickle.loads": b"C\x01.",
-        "_pickle.loads": b"C\x01.",
-        "marshal.loads": b"C\x01N",
-        "types.FunctionType": code,
-        "types.CodeType": code,
-        "operator.attrgetter": text("system"),
-        "operator.methodcaller": text("system") + command,
-        "functools.reduce": system + b"](" + command + command + b"e",
-        "builtins.map": system + b"](" + command + b"e",
-        "timeit.timeit": code,
-        "code.InteractiveInterpreter": b"",
-        "pdb.run": code,
-        "bdb.Bdb": b"",
-        "pydoc.pipepager": text("a") + command,
-        "webbrowser.open": text("file:///"),
-        "pip.main": b"](" + text("install") + text("a") + b"e",
-        "pty.spawn": text("sh"),
-        "socket.create_connection": b"(" + text("localhost") + b"K\x01t",
-        "shutil.copyfile": text("/etc/hostname") + text(str(canary)),
-        "multiprocessing.Process": b"",
-        "asyncio.run": b"N",
-        "joblib.load": text(str(canary)),
-        "dill.loads": b"C\x01.",
-        "cloudpickle.loads": b"C\x01.",
-        "setuptools.setup": b"",
-        "distutils.spawn.spawn": b"](" + text("touch") + text(str(canary)) + b"e",
-        "copyreg.add_extension": text("os") + text("system") + b"K\x01",
-        "some_package.some_helper": command,
+        command: "os.system posix.system nt.system os.path.os.system some_package.some_helper",
+        code: "builtins.eval builtins.exec __builtin__.eval types.FunctionType types.CodeType"
+        " timeit.timeit pdb.run",
+        code + b"}": "runpy._run_code numpy.testing._private.utils.runstring",
+        path: "runpy.run_path torch.load torch.serialization.load torch.jit.load numpy.load"
+        " numpy.lib.npyio.load joblib.load",
+        path + text("w"): "builtins.open _io.open io.FileIO",
+        touch: "subprocess.Popen subprocess.check_output distutils.spawn.spawn",
+        b"C\x01.": "torch.storage._load_from_bytes pickle.loads _pickle.loads dill.loads"
+        " cloudpickle.loads",
+        b"C\x01N": "marshal.loads",
+        b"": "code.InteractiveInterpreter bdb.Bdb multiprocessing.Process setuptools.setup",
+        b"N": "asyncio.run",
+        code + text("a") + text("exec"): "builtins.compile",
+        text("antigravity"): "builtins.__import__ importlib.import_module",
+        text("libm.so.6"): "ctypes.CDLL",
+        text("bye"): "sys.exit",
+        text("a/b") + text("c"): "torch.hub.load",
+        text("a") + code: "torch.utils.cpp_extension.load_inline",
+        text("a") + command: "pydoc.pipepager",
+        text("system"): "operator.attrgetter",
+        text("system") + command: "operator.methodcaller",
+        system + b"](" + command + command + b"e": "functools.reduce",
+        system + b"](" + command + b"e": "builtins.map",
+        text("file:///"): "webbrowser.open",
+        b"](" + text("install") + text("a") + b"e": "pip.main",
+        text("sh"): "pty.spawn",
+        b"(" + text("localhost") + b"K\x01t": "socket.create_connection",
+        text("/etc/hostname") + path: "shutil.copyfile",
+        text("os") + text("system") + b"K\x01": "copyreg.add_extension",
     }
     kinds = {
-        name: call(name_of(*name.rsplit(".", 1)), arguments) for name, arguments in called.items()
+        name: call(name_of(*name.rsplit(".", 1)), arguments)
+        for arguments, names in called.items()
+        for name in names.split()
     }
+    get_attribute, popen = name_of("builtins", "getattr"), name_of("subprocess", "Popen")
     remembered = text("posix") + b"q\x900" + text("system") + b"q\x910"
     return {
         **kinds,
@@ -175,19 +154,17 @@ def hostile_operations(canary: Path) -> dict[str, bytes]:
             late_name_of("argparse", "Namespace.__init__.__globals__"), command
         ),
         "getattr of __import__": call(
-            name_of("builtins", "getattr"), name_of("builtins", "__import__"), text("__call__")
+            get_attribute, name_of("builtins", "__import__"), text("__call__")
         ),
-        "getattr of a module": call(
-            call(name_of("builtins", "getattr"), name_of("argparse", "_os"), text("system")),
-            command,
-        ),
-        "getattr of a method": call(
-            call(name_of("builtins", "getattr"), name_of("a", "Class"), text("run")), command
-        ),
-        "getattr of a value": call(name_of("builtins", "getattr"), b"]", text("__class__")),
-        "getattr of an object, called": call(
-            call(name_of("builtins", "getattr"), namespace, text("__init__")), command
-        ),
+        **{
+            f"getattr of {kind}": call(call(get_attribute, owner, text(name)), command)
+            for kind, owner, name in (
+                ("a module", name_of("argparse", "_os"), "system"),
+                ("a method", name_of("a", "Class"), "run"),
+                ("an object, called", namespace, "__init__"),
+            )
+        },
+        "getattr of a value": call(get_attribute, b"]", text("__class__")),
         "object called": call(namespace, command),
         "partial of os.system": call(call(name_of("functools", "partial"), system, command)),
         "partial called": call(call(name_of("functools", "partial"), name_of("a", "B"))),
@@ -195,11 +172,9 @@ def hostile_operations(canary: Path) -> dict[str, bytes]:
         "INST": b"(" + command + b"ios\nsystem\n",
         "OBJ": b"(" + system + command + b"o",
         "OBJ of a function": b"(" + name_of("a", "run") + command + b"o",
-        "NEWOBJ": name_of("subprocess", "Popen") + command + b"\x85\x81",
-        "NEWOBJ_EX": name_of("subprocess", "Popen") + command + b"\x85}\x92",
-        "copyreg.__newobj__": call(
-            name_of("copyreg", "__newobj__"), name_of("subprocess", "Popen"), command
-        ),
+        "NEWOBJ": popen + command + b"\x85\x81",
+        "NEWOBJ_EX": popen + command + b"\x85}\x92",
+        "copyreg.__newobj__": call(name_of("copyreg", "__newobj__"), popen, command),
         "BUILD of a class": name_of("torch.nn", "Module") + b"}" + text("forward") + b"Nsb",
         "BUILD of a module": name_of("sys", "modules") + b"}" + text("os") + b"Nsb",
         "state that is called": namespace + b"}" + text("a") + call(system, command) + b"sb",
@@ -364,16 +339,13 @@ def mutated_files(folder: Path, count: int, seed: int = 0) -> Iterator[Mutated]:
     safe = (folder / "honest.safetensors").read_bytes()
     serial = itertools.count()
 
-    def new_path(suffix: str = ".pth") -> Path:
-        return folder / f"{next(serial):05d}{suffix}"
-
     def write(changed: bytes, kind: str, expected: str, suffix: str = ".pth") -> Mutated:
-        path = new_path(suffix)
+        path = folder / f"{next(serial):05d}{suffix}"
         path.write_bytes(changed)
         return Mutated(path, kind, expected)
 
     def write_zip(changed: bytes, kind: str, expected: str) -> Mutated:
-        path = new_path()
+        path = folder / f"{next(serial):05d}.pth"
         save_zip(path, changed, members)
         return Mutated(path, kind, expected)
 
@@ -398,23 +370,16 @@ def mutated_files(folder: Path, count: int, seed: int = 0) -> Iterator[Mutated]:
         yield write_zip(with_entry(pickled, operations), kind, "any")
     for kind, changed in mutated_archives(members).items():
         yield write(changed, kind, "any" if kind == "paths" else "refused")
-    ways = {
-        "zip": lambda: write(shuffle_bytes(data, rng), "bytes of an archive", "any"),
-        "pickle": lambda: write_zip(shuffle_bytes(pickled, rng), "bytes of a pickle", "any"),
-        "numbers": lambda: write_zip(change_numbers(pickled, rng), "numbers of tensors", "any"),
-        "old": lambda: write(shuffle_bytes(old, rng), "bytes of the old format", "any"),
-        "old numbers": lambda: write(
-            before + change_numbers(old_pickled, rng) + behind, "numbers of the old format", "any"
-        ),
-        "safetensors": lambda: write(
-            shuffle_bytes(safe, rng), "bytes of safetensors", "any", ".safetensors"
-        ),
-        "header": lambda: write(
-            shuffle_bytes(safe[:400], rng) + safe[400:], "header of safetensors", "any",
-            ".safetensors",
-        ),
-    }  # fmt: skip
-    for make in itertools.islice(itertools.cycle(ways.values()), count):
+    ways = (
+        lambda: write(shuffle_bytes(data, rng), "bytes of an archive", "any"),
+        lambda: write_zip(shuffle_bytes(pickled, rng), "bytes of a pickle", "any"),
+        lambda: write_zip(change_numbers(pickled, rng), "numbers of tensors", "any"),
+        lambda: write(shuffle_bytes(old, rng), "bytes of the old format", "any"),
+        lambda: write(before + change_numbers(old_pickled, rng) + behind, "old numbers", "any"),
+        lambda: write(shuffle_bytes(safe, rng), "bytes of safetensors", "any", ".safetensors"),
+        lambda: write(shuffle_bytes(safe[:400], rng) + safe[400:], "header", "any", ".safetensors"),
+    )
+    for make in itertools.islice(itertools.cycle(ways), count):
         yield make()
 
 

@@ -67,20 +67,8 @@ class Outer:
 
 Pair = collections.namedtuple("Pair", "a b")
 
-PLAIN = [
-    None,
-    True,
-    -5,
-    1 << 200,
-    1.5,
-    float("inf"),
-    "äö☃\n",
-    "",
-    [1, [2]],
-    (1, (2, 3), ()),
-    {"a": {1: 2.5, None: False, 3: ()}},
-    torch.bfloat16,
-]
+PLAIN = [None, True, -5, 1 << 200, 1.5, float("inf"), "äö☃\n", "", torch.bfloat16]
+PLAIN += [[1, [2]], (1, (2, 3), ()), {"a": {1: 2.5, None: False, 3: ()}}]
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -104,67 +92,32 @@ def test_dicts_of_other_classes(protocol):
     assert again[0] is again[1] and list(again[0]) == ["b", "a"]
 
 
-OBJECTS = {
-    "options": Options(dict(a=Options(dict(b=1)))),
-    "small options": small_options(a=1),
-    "namespace": argparse.Namespace(lr=1, names=["a"]),
-    "simple namespace": types.SimpleNamespace(a=1),
-    "log buffer": HistoryBuffer([1.0, 2.0], [1, 1]),
-    "MMEngine's config": Config(dict(a=dict(b=1))),
-    "MMEngine's dict": ConfigDict(a=dict(b=[1])),
-    "set": {1, "a"},
-    "frozen set": frozenset((1, 2.5)),
-    "complex number": 1 + 2j,
-    "size": torch.Size([1, 2]),
-    "device": torch.device("cuda", 1),
-    "array": np.arange(5.0),
-    "array of columns": np.asfortranarray(np.ones((2, 3))),
-    "array of objects": np.array([1, "a", None], dtype=object),
-    "masked array": np.ma.array([1, 2], mask=[0, 1]),
-    "number of numpy": np.float64(1.5),
-    "type of numpy": np.dtype("f4"),
-    "class of numpy": np.float32,
-    "random state": np.random.RandomState(0),
-    "random generator": np.random.default_rng(0),
-    "Python's random state": random.Random(0),
-    "partial": functools.partial(nn.LayerNorm, eps=1e-6),
-    "partial of a function": functools.partial(nn.functional.gelu, approximate="tanh"),
-    "function": nn.functional.relu,
-    "class": nn.SiLU,
-    "network": nn.SiLU(),
-    "slice": slice(1, 2),
-    "range": range(5),
-    "iterator": iter([1, 2]),
-    "endless iterator": itertools.count(3),
-    "deque": collections.deque([1], maxlen=3),
-    "pair": Pair(1, 2),
-    "member": Color.RED,
-    "flag": Mode.A,
-    "flags": Mode.A | Mode.B,
-    "object of an inner class": Outer.Inner(),
-    "inner class": Outer.Inner,
-    "method": Outer.Inner().method,
-    "path": pathlib.Path("/a/b"),
-    "time": datetime.datetime(2024, 1, 2, tzinfo=datetime.timezone.utc),
-    "duration": datetime.timedelta(1),
-    "decimal": decimal.Decimal("1.5"),
-    "uuid": uuid.UUID(int=5),
-    "pattern": re.compile("a+"),
-    "logger": logging.getLogger("a"),
-    "type of a value": typing.Optional[int],  # noqa: UP045
-    "list of a type": list[int],
-    "type of None": type(None),
-    "ellipsis": ...,
-    "error": ValueError("a"),
-}
+#: Options, logs and configs of trainings, plain collections, and what stands for values of torch.
+OBJECTS = [Options(dict(a=Options(dict(b=1)))), small_options(a=1), HistoryBuffer([1.0], [1])]
+OBJECTS += [argparse.Namespace(lr=1, names=["a"]), types.SimpleNamespace(a=1)]
+OBJECTS += [Config(dict(a=dict(b=1))), ConfigDict(a=dict(b=[1]))]
+OBJECTS += [{1, "a"}, frozenset((1, 2.5)), 1 + 2j, slice(1, 2), range(5), ..., ValueError("a")]
+OBJECTS += [iter([1, 2]), itertools.count(3), collections.deque([1], maxlen=3), Pair(1, 2)]
+OBJECTS += [torch.Size([1, 2]), torch.device("cuda", 1), nn.functional.relu, nn.SiLU, nn.SiLU()]
+OBJECTS += [functools.partial(nn.LayerNorm, eps=1e-6)]
+OBJECTS += [functools.partial(nn.functional.gelu, approximate="tanh")]
+#: Of numpy, and random states.
+OBJECTS += [np.arange(5.0), np.asfortranarray(np.ones((2, 3))), np.ma.array([1, 2], mask=[0, 1])]
+OBJECTS += [np.array([1, "a", None], dtype=object), np.float64(1.5), np.dtype("f4"), np.float32]
+OBJECTS += [np.random.RandomState(0), np.random.default_rng(0), random.Random(0)]
+#: Of the standard library, and classes within classes.
+OBJECTS += [Color.RED, Mode.A, Mode.A | Mode.B, Outer.Inner(), Outer.Inner, Outer.Inner().method]
+OBJECTS += [datetime.datetime(2024, 1, 2, tzinfo=datetime.timezone.utc), datetime.timedelta(1)]
+OBJECTS += [pathlib.Path("/a/b"), decimal.Decimal("1.5"), uuid.UUID(int=5), re.compile("a+")]
+OBJECTS += [logging.getLogger("a"), typing.Optional[int], list[int], type(None)]  # noqa: UP045
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("kind", OBJECTS)
-def test_honest_objects_become_inert(kind, protocol):
+@pytest.mark.parametrize("value", OBJECTS, ids=lambda value: type(value).__name__)
+def test_honest_objects_become_inert(value, protocol):
     """Beside values that are kept."""
     try:
-        data = pickle.dumps(["before", OBJECTS[kind], "behind"], protocol)
+        data = pickle.dumps(["before", value, "behind"], protocol)
     except (TypeError, pickle.PicklingError, AttributeError):
         pytest.skip("Python does not store it in this protocol")
     before, value, behind = run(data)
@@ -222,49 +175,31 @@ def test_number_of_operations():
         run(b"N0" * (MAX_OPERATIONS // 2) + b"N.")
 
 
-@pytest.mark.parametrize(
-    ("module", "name"),
-    [
-        ("os", "environ"),
-        ("posix", "system"),
-        ("builtins", "eval"),
-        ("__builtin__", "execfile"),
-        ("importlib.util", "find_spec"),
-        ("builtins", "print"),
-        ("subprocess", "Popen"),
-        ("logging", "os.system"),
-        ("types", "FunctionType"),
-        ("a", "Class.__init__.__globals__"),
-    ],
-)
-def test_references_that_run_things(module, name):
+#: Names of modules and of what is in them.
+RUNNING = """
+    os:environ posix:system builtins:eval __builtin__:execfile importlib.util:find_spec
+    builtins:print subprocess:Popen logging:os.system types:FunctionType
+    a:Class.__init__.__globals__
+"""
+OF_OBJECTS = """
+    yacs.config:CfgNode osmnx:Graph timm.models._registry:_Entry torch._utils:_rebuild_qtensor
+    numpy.core.multiarray:_reconstruct types:SimpleNamespace operator:getitem
+"""
+OF_FUNCTIONS = """
+    torch.nn.functional:relu torch:load torch.hub:load numpy:load logging.config:dictConfig
+    a:Class.method numpy.core.multiarray:fromfile torch._utils:_import_dotted_name a:
+"""
+
+
+@pytest.mark.parametrize("origin", RUNNING.split())
+def test_references_that_run_things(origin):
     with pytest.raises(HostileFileError, match="nothing was run"):
-        Reference(module, name)
+        Reference(*origin.split(":"))
 
 
-@pytest.mark.parametrize(
-    ("module", "name", "is_harmless"),
-    [
-        ("yacs.config", "CfgNode", True),
-        ("osmnx", "Graph", True),  # not os
-        ("timm.models._registry", "_Entry", True),
-        ("torch.nn.functional", "relu", False),
-        ("torch", "load", False),
-        ("torch.hub", "load", False),
-        ("numpy", "load", False),
-        ("logging.config", "dictConfig", False),
-        ("a", "Class.method", False),
-        ("numpy.core.multiarray", "_reconstruct", True),
-        ("numpy.core.multiarray", "fromfile", False),
-        ("torch._utils", "_rebuild_qtensor", True),
-        ("torch._utils", "_import_dotted_name", False),
-        ("types", "SimpleNamespace", True),
-        ("operator", "getitem", True),
-        ("a", "", False),
-    ],
-)
-def test_references_of_objects(module, name, is_harmless):
-    assert Reference(module, name).is_harmless == is_harmless
+@pytest.mark.parametrize("origin", [*OF_OBJECTS.split(), *OF_FUNCTIONS.split()])
+def test_references_of_objects(origin):
+    assert Reference(*origin.split(":")).is_harmless == (origin in OF_OBJECTS.split())
 
 
 def test_names_in_messages_are_tame():

@@ -1,0 +1,160 @@
+"""Released weights of every variant: their names, network, family and arch, by its list of keys."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmvssm.checkpoint import ArchError, KeyMap, convert, find_arch, find_family, map_state_dict
+from mmvssm.checkpoint.recognise import MixedFamiliesError, UnknownFamilyError, shapes_of
+from mmvssm.families import FAMILIES
+from mmvssm.families.key_map import release_names
+from verifier import READERS, Case
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+LISTS = {f"{file.parts[-3]}/{file.stem}": file for file in sorted(GOLDEN.glob("*/keys/*.json"))}
+#: Lists of networks without a name here; those of `BY_OPTIONS` follow from a named one.
+BY_OPTIONS = {"vim_tiny_rope_headcls", "vim_tiny_rope_nocls", "vim_small_rope_nocls"}
+BY_OPTIONS |= {"local_vim_tiny_wo_search"}
+UNNAMED = {"vmamba_tiny_m2", "vmamba_small_m2", "vmamba_base_m2", "v3_gated_mini"}
+UNNAMED |= {"small_yaml96", "tiny_mlp_v2down", *BY_OPTIONS}
+#: What only classifiers have, in the names of all releases.
+CLASSIFIER = ("classifier.", "norm.", "head.", "norm_f.", "cls_token")
+by_list = pytest.mark.parametrize("name", LISTS)
+
+
+def family_of(name):
+    folder, _, file = name.partition("/")
+    local = "local_vim" if file.startswith("local_vim") else "local_vmamba"
+    return FAMILIES[local if folder == "local_mamba" else folder]
+
+
+def arch_of(name):
+    """Our name of the variant, which follows from the authors'; None for one without a name."""
+    file = name.partition("/")[2]
+    if file in UNNAMED:
+        return None
+    arch = re.sub(r"^(vmambav2|vim|local_vim|local_vssm)_", "", file).removesuffix("_renamed")
+    arch = arch.replace("vmambav0", "v0").replace("middle_cls_token", "mid_cls")
+    return arch.replace("_", "-")
+
+
+def read(name):
+    """Tensors without values, as a file of the list has them."""
+    return {
+        key: torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
+        for key, shape, dtype in Case(LISTS[name]).meta["state_dict"]
+    }
+
+
+def filled(tensors):
+    """Random tensors of the same keys and types, no side of them longer than 2."""
+    return {
+        key: torch.randint(2**20, [min(side, 2) for side in value.shape]).to(value.dtype)
+        for key, value in tensors.items()
+    }
+
+
+def kinds(tensors):
+    return {key: (value.shape, value.dtype) for key, value in tensors.items()}
+
+
+def assert_there_and_back(released, family, task):
+    names = release_names(released, family)
+    there = map_state_dict(released, family, task)
+    again = KeyMap(family, task).to_original(there, names=names)
+    assert kinds(again) == kinds(released)
+    if not any(value.is_meta for value in released.values()):
+        assert all(torch.equal(again[key], value) for key, value in released.items())
+
+
+def test_every_variant_has_a_list():
+    named = {(family_of(name).name, arch_of(name)) for name in LISTS if arch_of(name)}
+    archs = {(f.name, arch) for f in FAMILIES.values() for arch in f.backbone.arch_settings}
+    assert named == archs
+    assert {name.partition("/")[2] for name in LISTS} >= UNNAMED
+
+
+@by_list
+def test_classifiers_come_back(name):
+    """Keys, shapes, types and values of every list come back as they were."""
+    released, family = read(name), family_of(name)
+    is_old = name.startswith("vmamba/vmambav0") and not name.endswith("_renamed")
+    assert release_names(released, family) == ("first-release" if is_old else "current")
+    assert_there_and_back(released, family, "classification")
+    assert_there_and_back(filled(released), family, "classification")
+
+
+@by_list
+def test_detectors_and_segmentors_come_back(name):
+    """The backbone is called the same behind its prefix; heads and necks of the library stay."""
+    family = family_of(name)
+    dense = {key: value for key, value in read(name).items() if not key.startswith(CLASSIFIER)}
+    out_norm = {"local_vim": "outnorm_{}", "vim": None}.get(family.name, "outnorm{}")
+    for i in (0, 1, 3) if out_norm else ():
+        dense |= {f"{out_norm.format(i)}.{p}": torch.empty(4) for p in ("weight", "bias")}
+    dense = {f"backbone.{key}": value for key, value in dense.items()}
+    heads = "neck.lateral_convs.0.conv.weight", "decode_head.norm.weight", "roi_head.mlp.fc1.bias"
+    dense |= dict.fromkeys(heads, torch.empty(4))
+    assert_there_and_back(filled(dense), family, "dense")
+
+
+@by_list
+def test_networks(name):
+    """Keys, shapes and numbers of parameters are those of our model, and in its docstring."""
+    case, arch = Case(LISTS[name]), arch_of(name)
+    spec = READERS[name.partition("/")[0]](case)
+    with torch.device("meta"):
+        model = spec.build("classification")
+    mapped = map_state_dict(read(name), spec.family, "classification")
+    assert shapes_of(mapped) == shapes_of(model.state_dict())
+    count = case.meta["num_params"]
+    assert sum(p.numel() for p in model.parameters()) == count
+    if arch is not None:
+        (row,) = re.findall(rf"^ *``{arch}``  .*$", type(model.backbone).__doc__, re.MULTILINE)
+        assert f"{count:,}".replace(",", " ") in row
+
+
+@by_list
+def test_recognition(name):
+    """Named networks, and those that options give, are found; others ask for a config."""
+    weights, family, arch = read(name), family_of(name), arch_of(name)
+    mapped = map_state_dict(weights, family)
+    if arch is None and name.partition("/")[2] not in BY_OPTIONS:
+        with pytest.raises((ArchError, UnknownFamilyError), match=r"--arch CONFIG.py|--import"):
+            convert(weights)
+        return
+    assert find_family(weights) is find_family(mapped) is family
+    given = {
+        k.removeprefix("backbone."): v for k, v in shapes_of(mapped).items() if "head" not in k
+    }
+    found = find_arch(given, family)
+    assert found.shapes() == given
+    if arch is not None:
+        assert arch in (found.arch, *found.others)
+        assert found.options == ({} if "vim" in family.name else dict(out_indices=(3,)))
+
+
+@pytest.mark.parametrize("prefix", ["", "backbone.", "backbone.net."])
+@pytest.mark.parametrize("name", ["vmamba/vmambav0_tiny", "vim/vim_tiny", "msvmamba/v3_tiny"])
+def test_families_of_detectors(prefix, name):
+    keys = [prefix + key for key in read(name)]
+    keys += ["neck.layers.0.mixer.attn.weight", "decode_head.layers.0.blocks.0.conv_branch.weight"]
+    keys += ["backbone.fpn1.0.weight", "backbone.simfp_2.0.weight"]
+    assert find_family(keys) is family_of(name)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("vmamba/vmambav0_tiny", "vim/vim_tiny"),
+        ("vmamba/vmambav2_tiny_s1l8", "msvmamba/nano"),
+        ("vim/vim_tiny", "local_mamba/local_vim_tiny"),
+        ("msvmamba/v3_tiny", "efficient_vmamba/tiny"),
+    ],
+)
+def test_mixed_families(first, second):
+    with pytest.raises(MixedFamiliesError, match=r"mix families: (\w+) \(.+\) and (\w+) \(") as e:
+        find_family([*read(first), *read(second)])
+    assert all(f"{family_of(name).name} (layers." in str(e.value) for name in (first, second))

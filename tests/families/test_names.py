@@ -50,7 +50,7 @@ def micro(family, **options):
     [
         ("vmamba", {}),
         ("vmamba", dict(downsample="patch_merge", stem="patch", mixer=dict(gate=True))),
-        ("vmamba", dict(mixer=dict(type="ScalarDecaySS2D", conv_bias=True))),
+        ("vmamba", dict(mixer=dict(type="ScalarDecaySS2D", conv_bias=True, ssm_init="v2"))),
         ("vmamba", dict(mixer=dict(out_norm="dwconv3"))),
         ("vmamba", dict(mixer=dict(out_norm="cnorm"))),
         ("vmamba", dict(mixer=dict(out_norm="sigmoid"), norm="bn", pos_embed=True)),

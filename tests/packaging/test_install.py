@@ -132,6 +132,7 @@ def test_wheel_holds_package_and_shared_files_only(wheel):
     for shared in (f"configs/{DEMO}", "configs/vmamba/metafile.yml", "tools/train.py",
                    "tools/dist_train.sh", "model-index.yml"):  # fmt: skip
         assert f"mmvssm/.mim/{shared}" in names
+    assert "mmvssm/py.typed" in names
     # its code is part of the tests
     assert "mmvssm/.mim/tools/verify_golden.py" not in names
 

@@ -106,6 +106,22 @@ FIRST_RELEASE = """
     norm.weight  norm.weight  decode_head.ln_1.bias  decode_head.ln_1.bias
     neck.layers.0.op.weight                    neck.layers.0.op.weight
 """
+#: Its backbone holds the network as `net`, and the pyramid beside it.
+VIM_DETECTOR = """
+    backbone.net.layers.0.norm.weight          backbone.layers.0.norm.weight
+    backbone.net.rope.freqs_cos                backbone.rope.freqs_cos
+    backbone.simfp_2.1.bias                    neck.levels.x4.deconv_norm.bias
+    backbone.simfp_3.2.norm.bias               neck.levels.x2.norm2.bias
+    backbone.simfp_4.0.norm.weight             neck.levels.x1.norm1.weight
+    backbone.simfp_5.1.weight                  neck.levels.x0_5.conv1.weight
+    roi_heads.box_head.conv1.norm.weight       roi_heads.box_head.conv1.norm.weight
+"""
+VIM_SEGMENTOR = """
+    backbone.layers.0.norm.weight              backbone.layers.0.norm.weight
+    backbone.fpn1.0.weight                     neck.upsample_4x.0.weight
+    backbone.fpn1.3.weight                     neck.upsample_4x.3.weight
+    backbone.fpn2.0.bias                       neck.upsample_2x.0.bias
+"""
 #: Its pyramid is a neck, with norms of a class without a short name; so are its heads'.
 LOCAL_VIM_DETECTOR = """
     backbone.outnorm_0.weight                  backbone.norm0.weight
@@ -129,6 +145,8 @@ OTHER_NECK = """
     ("family", "names", "keys"),
     [
         *((family, "first-release", FIRST_RELEASE) for family in HIERARCHICAL),
+        ("vim", "current", VIM_DETECTOR),
+        ("vim", "current", VIM_SEGMENTOR),
         ("local_vim", "current", LOCAL_VIM_DETECTOR),
         ("local_vim", "current", OTHER_NECK),
     ],

@@ -13,14 +13,24 @@ from pathlib import Path
 from mmengine.config.utils import MODULE2PACKAGE
 
 from .options import add_options
+from .scheme import register_scheme
 from .version import __version__
+from .zoo import get_model, list_models
 
 # mmengine resolves ``_base_ = 'mmvssm::...'`` only for packages of this table.
 # The value is looked up as a distribution, then as a module whose folder is
 # taken: a submodule name gives the right folder in wheel and editable installs.
 MODULE2PACKAGE.setdefault("mmvssm", "mmvssm.version")
+register_scheme()
 
-__all__ = ["__version__", "add_options", "config_path"]
+__all__ = [
+    "__version__",
+    "add_options",
+    "config_path",
+    "get_model",
+    "list_models",
+    "register_scheme",
+]
 
 
 def config_path(name: str) -> str:

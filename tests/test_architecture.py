@@ -10,7 +10,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "mmvssm"
 MAY_IMPORT = {
     "ops": set(),
     "models": {"ops"},
-    "engine": {"models"},
+    "engine": {"hub", "models"},
+    "hub": {"checkpoint", "families"},
     "families": {"models", "ops"},
     "checkpoint": {"families", "models", "ops"},
     "analysis": {"families", "models", "ops"},

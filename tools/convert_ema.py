@@ -268,7 +268,8 @@ def describe(converted: Converted, checkpoint: Checkpoint) -> Iterator[str]:
         if other.place != weights.place
     ]
     also = f"; the file also has {', '.join(others)}" if others else ""
-    yield f"took     {kinds[weights.kind]} from {weights.place}{also}"
+    below = f", behind the prefix {printable(weights.prefix)!r}" if weights.prefix else ""
+    yield f"took     {kinds[weights.kind]} from {weights.place}{below}{also}"
     options = "".join(f", {name}={value!r}" for name, value in found.options.items())
     yield f"found    {found.family.type}, arch={found.arch!r}{options}: a {converted.source}"
     if found.others:

@@ -105,6 +105,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
     runtime.require_packages(cfg)
     runtime.set_up_optimization(cfg, args)
     require_data(cfg, *loaders)
+    cli.require_weights(cfg)
     if args.no_persistent_workers:
         for name in loaders:
             if cfg.get(name) is not None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mmvssm import config_path
 from mmvssm.families import FAMILIES, Family
+from mmvssm.families.key_map import POS_GRID
 from mmvssm.messages import join_names
 from mmvssm.models.backbones.plain import PlainBackbone
 from mmvssm.models.layers.tokens import CLASS_TOKENS
@@ -98,14 +99,20 @@ class Found:
         return shapes_of(self.build().state_dict())
 
     def differences(self, given: Shapes) -> Differences:
-        """Compare shapes of weights, whose tables may lack the rows of dropped class tokens."""
+        """Compare shapes of weights, whose tables may lack the rows of dropped class tokens.
+
+        Nor need they say the grid of a table.
+        """
         table = given.get("pos_embed", ())
         if self.options.get("drop_cls_token") and len(table) == 3:
             model = self.build()
             if isinstance(model, PlainBackbone) and model.positions.lacks_cls_rows(table[1]):
                 rows = table[1] + CLASS_TOKENS[model.positions.cls_place]
                 given = {**given, "pos_embed": (table[0], rows, table[2])}
-        return compare(given, self.shapes())
+        wanted = self.shapes()
+        if POS_GRID in wanted and "pos_embed" in given:
+            given = {POS_GRID: wanted[POS_GRID], **given}
+        return compare(given, wanted)
 
     def with_outputs_of(self, given: Shapes) -> Found:
         """Return the same network with the outputs and the image size of weights."""
@@ -145,7 +152,11 @@ def find_arch(given: Shapes, family: Family, name: str | None = None) -> Found:
         )
 
     # images are usually of multiples of 32 pixels
-    fits.sort(key=lambda fit: (len(fit.options), fit.options.get("img_size", 0) % 32 > 0))
+    def is_odd(found: Found) -> bool:
+        size = found.options.get("img_size", 0)
+        return any(side % 32 for side in (size if isinstance(size, tuple) else (size,)))
+
+    fits.sort(key=lambda found: (len(found.options), is_odd(found)))
     best, *rest = fits
     others = tuple(fit.arch for fit in rest if len(fit.options) == len(best.options))
     return replace(best, others=others)

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from torch import Tensor
 
 from mmvssm.families import Family, find_declared
-from mmvssm.families.key_map import NAMES, PREFIX, KeyMap, release_names
+from mmvssm.families.key_map import NAMES, POS_GRID, PREFIX, KeyMap, release_names
 from mmvssm.files import Progress
 from mmvssm.messages import join_names, printable
 from mmvssm.models.layers.tokens import cls_positions, remove_tokens
@@ -199,7 +199,7 @@ def _identify(
 
 def fit(selected: Selected, renamed: Renamed, found: Found) -> Fitted:
     """Make what is asked for of the backbone; output norms that the file lacks start anew."""
-    ours, content = renamed.kept, selected.content
+    ours, content = _with_grid(renamed.kept, found), selected.content
     if content in (selected.source, "backbone"):
         return Fitted(found, ours)
     kept = {k: v for k, v in found.options.items() if k not in ("out_indices", "out_norm")}
@@ -212,6 +212,22 @@ def fit(selected: Selected, renamed: Renamed, found: Found) -> Fitted:
         new = {k: torch.full(v.shape, float(k.endswith("weight"))) for k, v in norms.items()}
     state_dict = {key: new[key] if key in new else ours[key] for key in wanted}
     return Fitted(found, state_dict, tuple(new))
+
+
+def _with_grid(ours: dict[str, Tensor], found: Found) -> dict[str, Tensor]:
+    """Note the grid of a position embedding in a file that does not say it."""
+    key = PREFIX + POS_GRID
+    wanted = found.build().state_dict(prefix=PREFIX) if POS_EMBED in ours else {}
+    if key in ours or key not in wanted:
+        return ours
+    height, width, _ = wanted[key].shape
+    if "img_size" in found.options:
+        warnings.warn(
+            "the file does not say the grid of its position embedding, which is taken for"
+            f" {height}x{width} patches",
+            stacklevel=3,
+        )
+    return {**ours, key: torch.empty(height, width, 0)}
 
 
 def cast(fitted: Fitted, dtype: str | None, progress: Progress) -> dict[str, Tensor]:

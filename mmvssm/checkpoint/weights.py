@@ -24,6 +24,10 @@ WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
 AVERAGED = "n_averaged"
 #: Counters that profilers and averages leave among the weights.
 COUNTERS = re.compile(rf"(^|\.)total_(ops|params)$|^{AVERAGED}$")
+#: The first names of a backbone, and what training code of others may have put before them.
+_BACKBONE = re.compile(
+    r"((?:\w+\.)*?)(?:backbone\.)?(?:net\.)?(?:patch_embed|layers\.0|stages\.0)\."
+)
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,20 @@ class Weights:
     entry: Any = field(repr=False)
 
     @cached_property
+    def prefix(self) -> str:
+        """What code of others has put before all names of the network, such as ``model.``."""
+        matches = (_BACKBONE.match(WRAPPERS.sub("", name)) for name in _tensors(self.entry))
+        found = {match[1] for match in matches if match}
+        if len(found) > 1 and "" not in found:
+            raise ValueError(f"{self.place} holds several networks, in {join_names(sorted(found))}")
+        return found.pop() if len(found) == 1 else ""
+
+    @cached_property
     def tensors(self) -> dict[str, Tensor]:
-        """Tensors by name, without counters and the prefixes of wrappers such as ``module.``."""
+        """Tensors by name, without counters, wrappers such as ``module.``, and :attr:`prefix`.
+
+        Those that are outside of the prefix are left out.
+        """
         found = _tensors(self.entry)
         entry = self.entry if isinstance(self.entry, Mapping) else {}
         if unread := [name for name, value in entry.items() if isinstance(value, Inert)]:
@@ -44,6 +60,9 @@ class Weights:
         plain: dict[str, Tensor] = {}
         for name, value in found.items():
             short = WRAPPERS.sub("", name)
+            if not short.startswith(self.prefix):
+                continue
+            short = short.removeprefix(self.prefix)
             if short in plain:
                 raise ValueError(f"{self.place} holds {printable(short)} twice, see 'module.'")
             if not COUNTERS.search(short):

@@ -28,7 +28,9 @@ from mmengine.runner import Runner
 from mmengine.runner.checkpoint import find_latest_checkpoint
 from torch import distributed, nn
 
+from mmvssm.hub import ReleasedFileError, fetch
 from mmvssm.options import option_names, read_option
+from mmvssm.scheme import SCHEME
 
 LIBRARIES = ("mmpretrain", "mmdet", "mmseg")
 _DICT = re.compile(r"dict\(.*\)|\{.*:.*\}", re.DOTALL)
@@ -164,9 +166,35 @@ def set_work_dir(cfg: Config, args: argparse.Namespace) -> None:
 
 
 def require_checkpoint(path: str) -> None:
-    """Check that a local checkpoint exists; URLs are left to MMEngine."""
-    if "://" not in path and not os.path.isfile(path):
+    """Check that a checkpoint is there, and get one that is named ``mmvssm://NAME``.
+
+    URLs are left to MMEngine.
+    """
+    if path.startswith(SCHEME):
+        try:
+            fetch(path)
+        except (ValueError, ReleasedFileError) as error:
+            fail(str(error))
+    elif "://" not in path and not os.path.isfile(path):
         fail(f"there is no checkpoint file {path!r}")
+
+
+def require_weights(cfg: Config) -> None:
+    """Get all checkpoints named ``mmvssm://NAME`` that a training starts from."""
+    for name in {cfg.get("load_from"), *_checkpoints_in(cfg.model)}:
+        if name is not None and name.startswith(SCHEME):
+            require_checkpoint(name)
+
+
+def _checkpoints_in(node: object) -> Iterator[str]:
+    """Yield what the entries ``checkpoint`` below ``node`` name, as those of init_cfg."""
+    if isinstance(node, dict):
+        if isinstance(node.get("checkpoint"), str):
+            yield node["checkpoint"]
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for value in node:
+            yield from _checkpoints_in(value)
 
 
 def require_place(path: Path) -> None:

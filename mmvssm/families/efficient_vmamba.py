@@ -5,7 +5,7 @@ from collections.abc import Collection
 
 from mmvssm.models.backbones.efficient_vmamba import EfficientVMamba
 
-from .family import Family, register_family
+from .family import Family, Released, register_family
 from .rules import Rename, Rewrite, has
 from .stages import FIRST_RELEASE, STEM_AND_STAGES, TASKS, read_options
 
@@ -39,6 +39,7 @@ def _is_expansion(name: str, stage: str) -> bool:
     return name.startswith(f"stages.{stage}.blocks.") and name.endswith(".expand.weight")
 
 
+_LOGS = "https://github.com/TerryPei/EfficientVMamba/releases/download/v1.0.0/log_efficient_vmamba"
 _inverted_residual = has(".blocks.{j}.", "expand.weight")
 
 _TRUNK = (
@@ -73,5 +74,13 @@ register_family(
         read_options=read_options,
         sign=r"layers\.\d+\.\d+\.conv_(pw|dw|pw2)\."
         r"|\.blocks\.\d+\.(conv_branch|se|mixer\.conv_branch|mixer\.ss2d|expand|project)\.",
+        released=tuple(
+            Released(
+                f"efficient-vmamba-{arch}_8xb128_in1k",
+                page=f"https://huggingface.co/TerryPei/EfficientVMamba-{arch.capitalize()}",
+                logs=(f"{_LOGS}_{arch}.txt",),
+            )
+            for arch in ("tiny", "small", "base")
+        ),
     )
 )

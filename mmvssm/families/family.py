@@ -18,10 +18,32 @@ Shapes = Mapping[str, Sequence[int]]
 
 @dataclass(frozen=True)
 class Released:
-    """A file that the authors released at ``url``, for our config of this name without ``.py``."""
+    """A file of weights that the authors published.
+
+    Attributes:
+        config: Name of our config for its model, without ``.py``.
+        url: Where it can be downloaded; None if the authors have only a page for it.
+        page: Page on which it is found by hand: a folder of a drive, the page of a model.
+        weights: Which of its weights the published result is of, ``'ema'`` (averages) or
+            ``'online'`` (as trained); ``'auto'`` for averages where it has some.
+        variant: What tells it from another file of the same config, such as ``'dp05'``.
+        result: Its published result, where it is another than the config's.
+        logs: URLs of its training, and of its test with several scales.
+    """
 
     config: str
-    url: str
+    url: str | None = None
+    page: str | None = None
+    weights: str = "auto"
+    variant: str = ""
+    result: str = ""
+    logs: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What follows ``mmvssm://``: the arch of a classifier, else the config."""
+        model = self.config.split("_")[0] if self.config.endswith("_in1k") else self.config
+        return f"{model}-{self.variant}" if self.variant else model
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ NAMES = ("current", "first-release")
 PREFIX = "backbone."
 #: Beginnings of renamed keys that are not the backbone's.
 OUTSIDE = ("head.", "neck.")
+#: What our models hold beside weights: its shape ``(H, W, 0)`` is the grid of position embeddings.
+POS_GRID = "pos_grid"
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ class KeyMap:
                 raise ValueError("names must be 'current' for this family: its names never changed")
         if not has_backbone(weights):
             raise ValueError(f"no key begins with {PREFIX!r}, as those of our models do")
+        weights = {key: value for key, value in weights.items() if key != PREFIX + POS_GRID}
         tensors = {key.removeprefix(PREFIX): value for key, value in weights.items()}
         found: dict[str, Tensor] = {}
         foreign = []

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mmvssm.models.layers.tokens import CLASS_TOKENS
 
+from .key_map import POS_GRID
 from .rules import Rename
 from .stages import IMG_SIZE, directions, in_channels
 
@@ -85,7 +86,7 @@ def read_options(
     at equal distances. ``rope_options``: those of networks with a rotary embedding.
     """
     options = in_channels(shapes)
-    num_class, side = _tokens(shapes)
+    num_class, grid = _tokens(shapes)
     norms = sorted(int(key[4]) for key in shapes if re.match(r"norm\d\.weight", key))
     norm = "ln" if any(re.match(r"layers\.\d+\.norm\.bias", key) for key in shapes) else "rms"
     rope, place, depth = "rope.freqs_cos" in shapes, arch["cls_token"], arch["num_layers"]
@@ -107,8 +108,10 @@ def read_options(
         options["norm"] = norm
     options |= directions(shapes, arch)
     stride = arch["stride"] or arch["patch_size"]
-    if side not in (None, (IMG_SIZE - arch["patch_size"]) // stride + 1):
-        options["img_size"] = (side - 1) * stride + arch["patch_size"]
+    side = (IMG_SIZE - arch["patch_size"]) // stride + 1
+    if grid not in (None, (side, side)):
+        height, width = ((count - 1) * stride + arch["patch_size"] for count in grid)
+        options["img_size"] = height if height == width else (height, width)
     if not norms:
         return {**options, "out_norm": False}
     if (out_norm := "ln" if f"norm{norms[0]}.bias" in shapes else "rms") != norm:
@@ -118,14 +121,21 @@ def read_options(
     return options
 
 
-def _tokens(shapes: Mapping[str, Sequence[int]]) -> tuple[int, int | None]:
-    """Return the number of class tokens, and the side of the grid; None where no table tells."""
+def _tokens(shapes: Mapping[str, Sequence[int]]) -> tuple[int, tuple[int, int] | None]:
+    """Return the number of class tokens, and the grid; None where no table tells.
+
+    A table of a file that does not say its grid is taken for one of a square grid.
+    """
     tokens = next(iter(shapes.get("cls_token", (0,))), -1)
     if tokens not in PLACES:
         raise ValueError(f"there are {tokens} class tokens")
     if len(table := shapes.get("pos_embed", ())) == 3:
         # without tokens in the sequence, the table may still have their rows
         rows, counts = table[1], (tokens,) if tokens else tuple(PLACES)
+        if len(said := shapes.get(POS_GRID, ())) == 3:
+            if (count := rows - math.prod(said[:2])) in counts:
+                return max(count, tokens), (said[0], said[1])
+            raise ValueError(f"{rows} positions are not those of {said[0]}x{said[1]} patches")
     elif len(table := shapes.get("rope.freqs_cos", ())) == 2:
         rows, counts = table[0], (0,)
     else:
@@ -133,6 +143,6 @@ def _tokens(shapes: Mapping[str, Sequence[int]]) -> tuple[int, int | None]:
     for count in counts:
         side = math.isqrt(max(rows - count, 0))
         if side and side**2 + count == rows:
-            return max(count, tokens), side
+            return max(count, tokens), (side, side)
     counts = " or ".join(map(str, counts))
     raise ValueError(f"{rows} positions, {counts} of class tokens, are those of no square image")

@@ -11,7 +11,7 @@ from .family import Family, Released, ScanCost, register_family
 from .pyramids import LOCAL_VIM_DETECTOR
 from .rules import Rename
 
-_URL = "https://github.com/hunto/LocalMamba/releases/download/v1.0.0/local_vim_tiny"
+_URL = "https://github.com/hunto/LocalMamba/releases/download/v1.0.0/"
 
 
 def _dense_options(backbone: nn.Module, content: str) -> dict[str, Any]:
@@ -46,8 +46,17 @@ register_family(
         variants=(dict(norm="ln"), dict(directions="search")),
         dense_options=_dense_options,
         released=(
-            Released("local-vim-tiny_8xb128_in1k", f"{_URL}.ckpt"),
-            Released("local-vim-tiny-mid-cls_8xb128_in1k", f"{_URL}_middle_cls_token.ckpt"),
+            *(
+                Released(
+                    f"local-vim-{arch}_8xb128_in1k",
+                    f"{_URL}{file}.ckpt",
+                    logs=(f"{_URL}log_{file}.txt",),
+                )
+                for arch, file in (
+                    ("tiny", "local_vim_tiny"),
+                    ("tiny-mid-cls", "local_vim_tiny_middle_cls_token"),
+                )
+            ),
         ),
         # LocalMamba's code counts five a state, and one convolution and projection for all scans
         cost=ScanCost(per_state=5, per_element=2, once=True, precision=5e-4),

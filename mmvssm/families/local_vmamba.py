@@ -6,6 +6,8 @@ from .family import Family, Released, register_family
 from .rules import Rename
 from .stages import FIRST_RELEASE, MIXER, SS2D_LINEAR, SS2D_TRUNK, TASKS, read_options
 
+_URL = "https://github.com/hunto/LocalMamba/releases/download/v1.0.0/"
+
 register_family(
     Family(
         name="local_vmamba",
@@ -17,9 +19,12 @@ register_family(
         read_options=read_options,
         sign=rf"{MIXER}(multi_scan|merge)\.",
         released=(
+            # named by the configs of their detectors and segmentors
+            Released("local-vmamba-tiny_8xb128_in1k", f"{_URL}local_vssm_tiny.ckpt"),
             Released(
                 "local-vmamba-small_8xb128_in1k",
-                "https://github.com/hunto/LocalMamba/releases/download/v1.0.0/local_vssm_small.ckpt",
+                f"{_URL}local_vssm_small.ckpt",
+                logs=(f"{_URL}log_local_vssm_small.txt",),
             ),
         ),
     )

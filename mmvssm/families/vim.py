@@ -9,9 +9,12 @@ from torch import nn
 from mmvssm.models.backbones.vim import Vim
 
 from . import layers
-from .family import Family, ScanCost, register_family
+from .family import Family, Released, ScanCost, register_family
 from .pyramids import FEATURE2PYRAMID, SIMPLE_FEATURE_PYRAMID
 from .rules import Rename, Rewrite
+
+
+_HUB = "https://huggingface.co/hustvl/"
 
 
 def _from_detector(key: str) -> str:
@@ -71,6 +74,16 @@ register_family(
             layers.read_options, rope_options=dict(divide_out=False, cls_token="head")
         ),
         dense_options=_dense_options,
+        released=tuple(
+            Released(f"vim-{config}_in1k", f"{_HUB}{page}/resolve/main/{file}", f"{_HUB}{page}")
+            for config, page, file in (
+                ("tiny_8xb128", "Vim-tiny-midclstok", "vim_t_midclstok_76p1acc.pth"),
+                ("small_8xb64", "Vim-small-midclstok", "vim_s_midclstok_80p5acc.pth"),
+                ("base_8xb64", "Vim-base-midclstok", "vim_b_midclstok_81p9acc.pth"),
+                ("tiny-stride8_8xb128", "Vim-tiny-midclstok", "vim_t_midclstok_ft_78p3acc.pth"),
+                ("small-stride8_8xb128", "Vim-small-midclstok", "vim_s_midclstok_ft_81p6acc.pth"),
+            )
+        ),
         cost=ScanCost(per_element=2),
     )
 )

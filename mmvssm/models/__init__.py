@@ -5,6 +5,10 @@ The registry is :data:`mmvssm.registry.MODELS`.
 
 from typing import TYPE_CHECKING
 
+import mmengine.runner.checkpoint  # noqa: F401  to register with
+
+from mmvssm.scheme import register_scheme
+
 from . import backbones
 from .backbones import *  # noqa: F403
 from .layers import MS2D, SS2D, CascadeSS2D, FlippedCascadeSS2D, MambaMixer, ScalarDecaySS2D
@@ -17,6 +21,8 @@ if TYPE_CHECKING:  # type checkers do not see what is imported by discovery
     from .backbones.msvmamba import MSVMamba as MSVMamba
     from .backbones.vim import Vim as Vim
     from .backbones.vmamba import VMamba as VMamba
+
+register_scheme()
 
 __all__ = [
     "MS2D",

@@ -16,6 +16,7 @@ from mmvssm.ops.precision import compute_dtype
 
 from ..layers import (
     FreezeMixin,
+    LoadingMixin,
     MambaMixer,
     PatchEmbed,
     PlainLayer,
@@ -46,7 +47,7 @@ UNIT_RMS_NORM = dict(type="Constant", layer="RMSNorm", val=1.0)
 FEATURES = ("residual", "mixer")
 
 
-class PlainBackbone(FreezeMixin, BaseModule):
+class PlainBackbone(LoadingMixin, FreezeMixin, BaseModule):
     """Layers of one width on a sequence of patches, with class tokens among them.
 
     A family gives its variants as data and builds its mixers in :meth:`build_mixer`. The residual
@@ -173,6 +174,8 @@ class PlainBackbone(FreezeMixin, BaseModule):
         if arch["pos_embed"]:
             shape = (1, self.positions.num_rows, self.embed_dims)
             self.pos_embed = nn.Parameter(torch.empty(shape))
+            # its shape tells the grid of the table, wherever weights are saved or renamed
+            self.register_buffer("pos_grid", torch.empty(*grid, 0))
         if arch["rope"]:
             self.rope = RotaryTables(self.embed_dims, grid)
 
@@ -284,9 +287,10 @@ class PlainBackbone(FreezeMixin, BaseModule):
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
         """Bring position tables of other grids into this model's form first."""
-        table = state_dict.get(f"{prefix}pos_embed")
-        if table is not None and self.pos_embed is not None and table.dim() == 3:
-            state_dict[f"{prefix}pos_embed"] = self.positions.fit(table)
+        if self.pos_embed is not None and f"{prefix}pos_embed" in state_dict:
+            table, grid = f"{prefix}pos_embed", f"{prefix}pos_grid"
+            state_dict[table] = self.positions.fit(state_dict[table], state_dict.get(grid))
+            state_dict[grid] = self.pos_grid
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def frozen_parts(self) -> Iterator[nn.Module | nn.Parameter]:

@@ -12,6 +12,7 @@ from .basic import (
 )
 from .block import CheckpointedBlock, MixerBlock, PlainLayer, norm_stream
 from .freezing import FreezeMixin
+from .loading import LoadingMixin
 from .mamba_mixer import MambaMixer
 from .merges import SEARCH_DIRECTIONS, RouteMerge, top_directions
 from .ms2d import MS2D
@@ -33,6 +34,7 @@ __all__ = [
     "DepthwiseConv",
     "FlippedCascadeSS2D",
     "FreezeMixin",
+    "LoadingMixin",
     "MambaMixer",
     "MixerBlock",
     "Mlp",

@@ -79,30 +79,44 @@ class PositionGrid:
             return False
         return num_rows == math.prod(self.grid) or square_side(num_rows) > 0
 
-    def fit(self, table: Tensor) -> Tensor:
+    def fit(self, table: Tensor, said: Tensor | None = None) -> Tensor:
         """Bring the table of a checkpoint onto this grid.
 
-        Rows of class tokens that it lacks become zeros, and a table of another square grid is
-        resized, as of stride 16 for stride 8. One that fits no square grid stays as it is, and
-        loading reports its shape.
+        Rows of class tokens that it lacks become zeros, and a table of another grid is resized, as
+        of stride 16 for stride 8. Without ``said`` a table is taken for one of this grid if it has
+        its size, else for one of a square grid, with a warning. One that fits neither stays as it
+        is, and loading reports its shape.
 
         Args:
             table: ``(1, T', C)``.
+            said: Tensor ``(H', W', 0)`` whose shape is the grid that it was made for; None if the
+                checkpoint does not say.
 
         Returns:
             ``(1, T, C)``, or ``table`` itself.
         """
+        if table.dim() != 3:
+            return table
         num_cls = CLASS_TOKENS[self.cls_place]
-        if self.lacks_cls_rows(table.shape[1]):
+        grid = None if said is None else tuple(said.shape[:2])
+        if grid is None:
+            is_bare = self.lacks_cls_rows(table.shape[1])
+        else:
+            is_bare = self.drop_cls_token and table.shape[1] == math.prod(grid)
+        if is_bare:
             zeros = table.new_zeros(num_cls, 1, table.shape[2])
             table = insert_tokens(table, zeros, cls_positions(self.cls_place, table.shape[1]))
+        if grid is not None:
+            fits = table.shape[1] == math.prod(grid) + num_cls
+            return self._resize(table, grid, self.grid, self.cls_place) if fits else table
         side = square_side(table.shape[1] - num_cls)
-        if not side or table.shape[1] == self.num_rows:
+        assumed = self.grid if table.shape[1] == self.num_rows else (side, side)
+        if not math.prod(assumed):
             return table
-        if self.grid[0] != self.grid[1]:
-            warnings.warn(
-                f"a position embedding of {side**2} patches is taken for one of a square"
-                f" grid and resized to {self.grid[0]}x{self.grid[1]}",
-                stacklevel=2,
-            )
-        return self._resize(table, (side, side), self.grid, self.cls_place)
+        warnings.warn(
+            "the checkpoint does not say the grid of its position embedding, which is taken for"
+            f" {assumed[0]}x{assumed[1]} patches"
+            + ("" if assumed == self.grid else f" and resized to {self.grid[0]}x{self.grid[1]}"),
+            stacklevel=2,
+        )
+        return self._resize(table, assumed, self.grid, self.cls_place)

@@ -1,0 +1,10 @@
+"""Released weights by name: ``checkpoint='mmvssm://vmamba-tiny-s1l8'`` wherever MMEngine takes one.
+
+An address names a file that the authors of a family published, or is the path or URL of one. The
+file is downloaded once, converted without running code in it, held against its arch, and kept.
+"""
+
+# ruff: noqa: F401  the names are for others
+
+from .address import Address, released_files
+from .store import ReleasedFileError, fetch, home

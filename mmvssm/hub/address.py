@@ -1,0 +1,110 @@
+"""Addresses ``mmvssm://NAME``: which file of weights they mean, and what to take of it."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+from mmvssm import config_path
+from mmvssm.checkpoint.weights import KINDS
+from mmvssm.checkpoint.writing import SUFFIXES
+from mmvssm.families import FAMILIES, Family, Released, arch_names
+from mmvssm.scheme import SCHEME
+from mmvssm.zoo import list_models
+
+_OPTIONS = ("weights", "arch")
+
+
+@dataclass(frozen=True)
+class Address:
+    """A file of weights, and what to take of it.
+
+    Attributes:
+        text: The address as it was given.
+        name: Name of the published file; None for a file of the user's.
+        url: Where the file can be downloaded; None for a local file, or if there is only a page.
+        page: Page on which the file is found by hand.
+        path: Path of a local file.
+        weights: ``'ema'``, ``'online'`` or ``'auto'``, see :func:`~mmvssm.checkpoint.convert`.
+        arch: Arch or config to hold the weights against; None to find the arch.
+    """
+
+    text: str
+    name: str | None = None
+    url: str | None = None
+    page: str | None = None
+    path: Path | None = None
+    weights: str = "auto"
+    arch: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Read an address.
+
+        Args:
+            text: ``mmvssm://`` and the name of a published file (an arch such as
+                ``vmamba-tiny-s1l8``, or a config), a path, or a URL; then perhaps
+                ``?weights=ema|online`` and ``?arch=FAMILY/ARCH``, joined by ``&``.
+
+        Raises:
+            ValueError: If there is no such file, or an option is wrong; the message tells what
+                there is.
+        """
+        rest, options = _split_options(text.removeprefix(SCHEME))
+        kinds = (*KINDS, "auto")
+        if options.get("weights", "auto") not in kinds:
+            raise ValueError(
+                f"{text}: weights must be {', '.join(kinds)}, got {options['weights']!r}"
+            )
+        if rest.startswith(("http://", "https://")):
+            return cls(text, url=rest, **options)
+        if "/" in rest or "\\" in rest or rest.endswith(SUFFIXES):
+            return cls(text, path=Path(rest).expanduser().absolute(), **options)
+        files = released_files()
+        if rest not in files:
+            raise ValueError(f"{text}: {_reason(rest)}")
+        family, file = files[rest]
+        known = dict(weights=file.weights, arch=_arch_of(family, file))
+        return cls(text, file.name, file.url, file.page, **known | options)
+
+
+def released_files() -> dict[str, tuple[Family, Released]]:
+    """Return the published files by all their names: archs, and configs."""
+    files: dict[str, tuple[Family, Released]] = {}
+    for family in FAMILIES.values():
+        for file in family.released:
+            config = f"{file.config}-{file.variant}" if file.variant else file.config
+            files[file.name] = files[config] = family, file
+    return files
+
+
+def _split_options(rest: str) -> tuple[str, dict[str, str]]:
+    """Split known options off, which leaves the query of a URL alone."""
+    base, _, query = rest.rpartition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    return (base, options) if base and options.keys() <= set(_OPTIONS) else (rest, {})
+
+
+def _arch_of(family: Family, file: Released) -> str | None:
+    """Return the arch of a classifier; for others the path of our config, to check heads, too."""
+    _, arch = arch_names().get(file.config.split("_")[0], (family, None))
+    if arch is not None and file.config.endswith("_in1k"):
+        return f"{family.name}/{arch}"
+    try:
+        return config_path(f"{family.name}/{file.config}.py")
+    except FileNotFoundError:  # of a family that a project of the user's declares
+        return None
+
+
+def _reason(name: str) -> str:
+    """Say why there is no file of this name, and what to do."""
+    if name in arch_names() or name in list_models():
+        return (
+            "its authors published no weights; name a file of your own (init_cfg.checkpoint,"
+            " load_from), or start from random weights: model.backbone.init_cfg=None"
+        )
+    close = difflib.get_close_matches(name, released_files(), n=4, cutoff=0.4)
+    known = f"closest: {', '.join(close)}; " if close else ""
+    return f"no published file has this name; {known}docs/model_zoo.md lists them all"

@@ -1,0 +1,188 @@
+"""The folder in which downloaded and converted files are kept, and how they come there."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.registry import DATASETS, DefaultScope
+
+from mmvssm.checkpoint import Converted, convert, read_checkpoint, write_checkpoint
+from mmvssm.files import temporary_sibling
+from mmvssm.progress import byte_bar
+from mmvssm.version import __version__
+
+from .address import Address
+from .download import DownloadError, download
+
+_KINDS = {"ema": "averaged (EMA) weights", "online": "weights as trained"}
+#: Seconds after which a process says that it waits for another one.
+_PATIENCE = 3.0
+
+
+class ReleasedFileError(RuntimeError):
+    """Weights cannot be had; the message is one sentence that says why, and what to do."""
+
+
+def home() -> Path:
+    """Return the folder of all files: ``MMVSSM_HOME``, else ``mmvssm`` in torch.hub's folder."""
+    named = os.environ.get("MMVSSM_HOME")
+    return Path(named).expanduser().absolute() if named else Path(torch.hub.get_dir(), "mmvssm")
+
+
+def _mirrored(url: str) -> str:
+    """Return where to download: at ``MMVSSM_MIRROR``, below the host's name, if that is set."""
+    mirror = os.environ.get("MMVSSM_MIRROR")
+    return f"{mirror.rstrip('/')}/{url.partition('://')[2]}" if mirror else url
+
+
+def fetch(text: str) -> Path:
+    """Return the converted file of an address; download and convert it if it is not there.
+
+    Of several processes on a machine one does the work, the others wait for it.
+
+    Args:
+        text: An address, see :meth:`Address.parse`.
+
+    Returns:
+        Path of a checkpoint of mmvssm, which ``torch.load(weights_only=True)`` reads.
+
+    Raises:
+        ValueError: If the address names nothing that is known.
+        ReleasedFileError: If the file cannot be had, read or kept, or holds another network.
+    """
+    address = Address.parse(text)
+    raw = address.path or home() / "released" / _raw_name(address)
+    if address.path and not raw.is_file():
+        raise ReleasedFileError(f"{text}: there is no file {str(raw)!r}")
+    product = home() / "converted" / _product_name(address, raw)
+    if _is_fresh(product, raw):
+        return product
+    try:
+        product.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(product, text):
+            if not _is_fresh(product, raw):
+                is_new = not raw.is_file()
+                if is_new:
+                    raw.parent.mkdir(parents=True, exist_ok=True)
+                    _download(address, raw)
+                try:
+                    _convert(address, raw, product)
+                except ValueError as error:
+                    if is_new:  # the next run shall not find it again
+                        raw.unlink()
+                    raise ReleasedFileError(_unfit(address, error, is_new)) from None
+    except OSError as error:
+        raise ReleasedFileError(
+            f"{text}: cannot write in {str(home())!r} ({error}); make room there, or let"
+            " MMVSSM_HOME name another folder"
+        ) from None
+    return product
+
+
+def _raw_name(address: Address) -> str:
+    """Return the name of a downloaded file: the address's, or the URL's with a few digits."""
+    suffix = Path(address.url.partition("?")[0]).suffix if address.url else ""
+    suffix = suffix if re.fullmatch(r"\.\w{2,11}", suffix) else ".pth"
+    if address.name:
+        return f"{address.name}{suffix}"
+    stem = Path(address.url.partition("?")[0]).stem
+    return f"{re.sub(r'[^-.A-Za-z0-9_]', '_', stem)}-{_digits(address.url)}{suffix}"
+
+
+def _product_name(address: Address, raw: Path) -> str:
+    """Return the name of a converted file, which tells all that it depends on."""
+    options = [__version__] if address.weights == "auto" else [address.weights, __version__]
+    if not address.name:
+        options.insert(0, _digits(f"{raw} {address.arch}"))
+    return "-".join([address.name or raw.stem, *options]) + ".pth"
+
+
+def _digits(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _is_fresh(product: Path, raw: Path) -> bool:
+    """Whether a file was converted, and later than the file that it is made of was put there."""
+    if not product.is_file():
+        return False
+    return not raw.is_file() or product.stat().st_mtime_ns >= raw.stat().st_mtime_ns
+
+
+@contextmanager
+def _locked(product: Path, text: str) -> Iterator[None]:
+    lock = FileLock(product.with_name(f".{product.name}.lock"))
+    try:
+        lock.acquire(timeout=_PATIENCE)
+    except Timeout:
+        print_log(f"{text}: waiting for another process that makes it ready", logger="current")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _download(address: Address, raw: Path) -> None:
+    by_hand = f"save it as {str(raw)!r}"
+    if address.url is None:
+        raise ReleasedFileError(
+            f"{address.text}: its authors have it on a page only; download the file of weights"
+            f" from {address.page} by hand, and {by_hand}"
+        )
+    url = _mirrored(address.url)
+    with temporary_sibling(raw) as part:
+        try:
+            with byte_bar(f"downloading {address.name or raw.name}") as progress:
+                download(url, part, progress)
+        except DownloadError as error:
+            more = f" (or what is on {address.page})" if address.page else ""
+            raise ReleasedFileError(
+                f"{address.text}: {error}; download {url}{more} by hand, and {by_hand}"
+            ) from None
+        os.replace(part, raw)
+
+
+def _convert(address: Address, raw: Path, product: Path) -> None:
+    checkpoint = read_checkpoint(raw)
+    converted = convert(checkpoint, arch=address.arch, weights=address.weights)
+    content = dict(meta=_meta(address, converted), state_dict=converted.state_dict)
+    written = write_checkpoint(product, content, force=True)
+    os.replace(written, product)
+    found = converted.found
+    print_log(
+        f"{address.text}: took {_KINDS[converted.weights.kind]} from {converted.weights.place} of"
+        f" {address.url or str(raw)}, {found.family.type} {found.arch!r}, a {converted.content} of"
+        f" {len(converted.state_dict)} tensors; kept as {str(product)!r}",
+        logger="current",
+    )
+
+
+def _meta(address: Address, converted: Converted) -> dict[str, Any]:
+    """Describe weights, with the classes of the data set, which the libraries look for there."""
+    meta = dict(converted.meta)
+    if address.arch and address.arch.endswith(".py") and "dataset_meta" not in meta:
+        if classes := _dataset_meta(Config.fromfile(address.arch)):
+            meta["dataset_meta"] = classes
+    return meta
+
+
+def _dataset_meta(config: Config) -> Mapping[str, Any]:
+    with DefaultScope.overwrite_default_scope(config.default_scope):
+        dataset = DATASETS.get(config.test_dataloader.dataset.type)
+    return dict(getattr(dataset, "METAINFO", {}))
+
+
+def _unfit(address: Address, error: ValueError, is_new: bool) -> str:
+    """Say that a file is damaged, holds code to run, or another network than it should."""
+    came = f" what came from {_mirrored(address.url)} cannot be used:" if is_new else ""
+    return f"{address.text}:{came} {error}"

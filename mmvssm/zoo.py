@@ -1,0 +1,98 @@
+"""Models of the config zoo by name, in the manner of timm and mmpretrain."""
+
+from __future__ import annotations
+
+import difflib
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmengine.config import Config
+
+if TYPE_CHECKING:
+    import torch
+    from mmengine.model import BaseModel
+
+_CONFIGS = Path(__file__).resolve().parent / ".mim" / "configs"
+#: Folders of configs that are no models of the zoo.
+_OTHERS = ("_base_", "demo", "options")
+
+
+def _paths() -> dict[str, Path]:
+    """Return the configs of the zoo by name."""
+    files = sorted(_CONFIGS.glob("*/*.py"))
+    return {path.stem: path for path in files if path.parent.name not in _OTHERS}
+
+
+def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
+    """Return the names of the models of the config zoo, for :func:`get_model`.
+
+    Args:
+        pattern: Shell pattern of names, such as ``'*vmamba*upernet*'``.
+        pretrained: Whether to list only those whose weights were published.
+    """
+    names = [name for name in _paths() if fnmatchcase(name, pattern)]
+    if pretrained:
+        from mmvssm.hub import released_files
+
+        names = [name for name in names if name in released_files()]
+    return names
+
+
+def get_model(
+    name: str,
+    pretrained: bool | str = False,
+    device: str | torch.device | None = None,
+    **model: Any,
+) -> BaseModel:
+    """Build a model of the config zoo: a classifier, a detector or a segmentor.
+
+    Args:
+        name: A name of :func:`list_models`.
+        pretrained: Whether to load the published weights, or the checkpoint to load: a path, a URL
+            or ``'mmvssm://NAME'``. Only an arch's own weights are loaded: with False the start of
+            the backbone is random, whatever the config says.
+        device: Where to put the model.
+        **model: Settings of the config's ``model``, such as ``head=dict(num_classes=10)`` or
+            ``backbone=dict(frozen_stages=1)``.
+
+    Returns:
+        The model in evaluation mode. ``model.cfg`` is its config, and ``model.dataset_meta`` tells
+        the classes if a checkpoint does.
+
+    Raises:
+        ValueError: If there is no such model, or its weights were not published.
+        ReleasedFileError: If they cannot be had, see :func:`mmvssm.hub.fetch`.
+
+    Examples:
+        >>> import mmvssm, torch
+        >>> mmvssm.list_models("vmamba-tiny-s1l8*in1k")
+        ['vmamba-tiny-s1l8_8xb128_in1k']
+        >>> model = mmvssm.get_model("vmamba-tiny-s1l8_8xb128_in1k")
+        >>> model(torch.rand(1, 3, 224, 224)).shape
+        torch.Size([1, 1000])
+    """
+    from importlib import import_module
+
+    from mmengine.registry import DefaultScope
+    from mmengine.runner import load_checkpoint
+
+    from mmvssm.scheme import SCHEME
+
+    paths = _paths()
+    if name not in paths:
+        close = difflib.get_close_matches(name, paths, n=4, cutoff=0.3)
+        raise ValueError(
+            f"name must be one of mmvssm.list_models(), got {name!r}; closest: {', '.join(close)}"
+        )
+    cfg = Config.fromfile(paths[name])
+    cfg.merge_from_dict(dict(model=model))
+    registry = import_module(f"{cfg.default_scope}.registry").MODELS
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        built = registry.build(cfg.model)
+    built.cfg = cfg
+    if pretrained:
+        checkpoint = f"{SCHEME}{name}" if pretrained is True else pretrained
+        loaded = load_checkpoint(built, checkpoint, map_location="cpu")
+        built.dataset_meta = loaded.get("meta", {}).get("dataset_meta")
+    return built.to(device).eval() if device is not None else built.eval()

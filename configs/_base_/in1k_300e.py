@@ -28,3 +28,6 @@ param_scheduler = [
 custom_hooks = [dict(type="mmpretrain.EMAHook", momentum=1e-4, priority="ABOVE_NORMAL")]
 
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=3))
+
+# inferencers load weights before they build the model, so mmvssm:// must be known by then
+__import__("mmvssm").register_scheme()

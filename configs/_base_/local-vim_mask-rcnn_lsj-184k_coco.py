@@ -27,3 +27,6 @@ model = dict(
 )
 
 optim_wrapper = _base_.local_vim_optim_wrapper
+
+# inferencers load weights before they build the model, so mmvssm:// must be known by then
+__import__("mmvssm").register_scheme()

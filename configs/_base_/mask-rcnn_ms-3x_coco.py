@@ -10,3 +10,6 @@ _base_ = "mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_ms-crop-3x_coco.py"
 pretrained = None
 
 model = dict(backbone=dict(_delete_=True))
+
+# inferencers load weights before they build the model, so mmvssm:// must be known by then
+__import__("mmvssm").register_scheme()

@@ -14,3 +14,6 @@ model = dict(backbone=dict(_delete_=True))
 train_dataloader = dict(batch_size=4)
 
 auto_scale_lr = dict(enable=False, base_batch_size=16)
+
+# inferencers load weights before they build the model, so mmvssm:// must be known by then
+__import__("mmvssm").register_scheme()

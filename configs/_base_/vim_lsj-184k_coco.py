@@ -30,3 +30,6 @@ train_cfg = dict(_delete_=True, type="IterBasedTrainLoop", max_iters=184375, val
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=10000))
 log_processor = dict(by_epoch=False)
 auto_scale_lr = dict(enable=False, base_batch_size=64)
+
+# inferencers load weights before they build the model, so mmvssm:// must be known by then
+__import__("mmvssm").register_scheme()

@@ -1,0 +1,191 @@
+"""A user's first hour: released weights by name in stock scripts, our tools and inferencers."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+
+import mmvssm
+from mmvssm.families.key_map import KeyMap
+from mmvssm.hub import released_files
+from verifier import Case
+
+ROOT = Path(__file__).parents[2]
+DETECTOR = "mask-rcnn_vmamba-v0-tiny_fpn_1x_coco"
+SEGMENTOR = "vmamba-v0-tiny_upernet_4xb4-160k_ade20k-512x512"
+CLASSIFY = """
+_base_ = __import__('mmvssm').config_path('local_vim/local-vim-tiny_8xb128_in1k.py')
+test_dataloader = dict(
+    batch_size=2, num_workers=0, persistent_workers=False,
+    dataset=dict(
+        _delete_=True, type='CustomDataset', data_root='photos',
+        pipeline={{_base_.test_dataloader.dataset.pipeline}},
+    ),
+)
+test_evaluator = dict(type='Accuracy', topk=(1, 5))
+"""
+# small images, so that the models run fast
+DETECT = f"""
+_base_ = __import__('mmvssm').config_path('vmamba/{DETECTOR}.py')
+test_dataloader = dict(dataset=dict(pipeline=[
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(96, 96), keep_ratio=True),
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
+                                          'scale_factor')),
+]))
+"""
+SEGMENT = f"""
+_base_ = __import__('mmvssm').config_path('vmamba/{SEGMENTOR}.py')
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(96, 96), keep_ratio=True),
+    dict(type='PackSegInputs'),
+]
+test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+"""
+INFER = f"""
+import json
+import cv2, numpy as np
+from mmdet.apis import DetInferencer
+from mmpretrain import ImageClassificationInferencer
+from mmseg.apis import MMSegInferencer
+
+image = cv2.imread('photos/cat/0.png')
+(top,) = ImageClassificationInferencer(
+    'classify.py', 'mmvssm://local-vim-tiny', device='cpu'
+)(image)
+boxes = DetInferencer('detect.py', 'mmvssm://{DETECTOR}', device='cpu')(image)['predictions'][0]
+maps = MMSegInferencer('segment.py', 'mmvssm://{SEGMENTOR}', device='cpu')(image)['predictions']
+with open('seen.json', 'w') as file:
+    json.dump(dict(boxes=len(boxes['bboxes']), maps=np.shape(maps), score=top['pred_score']), file)
+"""
+
+
+def serve(server, name, content):
+    """Put a file where the authors have it, below the mirror."""
+    _, file = released_files()[name]
+    server.files[f"/{file.url.partition('://')[2]}"] = content
+
+
+def to_bytes(folder, checkpoint):
+    torch.save(checkpoint, folder / "made.pth")
+    return (folder / "made.pth").read_bytes()
+
+
+def random_weights(shapes):
+    torch.manual_seed(0)
+    return {
+        key: torch.randn(shape) * 0.02 if dtype == "float32" else torch.zeros(shape)
+        for key, shape, dtype in shapes
+    }
+
+
+@pytest.fixture
+def user(server, tmp_path):
+    """A fresh folder with four photographs, a config, and an environment with the mirror."""
+    for name, shade in (("cat", 50), ("dog", 200)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(2):
+            noise = np.random.default_rng(i).integers(0, 50, (64, 80, 3)) + shade
+            cv2.imwrite(str(tmp_path / "photos" / name / f"{i}.png"), noise.astype(np.uint8))
+    for name, text in (("classify", CLASSIFY), ("detect", DETECT), ("segment", SEGMENT)):
+        (tmp_path / f"{name}.py").write_text(text)
+    listed = Case(ROOT / "tests/golden/local_mamba/keys/local_vim_tiny.json")
+    weights = random_weights(listed.meta["state_dict"])
+    serve(server, "local-vim-tiny", to_bytes(tmp_path, {"state_dict": weights}))
+
+    def run(*command, status=0):
+        env = {
+            **os.environ,
+            "MMVSSM_HOME": str(tmp_path / "home"),
+            "MMVSSM_MIRROR": server.url,
+            "OMP_NUM_THREADS": "2",
+            "PYTHONPATH": str(ROOT),
+        }
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", *map(str, command)],
+            cwd=tmp_path, env=env, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == status, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout + done.stderr
+
+    run.folder = tmp_path
+    return run
+
+
+def script(library, name):
+    return Path(importlib.util.find_spec(library).origin).parent / ".mim" / "tools" / name
+
+
+def accuracies(folder):
+    return [
+        json.loads(path.read_text())["accuracy/top5"]
+        for path in sorted(folder.glob("out/**/*.json"))
+        if "accuracy" in path.read_text()
+    ]
+
+
+def test_test_scripts(user, server):
+    """The stock script downloads; ours finds the file in the cache, with the server gone."""
+    address = "mmvssm://local-vim-tiny"
+    said = user(script("mmpretrain", "test.py"), "classify.py", address, "--work-dir", "out")
+    assert "took" in said and "local_vim_tiny.ckpt" in said and "accuracy/top5" in said
+    assert "do not match" not in said and len(server.requests) == 1
+    server.shutdown()
+    server.server_close()
+    tool = ROOT / "tools" / "test.py"
+    again = user(tool, "classify.py", address, "--work-dir", "out")
+    assert "accuracy/top5" in again and "do not match" not in again
+    first, second = accuracies(user.folder)
+    assert first == second
+    # and nothing else is to be had without the server: one sentence, before any work
+    lost = user(tool, "classify.py", "mmvssm://local-vim-tiny-mid-cls", status=1)
+    assert lost.strip().count("\n") == 0 and "the server cannot be reached" in lost
+    assert "local_vim_tiny_middle_cls_token.ckpt by hand" in lost
+
+
+def test_inferencers(user, server):
+    for name in (DETECTOR, SEGMENTOR):
+        family, _ = released_files()[name]
+        model = mmvssm.get_model(name)
+        weights = KeyMap(family, "dense").to_original(model.state_dict())
+        serve(server, name, to_bytes(user.folder, {"meta": {}, "state_dict": weights}))
+    (user.folder / "infer.py").write_text(INFER)
+    said = user("infer.py")
+    assert "do not match" not in said
+    seen = json.loads((user.folder / "seen.json").read_text())
+    assert seen["boxes"] == 100 and seen["maps"] == [64, 80] and 0 < seen["score"] <= 1
+    made = user.folder / "home" / "converted" / f"{DETECTOR}-{mmvssm.__version__}.pth"
+    meta = torch.load(made, weights_only=True)["meta"]
+    assert len(meta["dataset_meta"]["classes"]) == 80
+    assert meta["mmvssm"]["content"] == "detector"
+
+
+@pytest.mark.parametrize("library", ["mmpretrain", "mmdet", "mmseg"])
+def test_get_model_and_list_models(library):
+    names = {
+        "mmpretrain": "efficient-vmamba-tiny_8xb128_in1k",
+        "mmdet": "mask-rcnn_msvmamba-nano_fpn_1x_coco",
+        "mmseg": "efficient-vmamba-tiny_upernet_4xb4-160k_ade20k-512x512",
+    }
+    name = names[library]
+    assert mmvssm.list_models(name) == [name] and name in mmvssm.list_models("*vmamba*")
+    model = mmvssm.get_model(name, backbone=dict(frozen_stages=0))
+    assert type(model).__module__.startswith(library) and not model.training
+    assert model.backbone.frozen_stages == 0 and isinstance(model.cfg, Config)
+    with pytest.raises(ValueError, match=f"got '{name}x'; closest: {name}"):
+        mmvssm.get_model(f"{name}x")
+
+
+def test_models_with_published_weights():
+    published = mmvssm.list_models(pretrained=True)
+    assert set(published) < set(mmvssm.list_models()) and DETECTOR in published
+    assert "local-vim-small_8xb128_in1k" not in published

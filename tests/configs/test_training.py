@@ -116,6 +116,7 @@ def shorten(cfg, batch_size):
     cfg.default_hooks.logger.interval = 1
     cfg.default_hooks.checkpoint = None
     cfg.param_scheduler = cfg.load_from = None
+    cfg.model.backbone.init_cfg = None  # random weights, not the released ones
     cfg.randomness = dict(seed=0)
     for loader, size in ((cfg.train_dataloader, batch_size), (cfg.val_dataloader, 1)):
         loader.update(num_workers=0, persistent_workers=False, batch_size=size)

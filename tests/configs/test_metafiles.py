@@ -20,6 +20,7 @@ from mmengine.registry import DefaultScope
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmvssm.families import FAMILIES, ScanCost, arch_names
+from mmvssm.models import ScalarDecaySS2D
 from mmvssm.models.backbones.plain import PlainBackbone
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,7 +44,8 @@ def by_cost(names, quick):
 
 
 def variant(name):
-    return next(part for part in name.split("_") if not part.endswith("mask-rcnn"))
+    detectors = ("mask-rcnn", "cascade-mask-rcnn", "retinanet")
+    return next(part for part in name.split("_") if part not in detectors)
 
 
 def build(name):
@@ -85,7 +87,7 @@ def test_every_arch_is_there():
         if arch.endswith("-search"):
             continue
         assert f"{name}_8xb128_in1k" in IMAGENET
-        dense = arch not in ("tiny-mid-cls", "tiny-stride8", "small-stride8")
+        dense = not arch.endswith(("-mid-cls", "-stride8", "-unsearched", "-0220", "-m2"))
         for wanted in (
             f"mask-rcnn_{name}_fpn_1x_coco",
             f"mask-rcnn_{name}_fpn_ms-3x_coco",
@@ -93,7 +95,7 @@ def test_every_arch_is_there():
         ):
             assert (wanted in MODELS) == dense, wanted
     # and two of Vim with the published batch, three of LocalMamba's search
-    assert len(IMAGENET) == 29 + 2 + 3
+    assert len(IMAGENET) == 35 + 2 + 3
 
 
 def test_results_are_marked_as_the_papers():
@@ -141,6 +143,12 @@ def _scan_macs(x, x_dbl, routes, out_routes, A, dt_weight, *args, out_shape=None
     return 2 * batch * (steps * once + again)
 
 
+def _scalar_decay_macs(x, x_dbl, routes, out_routes, A, dt_weight, *args, **kwargs):
+    """Four for each state, whose decay is its head's, and no projection of steps."""
+    (batch, *_), (num_routes, channels, _) = x, dt_weight
+    return 2 * batch * routes[1] * ScanCost(per_state=4).macs(num_routes * channels, A[1])
+
+
 def _per_element(weight, place=0):
     return lambda *args, out_shape=None, **kwargs: 2 * weight * prod((*args, out_shape)[place])
 
@@ -162,7 +170,10 @@ FORMULAS = {
 
 
 def counted_macs(model):
-    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
+    formulas = dict(FORMULAS)
+    if any(isinstance(module, ScalarDecaySS2D) for module in model.modules()):
+        formulas[torch.ops.mmvssm.selective_scan_2d] = _scalar_decay_macs
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         model.head(model.extract_feat(torch.empty(1, 3, 224, 224, device="meta")))
     return counter.get_total_flops() / 2
 
@@ -209,6 +220,8 @@ def dense_macs(model):
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
         if hasattr(model, "decode_head"):
             model.decode_head(model.extract_feat(torch.empty(1, 3, 512, 2048, device="meta")))
+        elif hasattr(model, "bbox_head"):
+            model.bbox_head(model.extract_feat(torch.empty(1, 3, 800, 1280, device="meta")))
         else:
             model.rpn_head(model.extract_feat(torch.empty(1, 3, 800, 1280, device="meta")))
             for head, shape in (

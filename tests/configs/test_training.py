@@ -96,6 +96,9 @@ def lighten(model):
         for head, part in zip(model.roi_head.bbox_head, model.train_cfg.rcnn):
             head.fc_out_channels, part.sampler.num = 64, 32
         model.test_cfg.rcnn.update(score_thr=0.0, max_per_img=5)
+    if model.type == "RetinaNet":
+        model.neck.out_channels = model.bbox_head.in_channels = model.bbox_head.feat_channels = 32
+        model.test_cfg.update(score_thr=0.0, max_per_img=5)
     if model.type in ("MaskRCNN", "CascadeRCNN"):
         roi, rcnn = model.roi_head, model.train_cfg.rcnn
         model.neck.out_channels = model.rpn_head.in_channels = model.rpn_head.feat_channels = 32
@@ -235,5 +238,5 @@ def test_names():
     stems = [*DEMO, *(name.partition("/")[2] for name in PUBLISHED)]
     assert len(set(stems)) == len(stems)
     for name in PUBLISHED:
-        detector = "(cascade-)?mask-rcnn_"
+        detector = "(cascade-)?mask-rcnn_|retinanet_"
         assert re.fullmatch(rf"\w[\w-]*/({detector})?{family_of(name)}-[\w-]+", name)

@@ -28,7 +28,7 @@ PUBLISHED = sorted(
     for path in (ROOT / "configs").glob("*/*.py")
     if path.parent.name not in ("_base_", "demo", "options")
 )
-SMALLEST = ("nano", "tiny", "tiny-mid-cls", "tiny-s1l8", "tiny-stride8", "v0-tiny", "v3-tiny")
+SMALLEST = ("nano", "tiny", "tiny-m2", "tiny-mid-cls", "tiny-s1l8", "tiny-stride8", "v0-tiny", "v3-tiny")
 
 
 def family_of(name):

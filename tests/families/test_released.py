@@ -133,10 +133,11 @@ def test_networks(name):
     count = case.meta["num_params"]
     assert sum(p.numel() for p in model.parameters()) == count
     if arch is not None:
-        assert_documented(spec.family.backbone, arch, count)
-        options = {} if "vim" in spec.family.name else dict(out_indices=3)
+        backbone = type(model.backbone)
+        assert_documented(backbone, arch, count)
+        options = {} if "vim" in spec.family else dict(out_indices=3)
         with torch.device("meta"):
-            named = spec.family.backbone(arch, **options)
+            named = backbone(arch, **options)
         assert modules(named) == modules(model.backbone)
 
 

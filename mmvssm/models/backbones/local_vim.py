@@ -27,7 +27,7 @@ class LocalVim(PlainBackbone):
     by window, forward or backward. A channel attention weighs the scans before they are added up.
 
     ===================  =====  ======  ===========  =============
-    ``arch``             width  layers  parameters   top-1 (paper)
+    ``arch``             width  layers  parameters   published top-1
     ===================  =====  ======  ===========  =============
     ``tiny``               192      20    7 994 152  76.2
     ``tiny-unsearched``    192      20    7 994 152  75.8

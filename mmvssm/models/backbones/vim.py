@@ -27,7 +27,7 @@ class Vim(PlainBackbone):
     ``divide_out=False``.
 
     =================  =====  ======  ======  ===========  =============
-    ``arch``           width  layers  stride  parameters   top-1 (paper)
+    ``arch``           width  layers  stride  parameters   published top-1
     =================  =====  ======  ======  ===========  =============
     ``tiny``             192      24      16    7 148 008  76.1
     ``small``            384      24      16   25 796 584  80.5

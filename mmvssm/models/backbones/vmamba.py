@@ -31,7 +31,7 @@ class VMamba(HierarchicalBackbone):
     """Backbone of `VMamba <https://arxiv.org/abs/2401.10166>`_.
 
     ================  ====================  ============  ===========  =============
-    ``arch``          widths                depths        parameters   top-1 (paper)
+    ``arch``          widths                depths        parameters   published top-1
     ================  ====================  ============  ===========  =============
     ``v0-tiny``       96, 192, 384, 768     2, 2, 9, 2    22 893 448   82.2
     ``v0-small``      96, 192, 384, 768     2, 2, 27, 2   44 417 416   83.5

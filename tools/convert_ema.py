@@ -44,8 +44,7 @@ EXAMPLES = """examples:
   its backbone, to start a detector or segmentor from:
     python tools/convert_ema.py vssm1_tiny_0230s_ckpt_epoch_264.pth checkpoints/ --to detector
     python tools/train.py configs/vmamba/mask-rcnn_vmamba-tiny-s1l8_fpn_1x_coco.py --cfg-options \\
-      model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=FILE \\
-      model.backbone.init_cfg.prefix=backbone.
+      model.backbone.init_cfg.checkpoint=FILE
   the weights of a training with EMAHook: their average, or as they were trained:
     python tools/convert_ema.py work_dirs/NAME/epoch_300.pth averaged.pth --weights ema
     python tools/convert_ema.py work_dirs/NAME/epoch_300.pth trained.pth --weights online

@@ -23,10 +23,10 @@ END = "<!-- End of the tables. -->"
 DESCRIPTION = """\
 Write the tables of the model zoo from the metafiles, or check that they are up to date.
 
-What is known of a config (parameters, FLOPs, the paper's results) is written once, in the
-metafile.yml of its folder, which also serves MIM; the authors' weights are listed in the family's
-declaration in mmvssm/families. This tool makes the tables of configs/*/README.md from them,
-between two comment lines, and all of docs/model_zoo.md.
+What is known of a config (parameters, FLOPs, the authors' results and where they published them) is
+written once, in the metafile.yml of its folder, which also serves MIM; the authors' weights are
+listed in the family's declaration in mmvssm/families. This tool makes the tables of
+configs/*/README.md from them, between two comment lines, and all of docs/model_zoo.md.
 """
 EXAMPLES = """\
 after a change of a metafile:
@@ -41,10 +41,19 @@ INTRODUCTION = """\
 
 <!-- Written by tools/model_zoo.py from configs/*/metafile.yml: do not edit. -->
 
-Results are the papers', of models that their authors trained with their own code; a dash says that
-no number was published. Parameters are those of the models as this package builds them. FLOPs are
-in each family's published convention, one multiply-accumulate being one, and do not compare across
-families; each family's page says more.
+Results are those that the authors published, of models that they trained with their own code, and
+beside them stands where: a table of the paper, a page of their repository or the log of a training.
+A dash says that no number was published, or one of another network, which the family's page names.
+Parameters are those of the models as this package builds them. FLOPs are in each family's published
+convention, one multiply-accumulate being one, and do not compare across families; each family's
+page says more.
+"""
+#: What a result's ``Source`` may say.
+SOURCE = re.compile(
+    r"paper(, table \d+)?( \(text\))?|README( (at|of branch) [\w#]+)?|[\w.]+\.md|log", re.ASCII
+)
+TEXT_NOTE = """
+(text): read from a text copy of the paper, and found in no second source.
 """
 
 
@@ -71,8 +80,8 @@ TASKS = (
         "ImageNet-1k",
         "224x224",
         (
-            Column("Top-1 (paper)", "ImageNet-1k", "Top 1 Accuracy"),
-            Column("Top-5 (paper)", "ImageNet-1k", "Top 5 Accuracy"),
+            Column("Top-1", "ImageNet-1k", "Top 1 Accuracy"),
+            Column("Top-5", "ImageNet-1k", "Top 5 Accuracy"),
         ),
     ),
     Task(
@@ -80,8 +89,8 @@ TASKS = (
         "COCO",
         "1280x800",
         (
-            Column("Box AP (paper)", "COCO", "box AP"),
-            Column("Mask AP (paper)", "COCO", "mask AP"),
+            Column("Box AP", "COCO", "box AP"),
+            Column("Mask AP", "COCO", "mask AP"),
         ),
     ),
     Task(
@@ -89,13 +98,16 @@ TASKS = (
         "ADE20K",
         "2048x512",
         (
-            Column("mIoU (paper)", "ADE20K", "mIoU"),
-            Column("mIoU, scales and flip (paper)", "ADE20K", "mIoU(ms+flip)"),
+            Column("mIoU", "ADE20K", "mIoU"),
+            Column("mIoU, scales and flip", "ADE20K", "mIoU(ms+flip)"),
         ),
     ),
 )
-METHODS = {"mask-rcnn": "Mask R-CNN", "cascade-mask-rcnn": "Cascade Mask R-CNN"}
-
+METHODS = {
+    "mask-rcnn": "Mask R-CNN",
+    "cascade-mask-rcnn": "Cascade Mask R-CNN",
+    "retinanet": "RetinaNet",
+}
 SCALES = {"ms": "multi-scale", "lsj": "large-scale jitter"}
 
 
@@ -121,6 +133,9 @@ class Entry(NamedTuple):
         *words, length = schedule.split("-")
         schedule = ", ".join([length, *(SCALES[word] for word in words if word in SCALES)])
         if self.data == "COCO":
+            # other numbers of images a step than the usual one
+            for gpus, batch in (word.split("xb") for word in words if "xb" in word):
+                schedule += f", {int(gpus) * int(batch)} images"
             return f"{METHODS[first]}, {schedule}"
         if self.data == "ADE20K":
             return f"UperNet, {schedule}, {rest[-1].rpartition('-')[2]}"
@@ -131,14 +146,27 @@ class Entry(NamedTuple):
         """What it trains on."""
         return self.model["Metadata"]["Training Data"]
 
-    def number(self, column: Column) -> str:
-        """A result of the paper, a dash where there is none."""
-        for result in self.model.get("Results", []):
-            if result["Source"] != "paper":
+    @property
+    def source(self) -> str:
+        """Where the authors published the results; nothing where there are none."""
+        return "; ".join(dict.fromkeys(result["Source"] for result in self.results))
+
+    @property
+    def results(self) -> list[dict]:
+        """The published results."""
+        results = self.model.get("Results", [])
+        for result in results:
+            if not SOURCE.fullmatch(result["Source"]):
                 raise SystemExit(
-                    f"model_zoo.py: error: {self.model['Name']}: the tables are of results with"
-                    f" 'Source: paper', got {result['Source']!r}"
+                    f"model_zoo.py: error: {self.model['Name']}: Source must say where the authors"
+                    " published the result, as in 'paper, table 3', 'README' or 'log', got"
+                    f" {result['Source']!r}"
                 )
+        return results
+
+    def number(self, column: Column) -> str:
+        """A published result, a dash where there is none."""
+        for result in self.results:
             if result["Dataset"] == column.dataset and column.metric in result["Metrics"]:
                 return str(result["Metrics"][column.metric])
         return "-"
@@ -191,17 +219,19 @@ def table(
                 "Params": millions(metadata["Parameters"]),
                 f"FLOPs ({task.input_size})": giga(metadata.get("FLOPs")),
                 **{column.title: entry.number(column) for column in task.columns},
+                "Source": entry.source,
                 "Authors' weights": f"[file]({released})" if released else "",
             }
         )
     titles = [title for title in rows[0] if any(row[title] not in ("", "-") for row in rows)]
-    left = ("Family", "Config", "Recipe", "Authors' weights")
+    left = ("Family", "Config", "Recipe", "Source", "Authors' weights")
     lines = [
         titles,
         ["---" if title in left else "---:" for title in titles],
         *([row[title] for title in titles] for row in rows),
     ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    note = TEXT_NOTE if any("(text)" in row["Source"] for row in rows) else ""
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + note
 
 
 def tables(entries: list[Entry], link: Callable[[Path], str], with_family: bool = False) -> str:
@@ -210,7 +240,7 @@ def tables(entries: list[Entry], link: Callable[[Path], str], with_family: bool 
     for task in TASKS:
         chosen = [entry for entry in entries if entry.data == task.data]
         if chosen:
-            parts.append(f"## {task.title}\n\n{table(task, chosen, link, with_family)}\n")
+            parts.append(f"## {task.title}\n\n{table(task, chosen, link, with_family)}")
     return "\n".join(parts)
 
 

@@ -1,4 +1,5 @@
-# LocalVim on ImageNet-1k: LocalMamba's trainer in full precision, without clipping and averaging.
+# LocalVim on ImageNet-1k: LocalMamba's trainer in full precision, without clipping and averaging,
+# as the authors' file and command say (the paper speaks of an average of decay 0.9999).
 # A variant adds its name and the width of the head.
 _base_ = "./local-mamba_in1k.py"
 

@@ -5,11 +5,10 @@
 # those of the stem and of its second downsampling by numbers and so decayed them.)
 _base_ = "mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py"
 
-# Swin's weights, gone. A backbone that starts from weights of its own says
-# init_cfg=dict(type="Pretrained", checkpoint=FILE, prefix="backbone.")
+# not Swin's weights: a variant names the released classifier that its backbone starts from
 pretrained = None
 
-model = dict(backbone=dict(_delete_=True))
+model = dict(backbone=dict(_delete_=True, init_cfg=dict(type="Pretrained", prefix="backbone.")))
 
 # inferencers load weights before they build the model, so mmvssm:// must be known by then
 __import__("mmvssm").register_scheme()

@@ -5,11 +5,10 @@
 # own code calls some of them by numbers and so decayed them.)
 _base_ = "mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py"
 
-# Swin's weights, gone. A backbone that starts from weights of its own says
-# init_cfg=dict(type="Pretrained", checkpoint=FILE, prefix="backbone.")
+# not Swin's weights: a variant names the released classifier that its backbone starts from
 checkpoint_file = None
 
-model = dict(backbone=dict(_delete_=True))
+model = dict(backbone=dict(_delete_=True, init_cfg=dict(type="Pretrained", prefix="backbone.")))
 
 train_dataloader = dict(batch_size=4)
 

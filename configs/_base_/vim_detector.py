@@ -7,6 +7,7 @@ vim_detector = dict(
         out_type="featmap",
         out_norm=False,
         drop_path_rate=0.1,
+        init_cfg=dict(type="Pretrained", prefix="backbone."),
     ),
     neck=dict(type="mmvssm.SimpleFeaturePyramid"),
 )

@@ -23,11 +23,12 @@ optim_wrapper = dict(
     ),
 )
 
-# in steps of an epoch: from 1e-6 to the full rate after 5, then down (without the ten epochs at the
-# lowest rate that the authors' trainer adds)
+# In steps of an epoch, each an epoch late, as the authors' trainer steps: 1e-6 in the first two
+# epochs, up to the seventh, and a cosine of 300 epochs, which their warm-up covers the start of.
 param_scheduler = [
-    dict(type="LinearLR", start_factor=1e-3, end=6),
-    dict(type="CosineAnnealingLR", eta_min=1e-5, begin=5),
+    dict(type="ConstantLR", factor=1e-3, end=2),
+    dict(type="LinearLR", start_factor=1e-3, begin=1, end=7),
+    dict(type="CosineAnnealingLR", eta_min=1e-5, begin=1, end=301),
 ]
 
 # decay 0.99996

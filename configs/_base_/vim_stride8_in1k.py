@@ -1,6 +1,7 @@
-# Vim with a patch every 8 pixels: 30 epochs from the averaged weights of stride 16, whose file a
-# variant names.
-# Its position embedding is resized when it is loaded. The rate is constant: the published runs
+# Vim with a patch every 8 pixels: 30 epochs from the released weights of stride 16, as trained and
+# not averaged, which a variant names. (tools/convert_ema.py --weights online makes such a file of
+# a training of one's own.)
+# The position embedding is resized when it is loaded. The rate is constant: the published runs
 # asked for a cosine whose first and last value are the same.
 _base_ = "./vim_in1k.py"
 

@@ -1,6 +1,7 @@
-# Vim in UperNet: the usual schedule, with the model, weight decay and drop path of the published
-# 60k iterations (see ../vim/vim-tiny_upernet_4xb8-60k_ade20k-512x512.py). A variant adds its name,
-# features and channels, and its learning rate: the published one for half of the images.
+# Vim in UperNet, by the paper's recipe (appendix B): rate, decay and schedule of the hierarchical
+# backbones. Network, drop path and test are those of the authors' files, which run 60k iterations
+# (see ../vim/vim-tiny_upernet_4xb8-60k_ade20k-512x512.py). A variant adds its name, features and
+# channels.
 _base_ = "./upernet_160k_ade20k-512x512.py"
 
 model = dict(
@@ -16,9 +17,7 @@ model = dict(
     test_cfg=dict(mode="slide", crop_size=(512, 512), stride=(341, 341)),
 )
 
-# Decay spares 1-D parameters and biases, but not positions: so it was in the published runs. Of
-# the layer decay that was asked for, only patch and position embeddings saw anything, which a
-# variant says as lr_mult; vim_detector.py shows how to give it to all layers, which is instead.
+# Decay spares 1-D parameters and biases, but not positions: so it was in the authors' runs.
 optim_wrapper = dict(
     paramwise_cfg=dict(
         _delete_=True,

@@ -1,3 +1,10 @@
 _base_ = "../_base_/upernet_160k_ade20k-512x512.py"
 # Upstream has no segmentation: Swin's recipe, drop path included.
-model = dict(backbone=dict(type="mmvssm.EfficientVMamba", arch="base", drop_path_rate=0.3))
+model = dict(
+    backbone=dict(
+        type="mmvssm.EfficientVMamba",
+        arch="base",
+        drop_path_rate=0.3,
+        init_cfg=dict(checkpoint="mmvssm://efficient-vmamba-base"),
+    )
+)

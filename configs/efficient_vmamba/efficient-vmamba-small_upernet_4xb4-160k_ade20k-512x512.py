@@ -1,7 +1,12 @@
 _base_ = "../_base_/upernet_160k_ade20k-512x512.py"
 # Upstream has no segmentation: Swin's recipe, drop path included.
 model = dict(
-    backbone=dict(type="mmvssm.EfficientVMamba", arch="small", drop_path_rate=0.3),
+    backbone=dict(
+        type="mmvssm.EfficientVMamba",
+        arch="small",
+        drop_path_rate=0.3,
+        init_cfg=dict(checkpoint="mmvssm://efficient-vmamba-small"),
+    ),
     decode_head=dict(in_channels=[64, 128, 256, 512]),
     auxiliary_head=dict(in_channels=256),
 )

@@ -1,6 +1,11 @@
 _base_ = "../_base_/mask-rcnn_amp-ms-3x_coco.py"
 # Upstream's file says depths 2-2-9-2, and a neck of Swin's widths: both do not fit the weights.
 model = dict(
-    backbone=dict(type="mmvssm.EfficientVMamba", arch="tiny", drop_path_rate=0.2),
+    backbone=dict(
+        type="mmvssm.EfficientVMamba",
+        arch="tiny",
+        drop_path_rate=0.2,
+        init_cfg=dict(checkpoint="mmvssm://efficient-vmamba-tiny"),
+    ),
     neck=dict(in_channels=[48, 96, 192, 384]),
 )

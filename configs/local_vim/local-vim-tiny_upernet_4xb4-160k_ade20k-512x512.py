@@ -1,6 +1,6 @@
 _base_ = "../_base_/local-vim_upernet_160k_ade20k-512x512.py"
 model = dict(
-    backbone=dict(arch="tiny"),
+    backbone=dict(arch="tiny", init_cfg=dict(checkpoint="mmvssm://local-vim-tiny")),
     decode_head=dict(in_channels=[192] * 4),
     auxiliary_head=dict(in_channels=192),
 )

@@ -1,2 +1,8 @@
 _base_ = "../_base_/local-vim_mask-rcnn_lsj-184k_coco.py"
-model = dict(backbone=dict(arch="small-searched"), neck=dict(in_channels=384))
+model = dict(
+    backbone=dict(
+        arch="small-searched",
+        init_cfg=dict(checkpoint="mmvssm://local-vim-small-searched"),
+    ),
+    neck=dict(in_channels=384),
+)

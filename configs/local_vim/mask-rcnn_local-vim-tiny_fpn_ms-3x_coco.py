@@ -1,2 +1,5 @@
 _base_ = "../_base_/local-vim_mask-rcnn_ms-3x_coco.py"
-model = dict(backbone=dict(arch="tiny"), neck=dict(in_channels=192))
+model = dict(
+    backbone=dict(arch="tiny", init_cfg=dict(checkpoint="mmvssm://local-vim-tiny")),
+    neck=dict(in_channels=192),
+)

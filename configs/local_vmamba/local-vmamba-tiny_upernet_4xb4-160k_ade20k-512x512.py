@@ -1,2 +1,9 @@
 _base_ = "../_base_/upernet_160k_ade20k-512x512.py"
-model = dict(backbone=dict(type="mmvssm.LocalVMamba", arch="tiny", drop_path_rate=0.1))
+model = dict(
+    backbone=dict(
+        type="mmvssm.LocalVMamba",
+        arch="tiny",
+        drop_path_rate=0.1,
+        init_cfg=dict(checkpoint="mmvssm://local-vmamba-tiny"),
+    )
+)

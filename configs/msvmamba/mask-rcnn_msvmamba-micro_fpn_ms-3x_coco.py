@@ -1,5 +1,10 @@
 _base_ = "../_base_/mask-rcnn_ms-3x_coco.py"
 model = dict(
-    backbone=dict(type="mmvssm.MSVMamba", arch="micro", drop_path_rate=0.2),
+    backbone=dict(
+        type="mmvssm.MSVMamba",
+        arch="micro",
+        drop_path_rate=0.2,
+        init_cfg=dict(checkpoint="mmvssm://msvmamba-micro?weights=online"),
+    ),
     neck=dict(in_channels=[64, 128, 256, 512]),
 )

@@ -1,5 +1,10 @@
 _base_ = "../_base_/mask-rcnn_ms-3x_coco.py"
 model = dict(
-    backbone=dict(type="mmvssm.MSVMamba", arch="nano", drop_path_rate=0.2),
+    backbone=dict(
+        type="mmvssm.MSVMamba",
+        arch="nano",
+        drop_path_rate=0.2,
+        init_cfg=dict(checkpoint="mmvssm://msvmamba-nano?weights=online"),
+    ),
     neck=dict(in_channels=[48, 96, 192, 384]),
 )

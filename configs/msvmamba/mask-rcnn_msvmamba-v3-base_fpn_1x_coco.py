@@ -1,6 +1,11 @@
 _base_ = "../_base_/mask-rcnn_1x_coco.py"
 # Upstream has no dense tasks for v3: the first version's recipe, drop path as on ImageNet.
 model = dict(
-    backbone=dict(type="mmvssm.MSVMamba", arch="v3-base", drop_path_rate=0.5),
+    backbone=dict(
+        type="mmvssm.MSVMamba",
+        arch="v3-base",
+        drop_path_rate=0.5,
+        init_cfg=dict(checkpoint="mmvssm://msvmamba-v3-base"),
+    ),
     neck=dict(in_channels=[128, 256, 512, 1024]),
 )

@@ -1,6 +1,11 @@
 _base_ = "../_base_/upernet_160k_ade20k-512x512.py"
 model = dict(
-    backbone=dict(type="mmvssm.MSVMamba", arch="micro", drop_path_rate=0.3),
+    backbone=dict(
+        type="mmvssm.MSVMamba",
+        arch="micro",
+        drop_path_rate=0.3,
+        init_cfg=dict(checkpoint="mmvssm://msvmamba-micro?weights=online"),
+    ),
     decode_head=dict(in_channels=[64, 128, 256, 512]),
     auxiliary_head=dict(in_channels=256),
 )

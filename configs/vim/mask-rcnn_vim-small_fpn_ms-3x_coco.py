@@ -1,2 +1,5 @@
 _base_ = "../_base_/vim_mask-rcnn_ms-3x_coco.py"
-model = dict(backbone=dict(arch="small"), neck=dict(in_channels=384))
+model = dict(
+    backbone=dict(arch="small", init_cfg=dict(checkpoint="mmvssm://vim-small?weights=online")),
+    neck=dict(in_channels=384),
+)

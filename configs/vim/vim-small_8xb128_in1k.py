@@ -3,5 +3,9 @@
 _base_ = "./vim-small_8xb64_in1k.py"
 train_dataloader = dict(batch_size=128)
 optim_wrapper = dict(optimizer=dict(lr=2e-3))
-param_scheduler = [dict(_base_.param_scheduler[0], start_factor=5e-4), _base_.param_scheduler[1]]
+param_scheduler = [
+    dict(_base_.param_scheduler[0], factor=5e-4),
+    dict(_base_.param_scheduler[1], start_factor=5e-4),
+    _base_.param_scheduler[2],
+]
 auto_scale_lr = dict(base_batch_size=1024)

@@ -1,2 +1,9 @@
 _base_ = "../_base_/mask-rcnn_1x_coco.py"
-model = dict(backbone=dict(type="mmvssm.VMamba", arch="v0-tiny", drop_path_rate=0.2))
+model = dict(
+    backbone=dict(
+        type="mmvssm.VMamba",
+        arch="v0-tiny",
+        drop_path_rate=0.2,
+        init_cfg=dict(checkpoint="mmvssm://vmamba-v0-tiny"),
+    )
+)

@@ -1,2 +1,9 @@
 _base_ = "../_base_/upernet_160k_ade20k-640x640.py"
-model = dict(backbone=dict(type="mmvssm.VMamba", arch="v0-small", drop_path_rate=0.3))
+model = dict(
+    backbone=dict(
+        type="mmvssm.VMamba",
+        arch="v0-small",
+        drop_path_rate=0.3,
+        init_cfg=dict(checkpoint="mmvssm://vmamba-v0-small"),
+    )
+)

@@ -1,3 +1,10 @@
 _base_ = "../_base_/upernet_160k_ade20k-896x896.py"
 # Upstream's file leaves 19 classes in the heads: ADE20K has 150.
-model = dict(backbone=dict(type="mmvssm.VMamba", arch="v0-small", drop_path_rate=0.3))
+model = dict(
+    backbone=dict(
+        type="mmvssm.VMamba",
+        arch="v0-small",
+        drop_path_rate=0.3,
+        init_cfg=dict(checkpoint="mmvssm://vmamba-v0-small"),
+    )
+)

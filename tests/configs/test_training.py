@@ -28,7 +28,8 @@ PUBLISHED = sorted(
     for path in (ROOT / "configs").glob("*/*.py")
     if path.parent.name not in ("_base_", "demo", "options")
 )
-SMALLEST = ("nano", "tiny", "tiny-mid-cls", "tiny-s1l8", "tiny-stride8", "v0-tiny", "v3-tiny")
+SMALLEST = ("nano", "tiny", "tiny-m2", "tiny-mid-cls", "tiny-s1l8", "tiny-stride8", "v0-tiny")
+SMALLEST += ("v3-tiny",)
 
 
 def family_of(name):
@@ -96,6 +97,9 @@ def lighten(model):
         for head, part in zip(model.roi_head.bbox_head, model.train_cfg.rcnn):
             head.fc_out_channels, part.sampler.num = 64, 32
         model.test_cfg.rcnn.update(score_thr=0.0, max_per_img=5)
+    if model.type == "RetinaNet":
+        model.neck.out_channels = model.bbox_head.in_channels = model.bbox_head.feat_channels = 32
+        model.test_cfg.update(score_thr=0.0, max_per_img=5)
     if model.type in ("MaskRCNN", "CascadeRCNN"):
         roi, rcnn = model.roi_head, model.train_cfg.rcnn
         model.neck.out_channels = model.rpn_head.in_channels = model.rpn_head.feat_channels = 32
@@ -116,6 +120,7 @@ def shorten(cfg, batch_size):
     cfg.default_hooks.logger.interval = 1
     cfg.default_hooks.checkpoint = None
     cfg.param_scheduler = cfg.load_from = None
+    cfg.model.backbone.init_cfg = None  # random weights, not the released ones
     cfg.randomness = dict(seed=0)
     for loader, size in ((cfg.train_dataloader, batch_size), (cfg.val_dataloader, 1)):
         loader.update(num_workers=0, persistent_workers=False, batch_size=size)
@@ -223,10 +228,22 @@ def test_every_form_says_the_same(name, root, tmp_path):
         if key != "visualizer":
             assert bare(by_name[key]) == bare(by_path[key]), key
 
+    assert by_path.model.backbone.get("init_cfg") == start_of(name, by_path)
     init_default_scope(by_name.default_scope)
     with torch.device("meta"):
         backbone = MODELS.build(by_name.model).backbone
     assert type(backbone).__module__.startswith("mmvssm.")
+
+
+def start_of(name, cfg):
+    """A detector's or segmentor's: its arch's released classifier, as the authors take it."""
+    if name.startswith("demo/") or cfg.default_scope == "mmpretrain":
+        return None
+    variant = f"{family_of(name)}-{arch_of(name)}"
+    file = variant + ("-dp05" if variant == "vmamba-v0-base" else "")
+    if variant.startswith(("vim-", "msvmamba-")) and "-v3-" not in variant:
+        file += "?weights=online"
+    return dict(type="Pretrained", prefix="backbone.", checkpoint=f"mmvssm://{file}")
 
 
 def test_names():
@@ -234,5 +251,5 @@ def test_names():
     stems = [*DEMO, *(name.partition("/")[2] for name in PUBLISHED)]
     assert len(set(stems)) == len(stems)
     for name in PUBLISHED:
-        detector = "(cascade-)?mask-rcnn_"
+        detector = "(cascade-)?mask-rcnn_|retinanet_"
         assert re.fullmatch(rf"\w[\w-]*/({detector})?{family_of(name)}-[\w-]+", name)

@@ -343,8 +343,9 @@ def test_mixers_of_the_variants():
     assert all(layer.mixer.scan.build.output_order == "upstream" for layer in model.layers)
     with torch.device("meta"):
         small, searched = LocalVim("small"), LocalVim("small-searched")
+        tiny = LocalVim("tiny-unsearched")
         networks = [LocalVim("tiny-search"), LocalVim("tiny", directions="search")]
-    assert {layer.mixer.scan.directions for layer in small.layers} == {
+    assert {layer.mixer.scan.directions for layer in (*small.layers, *tiny.layers)} == {
         ("h", "h_flip", "w2", "w2_flip")
     }
     assert searched.layers[0].mixer.scan.directions == ("h", "v_flip", "w7", "w7_flip")

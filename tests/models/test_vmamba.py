@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmvssm.models import SS2D, VMamba
+from mmvssm.models import SS2D, ScalarDecaySS2D, VMamba
 from mmvssm.models.layers import Mlp, PatchMerging, apply_norm, build_norm
 
 FIRST = dict(
@@ -23,6 +23,24 @@ def test_default_arguments():
         model = VMamba()
     assert len(model.stages[2].blocks) == 9 and model.embed_dims == [96, 192, 384, 768]
     assert model.out_indices == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("arch", "kind", "d_state", "ssm_init", "force_fp32"),
+    [
+        ("tiny-0220", SS2D, 1, "v0", True),
+        *((arch, ScalarDecaySS2D, 64, "v2", False) for arch in ("tiny-m2", "small-m2", "base-m2")),
+    ],
+)
+def test_mixers_of_archs_beside_the_published_series(arch, kind, d_state, ssm_init, force_fp32):
+    with torch.device("meta"):
+        model = VMamba(arch)
+    for block in (block for stage in model.stages for block in stage.blocks):
+        mixer = block.mixer
+        assert type(mixer) is kind and (mixer.d_state, mixer.ssm_init) == (d_state, ssm_init)
+        assert mixer.force_fp32 is force_fp32 and (mixer.gate_act is not None) == force_fp32
+        # one head for sixteen channels of the block
+        assert mixer.dt_rank == block.norm1.normalized_shape[0] // 16
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ class EfficientVMamba(HierarchicalBackbone):
     branch; the last ones are inverted residuals.
 
     =========  ==================  ===========  ===========  =============
-    ``arch``   widths              depths       parameters   top-1 (paper)
+    ``arch``   widths              depths       parameters   published top-1
     =========  ==================  ===========  ===========  =============
     ``tiny``   48, 96, 192, 384    2, 2, 4, 2    6 493 660   76.5
     ``small``  64, 128, 256, 512   2, 2, 4, 2   11 273 688   78.7

@@ -26,20 +26,21 @@ class LocalVim(PlainBackbone):
     Each layer scans the map of patches in its own directions: along rows, along columns or window
     by window, forward or backward. A channel attention weighs the scans before they are added up.
 
-    ==================  =====  ======  ===========  =============
-    ``arch``            width  layers  parameters   top-1 (paper)
-    ==================  =====  ======  ===========  =============
-    ``tiny``              192      20    7 994 152  76.2
-    ``tiny-mid-cls``      192      20    7 994 536  77.8
-    ``small``             384      20   27 783 784  81.1
-    ``small-searched``    384      20   27 783 784  -
-    ``tiny-search``       128      20    5 473 288  -
-    ==================  =====  ======  ===========  =============
+    ===================  =====  ======  ===========  =============
+    ``arch``             width  layers  parameters   published top-1
+    ===================  =====  ======  ===========  =============
+    ``tiny``               192      20    7 994 152  76.2
+    ``tiny-unsearched``    192      20    7 994 152  75.8
+    ``tiny-mid-cls``       192      20    7 994 536  77.8
+    ``small``              384      20   27 783 784  81.0
+    ``small-searched``     384      20   27 783 784  81.2
+    ``tiny-search``        128      20    5 473 288  -
+    ===================  =====  ======  ===========  =============
 
     Parameters are those of classifiers of 1000 classes at 224 x 224 pixels. ``tiny``,
     ``tiny-mid-cls`` (a class token instead of the rotary embedding) and ``small-searched`` have
-    the directions that the authors searched. ``small`` is what their registry builds under this
-    name, without a search; which of the two forms 81.1 belongs to is not known. The training of
+    the directions that the authors searched; ``tiny-unsearched`` and ``small``, which their
+    registry builds under this name, have the same four in every layer. The training of
     ``tiny-search`` finds directions.
 
     Args:
@@ -87,6 +88,7 @@ class LocalVim(PlainBackbone):
 
     arch_settings: ClassVar[dict[str, dict]] = {
         "tiny": dict(embed_dims=192, num_layers=20, directions=LOCAL_VIM_TINY),
+        "tiny-unsearched": dict(embed_dims=192, num_layers=20),
         "tiny-mid-cls": dict(
             embed_dims=192,
             num_layers=20,

@@ -29,7 +29,7 @@ class LocalVMamba(HierarchicalBackbone):
     forward or backward. A channel attention weighs the scans before they are added up.
 
     ================  ==================  ============  ==========  =============
-    ``arch``          widths              depths        parameters  top-1 (paper)
+    ``arch``          widths              depths        parameters  published top-1
     ================  ==================  ============  ==========  =============
     ``tiny``          96, 192, 384, 768   2, 2, 9, 2    25 527 160  82.7
     ``small``         96, 192, 384, 768   2, 2, 27, 2   49 748 536  83.7

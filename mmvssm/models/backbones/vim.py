@@ -27,13 +27,14 @@ class Vim(PlainBackbone):
     ``divide_out=False``.
 
     =================  =====  ======  ======  ===========  =============
-    ``arch``           width  layers  stride  parameters   top-1 (paper)
+    ``arch``           width  layers  stride  parameters   published top-1
     =================  =====  ======  ======  ===========  =============
     ``tiny``             192      24      16    7 148 008  76.1
     ``small``            384      24      16   25 796 584  80.5
     ``base``             768      24      16   97 598 440  81.9
     ``tiny-stride8``     192      24       8    7 250 344  78.3
     ``small-stride8``    384      24       8   26 001 256  81.6
+    ``base-stride8``     768      24       8   98 007 784  83.2
     =================  =====  ======  ======  ===========  =============
 
     Parameters are those of classifiers of 1000 classes at 224 x 224 pixels. Patches have 16 pixels.
@@ -83,6 +84,7 @@ class Vim(PlainBackbone):
         "base": dict(embed_dims=768, num_layers=24),
         "tiny-stride8": dict(embed_dims=192, num_layers=24, stride=8),
         "small-stride8": dict(embed_dims=384, num_layers=24, stride=8),
+        "base-stride8": dict(embed_dims=768, num_layers=24, stride=8),
     }
     arch_defaults: ClassVar[dict] = dict(
         embed_dims=None,

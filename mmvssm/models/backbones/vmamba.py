@@ -23,6 +23,7 @@ _FIRST_RELEASE = dict(
     mlp_ratio=0.0,
     mixer=dict(d_state=16, ssm_ratio=2.0, gate=True, conv_bias=True, force_fp32=True),
 )
+_SCALAR_DECAY = dict(type="ScalarDecaySS2D", d_state=64, act="gelu", ssm_init="v2")
 
 
 @MODELS.register_module()
@@ -30,7 +31,7 @@ class VMamba(HierarchicalBackbone):
     """Backbone of `VMamba <https://arxiv.org/abs/2401.10166>`_.
 
     ================  ====================  ============  ===========  =============
-    ``arch``          widths                depths        parameters   top-1 (paper)
+    ``arch``          widths                depths        parameters   published top-1
     ================  ====================  ============  ===========  =============
     ``v0-tiny``       96, 192, 384, 768     2, 2, 9, 2    22 893 448   82.2
     ``v0-small``      96, 192, 384, 768     2, 2, 27, 2   44 417 416   83.5
@@ -41,11 +42,16 @@ class VMamba(HierarchicalBackbone):
     ``tiny-s1l8``     96, 192, 384, 768     2, 2, 8, 2    30 249 064   82.6
     ``small-s1l20``   96, 192, 384, 768     2, 2, 20, 2   49 012 840   83.3
     ``base-s1l20``    128, 256, 512, 1024   2, 2, 20, 2   86 614 504   83.8
+    ``tiny-0220``     96, 192, 384, 768     2, 2, 4, 2    32 484 904   82.5
+    ``tiny-m2``       96, 192, 384, 768     2, 2, 4, 2    25 340 296   -
+    ``small-m2``      96, 192, 384, 768     2, 2, 12, 2   39 079 816   -
+    ``base-m2``       128, 256, 512, 1024   2, 2, 12, 2   67 527 528   -
     ================  ====================  ============  ===========  =============
 
     Parameters include a head of 1000 classes. ``v0`` is the first release: a gated mixer of 16
     states, no MLP. The others have one state, no gate and an MLP; ``s`` is the ratio of the mixer's
-    inner width, ``l`` the depth of the third stage.
+    inner width, ``l`` the depth of the third stage. ``tiny-0220`` came between them, with one state
+    and a gate. ``m2`` has 64 states and one decay per head, as Mamba-2; no results were published.
 
     Args:
         arch: A name of the table, or a dict of the fields below.
@@ -92,6 +98,14 @@ class VMamba(HierarchicalBackbone):
         "tiny-s1l8": dict(embed_dims=96, depths=(2, 2, 8, 2)),
         "small-s1l20": dict(embed_dims=96, depths=(2, 2, 20, 2)),
         "base-s1l20": dict(embed_dims=128, depths=(2, 2, 20, 2)),
+        "tiny-0220": dict(
+            embed_dims=96,
+            depths=(2, 2, 4, 2),
+            mixer=dict(ssm_ratio=2.0, gate=True, force_fp32=True),
+        ),
+        "tiny-m2": dict(embed_dims=96, depths=(2, 2, 4, 2), mixer=_SCALAR_DECAY),
+        "small-m2": dict(embed_dims=96, depths=(2, 2, 12, 2), mixer=_SCALAR_DECAY),
+        "base-m2": dict(embed_dims=128, depths=(2, 2, 12, 2), mixer=_SCALAR_DECAY),
     }
     arch_defaults: ClassVar[dict] = dict(
         embed_dims=None,

@@ -1,0 +1,10 @@
+_base_ = "../_base_/upernet_160k_ade20k-896x896.py"
+# Upstream's file leaves 19 classes in the heads: ADE20K has 150.
+model = dict(
+    backbone=dict(
+        type="mmvssm.VMamba",
+        arch="small-s2l15",
+        drop_path_rate=0.3,
+        init_cfg=dict(checkpoint="mmvssm://vmamba-small-s2l15"),
+    )
+)

@@ -1,0 +1,2 @@
+_base_ = "../_base_/in1k_300e.py"
+model = dict(backbone=dict(type="mmvssm.VMamba", arch="tiny-m2", drop_path_rate=0.2))

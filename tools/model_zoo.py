@@ -97,6 +97,7 @@ TASKS = (
 METHODS = {"mask-rcnn": "Mask R-CNN", "cascade-mask-rcnn": "Cascade Mask R-CNN"}
 
 SCALES = {"ms": "multi-scale", "lsj": "large-scale jitter"}
+HEADS = {"mmdet-heads": "mmdet's own heads"}
 
 
 class Entry(NamedTuple):
@@ -121,7 +122,8 @@ class Entry(NamedTuple):
         *words, length = schedule.split("-")
         schedule = ", ".join([length, *(SCALES[word] for word in words if word in SCALES)])
         if self.data == "COCO":
-            return f"{METHODS[first]}, {schedule}"
+            heads = [HEADS[part] for part in rest if part in HEADS]
+            return ", ".join([METHODS[first], *heads, schedule])
         if self.data == "ADE20K":
             return f"UperNet, {schedule}, {rest[-1].rpartition('-')[2]}"
         return ""

@@ -157,7 +157,7 @@ def select(
     chosen = select_weights(checkpoint, weights)
     source = content_of(chosen.tensors, config)
     content = source if to is None else to
-    check_content(source, content, chosen.tensors)
+    check_content(source, content)
     return Selected(chosen, source, content, config)
 
 

@@ -28,7 +28,9 @@ model = dict(
         rcnn=[
             _base_.model.train_cfg.rcnn[0],
             *(
-                dict(stage, sampler=dict(stage.sampler, pos_fraction=1.0, add_gt_as_proposals=False))
+                dict(
+                    stage, sampler=dict(stage.sampler, pos_fraction=1.0, add_gt_as_proposals=False)
+                )
                 for stage in _base_.model.train_cfg.rcnn[1:]
             ),
         ],

@@ -9,11 +9,14 @@ from collections.abc import Iterator
 from .rules import Rename
 
 #: A key by which these heads are known, there and here: that of the RPN's second convolution.
-DETECTRON2_KEY = ("proposal_generator.rpn_head.conv.conv1.weight", "rpn_head.rpn_conv.1.conv.weight")
+DETECTRON2_KEY = (
+    "proposal_generator.rpn_head.conv.conv1.weight",
+    "rpn_head.rpn_conv.1.conv.weight",
+)
 
 
 def _convs(original: str, ours: str) -> Iterator[Rename]:
-    """Yield the names of four convolutions with norms, counted from one there and from zero here."""
+    """Yield the names of four convolutions with norms, counted from one there, from zero here."""
     for i in range(4):
         yield Rename(f"{original}{i + 1}.norm.", f"{ours}.{i}.ln.")
         yield Rename(f"{original}{i + 1}.{{parameter}}", f"{ours}.{i}.conv.{{parameter}}")

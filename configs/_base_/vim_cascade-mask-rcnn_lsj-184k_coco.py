@@ -4,9 +4,8 @@
 _base_ = "./vim_cascade-mask-rcnn_mmdet-heads_lsj-184k_coco.py"
 
 norm_cfg = dict(type="mmvssm.MapNorm", eps=1e-6)
-l1_loss = dict(_delete_=True, _scope_="mmdet", type="L1Loss")
 model = dict(
-    rpn_head=dict(num_convs=2, loss_bbox=l1_loss),
+    rpn_head=dict(num_convs=2, loss_bbox=dict(_delete_=True, _scope_="mmdet", type="L1Loss")),
     roi_head=dict(
         type="mmvssm.models.roi_heads.SingleMaskCascadeRoIHead",
         stage_loss_weights=[1, 1, 1],

@@ -1,7 +1,8 @@
-"""Writing files so that an interrupted run loses nothing that existed."""
+"""Files: written so that an interrupted run loses nothing that existed, and their hashes."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 #: Called with the bytes that are done and those there are in all.
 Progress = Callable[[int, int], object]
+_CHUNK = 2**22
 
 
 @contextmanager
@@ -40,3 +42,19 @@ def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
     with temporary_sibling(path) as part:
         write(part)
         os.replace(part, path)
+
+
+def existing_folder(folder: Path) -> Path:
+    """Return the folder, or the nearest around it that exists."""
+    return next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+
+
+def sha256(path: Path, progress: Progress = lambda done, total: None) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits."""
+    digest, done, size = hashlib.sha256(), 0, path.stat().st_size
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            done += len(chunk)
+            progress(done, size)
+    return digest.hexdigest()

@@ -34,8 +34,9 @@ from mmvssm.checkpoint import (
     write_checkpoint,
 )
 from mmvssm.checkpoint.convert import backbone_of, is_finite
-from mmvssm.checkpoint.writing import DIGITS, SUFFIXES, existing_folder
+from mmvssm.checkpoint.writing import DIGITS, SUFFIXES
 from mmvssm.engine.cli import fail
+from mmvssm.files import existing_folder
 from mmvssm.messages import join_names, printable
 
 EXAMPLES = """examples:

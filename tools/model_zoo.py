@@ -109,6 +109,7 @@ METHODS = {
     "retinanet": "RetinaNet",
 }
 SCALES = {"ms": "multi-scale", "lsj": "large-scale jitter"}
+HEADS = {"mmdet-heads": "mmdet's own heads"}
 
 
 class Entry(NamedTuple):
@@ -136,7 +137,8 @@ class Entry(NamedTuple):
             # other numbers of images a step than the usual one
             for gpus, batch in (word.split("xb") for word in words if "xb" in word):
                 schedule += f", {int(gpus) * int(batch)} images"
-            return f"{METHODS[first]}, {schedule}"
+            heads = [HEADS[part] for part in rest if part in HEADS]
+            return ", ".join([METHODS[first], *heads, schedule])
         if self.data == "ADE20K":
             return f"UperNet, {schedule}, {rest[-1].rpartition('-')[2]}"
         return ""

@@ -1,16 +1,37 @@
-# Vim in Cascade Mask R-CNN on the published schedule, with mmdet's own heads; gradients were sent
-# in half precision, which is left to the launcher. The published networks had rope=True,
-# divide_out=False and no class token.
-_base_ = [
-    "mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py",
-    "./vim_lsj-184k_coco.py",
-    "./vim_detector.py",
-]
+# Vim in Cascade Mask R-CNN, as published: Detectron2's heads, and how it trains them. Boxes learn
+# by L1; of the second and third stage, all that the stage before gives, without further samples.
+# The published networks had rope=True and divide_out=False; without a class token, or freed of it.
+_base_ = "./vim_cascade-mask-rcnn_mmdet-heads_lsj-184k_coco.py"
 
+norm_cfg = dict(type="mmvssm.MapNorm", eps=1e-6)
 model = dict(
-    data_preprocessor=dict(pad_size_divisor=1024),
-    backbone=dict(_base_.vim_detector.backbone, _delete_=True),
-    neck=_base_.vim_detector.neck,
+    rpn_head=dict(num_convs=2, loss_bbox=dict(_delete_=True, _scope_="mmdet", type="L1Loss")),
+    roi_head=dict(
+        type="mmvssm.models.roi_heads.SingleMaskCascadeRoIHead",
+        stage_loss_weights=[1, 1, 1],
+        bbox_head=[
+            dict(
+                head,
+                type="Shared4Conv1FCBBoxHead",
+                norm_cfg=norm_cfg,
+                bbox_coder=dict(head.bbox_coder, target_stds=[1 / k, 1 / k, 2 / k, 2 / k]),
+                loss_bbox=dict(_scope_="mmdet", type="L1Loss"),
+            )
+            for head, k in zip(_base_.model.roi_head.bbox_head, (10, 20, 30))
+        ],
+        mask_head=dict(norm_cfg=norm_cfg),
+    ),
+    train_cfg=dict(
+        rpn=dict(allowed_border=-1),
+        rpn_proposal=dict(max_per_img=1000),
+        rcnn=[
+            _base_.model.train_cfg.rcnn[0],
+            *(
+                dict(
+                    stage, sampler=dict(stage.sampler, pos_fraction=1.0, add_gt_as_proposals=False)
+                )
+                for stage in _base_.model.train_cfg.rcnn[1:]
+            ),
+        ],
+    ),
 )
-
-optim_wrapper = dict(_base_.vim_optim_wrapper, type="AmpOptimWrapper")

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from mmvssm import config_path
 from mmvssm.families import FAMILIES, Family
 from mmvssm.families.key_map import POS_GRID
-from mmvssm.messages import join_names
+from mmvssm.families.recognise import named_shapes, shapes_of
+from mmvssm.messages import brief, join_names
 from mmvssm.models.backbones.plain import PlainBackbone
 from mmvssm.models.layers.tokens import CLASS_TOKENS
-
-from .recognise import named_shapes, shapes_of
 
 #: Options in which models of other tasks differ that have the same network.
 OUTPUTS = ("out_indices", "out_norm", "drop_cls_token", "img_size")
@@ -291,11 +290,3 @@ def _backbone_in_text(text: str) -> dict[str, Any]:
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return {}  # no text of a config
     return {}
-
-
-def brief(error: BaseException) -> str:
-    """Return the first line of an error in brackets."""
-    words = str(error).split("\n", 1)[0]
-    if isinstance(error, SystemExit):
-        words = f"it ends with sys.exit({error.code!r})"
-    return f" ({words or type(error).__name__})"

@@ -15,22 +15,14 @@ from torch import Tensor
 
 from mmvssm.families import Family, find_declared
 from mmvssm.families.key_map import NAMES, POS_GRID, PREFIX, KeyMap, release_names
+from mmvssm.families.recognise import find_family, shapes_of
 from mmvssm.files import Progress
-from mmvssm.messages import join_names, printable
+from mmvssm.messages import brief, join_names, printable
 from mmvssm.models.layers.tokens import cls_positions, remove_tokens
 from mmvssm.version import __version__
 
-from .arch import (
-    Found,
-    brief,
-    declared_backbones,
-    find_arch,
-    find_in_config,
-    hold_against,
-    read_config,
-)
+from .arch import Found, declared_backbones, find_arch, find_in_config, hold_against, read_config
 from .heads import check_content, check_heads, content_of
-from .recognise import find_family, shapes_of
 from .weights import Weights, own_meta, select_weights
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -157,7 +149,7 @@ def select(
     chosen = select_weights(checkpoint, weights)
     source = content_of(chosen.tensors, config)
     content = source if to is None else to
-    check_content(source, content, chosen.tensors)
+    check_content(source, content)
     return Selected(chosen, source, content, config)
 
 

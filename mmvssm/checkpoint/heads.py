@@ -21,10 +21,10 @@ HEADS = {
     "segmentor": ("decode_head.", "auxiliary_head."),
     "classifier": ("head.",),
 }
-#: The same of Detectron2, for which mmdetection has no counterpart.
+#: The same of Detectron2, whose names declarations of families may know.
 FOREIGN_HEADS = ("proposal_generator.", "roi_heads.")
 _LIBRARIES = {"mmpretrain": "classifier", "mmdet": "detector", "mmseg": "segmentor"}
-_HINT = "if the model has another head, name its config file as --arch"
+_HINT = "if the model has another head, name its config file as --arch, or leave it: --to backbone"
 
 
 def content_of(keys: Iterable[str], config: Config | None = None) -> str:
@@ -48,12 +48,10 @@ def _content_of_config(config: Config) -> str:
     return _LIBRARIES[scope]
 
 
-def check_content(source: str, content: str, keys: Iterable[str]) -> None:
+def check_content(source: str, content: str) -> None:
     """Raise ValueError unless a file of ``source`` can become a ``content``."""
     if content not in CONTENTS:
         raise ValueError(f"to must be one of {', '.join(CONTENTS)}, got {content!r}")
-    if content == "detector" and any(key.startswith(FOREIGN_HEADS) for key in keys):
-        raise ValueError("heads of a detector of Detectron2 have no place here: --to backbone")
     is_dense = {"detector", "segmentor"}
     if content != source and (content == "classifier" or {source, content} == is_dense):
         raise ValueError(f"the file holds a {source}, which cannot become a {content}")

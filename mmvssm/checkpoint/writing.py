@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -15,12 +14,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mmvssm.files import Progress, temporary_sibling
+from mmvssm.files import Progress, existing_folder, sha256, temporary_sibling
 
 SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
 #: Digits of the SHA-256 in a name, as in the names of OpenMMLab's own files.
 DIGITS = 8
-_CHUNK = 2**22
 _MARGIN = 2**20  # for all but tensors
 
 
@@ -58,17 +56,12 @@ def write_checkpoint(
             _write_safetensors(part, content)
         else:
             _write_torch(part, content, size, progress)
-        digest = _hash(part, progress)
+        digest = sha256(part, lambda done, size: progress((size + done) // 2, size))
         product = path.with_name(f"{path.stem}-{digest[:DIGITS]}{path.suffix}")
         if os.path.lexists(product) and not force:
             raise FileExistsError(f"{str(product)!r} exists already: --force replaces it")
         os.replace(part, product)
     return product
-
-
-def existing_folder(folder: Path) -> Path:
-    """Return the folder, or the nearest around it that exists."""
-    return next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
 
 
 class _Counted:
@@ -126,14 +119,3 @@ def _own(tensor: Tensor) -> Tensor:
         return tensor
     part = storage[start : start + tensor.nbytes]
     return torch.empty(0, dtype=tensor.dtype).set_(part, 0, tensor.shape, tensor.stride())
-
-
-def _hash(path: Path, progress: Progress) -> str:
-    """Return the SHA-256 of a file in hexadecimal digits."""
-    digest, done, size = hashlib.sha256(), 0, path.stat().st_size
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-            done += len(chunk)
-            progress((size + done) // 2, size)
-    return digest.hexdigest()

@@ -1,7 +1,7 @@
 """Declarations of the families, one module each; a new module declares a family without lists.
 
 Each module calls :func:`register_family` when it is imported. Modules without a declaration hold
-rules that several families share.
+rules that several families share, and what reads keys by the declarations.
 """
 
 # ruff: noqa: F401  the names are for others

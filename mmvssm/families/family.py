@@ -83,7 +83,7 @@ class Family:
         count_parts: Maps our key and tensors to the number of its parts in files, None for none.
         first_release: Rules from the names of the project's first release to its current ones.
         first_release_archs: Archs of that release; what is trained here goes back to its names.
-        detector: Rules for all outside of the backbone of detectors whose neck is the project's.
+        detector: Rules for what is outside of the backbone of detectors of the project's own.
         detector_key: A key by which such a detector is known, in original names and in ours.
         sign: Expression of keys that only this family's blocks have.
         scan: Expression of keys by which a block is known that shows no family's ``sign``.

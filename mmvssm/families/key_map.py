@@ -46,29 +46,23 @@ class KeyMap:
         None for a key without place in a model of the task; unknown ones stay, so that a strict
         load reports them. See :func:`split_part` for tensors in parts.
         """
-        for rule in (*self.family.first_release, *self.family.trunk, *self.family.tasks[self.task]):
-            renamed = rule.to_ours(key)
-            if renamed is None:
-                return None
-            key = renamed
-        return key if key.startswith(OUTSIDE) else PREFIX + key
+        family = self.family
+        name = _to_ours((*family.first_release, *family.trunk, *family.tasks[self.task]), key)
+        return name if name is None or name.startswith(OUTSIDE) else PREFIX + name
 
     def names(self, keys: Collection[str]) -> Iterator[tuple[str, str | None]]:
         """Yield the keys of a file with our names, of which there may be parts; None for none.
 
         Where the backbone's keys begin with ``backbone.``, others keep their names, except those of
-        a neck of the project's own.
+        a neck and heads of the project's own.
         """
         is_complete, family = has_backbone(keys), self.family
         detector = family.detector if family.detector_key and family.detector_key[0] in keys else ()
         for key in keys:
-            name: str | None = key
             if not is_complete or key.startswith(PREFIX):
-                name = self.key_to_ours(key.removeprefix(PREFIX))
+                yield key, self.key_to_ours(key.removeprefix(PREFIX))
             else:
-                for rule in detector:
-                    name = rule.to_ours(name)
-            yield key, name
+                yield key, _to_ours(detector, key)
 
     def to_ours(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rename the weights of a file, join their parts, and give linear ones two axes.
@@ -150,20 +144,21 @@ class KeyMap:
     ) -> str | None:
         """Return the original name of a tensor or part; None for one that the project lacks."""
         family, is_dense = self.family, self.task == "dense"
-        is_detector = family.detector_key is not None and family.detector_key[1] in keys
         if is_dense and not in_backbone:
-            rules = family.detector if is_detector else family.tasks[self.task]
-        name: str | None = part
-        for rule in reversed(rules):
-            name = rule.to_original(name, ours, keys)
-            if name is None:
-                return None
+            if family.detector_key is not None and family.detector_key[1] in keys:
+                name = _to_original(family.detector, part, ours, keys)
+                if name != part:
+                    return name
+            rules = family.tasks[self.task]
+        name = _to_original(rules, part, ours, keys)
+        if name is None:
+            return None
         if in_backbone:
             return None if "@" in name else PREFIX + name if is_dense else name
         if not is_dense:
             return None if name == part else name
         # a pyramid that the task's rules rename is inside of the backbone there
-        return name if name == part or is_detector else PREFIX + name
+        return name if name == part else PREFIX + name
 
     def _join_parts(self, renamed: dict[str, Tensor]) -> dict[str, Tensor]:
         """Replace the entries ``name@i`` by one entry ``name``."""
@@ -211,6 +206,24 @@ class KeyMap:
                 f"{join_names(wrong)} would not be the same when read again: these weights are not"
                 f" those of one of the project's models for {self.task!r}"
             )
+
+
+def _to_ours(rules: Rules, key: str) -> str | None:
+    for rule in rules:
+        renamed = rule.to_ours(key)
+        if renamed is None:
+            return None
+        key = renamed
+    return key
+
+
+def _to_original(rules: Rules, part: str, ours: str, keys: Collection[str]) -> str | None:
+    name: str | None = part
+    for rule in reversed(rules):
+        name = rule.to_original(name, ours, keys)
+        if name is None:
+            return None
+    return name
 
 
 def has_backbone(keys: Iterable[str]) -> bool:

@@ -9,6 +9,7 @@ from torch import nn
 from mmvssm.models.backbones.vim import Vim
 
 from . import layers
+from .detectron2_heads import DETECTRON2_HEADS, DETECTRON2_KEY
 from .family import Family, Released, ScanCost, register_family
 from .pyramids import FEATURE2PYRAMID, SIMPLE_FEATURE_PYRAMID
 from .rules import Rename, Rewrite
@@ -66,6 +67,8 @@ register_family(
         # segmentors are mmsegmentation's, detectors Detectron2's
         dense_container=("state_dict", "model"),
         count_parts=layers.count_parts,
+        detector=DETECTRON2_HEADS,
+        detector_key=DETECTRON2_KEY,
         sign=rf"{layers.MIXER}(A_b_log|D_b|(conv1d|x_proj|dt_proj)_b)(\.|$)",
         scan=rf"{layers.MIXER}A_logs?$",
         variants=(dict(norm="ln"),),

@@ -20,8 +20,8 @@ from mmvssm.checkpoint.arch import (
     hold_against,
     read_config,
 )
-from mmvssm.checkpoint.recognise import MixedFamiliesError, UnknownFamilyError
 from mmvssm.families import FAMILIES, Family, find_declared, register_family
+from mmvssm.families.recognise import MixedFamiliesError, UnknownFamilyError
 from mmvssm.families.rules import Rename
 from mmvssm.families.stages import SS2D_TRUNK, TASKS, read_options
 from mmvssm.models import VMamba

@@ -177,6 +177,10 @@ def hostile_operations(canary: Path) -> dict[str, bytes]:
         "copyreg.__newobj__": call(name_of("copyreg", "__newobj__"), popen, command),
         "BUILD of a class": name_of("torch.nn", "Module") + b"}" + text("forward") + b"Nsb",
         "BUILD of a module": name_of("sys", "modules") + b"}" + text("os") + b"Nsb",
+        "items of an array": array(kind="O8", content=b"](" + call(system, command) + b"e"),
+        "array of another class": call(
+            name_of("numpy.core.multiarray", "_reconstruct"), popen, numbers((0,)), command
+        ),
         "state that is called": namespace + b"}" + text("a") + call(system, command) + b"sb",
         "tensor of os.system": call(
             name_of("torch._utils", "_rebuild_parameter"), call(system, command), b"\x89", b"}"
@@ -217,6 +221,65 @@ def tensor(
         name_of("torch._utils", "_rebuild_tensor_v2"),
         *(pid, number(offset), numbers(size), numbers(stride), b"\x89}"),
     )
+
+
+def array(
+    shape: tuple[int, ...] = (4, 3),
+    kind: str = "f4",
+    order: str = "<",
+    content: bytes = b"B" + struct.pack("<I", 48) + bytes(48),
+) -> bytes:
+    """An array of numpy, of 48 bytes."""
+    begun = call(
+        name_of("numpy.core.multiarray", "_reconstruct"),
+        *(name_of("numpy", "ndarray"), numbers((0,)), b"C\x01b"),
+    )
+    dtype = call(name_of("numpy", "dtype"), text(kind), b"\x89", b"\x88")
+    dtype += b"(" + number(3) + text(order) + b"NNN" + number(-1) * 2 + number(0) + b"tb"
+    return begun + b"(" + number(1) + numbers(shape) + dtype + b"\x89" + content + b"tb"
+
+
+def buffer_array(
+    shape: bytes, content: bytes = b"\x96" + struct.pack("<Q", 48) + bytes(48)
+) -> bytes:
+    """An array as the newest protocol stores it."""
+    dtype = call(name_of("numpy", "dtype"), text("f4"), b"\x89", b"\x88")
+    return call(name_of("numpy._core.numeric", "_frombuffer"), content, dtype, shape, text("C"))
+
+
+def excessive_arrays() -> dict[str, bytes]:
+    """Arrays whose bytes are not those of their shapes."""
+    begun = array().split(b"(" + number(1))[0]
+    long = b"B" + struct.pack("<I", 20_000) + bytes(20_000)
+    shared = long + b"q\x90" + b"0](" + array((5000,), content=b"h\x90") * 1000 + b"e"
+    encoded = (
+        text("a" * 20_000)
+        + b"q\x900]("
+        + 1000 * call(name_of("_codecs", "encode"), b"h\x90", text("latin1"))
+        + b"e"
+    )
+    return {
+        "array of a huge shape": array((1 << 62, 1 << 62)),
+        "array of an overflowing shape": array((1 << 32, 1 << 32)),
+        "array of a huge empty shape": array((0, 1 << 62), content=b"C\x00"),
+        "array of an overflowing empty shape": array((0, *[1 << 39] * 5), content=b"C\x00"),
+        "array of a negative shape": array((-4, -3)),
+        "array of many dims": array((1,) * 100, content=b"C\x04" + bytes(4)),
+        "array of too few bytes": array((4, 4)),
+        "array of too many bytes": array((4, 2)),
+        "array of wide numbers": array(kind="f8"),
+        "array of text": array(content=text("\u2603" * 48)),
+        "array of no bytes": array(content=b"N"),
+        "array of no state": begun + b"Nb",
+        "array that is never filled": begun,
+        "arrays of the same bytes": shared,
+        "texts of the same bytes": encoded,
+        "buffer of a huge shape": buffer_array(numbers((1 << 62, 4))),
+        "buffer of no shape": buffer_array(text("C")),
+        "buffer of too few bytes": buffer_array(numbers((4, 4))),
+        "buffer of no bytes": buffer_array(numbers((4, 3)), b"N"),
+        "array without arguments": call(name_of("numpy.core.numeric", "_frombuffer")),
+    }
 
 
 def excessive_operations(depth: int) -> dict[str, bytes]:
@@ -268,6 +331,7 @@ def excessive_operations(depth: int) -> dict[str, bytes]:
             view=b"(" + text("v") + number(0) + number(12) + b"t",
         ),
         "strange persistent id": b"}Q",
+        **excessive_arrays(),
     }
 
 
@@ -366,6 +430,12 @@ def mutated_files(folder: Path, count: int, seed: int = 0) -> Iterator[Mutated]:
         "absurd memo": b"Np" + str(1 << 61).encode() + b"\n",
         "collisions": collisions(20_000),
         "whole storage": tensor(),
+        "whole array": array(),
+        "array of the other byte order": array(order=">"),
+        "array of objects": array(kind="O8", content=b"](NNe"),
+        "array of an absurd type": array(kind="f4" * 1000),
+        "array of no type": array(kind="") + b"(" + number(1) + numbers((4,)) + b"N\x89C\x00tb",
+        "array filled twice": array() + b"(" + number(1) + numbers((1,)) + b"N\x89C\x00tb",
     }.items():
         yield write_zip(with_entry(pickled, operations), kind, "any")
     for kind, changed in mutated_archives(members).items():

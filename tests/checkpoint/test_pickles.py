@@ -25,6 +25,7 @@ from mmengine.logging import HistoryBuffer
 from torch import nn
 
 from mmvssm.checkpoint.reading import CheckpointError, HostileFileError, Inert
+from mmvssm.checkpoint.reading.arrays import ArrayUnpickler
 from mmvssm.checkpoint.reading.unpickler import MAX_DEPTH, MAX_OPERATIONS, Reference, Unpickler
 from mmvssm.messages import printable
 
@@ -123,6 +124,39 @@ def test_honest_objects_become_inert(value, protocol):
     before, value, behind = run(data)
     assert isinstance(value, Inert)
     assert (before, behind) == ("before", "behind")
+
+
+#: Arrays of every type that tensors have, in both orders, without axes and without numbers.
+ARRAYS = [np.arange(-3, 9).astype(kind) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8")]
+ARRAYS += [np.arange(200, 206, dtype="u1").reshape(2, 3), np.array([True, False])]
+ARRAYS += [np.asfortranarray(np.arange(24.0).reshape(2, 3, 4)), np.arange(6).reshape(2, 3).T]
+ARRAYS += [np.array(1.5, "f4"), np.zeros((0, 3), "f4"), np.arange(9.0)[::2]]
+#: Of other types: text, objects, fields, dates, of the other byte order, and of a subclass.
+OTHER_ARRAYS = [np.array(["a"]), np.array([1, None]), np.zeros(2, "i4,f4"), np.zeros(2, "M8[s]")]
+OTHER_ARRAYS += [np.arange(3, dtype=">f4"), np.arange(3, dtype="u2"), np.ma.array([1], mask=[0])]
+
+
+def run_with_arrays(value, protocol):
+    data = pickle.dumps(value, protocol)
+    return ArrayUnpickler(io.BytesIO(data), len(data)).load()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("array", ARRAYS, ids=lambda array: f"{array.dtype}{array.shape}")
+def test_arrays(array, protocol):
+    """Each is one tensor for all that refer to it, whose numbers may be changed."""
+    got, again = run_with_arrays([array, array], protocol)
+    expected = torch.from_numpy(array.copy())
+    assert torch.equal(got, expected) and got.dtype == expected.dtype
+    got.fill_(1)
+    assert again.data_ptr() == got.data_ptr() and torch.equal(again, got)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("array", OTHER_ARRAYS, ids=lambda array: f"{type(array)}{array.dtype}")
+def test_arrays_of_other_types_are_left_out(array, protocol):
+    got, behind = run_with_arrays([array, "behind"], protocol)
+    assert isinstance(got, Inert) and behind == "behind"
 
 
 def test_inert_values_say_what_they_stand_for():

@@ -156,11 +156,18 @@ def test_safetensors(tmp_path):
 
 
 def test_plain_pickle(tmp_path):
-    """Files of Detectron2 hold arrays of numpy, which are no tensors."""
-    content = dict(model=dict(a=np.ones(3)), __author__="x", matching_heuristics=True)
+    """Files of Detectron2 hold arrays of numpy."""
+    content = dict(model=dict(a=np.arange(3.0)), __author__="x", matching_heuristics=True)
     (tmp_path / "a.pkl").write_bytes(pickle.dumps(content))
     got = read_checkpoint(tmp_path / "a.pkl")
-    assert got["__author__"] == "x" and isinstance(got["model"]["a"], Inert)
+    assert got["__author__"] == "x" and got["model"]["a"].tolist() == [0, 1, 2]
+
+
+@FORMATS
+def test_arrays_beside_tensors(tmp_path, is_zip):
+    save(dict(model=dict(a=np.float32([[1, 2]]), b=torch.ones(2))), tmp_path / "a.pth", is_zip)
+    got = read_checkpoint(tmp_path / "a.pth")["model"]
+    assert_same(got, dict(a=torch.tensor([[1.0, 2.0]]), b=torch.ones(2)))
 
 
 def test_checksums(tmp_path):

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from mmvssm.checkpoint import ArchError, KeyMap, convert, find_arch, find_family, map_state_dict
-from mmvssm.checkpoint.recognise import MixedFamiliesError, UnknownFamilyError, shapes_of
 from mmvssm.families import FAMILIES
 from mmvssm.families.key_map import release_names
+from mmvssm.families.recognise import MixedFamiliesError, UnknownFamilyError, shapes_of
 from verifier import READERS, Case
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -3,13 +3,14 @@
 import json
 import logging
 import os
+import pickle
 import random
 import re
 import runpy
 import signal
 import subprocess
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.hooks import EMAHook
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
@@ -368,6 +369,44 @@ def test_what_models_here_have_no_use_for_is_named(made):
     # what another content cannot have is not listed
     _, output = made("seg.pth", "c.pth", "--to", "backbone")
     assert "made     a backbone of it" in output and "left out" not in output
+
+
+def test_a_detector_of_detectron2(made):
+    """As its model zoo keeps it: arrays of numpy; heads too small to compute, but of all names."""
+    _, weights = read_case("vim/vim_tiny_det__96x96")
+    released = {f"backbone.{key}": value for key, value in weights.items()}
+    heads = [f"proposal_generator.rpn_head.conv.conv{i}.weight" for i in range(2)]
+    heads += [f"roi_heads.box_head.{i}.conv{k}.norm.bias" for i in range(3) for k in range(1, 5)]
+    heads += [f"roi_heads.box_predictor.{i}.bbox_pred.weight" for i in range(3)]
+    heads += ["roi_heads.mask_head.mask_fcn4.weight", "roi_heads.mask_head.deconv.bias"]
+    released |= {key: torch.rand(2) for key in heads}
+    arrays = {key: value.numpy() for key, value in released.items()}
+    content = dict(model=dict(arrays, pixel_mean=np.ones((3, 1, 1))), __author__="the authors")
+    Path("model_final.pkl").write_bytes(pickle.dumps(content, protocol=2))
+    product, output = made("model_final.pkl", "a.pth", "--to", "detector", "--arch", "tiny")
+    assert "img_size=96, out_norm=False: a detector" in output
+    assert "as the product has no use for them: pixel_mean\n" in output
+    found = weights_in(product)
+    assert torch.equal(found["rpn_head.rpn_conv.1.conv.weight"], released[heads[1]])
+    assert torch.equal(found["roi_head.mask_head.convs.3.conv.weight"], released[heads[-2]])
+    # the line of docs/checkpoints.md makes this backbone and neck of the config
+    text = (ROOT / "docs" / "checkpoints.md").read_text().replace("\\\n", " ")
+    path, words = re.search(r"test\.py (\S+)\s+\S+\s+(--cfg-options model.*rope.*)", text).groups()
+    parser = ArgumentParser()
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction)
+    config = Config.fromfile(ROOT / path)
+    config.merge_from_dict(parser.parse_args(words.split()).cfg_options)
+    assert config.model.backbone.img_size == 1024
+    config.model.backbone.img_size = 96
+    init_default_scope("mmdet")
+    for part in ("backbone", "neck"):
+        start = f"{part}."
+        own = {k.removeprefix(start): v for k, v in found.items() if k.startswith(start)}
+        MODELS.build(config.model[part]).load_state_dict(own, strict=True)
+    back, _ = made(product, "b.pth", "--reverse")
+    restored = torch.load(back, weights_only=True)
+    assert restored.keys() == {"model", "state_dict"}
+    assert_equal(restored["model"], released)
 
 
 def test_a_full_disk(run, released, small_disk):

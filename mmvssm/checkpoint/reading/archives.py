@@ -17,15 +17,23 @@ from torch import Tensor
 from mmvssm.files import Progress
 from mmvssm.messages import printable
 
-from .unpickler import CheckpointError, Inert, Reference, Unpickler, damaged, kind_of
+from .arrays import ArrayUnpickler as Unpickler
+from .unpickler import (
+    MAX_EXTENT,
+    CheckpointError,
+    Inert,
+    Reference,
+    damaged,
+    is_count,
+    is_shape,
+    kind_of,
+)
 
 #: First value of a file of the format before torch 1.6.
 MAGIC = 0x1950A86A20F9469CFC6C
 _CHUNK = 4 << 20
 _LOCAL_HEADER = 30  # bytes, then the name and extra fields
 _MAX_DIRECTORY = 8 << 20  # bytes, of about 70,000 members
-MAX_DIMS = 64  # of torch's loops over tensors
-_MAX_EXTENT = 1 << 40  # of sizes and strides without elements
 
 #: Types of the elements of storages; None where the tensors tell.
 _STORAGES = {
@@ -81,7 +89,7 @@ class TensorBuilder:
         if isinstance(pid, tuple) and len(pid) == 4 and pid[0] == "module":
             return pid[1]  # a class with its source text, which torch only warns about
         word, kind, key, _, numel, *part = pid
-        is_known = word == "storage" and type(key) is str and _is_count(numel)
+        is_known = word == "storage" and type(key) is str and is_count(numel)
         if not is_known or part not in ([], [None]):  # before torch 0.4, parts of storages
             raise damaged("it refers to a storage in no known way")
         if not isinstance(kind, Reference) or kind.name not in _STORAGES:
@@ -136,26 +144,20 @@ def storage_bytes(
 def _check_geometry(key: str, offset: Any, size: Any, stride: Any, limit: int) -> None:
     """Make sure that a tensor lies within its storage of ``limit`` elements."""
     if not (
-        isinstance(size, tuple | list)
+        is_shape(size)
         and isinstance(stride, tuple | list)
-        and len(size) == len(stride) <= MAX_DIMS
-        and all(map(_is_count, (offset, *size, *stride)))
+        and len(size) == len(stride)
+        # torch multiplies strides without elements, too
+        and all(is_count(step) and step <= MAX_EXTENT for step in (offset, *stride))
     ):
         raise damaged(f"a tensor of storage {printable(key)} has no real shape")
     # bytes that tensors repeat, by a stride of 0, would be a small file's way to a huge memory
     last = offset + sum((n - 1) * step for n, step in zip(size, stride))
-    fits = offset <= limit if 0 in size else last < limit and math.prod(size) <= limit
-    # torch multiplies sizes and strides without elements, too
-    extent = max(math.prod(n or 1 for n in size), *stride, 0)
-    if not fits or extent > _MAX_EXTENT:
+    if not (offset <= limit if 0 in size else last < limit and math.prod(size) <= limit):
         raise damaged(
             f"a tensor of shape {printable(tuple(size))} leaves storage {printable(key)} of"
             f" {limit} elements"
         )
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 1 << 63
 
 
 class _Bounded:

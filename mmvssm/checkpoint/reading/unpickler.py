@@ -7,6 +7,7 @@ given, dicts are made here, and every other object becomes :class:`Inert`.
 
 from __future__ import annotations
 
+import math
 import pickle
 import pickletools
 import re
@@ -25,6 +26,10 @@ from mmvssm.messages import printable
 MAX_OPERATIONS = 5_000_000
 #: Deeper values would overflow the stack of whatever walks through them.
 MAX_DEPTH = 200
+MAX_DIMS = 64  # of torch's loops over tensors
+MAX_EXTENT = 1 << 40  # of sizes and strides, also of tensors without elements
+Functions = Mapping[str, Callable[..., Any]]
+NO_FUNCTIONS: Functions = MappingProxyType({})
 _NEVER = ", which no checkpoint does"
 _MAX_KEY = 1 << 60  # smaller ints are their own hashes, so that a file cannot make keys collide
 _DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
@@ -157,7 +162,7 @@ class Unpickler(pickle._Unpickler):
         self,
         file: BinaryIO,
         size: int,
-        functions: Mapping[str, Callable[..., Any]] = MappingProxyType({}),
+        functions: Functions = NO_FUNCTIONS,
         load_storage: Callable[[Any], Any] | None = None,
     ) -> None:
         super().__init__(file, encoding="latin1")
@@ -207,12 +212,16 @@ class Unpickler(pickle._Unpickler):
             raise hostile(f"run {printable(function.origin)}")
         return Inert(function.origin)
 
+    def take(self, count: int) -> None:
+        """Note that so much is copied, lest a small file ask for copies of copies."""
+        self._copies_left -= count
+        if self._copies_left < 0:
+            raise CheckpointError("asks for more memory than its size explains")
+
     def _dict(self, items: Any = ()) -> Any:
         if not isinstance(items, dict | list | tuple):
             return Inert("builtins.dict")
-        self._copies_left -= len(items)  # lest a small file ask for copies of copies
-        if self._copies_left < 0:
-            raise CheckpointError("asks for more memory than its size explains")
+        self.take(len(items))
         pairs = items.items() if isinstance(items, dict) else items
         return {as_key(key): value for key, value in pairs}
 
@@ -281,6 +290,18 @@ def _get_attribute(owner: Any, name: Any, *_: Any) -> Any:
     if isinstance(owner, Inert):
         return Inert(f"{owner.origin}.{name}")
     raise hostile(f"run getattr on {kind_of(owner)}")
+
+
+def is_count(value: Any) -> bool:
+    """Whether this is a whole number that is not negative."""
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def is_shape(value: Any) -> bool:
+    """Whether these are the sizes of a tensor that torch can handle, with or without elements."""
+    if not isinstance(value, tuple | list) or len(value) > MAX_DIMS:
+        return False
+    return all(map(is_count, value)) and math.prod(n or 1 for n in value) <= MAX_EXTENT
 
 
 def as_key(key: Any) -> Any:

@@ -9,9 +9,10 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from mmvssm.families import FAMILIES, Family
-from mmvssm.families.key_map import PREFIX, KeyMap, split_part
 from mmvssm.messages import join_names, printable
+
+from .family import FAMILIES, Family
+from .key_map import PREFIX, KeyMap, split_part
 
 #: Beginnings of the names of a backbone's blocks; the rest of a model may have blocks of any name.
 _BLOCK = re.compile(r"(?:backbone\.)?(?:net\.)?((?:layers|stages)(?:\.\d+)?(?:\.blocks)?\.\d+\.)")

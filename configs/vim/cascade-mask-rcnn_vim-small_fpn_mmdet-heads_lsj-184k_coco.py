@@ -1,0 +1,10 @@
+_base_ = "../_base_/vim_cascade-mask-rcnn_mmdet-heads_lsj-184k_coco.py"
+model = dict(
+    backbone=dict(
+        arch="small",
+        init_cfg=dict(
+            type="Pretrained", checkpoint="mmvssm://vim-small?weights=online", prefix="backbone."
+        ),
+    ),
+    neck=dict(in_channels=384),
+)

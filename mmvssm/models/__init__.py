@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # type checkers do not see what is imported by discovery
     from .backbones.efficient_vmamba import EfficientVMamba as EfficientVMamba
     from .backbones.local_vim import LocalVim as LocalVim
     from .backbones.local_vmamba import LocalVMamba as LocalVMamba
+    from .backbones.mambavision import MambaVision as MambaVision
     from .backbones.msvmamba import MSVMamba as MSVMamba
     from .backbones.vim import Vim as Vim
     from .backbones.vmamba import VMamba as VMamba

@@ -14,7 +14,9 @@ from mmvssm.families.key_map import PREFIX, KeyMap, split_part
 from mmvssm.messages import join_names, printable
 
 #: Beginnings of the names of a backbone's blocks; the rest of a model may have blocks of any name.
-_BLOCK = re.compile(r"(?:backbone\.)?(?:net\.)?((?:layers|levels|stages)(?:\.\d+)?(?:\.blocks)?\.\d+\.)")
+_BLOCK = re.compile(
+    r"(?:backbone\.)?(?:net\.)?((?:layers|levels|stages)(?:\.\d+)?(?:\.blocks)?\.\d+\.)"
+)
 
 
 class UnknownFamilyError(ValueError):

@@ -142,7 +142,9 @@ def test_files_of_authors(made, name, published, licence):
         product, output = made("released.pth.tar", f"{weights}/", *options)
         assert re.fullmatch(rf"{weights}/released-\w{{8}}\.pth", product)
         factor = dict(ema=2, online=1)[kind]
-        torch.testing.assert_close(factor * weights_in(product)["head.fc.bias"], ours["head.fc.bias"])
+        torch.testing.assert_close(
+            factor * weights_in(product)["head.fc.bias"], ours["head.fc.bias"]
+        )
         assert ("licence  " in output) == bool(licence) and licence in output
     torch.save(dict(state_dict=ours), "trained.pth")
     assert "licence" not in made("trained.pth", "out/", "--arch", config)[1]

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 from . import backbones
 from .backbones import *  # noqa: F403
-from .layers import MS2D, SS2D, CascadeSS2D, FlippedCascadeSS2D, MambaMixer, ScalarDecaySS2D
+from .layers import (
+    MS2D,
+    SS2D,
+    CascadeSS2D,
+    FlippedCascadeSS2D,
+    HalfScanMixer,
+    MambaMixer,
+    ScalarDecaySS2D,
+)
 from .necks import SimpleFeaturePyramid
 
 if TYPE_CHECKING:  # type checkers do not see what is imported by discovery
@@ -24,6 +32,7 @@ __all__ = [
     "SS2D",
     "CascadeSS2D",
     "FlippedCascadeSS2D",
+    "HalfScanMixer",
     "MambaMixer",
     "ScalarDecaySS2D",
     "SimpleFeaturePyramid",

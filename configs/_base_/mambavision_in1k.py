@@ -1,13 +1,12 @@
-# MambaVision on ImageNet-1k, from nothing: what differs from in1k_300e.py. 310 epochs, ten more at
-# the lowest rate; the largest norm of gradients is the optimizer's, 1. A variant adds its backbone,
-# weight decay, the width of the head and how test images are resized.
+# MambaVision on ImageNet-1k: what differs from in1k_300e.py. 310 epochs, and ten more at the lowest
+# rate. A variant adds its backbone, the width of the head and, where they differ, weight decay, the
+# weight of MESA and how test images are resized.
 #
 # 32x128 images a step, as trained: on 8 GPUs four batches make one. With 32 GPUs set
 # accumulative_counts and the interval of the average to 1, and leave --auto-scale-lr out: the
 # layers' steps are of LAMB, which does not scale so.
 #
-# The published runs also learned from the average of the weights (MESA) and interpolated crops
-# in two ways, which is not built.
+# The published runs interpolated crops by one of two ways at random; these are bicubic.
 _base_ = "./in1k_300e.py"
 
 model = dict(backbone=dict(type="mmvssm.MambaVision", out_norm="bn"))
@@ -43,4 +42,6 @@ train_cfg = dict(max_epochs=320)
 # decay 0.9998, buffers of batch norms as well
 custom_hooks = [
     dict(_base_.custom_hooks[0], momentum=2e-4, interval=4, update_buffers=True),
+    # after a quarter of 310 epochs
+    dict(type="mmvssm.MESAHook", weight=0.5, begin=78),
 ]

@@ -6,6 +6,7 @@ model = dict(
     head=dict(in_channels=2048),
 )
 optim_wrapper = dict(optimizer=dict(weight_decay=0.12))
+custom_hooks = [_base_.custom_hooks[0], dict(_base_.custom_hooks[1], weight=6.0)]
 
 train_pipeline = [
     dict(step, scale=512) if step.type == "RandomResizedCrop" else step

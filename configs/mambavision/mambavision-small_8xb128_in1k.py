@@ -3,6 +3,7 @@ model = dict(
     backbone=dict(arch="small", drop_path_rate=0.2),
     head=dict(in_channels=768),
 )
+custom_hooks = [_base_.custom_hooks[0], dict(_base_.custom_hooks[1], weight=1.0)]
 
 # a crop of 0.93
 test_pipeline = [

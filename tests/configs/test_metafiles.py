@@ -130,6 +130,14 @@ def test_released_files_are_of_configs():
         assert all((folder / f"{file.config}.py").is_file() for file in family.released)
 
 
+def test_licences_of_weights_are_said():
+    limited = [family for family in FAMILIES.values() if family.licence]
+    assert [family.name for family in limited] == ["mambavision"]
+    for page in ("README.md", "docs/model_zoo.md", "configs/mambavision/README.md"):
+        text = " ".join((ROOT / page).read_text().replace("[", "").split())
+        assert limited[0].licence.removesuffix(")") in text
+
+
 def cost_of(backbone):
     return next(f.cost for f in FAMILIES.values() if type(backbone) is f.backbone)
 

@@ -27,8 +27,12 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C) -> (B, H, W, C)``."""
-        qkv = self.qkv(x).flatten(1, 2).unflatten(-1, (3, self.num_heads, -1))
-        # each (B, heads, L, C / heads)
+        width = x.shape[-1] // self.num_heads
+        qkv = self.qkv(x).flatten(1, 2).unflatten(-1, (3, self.num_heads, width))
+        if width % 8:
+            # other widths keep kernels away that do without the matrix of all pairs
+            qkv = F.pad(qkv, (0, -width % 8))
+        # each (B, heads, L, width)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind()
-        y = F.scaled_dot_product_attention(query, key, value)
+        y = F.scaled_dot_product_attention(query, key, value, scale=width**-0.5)[..., :width]
         return self.proj(y.transpose(1, 2).reshape(x.shape))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 import verifier.readers.msvmamba
 from mmvssm import ops
+from mmvssm.models import layers
 from mmvssm.ops import routes
 from mmvssm.ops.backend import built_devices
 from verifier import Tolerance, find_cases, verify_file
@@ -42,7 +43,7 @@ def test_parity(path, backend):
 def test_every_given_case_is_found():
     names = [result.name for path in find_cases([GOLDEN / "ops"]) for result in verify_file(path)]
     assert len(names) == 1 + 3 + 16
-    assert len(find_cases([GOLDEN])) == 13 + 4 + 4 + 8 + 5 + 3
+    assert len(find_cases([GOLDEN])) == 13 + 4 + 4 + 8 + 5 + 3 + 8
 
 
 def must_fail(path):
@@ -138,6 +139,36 @@ def test_the_mixer_of_another_generation_fails(monkeypatch, name, mixer):
 
     monkeypatch.setattr(verifier.readers.msvmamba, "MSVMamba", wrong)
     must_fail(GOLDEN / "msvmamba" / f"{name}.json")
+
+
+def by_columns(x, side):
+    return layers.to_windows(x, side).transpose(1, 2)
+
+
+def backwards(self, x, routes):
+    return layers.SelectiveScans.run_scan(self, x.flip(1), routes).flip(1)
+
+
+def causal(self, x, right=layers.SequenceConv.forward):
+    return F.pad(right(self, x), (0, 0, 1, 0))[:, :-1]
+
+
+@pytest.mark.parametrize(
+    ("target", "wrong"),
+    [
+        # the bias of the steps once
+        ("layers.HalfScanMixer.scan_parameters", layers.SelectiveScans.scan_parameters),
+        ("layers.HalfScanMixer.run_scan", backwards),
+        ("layers.SequenceConv.forward", causal),
+        # of the blocks of convolutions
+        ("backbones.mambavision.F.gelu", lambda x, approximate="none", right=F.gelu: right(x)),
+        ("backbones.mambavision.BatchNormStem.forward", layers.ConvStem.forward),
+        ("backbones.mambavision.to_windows", by_columns),
+    ],
+)
+def test_wrong_rules_of_mambavision_fail(monkeypatch, target, wrong):
+    monkeypatch.setattr(f"mmvssm.models.{target}", wrong)
+    must_fail(GOLDEN / "mambavision" / "micro_win_64x96.json")
 
 
 def test_wrong_scan_fails(monkeypatch):

@@ -104,8 +104,8 @@ def parse_args() -> argparse.Namespace:
         "--weights",
         choices=["auto", "ema", "online"],
         default="auto",
-        help="take the exponential moving average or the weights as trained (default: auto, the "
-        "average where the file has one)",
+        help="take the exponential moving average or the weights as trained (default: auto, those "
+        "that gave the authors' results, in other files the average where there is one)",
     )
     parser.add_argument(
         "--to",
@@ -215,7 +215,8 @@ def output_path(target: str | Path, source: str | Path) -> Path:
             f"{str(existing)!r} is a file, or a link to nothing: name a folder to write into"
         )
     if is_folder:
-        stem = re.sub(rf"-[0-9a-f]{{{DIGITS}}}$", "", Path(source).stem)
+        name = Path(source).name.removesuffix(".tar")  # some files are called .pth.tar
+        stem = re.sub(rf"-[0-9a-f]{{{DIGITS}}}$", "", Path(name).stem)
         return path / f"{stem}.pth"
     if path.suffix not in SUFFIXES:
         raise ValueError(
@@ -272,6 +273,8 @@ def describe(converted: Converted, checkpoint: Checkpoint) -> Iterator[str]:
     yield f"took     {kinds[weights.kind]} from {weights.place}{below}{also}"
     options = "".join(f", {name}={value!r}" for name, value in found.options.items())
     yield f"found    {found.family.type}, arch={found.arch!r}{options}: a {converted.source}"
+    if found.family.licence and converted.names is not None:
+        yield f"licence  weights of the authors of {found.family.type} are {found.family.licence}"
     if found.others:
         yield (
             f"         {', '.join(map(repr, found.others))} has the same shapes, so say"

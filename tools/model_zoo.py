@@ -45,8 +45,8 @@ Results are those that the authors published, of models that they trained with t
 beside them stands where: a table of the paper, a page of their repository or the log of a training.
 A dash says that no number was published, or one of another network, which the family's page names.
 Parameters are those of the models as this package builds them. FLOPs are in each family's published
-convention, one multiply-accumulate being one, and do not compare across families; each family's
-page says more.
+convention, or in that of VMamba, one multiply-accumulate being one, and do not compare across
+families; each family's page says more.
 """
 #: What a result's ``Source`` may say.
 SOURCE = re.compile(
@@ -128,7 +128,7 @@ class Entry(NamedTuple):
 
     @property
     def recipe(self) -> str:
-        """Method and schedule, in words; nothing for ImageNet-1k."""
+        """Method and schedule, in words; for ImageNet-1k what came before it, or nothing."""
         first, *rest = self.model["Name"].split("_")
         schedule = next((part for part in rest if re.search(r"\d(x|e|k)$", part)), "")
         *words, length = schedule.split("-")
@@ -141,7 +141,7 @@ class Entry(NamedTuple):
             return ", ".join([METHODS[first], *heads, schedule])
         if self.data == "ADE20K":
             return f"UperNet, {schedule}, {rest[-1].rpartition('-')[2]}"
-        return ""
+        return "after ImageNet-21k" if "in21k-pre" in rest else ""
 
     @property
     def data(self) -> str:
@@ -190,12 +190,13 @@ def millions(parameters: int) -> str:
     return f"{parameters / 1e6:.1f} M"
 
 
-def giga(flops: float | None) -> str:
+def giga(flops: float | None, image_size: str | None) -> str:
+    """FLOPs in words, with the size of the image where it is not that of the column."""
     if flops is None:
         return "-"
     # three digits, zeros kept
     number = f"{flops / 1e9:.0f}" if flops >= 1e12 else f"{flops / 1e9:#.3g}".rstrip(".")
-    return f"{number} G"
+    return f"{number} G at {image_size}" if image_size else f"{number} G"
 
 
 def table(
@@ -219,7 +220,9 @@ def table(
                 "Config": f"[{entry.variant}]({link(Path(path))})",
                 "Recipe": entry.recipe,
                 "Params": millions(metadata["Parameters"]),
-                f"FLOPs ({task.input_size})": giga(metadata.get("FLOPs")),
+                f"FLOPs ({task.input_size})": giga(
+                    metadata.get("FLOPs"), metadata.get("Image Size")
+                ),
                 **{column.title: entry.number(column) for column in task.columns},
                 "Source": entry.source,
                 "Authors' weights": f"[file]({released})" if released else "",
@@ -263,11 +266,16 @@ def write_pages(root: Path) -> dict[Path, str]:
         own = [entry for entry in entries if entry.folder == folder]
         pages[path] = f"{before}{BEGIN}\n\n{tables(own, lambda p: p.name)}\n{END}{after}"
     families = {entry.folder: entry.family for entry in entries}
+    licences = [
+        f"The authors' weights of {families[folder]} are {FAMILIES[folder].licence}.\n"
+        for folder in families
+        if folder in FAMILIES and FAMILIES[folder].licence
+    ]
     links = ", ".join(
         f"[{name}](../configs/{folder}/README.md)" for folder, name in families.items()
     )
     pages[root / PAGE] = (
-        f"{INTRODUCTION}\nFamilies: {links}.\n\n"
+        f"{INTRODUCTION}\nFamilies: {links}.\n{''.join(licences)}\n"
         f"{tables(entries, lambda p: f'../{p.as_posix()}', with_family=True)}"
     )
     return pages

@@ -23,7 +23,7 @@ from mmvssm.version import __version__
 
 from .arch import Found, declared_backbones, find_arch, find_in_config, hold_against, read_config
 from .heads import check_content, check_heads, content_of
-from .weights import Weights, own_meta, select_weights
+from .weights import Weights, find_weights, own_meta, select_weights
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 #: Entries of a file's own ``meta`` that stay true of the product.
@@ -107,7 +107,8 @@ def convert(
         arch: Arch to hold the weights against: ``'tiny'``, ``'vim/tiny'``, or the path of a config,
             whose heads are compared, too. None takes what the file says of itself where it fits,
             else the named arch of the family that fits.
-        weights: ``'ema'``, ``'online'`` or ``'auto'``, see :func:`select_weights`.
+        weights: ``'ema'`` (the average), ``'online'`` (weights as trained) or ``'auto'``: those
+            that gave the authors' results, in other files the average where there is one.
         to: What to make, one of :data:`~.heads.CONTENTS`; None for what the file holds. A
             ``'detector'`` or ``'segmentor'`` of a file without one is the backbone that the configs
             of this task build, output norms at their start included.
@@ -122,6 +123,10 @@ def convert(
     config = read_config(arch) if arch is not None and arch.endswith(".py") else None
     selected = select(checkpoint, weights, to, config)
     renamed, found = _identify(selected, checkpoint, arch)
+    published, kinds = found.family.published, {other.kind for other in find_weights(checkpoint)}
+    if weights == "auto" and not renamed.is_ours and published in kinds - {selected.weights.kind}:
+        selected = select(checkpoint, published, to, config)
+        renamed, found = _identify(selected, checkpoint, arch)
     source, content, heads_checked = selected.source, selected.content, False
     is_same = content == source
     if is_same and to != "backbone":

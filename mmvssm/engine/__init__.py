@@ -4,6 +4,7 @@ from .channels_last import ChannelsLastHook
 from .collate import default_collate
 from .direction_search import DirectionSearchHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
+from .mesa import MESAHook
 from .resume import ExactResumeHook, ResumableBatchSampler, SeededDataset, make_resumable
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "DirectionSearchHook",
     "ExactResumeHook",
     "LayerDecayOptimWrapperConstructor",
+    "MESAHook",
     "ResumableBatchSampler",
     "SeededDataset",
     "default_collate",

@@ -91,6 +91,9 @@ class Family:
         read_options: Maps our shapes and the fields of an arch to the options of the backbone.
         dense_options: Maps a classifier's backbone and a content to options for our configs.
         released: Files that the authors released.
+        published: Which weights of a file with both gave the authors' results: ``'ema'`` for the
+            average, ``'online'`` for those as trained.
+        licence: Licence of these files, in a clause, where it says what they may be used for.
         cost: How the authors count scans.
     """
 
@@ -115,6 +118,8 @@ class Family:
     read_options: Callable[[Shapes, Mapping[str, Any]], dict[str, Any]] = lambda shapes, arch: {}
     dense_options: Callable[[nn.Module, str], dict[str, Any]] = lambda backbone, content: {}
     released: tuple[Released, ...] = ()
+    published: str = "ema"
+    licence: str | None = None
     cost: ScanCost = ScanCost()
 
     @property

@@ -15,7 +15,9 @@ from .family import FAMILIES, Family
 from .key_map import PREFIX, KeyMap, split_part
 
 #: Beginnings of the names of a backbone's blocks; the rest of a model may have blocks of any name.
-_BLOCK = re.compile(r"(?:backbone\.)?(?:net\.)?((?:layers|stages)(?:\.\d+)?(?:\.blocks)?\.\d+\.)")
+_BLOCK = re.compile(
+    r"(?:backbone\.)?(?:net\.)?((?:layers|levels|stages)(?:\.\d+)?(?:\.blocks)?\.\d+\.)"
+)
 
 
 class UnknownFamilyError(ValueError):

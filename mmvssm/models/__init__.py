@@ -11,13 +11,22 @@ from mmvssm.scheme import register_scheme
 
 from . import backbones
 from .backbones import *  # noqa: F403
-from .layers import MS2D, SS2D, CascadeSS2D, FlippedCascadeSS2D, MambaMixer, ScalarDecaySS2D
+from .layers import (
+    MS2D,
+    SS2D,
+    CascadeSS2D,
+    FlippedCascadeSS2D,
+    HalfScanMixer,
+    MambaMixer,
+    ScalarDecaySS2D,
+)
 from .necks import SimpleFeaturePyramid
 
 if TYPE_CHECKING:  # type checkers do not see what is imported by discovery
     from .backbones.efficient_vmamba import EfficientVMamba as EfficientVMamba
     from .backbones.local_vim import LocalVim as LocalVim
     from .backbones.local_vmamba import LocalVMamba as LocalVMamba
+    from .backbones.mambavision import MambaVision as MambaVision
     from .backbones.msvmamba import MSVMamba as MSVMamba
     from .backbones.vim import Vim as Vim
     from .backbones.vmamba import VMamba as VMamba
@@ -29,6 +38,7 @@ __all__ = [
     "SS2D",
     "CascadeSS2D",
     "FlippedCascadeSS2D",
+    "HalfScanMixer",
     "MambaMixer",
     "ScalarDecaySS2D",
     "SimpleFeaturePyramid",

@@ -34,6 +34,8 @@ METAFILES = {
 MODELS = {model["Name"]: model for content in METAFILES.values() for model in content["Models"]}
 IMAGENET = [name for name, model in MODELS.items() if "in1k" in name]
 DENSE = [name for name in MODELS if name not in IMAGENET]
+#: Networks of MambaVision that differ from others in their windows, which detectors change anyway.
+OTHER_WINDOWS = ("large2-512", "large3-256", "large3-512")
 SMALLEST = [f"{family.prefix}-{next(iter(family.backbone.arch_settings))}"
             for family in FAMILIES.values()]  # fmt: skip
 
@@ -86,16 +88,18 @@ def test_every_arch_is_there():
     for name, (_, arch) in arch_names().items():
         if arch.endswith("-search"):
             continue
-        assert f"{name}_8xb128_in1k" in IMAGENET
-        dense = not arch.endswith(("-mid-cls", "-stride8", "-unsearched", "-0220", "-m2"))
+        assert {f"{name}_8xb128_in1k", f"{name}_in21k-pre_8xb128_in1k"} & set(IMAGENET)
+        others = ("-mid-cls", "-stride8", "-unsearched", "-0220", "-m2")
+        dense = not arch.endswith(others) and arch not in OTHER_WINDOWS
         for wanted in (
             f"mask-rcnn_{name}_fpn_1x_coco",
             f"mask-rcnn_{name}_fpn_ms-3x_coco",
             f"{name}_upernet_4xb4-160k_ade20k-512x512",
         ):
             assert (wanted in MODELS) == dense, wanted
-    # and two of Vim with the published batch, three of LocalMamba's search
-    assert len(IMAGENET) == 35 + 2 + 3
+    # and two of Vim with the published batch, three of LocalMamba's search, two of MambaVision's
+    # networks that were pretrained on more
+    assert len(IMAGENET) == 35 + 9 + 2 + 3 + 2
 
 
 def test_results_are_marked_as_the_authors():
@@ -151,6 +155,14 @@ def test_released_files_are_of_configs():
         assert all((folder / f"{file.config}.py").is_file() for file in family.released)
 
 
+def test_licences_of_weights_are_said():
+    limited = [family for family in FAMILIES.values() if family.licence]
+    assert [family.name for family in limited] == ["mambavision"]
+    for page in ("README.md", "docs/model_zoo.md", "configs/mambavision/README.md"):
+        text = " ".join((ROOT / page).read_text().replace("[", "").split())
+        assert limited[0].licence.removesuffix(")") in text
+
+
 def cost_of(backbone):
     return next(f.cost for f in FAMILIES.values() if type(backbone) is f.backbone)
 
@@ -191,12 +203,12 @@ FORMULAS = {
 }
 
 
-def counted_macs(model):
+def counted_macs(model, size):
     formulas = dict(FORMULAS)
     if any(isinstance(module, ScalarDecaySS2D) for module in model.modules()):
         formulas[torch.ops.mmvssm.selective_scan_2d] = _scalar_decay_macs
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
-        model.head(model.extract_feat(torch.empty(1, 3, 224, 224, device="meta")))
+        model.head(model.extract_feat(torch.empty(1, 3, *size, device="meta")))
     return counter.get_total_flops() / 2
 
 
@@ -233,7 +245,8 @@ def test_parameters_and_flops_of_classifiers(name):
         macs = plain_macs(model, cost)
     else:
         assert replace(cost, precision=ScanCost.precision) == ScanCost()
-        macs = counted_macs(model)
+        size = metadata.get("Image Size", "224x224").split("x")
+        macs = counted_macs(model, map(int, size))
     assert macs == pytest.approx(metadata["FLOPs"], rel=cost.precision)
 
 

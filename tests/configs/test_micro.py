@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
 def test_every_family_has_one():
     families = {name.removesuffix("-micro_digits-cls") for name in MICRO}
     assert families == {
-        "vmamba", "efficient-vmamba", "msvmamba", "local-vmamba", "local-vim", "vim",
+        "vmamba", "efficient-vmamba", "msvmamba", "local-vmamba", "local-vim", "vim", "mambavision",
     }  # fmt: skip
 
 

@@ -51,7 +51,7 @@ def one_thread():
 
 
 METRICS = {"mmpretrain": "accuracy/top1", "mmdet": "coco/bbox_mAP_50", "mmseg": "mIoU"}
-SIZES = ("scale", "scales", "crop_size", "size", "stride", "img_scale")
+SIZES = ("scale", "scales", "crop_size", "size", "stride", "img_scale", "window_sizes")
 
 
 def shrink(value, factor):
@@ -188,7 +188,7 @@ def test_published(name, benchmarks, tmp_path, monkeypatch, check_step_and_predi
     factor = 4 if cfg.default_scope == "mmpretrain" else 8
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.dataset.pipeline = shrink(loader.dataset.pipeline, factor)
-    for part in ("data_preprocessor", "test_cfg"):
+    for part in ("data_preprocessor", "test_cfg", "backbone"):
         if cfg.default_scope != "mmpretrain":
             cfg.model[part] = shrink(cfg.model[part], factor)
     if cfg.default_scope == "mmdet" and cfg.model.data_preprocessor.pad_size_divisor > 32:

@@ -14,6 +14,7 @@ from verifier import Case
 
 from .test_released import GOLDEN, kinds
 
+#: Families made from the code of VMamba, whose names changed once.
 HIERARCHICAL = ("vmamba", "efficient_vmamba", "msvmamba", "local_vmamba")
 PLAIN = dict(embed_dims=8, num_layers=2, patch_size=8)
 STAGES = dict(embed_dims=8, depths=(1, 1, 2, 1))
@@ -65,6 +66,8 @@ def micro(family, **options):
         ("vim", dict(bidirectional=False)),
         ("local_vim", {}),
         ("local_vim", dict(directions="search")),
+        ("mambavision", {}),
+        ("mambavision", dict(layer_scale=1e-5, conv_layer_scale=1e-5)),
     ],
 )
 def test_our_models(family, options):
@@ -85,7 +88,9 @@ def test_our_models(family, options):
 def test_norms_and_heads(family, is_old):
     """Classifiers have no norms of outputs, dense models no norm and head of classifiers."""
     keys, last = ["classifier.norm.bias", "classifier.head.bias", "outnorm2.bias"], 3
-    if family not in HIERARCHICAL:
+    if family == "mambavision":
+        keys = ["norm.bias", "head.bias", "outnorm2.bias"]
+    elif family not in HIERARCHICAL:
         keys, last = ["norm_f.bias", "head.bias", "outnorm_2.bias"], 0
     elif is_old:
         keys[:2] = ["norm.bias", "head.bias"]
@@ -305,6 +310,7 @@ def test_declarations():
         "local_vmamba": ({"state_dict"}, {"state_dict"}),
         "local_vim": ({"state_dict"}, {"state_dict"}),
         "vim": ({"model"}, {"state_dict", "model"}),
+        "mambavision": ({"state_dict"}, {"state_dict"}),
     }
     with pytest.raises(ValueError, match="'vmamba' of VMamba is declared already"):
         register_family(replace(FAMILIES["vmamba"], name="other"))
@@ -367,8 +373,8 @@ def test_what_has_no_way_back(keys, family, task, message):
         unmapped(keys.split(), family, task)
 
 
-@pytest.mark.parametrize("family", ["vim", "local_vim"])
-def test_plain_families_have_one_naming(family):
+@pytest.mark.parametrize("family", ["vim", "local_vim", "mambavision"])
+def test_families_of_one_naming(family):
     with pytest.raises(ValueError, match="names must be 'current' for this family"):
         unmapped(["backbone.pos_embed"], family, names="first-release")
     with pytest.raises(ValueError, match="names must be one of current, first-release, got 'old'"):

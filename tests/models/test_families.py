@@ -88,6 +88,20 @@ class Hierarchical(Family):
 
 
 @dataclass(frozen=True)
+class Windowed(Hierarchical):
+    """Four stages, two of them with windows, whose stem and downsampling are fixed."""
+
+    bad_arguments = (
+        *Hierarchical.bad_arguments[:-1],
+        (dict(num_heads=(4,)), r"num_heads must name .* the 2 stages with windows, got \(4,\)"),
+        (dict(num_heads=(3, 4)), "num_heads must divide the 64 channels, got 3"),
+        (dict(window_sizes=7), "window_sizes must name .* the 2 stages with windows, got 7"),
+        (dict(window_sizes=(7, 0)), r"window_sizes\[1\] must be a whole number of at least 1"),
+        (dict(stem_dims=0), "stem_dims must be a whole number of at least 1, got 0"),
+    )
+
+
+@dataclass(frozen=True)
 class Plain(Family):
     """Four layers on patches of eight pixels, whose outputs are taken as maps."""
 
@@ -139,6 +153,7 @@ V3_MSVMAMBA = dict(
     mixer=dict(ssm_ratio=1.0, norm_position="after_sum", upsample="nearest", full_first=True),
 )
 MICRO = dict(embed_dims=16, depths=(1, 1, 2, 1), mixer=dict(d_state=2))
+WINDOWS = dict(embed_dims=16, depths=(1, 1, 3, 1), stem_dims=8, mixer=dict(d_state=2))
 PLAIN = dict(embed_dims=16, num_layers=4, patch_size=8, mixer=dict(d_state=2))
 MAPS = dict(out_indices=(0, 1, 2, 3), out_type="featmap", img_size=64)
 FAMILIES = {
@@ -153,6 +168,15 @@ FAMILIES = {
     "MSVMamba v3": Hierarchical("MSVMamba", V3_MSVMAMBA, "nano", 1, stem="ceil"),
     "LocalVMamba": Hierarchical(
         "LocalVMamba", MICRO, "tiny", 4, dict(directions=[("h", "v_flip", "w2", "w7_flip")] * 5)
+    ),
+    "MambaVision": Windowed("MambaVision", WINDOWS, "tiny", 1, stem="ceil"),
+    "MambaVision scaled": Windowed(
+        "MambaVision",
+        dict(WINDOWS, layer_scale=1e-5, conv_layer_scale=1e-5, window_sizes=(4, 3)),
+        "tiny",
+        1,
+        dict(out_norm="bn"),
+        stem="ceil",
     ),
     "LocalVMamba search": Hierarchical("LocalVMamba", MICRO, "tiny", 4, dict(directions="search")),
     "Vim": Plain("Vim", PLAIN, "tiny", 8, MAPS),
@@ -387,7 +411,8 @@ def test_initialisation(family):
             assert (module.bias == 0).all(), name
         if isinstance(module, (nn.LayerNorm, nn.BatchNorm2d)):
             assert (module.weight == 1).all() and (module.bias == 0).all(), name
-            assert module.eps == 1e-5
+            stem_of_batch_norms = family.type == "MambaVision" and "patch_embed" in name
+            assert module.eps == (1e-4 if stem_of_batch_norms else 1e-5)
         if isinstance(module, nn.Conv2d):
             fan_in = module.weight[0].numel()
             assert torch.equal(module.weight, convs[name]), name
@@ -397,6 +422,11 @@ def test_initialisation(family):
             states = torch.arange(1.0, module.d_state + 1)
             torch.testing.assert_close(decays, states.expand_as(decays))
             assert (module.Ds == 1).all()
+            if module.ssm_init == "linear":
+                assert (module.dt_projs_bias == 0).all()
+                for weight in (module.x_proj_weight, module.dt_projs_weight):
+                    assert weight.std().item() == pytest.approx(0.02, rel=0.1)
+                continue
             steps = nn.functional.softplus(module.dt_projs_bias)
             assert steps.min() >= 9e-4 and 0.05 < steps.max() <= 0.101
 

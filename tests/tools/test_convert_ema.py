@@ -26,6 +26,7 @@ from mmengine.runner import Runner, find_latest_checkpoint, load_checkpoint
 from safetensors.torch import load_file
 
 import mmvssm  # noqa: F401  makes 'mmvssm::' bases known
+from mmvssm.checkpoint import KeyMap
 from mmvssm.models import VMamba
 from verifier import fill_value, make_input
 
@@ -46,6 +47,7 @@ RELEASES = {
         "LocalVMamba 'tiny'",
     ),
     "local_mamba/local_vim_tiny__64x96__vfix": ("state_dict", "", "LocalVim 'tiny'"),
+    "mambavision/tiny_224x224": ("state_dict", "", "MambaVision 'tiny'"),
     "vim/vim_tiny_rope_nocls__96x96": ("model", "", "Vim"),
 }
 
@@ -120,6 +122,33 @@ def test_released_classifier(run, tmp_path, case):
         logits = model(image).flatten()
     golden = np.load(GOLDEN / f"{case}.npz")["logits"]
     np.testing.assert_allclose(logits, golden, rtol=0, atol=1e-4 * np.abs(golden).max())
+
+
+@pytest.mark.parametrize(
+    ("name", "published", "licence"),
+    [("vmamba", "ema", ""), ("mambavision", "online", "non-commercial use only (CC-BY-NC-SA 4.0)")],
+)
+def test_files_of_authors(made, name, published, licence):
+    """The weights that gave their results are taken, and the licence is said; not so of ours."""
+    config = ROOT / "configs" / "demo" / f"{name}-micro_digits-cls.py"
+    backbone = MODELS.build(Config.fromfile(config).model.backbone)
+    ours = backbone.state_dict(prefix="backbone.")
+    ours |= {"head.fc.weight": torch.randn(10, 256), "head.fc.bias": torch.randn(10)}
+    theirs = KeyMap(name).to_original(ours)
+    average = {key: value / 2 for key, value in theirs.items() if value.is_floating_point()}
+    released = dict(state_dict=theirs, state_dict_ema={**theirs, **average}, epoch=3)
+    torch.save(released, "released.pth.tar")
+    for weights, kind in (("auto", published), ("ema", "ema"), ("online", "online")):
+        options = ("--arch", config, "--weights", weights)
+        product, output = made("released.pth.tar", f"{weights}/", *options)
+        assert re.fullmatch(rf"{weights}/released-\w{{8}}\.pth", product)
+        factor = dict(ema=2, online=1)[kind]
+        torch.testing.assert_close(
+            factor * weights_in(product)["head.fc.bias"], ours["head.fc.bias"]
+        )
+        assert ("licence  " in output) == bool(licence) and licence in output
+    torch.save(dict(state_dict=ours), "trained.pth")
+    assert "licence" not in made("trained.pth", "out/", "--arch", config)[1]
 
 
 MICRO = dict(embed_dims=8, depths=(1, 1, 1, 1))

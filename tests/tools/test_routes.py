@@ -119,7 +119,7 @@ def test_every_scan_can_be_drawn():
 
 def test_names_of_variants():
     names = arch_names()
-    assert len([name for name in names if not name.endswith("-search")]) == 35
+    assert len([name for name in names if not name.endswith("-search")]) == 35 + 9
     assert names["vmamba-v0-tiny"] == (FAMILIES["vmamba"], "v0-tiny")
     assert names["local-vim-tiny-mid-cls"] == (FAMILIES["local_vim"], "tiny-mid-cls")
 

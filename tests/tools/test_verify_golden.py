@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from verifier import Comparison, MalformedCase, Tolerance, UnsupportedCase, find_cases, verify_file
-from verifier.readers import efficient_vmamba, msvmamba, vmamba
+from verifier.readers import efficient_vmamba, mambavision, msvmamba, vmamba
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -229,10 +229,18 @@ def test_sizes_of_msvmamba():
         (msvmamba, dict(full_scans=2), UnsupportedCase, "full_scans 2: only 1 is built"),
         (msvmamba, dict(se_reduction=4), UnsupportedCase, "se_reduction 4: only 8 is built"),
         (msvmamba, dict(dt_rank=[3, 4, 5, 6]), UnsupportedCase, r"dt_rank \[3, 4, 5, 6\]"),
+        (mambavision, dict(qk_norm=True), UnsupportedCase, "qk_norm True: only False is built"),
+        (mambavision, dict(depths=[1, 1, 1, 1]), UnsupportedCase, "attention_blocks .*: only"),
+        (mambavision, dict(dt_rank=[0, 0, 4, 5]), UnsupportedCase, r"dt_rank \[4, 5\]"),
+        (mambavision, dict(d_inner=[0, 0, 9, 9]), UnsupportedCase, r"d_inner \[9, 9\]: only"),
     ],
 )
 def test_refused(reader, change, error, message):
-    name = {efficient_vmamba: "efficient_vmamba/tiny_64x96", msvmamba: "msvmamba/nano_91x65"}
+    name = {
+        efficient_vmamba: "efficient_vmamba/tiny_64x96",
+        msvmamba: "msvmamba/nano_91x65",
+        mambavision: "mambavision/micro_64x96",
+    }
     with pytest.raises(error, match=message):
         reader.arguments({**build_of(name[reader]), **change})
 

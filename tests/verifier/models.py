@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -108,7 +109,12 @@ class Dense(nn.Module):
 
 
 def hierarchical(
-    family: str, backbone: Callable[..., nn.Module], options: dict, num_classes: int, **names
+    family: str,
+    backbone: Callable[..., nn.Module],
+    options: dict,
+    num_classes: int,
+    classifier: Mapping = MappingProxyType({}),
+    **names,
 ) -> ModelSpec:
     """Return the models of a hierarchical backbone.
 
@@ -117,13 +123,15 @@ def hierarchical(
         backbone: The class.
         options: Its arguments, with a dict as ``arch``; ``out_indices`` are those of maps.
         num_classes: Classes of the head.
+        classifier: Arguments that the classifier's backbone has besides.
         **names: ``outputs`` and ``inputs`` of :class:`ModelSpec`.
     """
 
     def build(task: str) -> nn.Module:
         if task == "classification":
             last = len(options["arch"]["depths"]) - 1
-            return Classifier(backbone(**{**options, "out_indices": (last,)}), num_classes)
+            own = {**options, **classifier, "out_indices": (last,)}
+            return Classifier(backbone(**own), num_classes)
         model = backbone(**options)
         return Dense(model, [f"stage{i}" for i in sorted(set(model.out_indices))])
 

@@ -53,19 +53,22 @@ class Stage(BaseModule):
 class HierarchicalBackbone(LoadingMixin, FreezeMixin, BaseModule):
     """Stages of blocks on channels-last maps, each followed by a downsampling.
 
-    A family gives its variants as data and builds its blocks in :meth:`build_block`.
+    A family gives its variants as data and builds its blocks in :meth:`build_block`; one whose
+    stem, stages or downsampling are others than these builds them, too.
 
     Attributes:
         arch_settings: Fields by name of the variant.
-        arch_defaults: Default of every field; ``embed_dims``, ``depths``, ``stem`` and
-            ``downsample`` are needed, ``norm``, ``patch_norm`` and ``patch_size`` understood.
+        arch_defaults: Default of every field; ``embed_dims`` and ``depths`` are needed, ``norm``
+            understood; ``stem``, ``patch_norm`` and ``patch_size`` belong to :meth:`build_stem`,
+            ``downsample`` to :meth:`build_downsample`.
 
     Args:
         arch: A name of ``arch_settings``, or a dict of fields.
         in_channels: Channels of the image.
         drop_path_rate: Drop-path rate of the last block; it grows linearly from 0.
         out_indices: Stages whose last block output is returned, before the downsampling.
-        out_norm: Whether every returned map passes its own norm ``norm{i}``.
+        out_norm: Whether every returned map passes its own norm ``norm{i}``: True for one of the
+            layers' kind, or the kind.
         frozen_stages: Stages, counted from 0, up to which parameters are frozen and modules
             kept in eval mode, together with the stem; -1 for none.
         norm_eval: Keep batch norms in eval mode while training.
@@ -89,7 +92,7 @@ class HierarchicalBackbone(LoadingMixin, FreezeMixin, BaseModule):
         in_channels: int = 3,
         drop_path_rate: float = 0.1,
         out_indices: int | Sequence[int] = (0, 1, 2, 3),
-        out_norm: bool = True,
+        out_norm: bool | str = True,
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
@@ -112,13 +115,7 @@ class HierarchicalBackbone(LoadingMixin, FreezeMixin, BaseModule):
         self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
         self.check_frozen_stages(num_stages)
 
-        stem = STEMS[one_of("stem", arch["stem"], STEMS)]
-        self.patch_embed = stem(
-            in_channels,
-            dims[0],
-            arch.get("patch_size", 4),
-            norm=norm if arch.get("patch_norm", True) else None,
-        )
+        self.patch_embed = self.build_stem(arch, in_channels, dims[0])
         rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist()
         self.stages = ModuleList()
         for i, depth in enumerate(depths):
@@ -129,14 +126,11 @@ class HierarchicalBackbone(LoadingMixin, FreezeMixin, BaseModule):
             ]
             downsample = None
             if i < num_stages - 1:
-                kind = one_of("downsample", arch["downsample"], DOWNSAMPLES)
-                if kind == "patch_merge":
-                    downsample = PatchMerging(dims[i], dims[i + 1], norm, odd_size)
-                else:
-                    downsample = ConvDownsample(dims[i], dims[i + 1], int(kind[-1]), norm)
-            self.stages.append(Stage(blocks, downsample))
+                downsample = self.build_downsample(arch, dims[i], dims[i + 1], odd_size)
+            self.stages.append(self.build_stage(arch, i, blocks, downsample))
+        kind = norm if out_norm is True else out_norm
         for i in self.out_indices:
-            self.add_module(f"norm{i}", build_norm(norm, dims[i]) if out_norm else nn.Identity())
+            self.add_module(f"norm{i}", build_norm(kind, dims[i]) if kind else nn.Identity())
         self.min_size = next(side for side in count(1) if self._last_size(side) > 0)
         self.freeze()
 
@@ -152,6 +146,27 @@ class HierarchicalBackbone(LoadingMixin, FreezeMixin, BaseModule):
         at_least(0, **{f"depths[{i}]": depth for i, depth in enumerate(depths)})
         at_least(1, patch_size=arch.get("patch_size", 4))
         return arch
+
+    def build_stem(self, arch: dict, in_channels: int, embed_dims: int) -> nn.Module:
+        """Build what turns images ``(B, in_channels, H, W)`` into maps ``(B, H', W', C)``."""
+        stem = STEMS[one_of("stem", arch["stem"], STEMS)]
+        norm = arch.get("norm", "ln") if arch.get("patch_norm", True) else None
+        return stem(in_channels, embed_dims, arch.get("patch_size", 4), norm=norm)
+
+    def build_downsample(
+        self, arch: dict, in_channels: int, out_channels: int, odd_size: str
+    ) -> nn.Module:
+        """Build what stands between two stages: ``(B, H, W, C) -> (B, H', W', C')``."""
+        kind, norm = one_of("downsample", arch["downsample"], DOWNSAMPLES), arch.get("norm", "ln")
+        if kind == "patch_merge":
+            return PatchMerging(in_channels, out_channels, norm, odd_size)
+        return ConvDownsample(in_channels, out_channels, int(kind[-1]), norm)
+
+    def build_stage(
+        self, arch: dict, stage: int, blocks: Sequence[nn.Module], downsample: nn.Module | None
+    ) -> Stage:
+        """Build the stage of this number from its blocks and the downsampling behind them."""
+        return Stage(blocks, downsample)
 
     @abstractmethod
     def build_block(

@@ -1,4 +1,5 @@
 from .ablations import CascadeSS2D, FlippedCascadeSS2D, ScalarDecaySS2D
+from .attention import Attention
 from .basic import (
     ACTIVATIONS,
     ChannelGate,
@@ -6,26 +7,30 @@ from .basic import (
     Mlp,
     PointwiseConv,
     RMSNorm,
+    SequenceConv,
     SqueezeExcite,
     apply_norm,
     build_norm,
 )
-from .block import CheckpointedBlock, MixerBlock, PlainLayer, norm_stream
+from .block import CheckpointedBlock, MixerBlock, PlainLayer, build_layer_scale, norm_stream
 from .freezing import FreezeMixin
+from .half_scan import HalfScanMixer
 from .loading import LoadingMixin
 from .mamba_mixer import MambaMixer
 from .merges import SEARCH_DIRECTIONS, RouteMerge, top_directions
 from .ms2d import MS2D
-from .patch import ConvDownsample, ConvStem, PatchEmbed, PatchMerging
+from .patch import ConvDownsample, ConvStem, MapConv, PatchEmbed, PatchMerging
 from .pos_embed import PositionGrid
 from .scans import Route, SelectiveScans, build_mixer, check_mixer
 from .ss2d import SS2D
+from .windows import from_windows, to_windows
 
 __all__ = [
     "ACTIVATIONS",
     "MS2D",
     "SEARCH_DIRECTIONS",
     "SS2D",
+    "Attention",
     "CascadeSS2D",
     "ChannelGate",
     "CheckpointedBlock",
@@ -34,8 +39,10 @@ __all__ = [
     "DepthwiseConv",
     "FlippedCascadeSS2D",
     "FreezeMixin",
+    "HalfScanMixer",
     "LoadingMixin",
     "MambaMixer",
+    "MapConv",
     "MixerBlock",
     "Mlp",
     "PatchEmbed",
@@ -48,11 +55,15 @@ __all__ = [
     "RouteMerge",
     "ScalarDecaySS2D",
     "SelectiveScans",
+    "SequenceConv",
     "SqueezeExcite",
     "apply_norm",
+    "build_layer_scale",
     "build_mixer",
     "build_norm",
     "check_mixer",
+    "from_windows",
     "norm_stream",
+    "to_windows",
     "top_directions",
 ]

@@ -120,6 +120,33 @@ class DepthwiseConv(StridedConv2d):
         return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
+class SequenceConv(nn.Conv1d):
+    """Depthwise convolution of sequences, beyond whose ends zeros stand.
+
+    Args:
+        channels: Channels C.
+        kernel_size: Steps that each step sees; odd unless ``causal``.
+        causal: Whether these are the step itself and those before it, else those around it.
+        bias: Whether to add a bias.
+    """
+
+    def __init__(
+        self, channels: int, kernel_size: int, causal: bool = False, bias: bool = True
+    ) -> None:
+        padding = kernel_size - 1 if causal else kernel_size // 2
+        super().__init__(
+            channels, channels, kernel_size, padding=padding, groups=channels, bias=bias
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, L, C) -> (B, L, C)``."""
+        # the permuted view is a map of one row in channels-last memory format
+        x, length = x.transpose(1, 2)[:, :, None], x.shape[1]
+        padding = (0, self.padding[0])
+        y = F.conv2d(x, self.weight[:, :, None], self.bias, padding=padding, groups=self.groups)
+        return y[:, :, 0, :length].transpose(1, 2)
+
+
 class PointwiseConv(nn.Conv2d):
     """1x1 convolution of a channels-last map, computed as the linear layer that it is.
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from mmcv.cnn.bricks import DropPath
+from mmcv.cnn.bricks.scale import LayerScale
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -64,6 +65,7 @@ class MixerBlock(CheckpointedBlock):
         mlp: Likewise.
         norm: Kind of norm.
         mlp_norm: Norm the input (``'pre'``) or the output (``'post'``) of ``mlp``.
+        layer_scale: Initial value of learned factors of both branches' channels; None for none.
         drop_path: Drop-path rate of both branches.
         with_cp: Recompute the block in the backward pass to save memory.
     """
@@ -75,6 +77,7 @@ class MixerBlock(CheckpointedBlock):
         mlp: nn.Module | None = None,
         norm: str = "ln",
         mlp_norm: str = "pre",
+        layer_scale: float | None = None,
         drop_path: float = 0.0,
         with_cp: bool = False,
     ) -> None:
@@ -84,20 +87,28 @@ class MixerBlock(CheckpointedBlock):
         self.mlp = mlp
         if mixer is not None:
             self.norm1 = build_norm(norm, embed_dims)
+            self.layer_scale1 = build_layer_scale(embed_dims, layer_scale)
         if mlp is not None:
             self.norm2 = build_norm(norm, embed_dims)
+            self.layer_scale2 = build_layer_scale(embed_dims, layer_scale)
         self.drop_path = DropPath(drop_path)
 
     def _forward(self, x: Tensor) -> Tensor:
         if self.mixer is not None:
-            x = x + self.drop_path(self.mixer(apply_norm(self.norm1, x)))
+            y = self.mixer(apply_norm(self.norm1, x))
+            x = x + self.drop_path(self.layer_scale1(y))
         if self.mlp is not None:
             if self.mlp_norm == "pre":
                 y = self.mlp(apply_norm(self.norm2, x))
             else:
                 y = apply_norm(self.norm2, self.mlp(x))
-            x = x + self.drop_path(y)
+            x = x + self.drop_path(self.layer_scale2(y))
         return x
+
+
+def build_layer_scale(embed_dims: int, value: float | None) -> nn.Module:
+    """Build factors of the channels of ``(..., C)`` that start at ``value``; None for none."""
+    return nn.Identity() if value is None else LayerScale(embed_dims, scale=value)
 
 
 def norm_stream(norm: nn.Module, x: Tensor) -> Tensor:

@@ -12,31 +12,12 @@ from torch import Tensor, nn
 from mmvssm.ops.routes import route_set
 from mmvssm.registry import MODELS
 
+from .basic import SequenceConv
 from .checks import one_of
 from .merges import RouteMerge
 from .scans import SelectiveScans
 
 MERGES = ("sum", "mean", "gated", "search")
-
-
-class CausalConv(nn.Conv1d):
-    """Depthwise convolution of sequences: each step sees itself and the steps before it.
-
-    Args:
-        channels: Channels C.
-        kernel_size: Steps that it sees.
-    """
-
-    def __init__(self, channels: int, kernel_size: int) -> None:
-        super().__init__(channels, channels, kernel_size, padding=kernel_size - 1, groups=channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, L, C) -> (B, L, C)``, zeros standing before the first step."""
-        # the permuted view is a map of one row in channels-last memory format
-        x, length = x.transpose(1, 2)[:, :, None], x.shape[1]
-        padding = (0, self.padding[0])
-        y = F.conv2d(x, self.weight[:, :, None], self.bias, padding=padding, groups=self.groups)
-        return y[:, :, 0, :length].transpose(1, 2)
 
 
 @MODELS.register_module()
@@ -106,7 +87,7 @@ class MambaMixer(SelectiveScans):
         if merge not in ("sum", "mean"):
             self.merge = RouteMerge(inner, self.num_routes, merge)
         self.in_proj = nn.Linear(embed_dims, 2 * inner, bias=False)
-        self.conv1d = CausalConv(self.num_routes * inner, d_conv)
+        self.conv1d = SequenceConv(self.num_routes * inner, d_conv, causal=True)
         self.out_proj = nn.Linear(inner, embed_dims, bias=False)
         self.reset_out_proj()
 

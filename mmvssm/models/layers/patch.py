@@ -19,7 +19,7 @@ def _conv_size(conv: nn.Conv2d, size: int) -> int:
     return (size + 2 * conv.padding[0] - conv.kernel_size[0]) // conv.stride[0] + 1
 
 
-class _MapConv(StridedConv2d):
+class MapConv(StridedConv2d):
     """Convolution of ``(B, C, H, W)`` whose result is a channels-last map without a later copy."""
 
     def __init__(self, *args, **kwargs) -> None:
@@ -53,7 +53,7 @@ class PatchEmbed(nn.Module):
         stride: int | None = None,
     ) -> None:
         super().__init__()
-        self.conv1 = _MapConv(in_channels, embed_dims, patch_size, stride=stride or patch_size)
+        self.conv1 = MapConv(in_channels, embed_dims, patch_size, stride=stride or patch_size)
         self.norm1 = build_norm(norm, embed_dims) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,26 +70,35 @@ class ConvStem(nn.Module):
 
     Args:
         in_channels: Channels of the image.
-        embed_dims: Channels of the map; the first convolution gives half of them.
+        embed_dims: Channels of the map.
         patch_size: Product of the two strides, even.
         norm: Kind of norm, None for none.
+        hidden_dims: Channels that the first convolution gives; None for half of ``embed_dims``.
+        bias: Whether the convolutions have biases.
 
     Raises:
         ValueError: If ``patch_size`` is odd.
     """
 
     def __init__(
-        self, in_channels: int, embed_dims: int, patch_size: int = 4, norm: str | None = "ln"
+        self,
+        in_channels: int,
+        embed_dims: int,
+        patch_size: int = 4,
+        norm: str | None = "ln",
+        hidden_dims: int | None = None,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         if patch_size < 2 or patch_size % 2:
             raise ValueError(f"patch_size must be even for a 'conv' stem, got {patch_size}")
-        hidden = embed_dims // 2
+        hidden = embed_dims // 2 if hidden_dims is None else hidden_dims
         stride = patch_size // 2
-        self.conv1 = _MapConv(in_channels, hidden, stride + 1, stride=stride, padding=1)
+        options = dict(kernel_size=stride + 1, stride=stride, padding=1, bias=bias)
+        self.conv1 = MapConv(in_channels, hidden, **options)
         self.norm1 = build_norm(norm, hidden) if norm else nn.Identity()
         self.act = nn.GELU()
-        self.conv2 = _MapConv(hidden, embed_dims, stride + 1, stride=stride, padding=1)
+        self.conv2 = MapConv(hidden, embed_dims, **options)
         self.norm2 = build_norm(norm, embed_dims) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -146,18 +155,25 @@ class ConvDownsample(nn.Module):
         in_channels: Channels of the input.
         out_channels: Channels of the output.
         kernel_size: 2 (no padding, rounds down) or 3 (padding 1, rounds up).
-        norm: Kind of norm.
+        norm: Kind of norm, None for none.
+        bias: Whether the convolution has a bias.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int = 3, norm: str = "ln"
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        norm: str | None = "ln",
+        bias: bool = True,
     ) -> None:
         super().__init__()
         one_of("kernel_size", kernel_size, (2, 3))
-        self.conv = _MapConv(
-            in_channels, out_channels, kernel_size, stride=2, padding=kernel_size - 2
+        padding = kernel_size - 2
+        self.conv = MapConv(
+            in_channels, out_channels, kernel_size, stride=2, padding=padding, bias=bias
         )
-        self.norm = build_norm(norm, out_channels)
+        self.norm = build_norm(norm, out_channels) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C) -> (B, H', W', out_channels)``."""

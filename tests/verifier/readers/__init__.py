@@ -1,5 +1,5 @@
 """Readers of the package's own kinds of case, a file per family."""
 
-from . import efficient_vmamba, local_mamba, msvmamba, ops, vim, vmamba
+from . import efficient_vmamba, local_mamba, mambavision, msvmamba, ops, vim, vmamba
 
-__all__ = ["efficient_vmamba", "local_mamba", "msvmamba", "ops", "vim", "vmamba"]
+__all__ = ["efficient_vmamba", "local_mamba", "mambavision", "msvmamba", "ops", "vim", "vmamba"]

@@ -1,0 +1,11 @@
+_base_ = "../_base_/mambavision_cascade-mask-rcnn_ms-3x_coco.py"
+model = dict(
+    backbone=dict(
+        arch="base",
+        init_cfg=dict(
+            type="Pretrained", checkpoint="mmvssm://mambavision-base", prefix="backbone."
+        ),
+    ),
+    neck=dict(in_channels=[128, 256, 512, 1024]),
+)
+optim_wrapper = dict(optimizer=dict(lr=2e-4))

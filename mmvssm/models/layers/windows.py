@@ -1,0 +1,39 @@
+"""Windows of maps, each of which becomes a map of its own."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def to_windows(x: Tensor, side: int) -> Tensor:
+    """Cut maps into square windows, row by row; zeros fill up the last row and column of them.
+
+    Args:
+        x: ``(B, H, W, C)``.
+        side: Pixels per side of a window, which may be larger than the map.
+
+    Returns:
+        ``(B * ceil(H / side) * ceil(W / side), side, side, C)``, the windows of a map together.
+    """
+    height, width = x.shape[1:3]
+    if height % side or width % side:
+        x = F.pad(x, (0, 0, 0, -width % side, 0, -height % side))
+    x = x.unflatten(2, (-1, side)).unflatten(1, (-1, side))
+    return x.transpose(2, 3).flatten(0, 2)
+
+
+def from_windows(windows: Tensor, size: tuple[int, int]) -> Tensor:
+    """Put the windows of :func:`to_windows` together again, without what was filled up.
+
+    Args:
+        windows: ``(B * windows of a map, side, side, C)``.
+        size: Height and width of the maps.
+
+    Returns:
+        ``(B, H, W, C)``.
+    """
+    (height, width), side = size, windows.shape[1]
+    rows, columns = -(-height // side), -(-width // side)
+    x = windows.unflatten(0, (-1, rows, columns)).transpose(2, 3)
+    return x.flatten(3, 4).flatten(1, 2)[:, :height, :width]

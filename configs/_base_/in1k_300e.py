@@ -21,7 +21,7 @@ optim_wrapper = dict(
 # as Swin's, but the cosine falls with every iteration
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-3, end=20, convert_to_iter_based=True),
-    dict(type="CosineAnnealingLR", eta_min=1e-5, begin=20, convert_to_iter_based=True),
+    dict(type="mmvssm.CosineAnnealingLR", eta_min=1e-5, begin=20, convert_to_iter_based=True),
 ]
 
 # decay 0.9999

@@ -27,7 +27,7 @@ optim_wrapper = dict(
 # lowest rate that the authors' trainer adds)
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-3, end=6),
-    dict(type="CosineAnnealingLR", eta_min=1e-5, begin=5),
+    dict(type="mmvssm.CosineAnnealingLR", eta_min=1e-5, begin=5),
 ]
 
 # decay 0.99996

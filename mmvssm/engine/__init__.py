@@ -5,9 +5,11 @@ from .collate import default_collate
 from .direction_search import DirectionSearchHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
 from .resume import ExactResumeHook, ResumableBatchSampler, SeededDataset, make_resumable
+from .schedule import CosineAnnealingLR, set_epochs
 
 __all__ = [
     "ChannelsLastHook",
+    "CosineAnnealingLR",
     "DirectionSearchHook",
     "ExactResumeHook",
     "LayerDecayOptimWrapperConstructor",
@@ -15,4 +17,5 @@ __all__ = [
     "SeededDataset",
     "default_collate",
     "make_resumable",
+    "set_epochs",
 ]

@@ -13,8 +13,7 @@ test_dataloader = val_dataloader
 # Swin's config spares 1-D parameters and biases from decay, this one position embeddings
 # too. A_logs and the step bias are 2-D and decayed: so it was in the published runs.
 optim_wrapper = dict(
-    type="AmpOptimWrapper",
-    loss_scale="dynamic",
+    type="AmpOptimWrapper",  # with a stock script on a CPU: optim_wrapper.type=OptimWrapper
     paramwise_cfg=dict(custom_keys={"pos_embed": dict(decay_mult=0.0)}),
 )
 

@@ -156,7 +156,7 @@ class Coco:
             )
         if small:
             self.notes.append(
-                f"{small} boxes of {self.path} are smaller than a pixel: passed over."
+                f"{small} boxes of {self.path}, smaller than a pixel, are passed over."
             )
         used = {part["category_id"] for part in self.content["annotations"]}
         unused = [name for number, name in labels.items() if number not in used]
@@ -213,9 +213,7 @@ def read_detection(
         count = len(train.images)
         kept, held_out = hold_out(train.images)
         if not held_out:
-            raise DataError(
-                f"{str(train_file)!r} has a single image, none can be held out: add some"
-            )
+            raise DataError(f"{str(train_file)!r} has a single image, so none can be held out")
         notes.append(held_out_note(len(held_out), count))
         parts = {"train": train.part(kept), "val": train.part(held_out)}
         val, val_images = train, train_images
@@ -238,11 +236,11 @@ def read_detection(
     if not masks:
         notes.append(f"{train_file} has no segmentations: boxes alone are trained.")
     sides = {"train": (train, train_images), "val": (val, val_images)}
-    splits = [
-        _write(coco, folder, parts.get(name), out / f"{name}.json")
+    splits = {
+        name: _write(coco, folder, parts.get(name), out / f"{name}.json")
         for name, (coco, folder) in sides.items()
-    ]
-    return OwnData(train.classes, *splits, tuple(notes), masks=masks)
+    }
+    return OwnData(train.classes, **splits, notes=tuple(notes), masks=masks)
 
 
 def _write(coco: Coco, folder: Path, content: dict | None, path: Path) -> Split:

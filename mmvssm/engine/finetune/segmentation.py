@@ -201,9 +201,7 @@ def _read_names(path: Path) -> list[str] | None:
     names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     names = [name for name in names if name]
     if len(set(names)) < len(names):
-        raise DataError(
-            f"{str(path)!r} names a class twice: a line a class, in order of the values"
-        )
+        raise DataError(f"{str(path)!r} names a class twice: a line each, in order of the values")
     return names or None
 
 

@@ -187,7 +187,7 @@ def _set_batches(cfg: Config, images: int, processes: int) -> int:
         loader.sampler = dict(type="DefaultSampler", shuffle=loader.sampler.get("shuffle", True))
     share = math.ceil(images / processes)
     loader.batch_size = min(loader.batch_size, share)
-    if share % loader.batch_size == 1 and share > 1 < loader.batch_size:
+    if loader.batch_size > 1 and share % loader.batch_size == 1:
         loader.drop_last = True
     count = share / loader.batch_size
     return math.floor(count) if loader.get("drop_last") else math.ceil(count)

@@ -220,7 +220,6 @@ def read_detection(
     else:
         val = Coco(val_file)
         val_images = _find_images(root, layout.val_images, val, VAL)
-        notes += val.notes
         if masks and not val.masks:
             raise DataError(
                 f"{str(val_file)!r} has no segmentations and {str(train_file)!r} has: give both "
@@ -231,6 +230,7 @@ def read_detection(
             parts["train"] = train.content
         if _adopt_categories(val, train) or val.completed:
             parts["val"] = val.content
+        notes += val.notes
     for coco, folder in {train: train_images, val: val_images}.items():
         notes += _check_files(coco, folder, watch)
     if not masks:

@@ -218,8 +218,8 @@ def test_intervals():
     [
         (dict(type="StepLR", step_size=4), dict(step_size=2000)),
         (dict(type="ExponentialLR", gamma=0.5), dict(gamma=0.5 ** (12 / 6000))),
-        (dict(type="CosineRestartLR", periods=[6, 6], restart_weights=[1, 1]), dict(periods=[3000, 3000])),
-        (dict(type="OneCycleLR", eta_max=0.1, total_steps=12), dict(total_steps=6000, eta_max=0.0125)),
+        (dict(type="CosineRestartLR", periods=[6, 6]), dict(periods=[3000, 3000])),
+        (dict(type="OneCycleLR", eta_max=0.1, total_steps=9), dict(total_steps=4500)),
         (dict(type="ConstantLR", factor=0.1, end=3), dict(begin=0, end=1000)),
         (dict(type="PolyLR", power=2, eta_min=1e-6), dict(end=6000, eta_min=1.25e-7)),
         (dict(type="CosineAnnealingLR", T_max=6), dict(T_max=3000)),
@@ -237,7 +237,7 @@ def test_schedules_of_other_recipes(schedule, expected):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"param_scheduler.1.type": "ReduceOnPlateauLR"}, r"param_scheduler.1 \(ReduceOnPlateauLR\)"),
+        ({"param_scheduler.1.type": "ReduceOnPlateauLR"}, r"scheduler\.1 \(ReduceOnPlateauLR\)"),
         ({"param_scheduler.1.by_epoch": False}, "counts iterations, and train_cfg epochs"),
         ({"train_cfg.type": "OtherLoop"}, "train_cfg.type must be .* got 'OtherLoop'"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
 
 from mmengine.config import Config
@@ -126,7 +127,7 @@ def set_up(
             cli.fail(f"{args.config!r}: {error}")
         return cfg
     require_data(cfg, "train_dataloader")
-    images = _count_images(cfg)
+    images = _count_images(cfg, own=args.data is not None)
     try:
         cfg = set_epochs(cfg, args.epochs, images, count, args.lr)
     except ValueError as error:
@@ -200,9 +201,14 @@ def _start(
     return cfg
 
 
-def _count_images(cfg: Config) -> int:
+def _count_images(cfg: Config, own: bool) -> int:
+    """Return how many images the training dataset keeps of those that it finds."""
     init_default_scope(cfg.get("default_scope", "mmengine"))
-    images = len(DATASETS.build(cfg.train_dataloader.dataset))
+    dataset = deepcopy(cfg.train_dataloader.dataset)
+    if own:
+        for leaf in cli.leaf_datasets(dataset):
+            leaf.serialize_data = False  # which fails where there is nothing
+    images = len(DATASETS.build(dataset))
     if images == 0:
         cli.fail(
             "no image is left to train on: filter_cfg of train_dataloader.dataset passes over "

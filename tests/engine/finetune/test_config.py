@@ -68,7 +68,7 @@ def fit(recipe, tmp_path):
 @pytest.mark.parametrize(("library", "name"), RECIPES + OTHERS)
 def test_every_kind_of_recipe(library, name):
     cfg = Config.fromfile(ROOT / "configs" / name)
-    before = cfg.pretty_text
+    before = cfg.to_dict()
     split = Split("images", "list.txt", 100, "maps", (".jpg", ".png"))
     data = OwnData(tuple("abcdefg"), split, split, masks=True)
     fitted = set_epochs(fit_to_data(cfg, data), 5, images=100)
@@ -80,9 +80,7 @@ def test_every_kind_of_recipe(library, name):
         assert dataset.ann_file == "list.txt" and dataset.metainfo.classes == tuple("abcdefg")
         assert len(dataset.pipeline) == len(_leaf(cfg[loader].dataset).pipeline)
     assert (fitted.train_cfg.max_epochs, fitted.train_cfg.type) == (5, "EpochBasedTrainLoop")
-    # what is written to the work folder says the same
-    assert Config.fromstring(fitted.pretty_text, ".py").to_dict() == fitted.to_dict()
-    assert cfg.pretty_text == before
+    assert cfg.to_dict() == before
 
 
 def _leaf(dataset):
@@ -176,7 +174,9 @@ def test_weights_of_classes_must_be_as_many(recipe):
     cfg = recipe("mmseg")
     cfg.model.decode_head.loss_decode.class_weight = [1.0] * 150
     split = Split("images", "list.txt", 4, "maps", (".jpg", ".png"))
-    with pytest.raises(ValueError, match="loss_decode.class_weight has 150 weights, .* 2 classes"):
+    with pytest.raises(
+        ValueError, match=r"loss_decode\.class_weight has 150 weights, .* 2 classes"
+    ):
         fit_to_data(cfg, OwnData(("a", "b"), split, split))
 
 

@@ -77,8 +77,9 @@ def parse_args() -> argparse.Namespace:
 def released_name(cfg: Config) -> str | None:
     """Return the name of the released weights of a config's backbone, None for an own arch."""
     backbone = cfg.model.backbone
+    own = cli.type_name(backbone), backbone.get("arch")
     for name, (family, arch) in arch_names().items():
-        if (family.type, arch) == (backbone.get("type"), backbone.get("arch")):
+        if (family.backbone.__name__, arch) == own:
             return f"mmvssm://{name}"
     return None
 

@@ -177,11 +177,23 @@ def _start(
     released: Callable[[Config], str | None],
     say: Callable[[str], None],
 ) -> Config:
+    """Choose the weights to start from, and hold them against the backbone."""
+    if cfg.model.get("backbone") is None:
+        cli.fail(
+            f"--from loads the weights of a backbone, and the model of {args.config!r} has none"
+        )
     start = args.start
+    if start is None and "load_from" in args.cfg_options:
+        return cfg
     if start is None:
         own = cfg.model.backbone.get("init_cfg") or {}
-        dense = cfg.default_scope != "mmpretrain"
-        start = (own.get("checkpoint") if dense else None) or released(cfg)
+        if cfg.default_scope != "mmpretrain" and own.get("prefix") == "backbone.":
+            start = own.checkpoint
+        else:
+            start = released(cfg)
+            if start is None and own.get("checkpoint"):
+                say(f"The weights are the recipe's at the start: {own.checkpoint}.")
+                return cfg
     if start is None:
         cli.fail(
             f"no weights were released for the backbone of {args.config!r}: name a file with "

@@ -76,7 +76,8 @@ def _detection(cfg: Config, data: OwnData) -> tuple[Leaf, dict]:
             type="mmdet.CocoDataset",
             ann_file=split.ann_file,
             data_prefix=dict(img=f"{split.images}/"),
-            metainfo=dict(classes=data.classes),
+            # the dataset's own palette has a colour for each class of COCO
+            metainfo=dict(classes=data.classes, palette=None),
         )
         if validates:
             new["test_mode"] = True

@@ -40,6 +40,7 @@ class Coco:
 
     Args:
         path: The file.
+        watch: Shows progress.
 
     Attributes:
         path: The file.
@@ -51,7 +52,7 @@ class Coco:
         DataError: If the file is no COCO file that can be trained on.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, watch: Watch = unwatched) -> None:
         self.path, self.completed, self.notes = path, False, []
         try:
             content = json.loads(path.read_bytes())
@@ -67,7 +68,7 @@ class Coco:
         self.content: dict[str, list[dict]] = content
         self._check_categories()
         self._check_images()
-        self._check_annotations()
+        self._check_annotations(watch)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -89,7 +90,7 @@ class Coco:
         bare = [part for part in self.content["annotations"] if not part.get("segmentation")]
         if bare and len(bare) < len(self.content["annotations"]):
             raise DataError(
-                f"annotation {bare[0]['id']} of {str(self.path)!r} has no segmentation and others "
+                f"{self._name(bare[0])} has no segmentation and others "
                 "have one: give all of them a segmentation, or none to train on boxes alone"
             )
         return not bare
@@ -128,21 +129,22 @@ class Coco:
         for name in ("id", "file_name"):
             self._unique("images", name, [image[name] for image in self.images])
 
-    def _check_annotations(self) -> None:
+    def _check_annotations(self, watch: Watch) -> None:
         images = {image["id"]: image for image in self.images}
         labels = {category["id"]: category["name"] for category in self.content["categories"]}
         small = 0
-        for part in self.content["annotations"]:
+        for part in watch(self.content["annotations"], f"annotations of {self.path}"):
             self._require(part, "annotation", "id", "image_id", "category_id", "bbox")
-            where = f"annotation {part['id']} of {str(self.path)!r}"
             if part["image_id"] not in images:
-                raise DataError(f"{where} is of image {part['image_id']!r}, which is not listed")
+                raise DataError(
+                    f"{self._name(part)} is of image {part['image_id']!r}, which is not listed"
+                )
             if part["category_id"] not in labels:
                 raise DataError(
-                    f"{where} has the category_id {part['category_id']!r}, and the categories have "
+                    f"{self._name(part)} has the category_id {part['category_id']!r}, and the categories have "
                     f"the ids {join_names(list(labels))}: add the category or correct the id"
                 )
-            self._check_box(part["bbox"], where, images[part["image_id"]])
+            self._check_box(part, images[part["image_id"]])
             small += min(part["bbox"][2:]) < 1
             if "iscrowd" not in part or "area" not in part:
                 part.setdefault("iscrowd", 0)
@@ -163,20 +165,24 @@ class Coco:
         if unused:
             self.notes.append(f"{self.path} has no boxes of {join_names(unused)}.")
 
-    def _check_box(self, box: Any, where: str, image: dict) -> None:
+    def _check_box(self, part: dict, image: dict) -> None:
+        box = part["bbox"]
         numbers = isinstance(box, list) and all(isinstance(v, (int, float)) for v in box)
         if not numbers or len(box) != 4 or not all(map(math.isfinite, box)) or min(box[2:]) < 0:
             raise DataError(
-                f"{where} has the box {box!r}: a box is [x, y, width, height] in pixels"
+                f"{self._name(part)} has the box {box!r}: a box is [x, y, width, height] in pixels"
             )
         x, y, width, height = box
         beyond = (-x, -y, x + width - image["width"], y + height - image["height"])
         if max(beyond) > SLACK:
             raise DataError(
-                f"{where} has the box {box}, which reaches beyond its image {image['file_name']!r} "
-                f"of {image['width']} x {image['height']} pixels: a box is [x, y, width, height] in"
-                " pixels"
+                f"{self._name(part)} has the box {box}, which reaches beyond its image "
+                f"{image['file_name']!r} of {image['width']} x {image['height']} pixels: a box is "
+                "[x, y, width, height] in pixels"
             )
+
+    def _name(self, part: dict) -> str:
+        return f"annotation {part['id']} of {str(self.path)!r}"
 
 
 def read_detection(
@@ -205,7 +211,7 @@ def read_detection(
             "name it with --train-annotations"
         )
     val_file = _find_file(root, layout.val_annotations, VAL)
-    train = Coco(train_file)
+    train = Coco(train_file, watch)
     train_images = _find_images(root, layout.train_images, train, TRAIN)
     notes = list(train.notes)
     masks = train.masks
@@ -218,7 +224,7 @@ def read_detection(
         parts = {"train": train.part(kept), "val": train.part(held_out)}
         val, val_images = train, train_images
     else:
-        val = Coco(val_file)
+        val = Coco(val_file, watch)
         val_images = _find_images(root, layout.val_images, val, VAL)
         if masks and not val.masks:
             raise DataError(

@@ -141,8 +141,9 @@ class Coco:
                 )
             if part["category_id"] not in labels:
                 raise DataError(
-                    f"{self._name(part)} has the category_id {part['category_id']!r}, and the categories have "
-                    f"the ids {join_names(list(labels))}: add the category or correct the id"
+                    f"{self._name(part)} has the category_id {part['category_id']!r}, and the "
+                    f"categories have the ids {join_names(list(labels))}: add the category or "
+                    "correct the id"
                 )
             self._check_box(part, images[part["image_id"]])
             small += min(part["bbox"][2:]) < 1

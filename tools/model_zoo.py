@@ -11,12 +11,11 @@ from typing import NamedTuple
 
 import yaml
 
-from mmvssm.families import FAMILIES
+from mmvssm.families import FAMILIES, Released
 from mmvssm.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = Path("docs", "model_zoo.md")
-RELEASED = {file.config: file.url for family in FAMILIES.values() for file in family.released}
 BEGIN = "<!-- Tables by tools/model_zoo.py from metafile.yml: change that file, run the tool. -->"
 END = "<!-- End of the tables. -->"
 
@@ -44,7 +43,10 @@ INTRODUCTION = """\
 Results are those that the authors published, of models that they trained with their own code, and
 beside them stands where: a table of the paper, a page of their repository or the log of a training.
 A dash says that no number was published, or one of another network, which the family's page names.
-Parameters are those of the models as this package builds them. FLOPs are in each family's published
+`mmvssm://NAME` is the name of the authors' file, which works wherever MMEngine takes a checkpoint
+(see [weights.md](weights.md)); where they have it on a page only, the first run says what to save
+where. Each row ends with a command to start with, from a checkout. Parameters are those of the
+models as this package builds them. FLOPs are in each family's published
 convention, or in that of VMamba, one multiply-accumulate being one, and do not compare across
 families; each family's page says more.
 """
@@ -154,6 +156,19 @@ class Entry(NamedTuple):
         return "; ".join(dict.fromkeys(result["Source"] for result in self.results))
 
     @property
+    def released(self) -> list[Released]:
+        """The authors' files for it."""
+        files = FAMILIES[self.folder].released if self.folder in FAMILIES else ()
+        return [file for file in files if file.config == self.model["Name"]]
+
+    @property
+    def command(self) -> str:
+        """A first command: a test of the authors' weights, a training where there are none."""
+        if self.released:
+            return f"python tools/test.py {self.model['Config']} mmvssm://{self.released[0].name}"
+        return f"python tools/train.py {self.model['Config']}"
+
+    @property
     def results(self) -> list[dict]:
         """The published results."""
         results = self.model.get("Results", [])
@@ -199,6 +214,15 @@ def giga(flops: float | None, image_size: str | None) -> str:
     return f"{number} G at {image_size}" if image_size else f"{number} G"
 
 
+def weights(file: Released) -> str:
+    """A released file: its name, result, and links."""
+    links = [f"[file]({file.url})"] if file.url else []
+    links += [f"[page]({file.page})"] if file.page else []
+    links += [f"[log]({url})" for url in file.logs]
+    result = f" {file.result};" if file.result else ""
+    return f"`mmvssm://{file.name}` ({result.strip()} {', '.join(links)})".replace("( ", "(")
+
+
 def table(
     task: Task, entries: list[Entry], link: Callable[[Path], str], with_family: bool = False
 ) -> str:
@@ -213,7 +237,6 @@ def table(
     rows = []
     for entry in entries:
         metadata, path = entry.model["Metadata"], entry.model["Config"]
-        released = RELEASED.get(entry.model["Name"])
         rows.append(
             {
                 "Family": entry.family if with_family else "",
@@ -225,11 +248,12 @@ def table(
                 ),
                 **{column.title: entry.number(column) for column in task.columns},
                 "Source": entry.source,
-                "Authors' weights": f"[file]({released})" if released else "",
+                "Authors' weights": ", ".join(map(weights, entry.released)),
+                "Start with": f"`{entry.command}`" if with_family else "",
             }
         )
     titles = [title for title in rows[0] if any(row[title] not in ("", "-") for row in rows)]
-    left = ("Family", "Config", "Recipe", "Source", "Authors' weights")
+    left = ("Family", "Config", "Recipe", "Source", "Authors' weights", "Start with")
     lines = [
         titles,
         ["---" if title in left else "---:" for title in titles],

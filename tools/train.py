@@ -1,4 +1,8 @@
-"""Train a classifier, detector or segmentor from a config of mmpretrain, mmdet or mmseg."""
+"""Train a classifier, detector or segmentor from a config of mmpretrain, mmdet or mmseg.
+
+On the recipe's benchmark, or with --data on your own photos, COCO file or label maps, starting
+from the weights that were released for the network.
+"""
 
 import argparse
 
@@ -8,6 +12,8 @@ from mmengine.device import get_device
 import mmvssm  # noqa: F401  makes 'mmvssm::' bases known before the config is read
 from mmvssm.engine import cli, make_resumable, runtime
 from mmvssm.engine.data_check import require_data
+from mmvssm.engine.finetune import command
+from mmvssm.families import arch_names
 
 EXAMPLES = """examples:
   train, then continue after an interruption:
@@ -18,6 +24,14 @@ EXAMPLES = """examples:
         --cfg-options randomness.seed=0 train_dataloader.batch_size=8
   learning rate by the true batch size, mixed precision, 8 GPUs:
     tools/dist_train.sh CONFIG 8 --auto-scale-lr --amp
+  your own photos (photos/train/CLASS/*.jpg), boxes (a COCO file) and label maps:
+    python tools/train.py configs/vmamba/vmamba-tiny-s1l8_8xb128_in1k.py \\
+        --data photos --epochs 20
+    python tools/train.py configs/vmamba/mask-rcnn_vmamba-tiny-s1l8_fpn_1x_coco.py \\
+        --data boxes --epochs 12 --train-annotations train.json --train-images pictures
+    python tools/train.py \\
+        configs/vmamba/vmamba-tiny-s1l8_upernet_4xb4-160k_ade20k-512x512.py \\
+        --data maps --epochs 50
   bfloat16, blocks recomputed in the backward pass to save memory, curves for TensorBoard:
     python tools/train.py CONFIG --option amp-bf16 gradient-checkpointing tensorboard
 
@@ -53,8 +67,21 @@ def parse_args() -> argparse.Namespace:
         action="store_true",
         help="stop and start the data workers at every epoch",
     )
+    command.add_arguments(parser)
     cli.add_shared_arguments(parser)
-    return parser.parse_args()
+    args = parser.parse_args()
+    command.check_arguments(parser, args)
+    return args
+
+
+def released_name(cfg: Config) -> str | None:
+    """Return the name of the released weights of a config's backbone, None for an own arch."""
+    backbone = cfg.model.backbone
+    own = cli.type_name(backbone), backbone.get("arch")
+    for name, (family, arch) in arch_names().items():
+        if (family.backbone.__name__, arch) == own:
+            return f"mmvssm://{name}"
+    return None
 
 
 def set_up_resume(cfg: Config, resume: str) -> None:
@@ -84,9 +111,10 @@ def set_up_amp(cfg: Config) -> None:
     cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
 
 
-def merge_args(cfg: Config, args: argparse.Namespace) -> None:
-    """Apply the command line to the config."""
+def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
+    """Return the config with the command line applied."""
     cli.set_work_dir(cfg, args)
+    cfg = command.set_up(cfg, args, released_name)
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if args.amp:
@@ -112,13 +140,14 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
                 cfg[name].persistent_workers = False
     cli.set_up_loaders(cfg, args, *loaders)
     make_resumable(cfg)
+    return cfg
 
 
 def main() -> None:
     args = parse_args()
     cli.trust_checkpoints()
     cfg = cli.load_config(args.config, args.cfg_options, args.option)
-    merge_args(cfg, args)
+    cfg = merge_args(cfg, args)
     cli.set_up_launch(cfg, args)
     cli.build_runner(cfg).train()
 

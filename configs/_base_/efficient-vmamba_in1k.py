@@ -6,7 +6,7 @@ optim_wrapper = dict(optimizer=dict(lr=2e-3))
 
 param_scheduler = [
     dict(type="LinearLR", start_factor=5e-5, end=21),
-    dict(type="CosineAnnealingLR", eta_min=1e-6, begin=20, convert_to_iter_based=True),
+    dict(type="mmvssm.CosineAnnealingLR", eta_min=1e-6, begin=20, convert_to_iter_based=True),
 ]
 
 # buffers, which batch norms have, are averaged as well

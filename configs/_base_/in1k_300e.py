@@ -13,15 +13,14 @@ test_dataloader = val_dataloader
 # Swin's config spares 1-D parameters and biases from decay, this one position embeddings
 # too. A_logs and the step bias are 2-D and decayed: so it was in the published runs.
 optim_wrapper = dict(
-    type="AmpOptimWrapper",
-    loss_scale="dynamic",
+    type="AmpOptimWrapper",  # with a stock script on a CPU: optim_wrapper.type=OptimWrapper
     paramwise_cfg=dict(custom_keys={"pos_embed": dict(decay_mult=0.0)}),
 )
 
 # as Swin's, but the cosine falls with every iteration
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-3, end=20, convert_to_iter_based=True),
-    dict(type="CosineAnnealingLR", eta_min=1e-5, begin=20, convert_to_iter_based=True),
+    dict(type="mmvssm.CosineAnnealingLR", eta_min=1e-5, begin=20, convert_to_iter_based=True),
 ]
 
 # decay 0.9999

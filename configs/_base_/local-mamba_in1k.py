@@ -41,5 +41,5 @@ optim_wrapper = dict(optimizer=dict(weight_decay=0.04), clip_grad=dict(max_norm=
 # warm-up in steps of an epoch, from 1e-7 to the full rate after 20
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-4, end=21),
-    dict(type="CosineAnnealingLR", eta_min=1e-6, begin=20, convert_to_iter_based=True),
+    dict(type="mmvssm.CosineAnnealingLR", eta_min=1e-6, begin=20, convert_to_iter_based=True),
 ]

@@ -24,3 +24,6 @@ optim_wrapper = dict(
     optimizer=dict(type="AdamW", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
     paramwise_cfg=dict(custom_keys=dict(norm=dict(decay_mult=0.0))),
 )
+
+# inferencers load weights before they build the model, so mmvssm:// must be known by then
+__import__("mmvssm").register_scheme()

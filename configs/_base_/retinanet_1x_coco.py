@@ -11,3 +11,6 @@ model = dict(
     ),
     neck=dict(start_level=0),
 )
+
+# inferencers load weights before they build the model, so mmvssm:// must be known by then
+__import__("mmvssm").register_scheme()

@@ -7,5 +7,5 @@ model = dict(
 optim_wrapper = dict(optimizer=dict(lr=6e-4))
 param_scheduler = [
     dict(type="LinearLR", start_factor=1 / 600, end=20, convert_to_iter_based=True),
-    dict(type="CosineAnnealingLR", eta_min=6e-6, begin=20, convert_to_iter_based=True),
+    dict(type="mmvssm.CosineAnnealingLR", eta_min=6e-6, begin=20, convert_to_iter_based=True),
 ]

@@ -6,9 +6,11 @@ from .direction_search import DirectionSearchHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
 from .mesa import MESAHook
 from .resume import ExactResumeHook, ResumableBatchSampler, SeededDataset, make_resumable
+from .schedule import CosineAnnealingLR, set_epochs
 
 __all__ = [
     "ChannelsLastHook",
+    "CosineAnnealingLR",
     "DirectionSearchHook",
     "ExactResumeHook",
     "LayerDecayOptimWrapperConstructor",
@@ -17,4 +19,5 @@ __all__ = [
     "SeededDataset",
     "default_collate",
     "make_resumable",
+    "set_epochs",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,8 +42,8 @@ class Released:
 
     @property
     def name(self) -> str:
-        """What follows ``mmvssm://``: the arch of a classifier, else the config."""
-        model = self.config.split("_")[0] if self.config.endswith("_in1k") else self.config
+        """What follows ``mmvssm://``: for a classifier without its batch, else the config."""
+        model = re.sub(r"_\d+xb\d+_in1k$", "", self.config)
         return f"{model}-{self.variant}" if self.variant else model
 
 

@@ -57,7 +57,8 @@ _PARTS = {"conv1d.weight": 2, "x_proj_weight": 1, "dt_projs_weight": 1, "dt_proj
 
 def _released(config: str, path: str) -> Released:
     repository, file = path.split("/")
-    return Released(config, f"{_URL}/{repository}/resolve/main/{file}")
+    page = f"{_URL}/{repository}"
+    return Released(config, f"{page}/resolve/main/{file}", page)
 
 
 def _count_parts(key: str, tensors: Mapping[str, Tensor]) -> int | None:

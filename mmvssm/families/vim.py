@@ -14,7 +14,6 @@ from .family import Family, Released, ScanCost, register_family
 from .pyramids import FEATURE2PYRAMID, SIMPLE_FEATURE_PYRAMID
 from .rules import Rename, Rewrite
 
-
 _HUB = "https://huggingface.co/hustvl/"
 
 

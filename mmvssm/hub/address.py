@@ -77,6 +77,10 @@ def released_files() -> dict[str, tuple[Family, Released]]:
         for file in family.released:
             config = f"{file.config}-{file.variant}" if file.variant else file.config
             files[file.name] = files[config] = family, file
+    for family, file in list(files.values()):
+        if file.config.endswith("_in1k"):
+            # an arch of which there are only weights with another pretraining
+            files.setdefault(file.config.split("_")[0], (family, file))
     return files
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -159,27 +159,23 @@ def _convert(address: Address, raw: Path, product: Path) -> None:
     written = write_checkpoint(product, content, force=True)
     os.replace(written, product)
     found = converted.found
+    licence = f", {found.family.licence}" if found.family.licence else ""
     print_log(
         f"{address.text}: took {_KINDS[converted.weights.kind]} from {converted.weights.place} of"
         f" {address.url or str(raw)}, {found.family.type} {found.arch!r}, a {converted.content} of"
-        f" {len(converted.state_dict)} tensors; kept as {str(product)!r}",
+        f" {len(converted.state_dict)} tensors{licence}; kept as {str(product)!r}",
         logger="current",
     )
 
 
 def _meta(address: Address, converted: Converted) -> dict[str, Any]:
     """Describe weights, with the classes of the data set, which the libraries look for there."""
-    meta = dict(converted.meta)
-    if address.arch and address.arch.endswith(".py") and "dataset_meta" not in meta:
-        if classes := _dataset_meta(Config.fromfile(address.arch)):
-            meta["dataset_meta"] = classes
-    return meta
-
-
-def _dataset_meta(config: Config) -> Mapping[str, Any]:
+    if address.arch is None or not address.arch.endswith(".py"):
+        return dict(converted.meta)
+    config = Config.fromfile(address.arch)
     with DefaultScope.overwrite_default_scope(config.default_scope):
         dataset = DATASETS.get(config.test_dataloader.dataset.type)
-    return dict(getattr(dataset, "METAINFO", {}))
+    return {"dataset_meta": dict(dataset.METAINFO), **converted.meta}
 
 
 def _unfit(address: Address, error: ValueError, is_new: bool) -> str:

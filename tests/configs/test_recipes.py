@@ -101,7 +101,6 @@ def check_parameters(cfg, rule):
         model = MODELS.build(cfg.model)
     # mixed precision has no part in the groups, and needs a GPU
     options = dict(cfg.optim_wrapper, type="OptimWrapper")
-    options.pop("loss_scale", None)
     groups = build_optim_wrapper(model, options).optimizer.param_groups
     by_id = {id(parameter): group for group in groups for parameter in group["params"]}
     norms = {

@@ -196,7 +196,6 @@ def test_published(name, benchmarks, tmp_path, monkeypatch, check_step_and_predi
     if cfg.optim_wrapper.type == "AmpOptimWrapper":
         # MMEngine's mixed precision wants a GPU
         cfg.optim_wrapper.type = "OptimWrapper"
-        cfg.optim_wrapper.pop("loss_scale", None)
     runner = check_step_and_predictions(cfg)
     hooks = [type(hook).__name__ for hook in runner.hooks]
     custom = [hook.type.split(".")[-1] for hook in cfg.get("custom_hooks") or []]

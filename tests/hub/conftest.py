@@ -4,6 +4,7 @@ import http.server
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -74,7 +75,7 @@ def class_name():
     """A family of micro networks, declared for these tests."""
 
     class SmallVMamba(VMamba):
-        arch_settings = {"micro": ARCH, "unpublished": dict(ARCH, embed_dims=12)}
+        arch_settings: ClassVar = {"micro": ARCH, "unpublished": dict(ARCH, embed_dims=12)}
 
     MODELS.register_module(module=SmallVMamba)
     yield SmallVMamba.__name__

@@ -101,7 +101,7 @@ def test_paths_and_urls(published, server, tmp_path):
     ],
 )
 def test_names_that_nobody_has(family, address, message):
-    with pytest.raises(ValueError, match="^mmvssm://") as error:
+    with pytest.raises(ValueError, match=r"^mmvssm://") as error:
         fetch(f"mmvssm://{address}")
     assert message in str(error.value)
 

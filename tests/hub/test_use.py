@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from mmengine.config import Config
 
 import mmvssm
 from mmvssm.families.key_map import KeyMap
-from mmvssm.hub import released_files
+from mmvssm.hub import Address, released_files
 from verifier import Case
 
 ROOT = Path(__file__).parents[2]
@@ -189,3 +190,18 @@ def test_models_with_published_weights():
     published = mmvssm.list_models(pretrained=True)
     assert set(published) < set(mmvssm.list_models()) and DETECTOR in published
     assert "local-vim-small_8xb128_in1k" not in published
+
+
+def test_every_row_of_the_zoo_has_a_command_that_works():
+    page = (ROOT / "docs" / "model_zoo.md").read_text()
+    rows = re.findall(r"^\| .*\.py\).*$", page, re.MULTILINE)
+    assert len(rows) == len(mmvssm.list_models()) > 150
+    for row in rows:
+        tool, config, *weights = re.search(
+            r"`python tools/(\w+)\.py ([^` ]+) ?(\S*)`", row
+        ).groups()
+        assert (ROOT / config).is_file() and Path(config).stem in mmvssm.list_models()
+        (address,) = weights
+        assert (tool == "test") == bool(address)
+        if address:
+            assert f"`{address}`" in row and Address.parse(address).name in released_files()

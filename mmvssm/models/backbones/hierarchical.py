@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from mmengine.model import BaseModule, ModuleList
@@ -215,18 +214,6 @@ class HierarchicalBackbone(LoadingMixin, FreezeMixin, BaseModule):
     def embed(self, x: Tensor) -> Tensor:
         """Return what the first stage reads: ``(B, in_channels, H, W) -> (B, H', W', C)``."""
         return self.patch_embed(x)
-
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        """Let norms of several outputs start anew where a classifier's weights are loaded.
-
-        A classifier has a norm of its last output alone, which is no start for a dense model's.
-        """
-        norms = {key for key in state_dict if re.match(rf"{re.escape(prefix)}norm\d+\.", key)}
-        last = {key for key in norms if key.startswith(f"{prefix}norm{len(self.stages) - 1}.")}
-        if norms == last and len(self.out_indices) > 1:
-            for key in last:
-                del state_dict[key]
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def frozen_parts(self) -> Iterator[nn.Module | nn.Parameter]:
         """Yield the stem, stages and their output norms."""

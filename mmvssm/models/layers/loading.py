@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,7 +47,11 @@ class LoadingMixin(nn.Module):
             ) from error
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        """Refuse a checkpoint of which less than half of the names are this backbone's."""
+        """Refuse a checkpoint of which less than half of the names are this backbone's.
+
+        Norms of outputs start anew if it lacks some of them, as a classifier's does: its only norm
+        is no start for a detector or segmentor.
+        """
         own = {f"{prefix}{key}" for key in self.state_dict()}
         given = [key for key in state_dict if key.startswith(prefix)]
         known = sum(key in own for key in given)
@@ -56,6 +61,11 @@ class LoadingMixin(nn.Module):
                 f"the checkpoint is not one of mmvssm's: {known} of the {len(own)} weights of"
                 f" {type(self).__name__} are in it, and names such as {some}; {_ADVICE}"
             )
+        norm = re.compile(rf"{re.escape(prefix)}norm\d+\.")
+        norms = {key for key in own if norm.match(key)}
+        if not norms <= state_dict.keys():
+            for key in [key for key in state_dict if norm.match(key)]:
+                del state_dict[key]
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

@@ -234,3 +234,42 @@ def test_foreign_heads():
     with pytest.raises(ValueError, match=r"1 left over: roi_heads\.x; .*--to backbone"):
         convert(weights)
     assert "roi_heads.x" not in convert(weights, to="backbone").state_dict
+
+
+def renamed(prefix, weights):
+    return {f"{prefix}{key}": value for key, value in weights.items()}
+
+
+@pytest.mark.parametrize("prefix", ["model.", "model.encoder.", "module.net0.model."])
+@pytest.mark.parametrize("kind", ["VMamba", "Vim"])
+def test_what_code_of_others_put_before_names(prefix, kind):
+    """Lightning's ``model.`` and the like; what lies outside of it is no part of the network."""
+    weights = classifier_of(kind, next(iter(getattr(mmvssm.models, kind).arch_settings)))
+    plain = convert(weights)
+    original = to_original(plain)["model"]
+    for names in (weights, original):
+        given = renamed(prefix, names) | {"criterion.weight": torch.zeros(3)}
+        converted = convert({"state_dict": given})
+        assert converted.weights.prefix == prefix.removeprefix("module.")
+        assert converted.state_dict.keys() == plain.state_dict.keys()
+
+
+def test_several_networks_behind_prefixes():
+    weights = classifier_of("VMamba", "v0-tiny")
+    both = renamed("student.", weights) | renamed("teacher.", weights)
+    with pytest.raises(ValueError, match=r"several networks, in student\., teacher\."):
+        convert({"state_dict": both})
+
+
+def test_the_grid_of_a_rectangular_training():
+    """It is read from a file of ours; of others a square one is assumed, and said."""
+    weights = Vim(PLAIN, img_size=(128, 512)).state_dict(prefix="backbone.")
+    weights |= {"head.fc.weight": torch.zeros(5, 16), "head.fc.bias": torch.zeros(5)}
+    meta = said("Vim", PLAIN)
+    converted = convert({"state_dict": weights, "meta": meta})
+    assert converted.found.options["img_size"] == (128, 512)
+    del weights["backbone.pos_grid"]
+    with pytest.warns(UserWarning, match="which is taken for 16x16 patches"):
+        converted = convert({"state_dict": weights, "meta": meta})
+    assert converted.found.options["img_size"] == 256
+    assert converted.state_dict["backbone.pos_grid"].shape == (16, 16, 0)

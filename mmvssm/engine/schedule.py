@@ -110,7 +110,8 @@ def check_length(cfg: Config) -> str | None:
         epochs alone were changed; else None.
 
     Raises:
-        ValueError: If one begins after training ends; the message names its keys.
+        ValueError: If one that goes to the end of training begins after it, which MMEngine refuses;
+            the message names its keys.
     """
     loop, schedules = cfg.get("train_cfg") or {}, cfg.get("param_scheduler") or []
     cut = None
@@ -123,7 +124,7 @@ def check_length(cfg: Config) -> str | None:
             continue
         place = f"param_scheduler.{number} ({type_name(schedule)})"
         end, begin = schedule.get("end", total), schedule.get("begin", 0)
-        if begin >= min(end, total):
+        if begin >= end:
             raise ValueError(
                 f"{place} begins at {begin}, and training ends at {total} (train_cfg.max_{unit}): "
                 "shorten its begin and the end of the warm-up before it, or scale all schedules "

@@ -17,6 +17,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 
 from mmvssm import scheme
 from mmvssm.engine import cli
+from mmvssm.engine.finetune.command import processes
 from mmvssm.families import arch_names
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -142,6 +143,30 @@ def test_detector_from_a_detector(train, boxes):
     assert weights(tuned, "roi_head.bbox_head.fc_cls.bias")[
         "roi_head.bbox_head.fc_cls.bias"
     ].shape == (3,)
+
+
+def test_head_is_kept_by_load_from(train, photos):
+    """A setting of the user's own is left alone."""
+    cfg = Config.fromfile(MICRO / "cls.py")
+    init_default_scope("mmpretrain")
+    torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), "start.pth")
+    _, folder = train("cls.py", "--data", photos, *STILL, settings=["load_from=start.pth"])
+    assert_close(weights(folder / "epoch_1.pth", "head."), weights("start.pth", "head."))
+
+
+@pytest.mark.parametrize(
+    ("launcher", "variables", "expected"),
+    [
+        ("none", dict(WORLD_SIZE="4", RANK="1"), (1, 0)),
+        ("pytorch", dict(WORLD_SIZE="4", RANK="1"), (4, 1)),
+        ("slurm", dict(SLURM_NTASKS="16", SLURM_PROCID="15"), (16, 15)),
+        ("mpi", dict(OMPI_COMM_WORLD_SIZE="2", OMPI_COMM_WORLD_RANK="0"), (2, 0)),
+    ],
+)
+def test_processes_are_counted(launcher, variables, expected, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert processes(launcher) == expected
 
 
 def test_resumed_as_if_uninterrupted(train, photos):

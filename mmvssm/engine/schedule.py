@@ -22,6 +22,8 @@ from .cli import type_name
 WARM_UP_SHARE = 0.1
 #: Averaged weights remember at most this share of a training.
 AVERAGE_SHARE = 0.05
+#: A schedule longer than a training by this factor is not made for it.
+CUT = 1.1
 
 # Of schedules that count in the unit of their recipe, what is a point or a number of steps.
 _POINTS = ("begin", "end", "T_max", "total_steps", "step_size")
@@ -38,11 +40,13 @@ _KNOWN = (
     "PolyLR",
     "StepLR",
 )
+_WARM_UPS = ("ConstantLR", "LinearLR")
 # What hooks count in epochs.
 _EPOCHS_OF_HOOKS = {
     "PipelineSwitchHook": "switch_epoch",
     "YOLOXModeSwitchHook": "num_last_epochs",
     "EMAHook": "begin_epoch",
+    "MESAHook": "begin",
 }
 
 
@@ -98,24 +102,40 @@ class Training(NamedTuple):
         return self.epochs * self.epoch_length
 
 
-def require_room(cfg: Config) -> None:
-    """Check that every schedule begins before training ends.
+def check_length(cfg: Config) -> str | None:
+    """Hold the schedules against the length of training.
+
+    Returns:
+        A sentence if training ends long before a schedule does, such as that of a recipe whose
+        epochs alone were changed; else None.
 
     Raises:
-        ValueError: If one does not; the message names its keys.
+        ValueError: If one that goes to the end of training begins after it, which MMEngine refuses;
+            the message names its keys.
     """
     loop, schedules = cfg.get("train_cfg") or {}, cfg.get("param_scheduler") or []
+    cut = None
     for number, schedule in enumerate(
         schedules if isinstance(schedules, (list, tuple)) else [schedules]
     ):
         unit = "epochs" if schedule.get("by_epoch", True) else "iters"
-        end = schedule.get("end", loop.get(f"max_{unit}"))
-        if end is not None and schedule.get("begin", 0) >= end:
+        total = loop.get(f"max_{unit}")
+        if total is None:
+            continue
+        place = f"param_scheduler.{number} ({type_name(schedule)})"
+        end, begin = schedule.get("end", total), schedule.get("begin", 0)
+        if begin >= end:
             raise ValueError(
-                f"param_scheduler.{number} ({type_name(schedule)}) begins at {schedule.begin} and "
-                f"ends at {end} (train_cfg.max_{unit}): shorten its begin and the end of the "
-                "warm-up before it, or scale all schedules with --epochs N instead"
+                f"{place} begins at {begin}, and training ends at {total} (train_cfg.max_{unit}): "
+                "shorten its begin and the end of the warm-up before it, or scale all schedules "
+                "with --epochs N instead"
             )
+        if end > CUT * total:
+            cut = (
+                f"{place} ends at {end}, and training at {total} (train_cfg.max_{unit}): the "
+                "learning rate is cut off in its course; --epochs N scales all schedules."
+            )
+    return cut
 
 
 def set_epochs(
@@ -222,7 +242,7 @@ def _scale_schedule(
         def point(value: float) -> int:
             return round(value * total / length)
 
-    elif not by_epoch and kind in ("ConstantLR", "LinearLR") and schedule.get("end"):
+    elif not by_epoch and kind in _WARM_UPS and schedule.get("end"):
 
         def point(value: float) -> int:
             return min(round(value), math.floor(total * WARM_UP_SHARE))
@@ -234,13 +254,16 @@ def _scale_schedule(
         )
     scaled = deepcopy(schedule)
     stepwise = by_epoch and not scaled.pop("convert_to_iter_based", False)
-    if kind in ("ConstantLR", "LinearLR") and stepwise and "end" in scaled:
-        scaled.end -= 1  # step by step, the last factor is reached one step before the end
+    warms_up = kind in _WARM_UPS
+    # step by step, the last factor is reached one step before the end
+    early = int(warms_up and stepwise and "end" in scaled)
     scaled.setdefault("begin", 0)
     scaled.setdefault("end", length)
     for name in _POINTS:
         if scaled.get(name) is not None:
             scaled[name] = point(scaled[name])
+    if early:
+        scaled.end = point(schedule.end - early) + early
     for name in _LISTS:
         if name in scaled:
             scaled[name] = [min(max(point(value), 1), total) for value in scaled[name]]
@@ -249,8 +272,8 @@ def _scale_schedule(
     if kind == "ExponentialLR":
         scaled.gamma **= length / total
     scaled.by_epoch = False
-    # a linear schedule of one iteration would stay at its first factor
-    return scaled if scaled.end - scaled.begin > (kind == "LinearLR") else None
+    # a warm-up of one iteration would stay at its first factor
+    return scaled if scaled.end - scaled.begin > warms_up else None
 
 
 def _set_loop(cfg: Config, length: int, in_epochs: bool, training: Training) -> None:

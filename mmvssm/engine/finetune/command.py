@@ -14,7 +14,7 @@ from rich.progress import track
 
 from mmvssm.engine import cli
 from mmvssm.engine.data_check import require_data
-from mmvssm.engine.schedule import require_room, set_epochs
+from mmvssm.engine.schedule import check_length, set_epochs
 from mmvssm.messages import join_names
 
 from .config import fit_to_data
@@ -122,9 +122,11 @@ def set_up(
         cfg = _start(cfg, args, released, say)
     if args.epochs is None:
         try:
-            require_room(cfg)
+            cut = check_length(cfg)
         except ValueError as error:
             cli.fail(f"{args.config!r}: {error}")
+        if cut is not None:
+            say(f"Note: {cut}")
         return cfg
     require_data(cfg, "train_dataloader")
     images = _count_images(cfg, own=args.data is not None)
@@ -188,8 +190,8 @@ def _start(
     if start is None:
         own = cfg.model.backbone.get("init_cfg") or {}
         if cfg.default_scope != "mmpretrain" and own.get("prefix") == "backbone.":
-            start = own.checkpoint
-        else:
+            start = own.get("checkpoint")
+        if start is None:
             start = released(cfg)
             if start is None and own.get("checkpoint"):
                 say(f"The weights are the recipe's at the start: {own.checkpoint}.")

@@ -1,8 +1,10 @@
 """Fine-tuning from the command line: trained, tested, resumed and refused; the page's commands."""
 
+import os
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +15,9 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import CheckpointLoader
 
+from mmvssm import scheme
 from mmvssm.engine import cli
+from mmvssm.engine.finetune.command import processes
 from mmvssm.families import arch_names
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -141,6 +145,30 @@ def test_detector_from_a_detector(train, boxes):
     ].shape == (3,)
 
 
+def test_head_is_kept_by_load_from(train, photos):
+    """A setting of the user's own is left alone."""
+    cfg = Config.fromfile(MICRO / "cls.py")
+    init_default_scope("mmpretrain")
+    torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), "start.pth")
+    _, folder = train("cls.py", "--data", photos, *STILL, settings=["load_from=start.pth"])
+    assert_close(weights(folder / "epoch_1.pth", "head."), weights("start.pth", "head."))
+
+
+@pytest.mark.parametrize(
+    ("launcher", "variables", "expected"),
+    [
+        ("none", dict(WORLD_SIZE="4", RANK="1"), (1, 0)),
+        ("pytorch", dict(WORLD_SIZE="4", RANK="1"), (4, 1)),
+        ("slurm", dict(SLURM_NTASKS="16", SLURM_PROCID="15"), (16, 15)),
+        ("mpi", dict(OMPI_COMM_WORLD_SIZE="2", OMPI_COMM_WORLD_RANK="0"), (2, 0)),
+    ],
+)
+def test_processes_are_counted(launcher, variables, expected, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert processes(launcher) == expected
+
+
 def test_resumed_as_if_uninterrupted(train, photos):
     args = ("--data", photos, "--epochs", 3, "--from", "scratch")
     _, whole = train("cls.py", *args, name="whole")
@@ -204,7 +232,7 @@ def test_images_that_the_recipe_passes_over(refusal, boxes):
 def test_shortened_recipe_is_told_the_keys(refusal):
     recipe = ROOT / "configs" / "vmamba" / "vmamba-tiny-s1l8_8xb128_in1k.py"
     message = refusal(recipe, "--cfg-options", "train_cfg.max_epochs=2")
-    assert "param_scheduler.1 (CosineAnnealingLR) begins at 20 and ends at 2" in message
+    assert "param_scheduler.1 (CosineAnnealingLR) begins at 20, and training ends at 2" in message
     assert "--epochs N" in message
 
 
@@ -231,8 +259,9 @@ def test_commands_of_the_page(command, run, photos, boxes, maps, monkeypatch):
     scans.mkdir()
     (scans / "pictures").symlink_to(boxes / "train")
     (scans / "labelled.json").symlink_to(boxes / "annotations" / "instances_train.json")
-    schemes = CheckpointLoader._schemes | {"mmvssm://": released}
-    monkeypatch.setattr(CheckpointLoader, "_schemes", dict(sorted(schemes.items(), reverse=True)))
+    monkeypatch.setattr(CheckpointLoader, "_schemes", dict(CheckpointLoader._schemes))
+    monkeypatch.setattr(scheme, "load_from_mmvssm", released)
+    monkeypatch.setattr(cli, "require_weights", lambda cfg: None)
     seen = []
 
     class Stand:
@@ -286,17 +315,18 @@ def test_config_of_the_page(photos):
 
 
 @pytest.mark.slow
-def test_demo_of_the_page(run):
+def test_demo_of_the_page():
     """The commands to try, word for word."""
     (block,) = (block for block in BLOCKS if "make_demo_data" in block)
-    Path("configs").symlink_to(ROOT / "configs")
-    for number, line in enumerate(block.replace("\\\n", "").splitlines()):
-        _, tool, *args = shlex.split(line)
-        if "train.py" in tool:
-            args += [
-                "--cfg-options",
-                f"visualizer.name=demo{number}",
-                f"experiment_name=demo{number}",
-            ]
-        run(Path(tool).name, *args)
-    assert Path("tuned/seg/epoch_1.pth").is_file() and Path("tuned/det/epoch_1.pth").is_file()
+    for name in ("configs", "tools"):
+        Path(name).symlink_to(ROOT / name)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    for line in block.replace("\\\n", "").splitlines():
+        done = subprocess.run(
+            [sys.executable, *shlex.split(line)[1:]],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+    assert "coco/segm_mAP_50" in done.stdout and Path("tuned/seg/epoch_1.pth").is_file()

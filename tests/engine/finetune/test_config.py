@@ -13,7 +13,7 @@ from mmvssm.engine import set_epochs
 from mmvssm.engine.finetune import Layout, OwnData, Split, fit_to_data, read_data
 
 ROOT = Path(__file__).resolve().parents[3]
-FAMILIES = ("efficient_vmamba", "local_vim", "local_vmamba", "msvmamba", "vim", "vmamba")
+FAMILIES = sorted(path.parent.name for path in (ROOT / "configs").glob("*/metafile.yml"))
 # of each family, one recipe of a kind
 KINDS = {
     "mmpretrain": "*_in1k.py",

@@ -188,7 +188,8 @@ def main() -> None:
     runner.register_hook(cli.CompleteWeightsHook())
     if dump is not None:
         runner.test_evaluator.metrics.append(METRICS.build(dump))
-    metrics = runner.test()
+    with cli.foreign_weights_refused():
+        metrics = runner.test()
     if args.out_item == "metrics" and is_main_process():
         save_metrics(metrics, args.out)
 

@@ -149,7 +149,8 @@ def main() -> None:
     cfg = cli.load_config(args.config, args.cfg_options, args.option)
     cfg = merge_args(cfg, args)
     cli.set_up_launch(cfg, args)
-    cli.build_runner(cfg).train()
+    with cli.foreign_weights_refused():
+        cli.build_runner(cfg).train()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,6 +30,7 @@ from mmengine.runner.checkpoint import find_latest_checkpoint
 from torch import distributed, nn
 
 from mmvssm.hub import ReleasedFileError, fetch
+from mmvssm.models.layers import ForeignWeightsError
 from mmvssm.options import option_names, read_option
 from mmvssm.scheme import SCHEME
 
@@ -351,6 +353,15 @@ def _revert_sync_bn(node: object) -> int:
 def build_runner(cfg: Config) -> Runner:
     """Build the runner that the config names, by default MMEngine's own."""
     return RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+
+
+@contextmanager
+def foreign_weights_refused() -> Iterator[None]:
+    """End the program with one sentence where a checkpoint is not of the config's backbone."""
+    try:
+        yield
+    except ForeignWeightsError as error:
+        fail(f"the checkpoint does not fit the config: {error}")
 
 
 class CompleteWeightsHook(Hook):

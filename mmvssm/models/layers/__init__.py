@@ -15,7 +15,7 @@ from .basic import (
 from .block import CheckpointedBlock, MixerBlock, PlainLayer, build_layer_scale, norm_stream
 from .freezing import FreezeMixin
 from .half_scan import HalfScanMixer
-from .loading import LoadingMixin
+from .loading import ForeignWeightsError, LoadingMixin
 from .mamba_mixer import MambaMixer
 from .merges import SEARCH_DIRECTIONS, RouteMerge, top_directions
 from .ms2d import MS2D
@@ -38,6 +38,7 @@ __all__ = [
     "ConvStem",
     "DepthwiseConv",
     "FlippedCascadeSS2D",
+    "ForeignWeightsError",
     "FreezeMixin",
     "HalfScanMixer",
     "LoadingMixin",

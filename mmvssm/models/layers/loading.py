@@ -17,6 +17,10 @@ _ADVICE = (
 )
 
 
+class ForeignWeightsError(RuntimeError):
+    """A checkpoint has no weights of the backbone that it is loaded into."""
+
+
 class LoadingMixin(nn.Module):
     """Says where weights come from, and refuses checkpoints that are not of the backbone."""
 
@@ -26,7 +30,8 @@ class LoadingMixin(nn.Module):
         """Initialise as ``init_cfg`` says, and say so where this is at random.
 
         Raises:
-            RuntimeError: If the checkpoint that ``init_cfg`` names has no weights of the backbone.
+            ForeignWeightsError: If the checkpoint that ``init_cfg`` names has no weights of the
+                backbone.
         """
         name, checkpoint = type(self).__name__, _checkpoint_of(self.init_cfg)
         if checkpoint is None:
@@ -41,7 +46,7 @@ class LoadingMixin(nn.Module):
             if checkpoint is None or checkpoint.startswith(SCHEME):
                 raise
             reason = str(error).split("\n", 1)[0]
-            raise RuntimeError(
+            raise ForeignWeightsError(
                 f"{name} cannot start from {checkpoint!r} ({reason}); if its authors saved it,"
                 f" name it in init_cfg as checkpoint='{SCHEME}{checkpoint}'"
             ) from error
@@ -57,7 +62,7 @@ class LoadingMixin(nn.Module):
         known = sum(key in own for key in given)
         if own and 2 * known <= len(given) and not _is_sharded(own | set(given)):
             some = ", ".join(given[:3]) or "none of which it has"
-            raise RuntimeError(
+            raise ForeignWeightsError(
                 f"the checkpoint is not one of mmvssm's: {known} of the {len(own)} weights of"
                 f" {type(self).__name__} are in it, and names such as {some}; {_ADVICE}"
             )

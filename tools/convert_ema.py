@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import re
 import signal
@@ -16,8 +15,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 import mmvssm  # noqa: F401  makes 'mmvssm::' bases known before a config is read
@@ -35,9 +32,10 @@ from mmvssm.checkpoint import (
 )
 from mmvssm.checkpoint.convert import backbone_of, is_finite
 from mmvssm.checkpoint.writing import DIGITS, SUFFIXES
-from mmvssm.engine.cli import fail
+from mmvssm.engine.cli import add_import_option, fail, import_modules
 from mmvssm.files import existing_folder
 from mmvssm.messages import join_names, printable
+from mmvssm.progress import LARGE, byte_bar
 
 EXAMPLES = """examples:
   a released classifier, for tools/test.py or as the start of a training (load_from):
@@ -62,8 +60,6 @@ round: 'state_dict' holds the AVERAGED weights, so that tools/test.py evaluates 
 Nothing that a file asks for is run while it is read. Exit status: 0; 1 for input that cannot be
 converted; 2 for a wrong command line and for a file that asks to run code; 130 when interrupted.
 """
-#: From this size on, bars show how far reading and writing are.
-LARGE = 64 * 2**20
 #: The ends of a cluster's time and of a terminal are taken as Ctrl-C: the run cleans up.
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -91,15 +87,7 @@ def parse_args() -> argparse.Namespace:
         help="hold the weights against this arch instead of the one found, e.g. tiny-s1l8 or "
         "local_vim/small-searched, or against the model of a config file (.py), heads included",
     )
-    parser.add_argument(
-        "--import",
-        dest="modules",
-        metavar="MODULE",
-        action="append",
-        default=[],
-        help="import this module first, which declares a family of a project of your own; may be "
-        "given several times (custom_imports of an --arch CONFIG.py are imported, too)",
-    )
+    add_import_option(parser, "a family that a project of your own declares")
     parser.add_argument(
         "--weights",
         choices=["auto", "ema", "online"],
@@ -143,30 +131,17 @@ def bar(title: str, checkpoint: Checkpoint | None = None) -> Iterator[Callable[[
 
     What has been read of ``checkpoint`` is let go on the way, so that it never takes much memory.
     """
-    columns = (
-        TextColumn(title),
-        BarColumn(),
-        DownloadColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
-    )
-    progress = Progress(*columns, console=Console(stderr=True))
-    task = progress.add_task(title)
     released = 0
+    with byte_bar(title, LARGE) as progress:
 
-    def show(done: int, total: int) -> None:
-        nonlocal released
-        if total >= LARGE:
-            progress.start()
-            progress.update(task, completed=done, total=total)
-        if checkpoint is not None and done - released >= LARGE:
-            checkpoint.release()
-            released = done
+        def show(done: int, total: int) -> None:
+            nonlocal released
+            progress(done, total)
+            if checkpoint is not None and done - released >= LARGE:
+                checkpoint.release()
+                released = done
 
-    try:
         yield show
-    finally:
-        if progress.live.is_started:
-            progress.stop()
 
 
 def until_complete(progress: Callable[[int, int], None]) -> Callable[[int, int], None]:
@@ -182,18 +157,6 @@ def until_complete(progress: Callable[[int, int], None]) -> Callable[[int, int],
                 signal.signal(number, signal.SIG_IGN)
 
     return show
-
-
-def import_family(module: str) -> None:
-    """Import a module of the user's, from the working directory or where Python finds it."""
-    sys.path.insert(0, "")
-    try:
-        importlib.import_module(module)
-    except Exception as error:  # whatever the module raises
-        raise ValueError(
-            f"--import must name a module that can be imported, got {module!r}:"
-            f" {printable(error, 200)}"
-        ) from None
 
 
 def output_path(target: str | Path, source: str | Path) -> Path:
@@ -311,8 +274,7 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are no text
     warnings.formatwarning = lambda message, *_: f"convert_ema.py: warning: {message}\n"
     try:
-        for module in args.modules:
-            import_family(module)
+        import_modules(args.modules)
         place = output_path(args.target, source)
         if args.reverse and place.suffix == ".safetensors":
             raise ValueError("the original projects read no .safetensors: let DST end in .pth")

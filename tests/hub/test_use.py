@@ -15,6 +15,7 @@ import torch
 from mmengine.config import Config
 
 import mmvssm
+from mmvssm.families import arch_names
 from mmvssm.families.key_map import KeyMap
 from mmvssm.hub import Address, released_files
 from verifier import Case
@@ -205,3 +206,19 @@ def test_every_row_of_the_zoo_has_a_command_that_works():
         assert (tool == "test") == bool(address)
         if address:
             assert f"`{address}`" in row and Address.parse(address).name in released_files()
+
+
+def test_names_in_pages_and_configs_exist():
+    """A name that no file has is one of an arch whose authors published no weights."""
+    pages = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("configs/**/*.[mp][dy]")]
+    names = {
+        name: page
+        for page in pages
+        for name in re.findall(r"mmvssm://(?!NAME)([\w-]*\w)(?![\w./])", page.read_text())
+    }
+    assert len(names) > 80
+    archs = {f"{family.prefix}-{arch}" for family, arch in arch_names().values()}
+    unknown = {name: page.name for name, page in names.items() if name not in released_files()}
+    assert unknown.keys() <= archs
+    for name in re.findall(r'get_model\("([\w-]+)", pretrained=True\)', pages[0].read_text()):
+        assert name in mmvssm.list_models(pretrained=True)

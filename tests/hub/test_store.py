@@ -2,17 +2,17 @@
 
 import errno
 import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.runner import load_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from mmvssm import hub
+from mmvssm.engine import cli
 from mmvssm.families import FAMILIES, arch_names
 from mmvssm.hub import Address, ReleasedFileError, fetch, released_files
 from mmvssm.zoo import list_models
@@ -217,19 +217,7 @@ class Room:
     free = 10
 
 
-def test_several_threads_and_processes_download_once(published, server, home):
-    """Threads here and a process there, all at once."""
-    code = "import sys; from mmvssm.hub import fetch; print(fetch(sys.argv[1]))"
-    address = f"mmvssm://{server.url}/micro.pth?arch=vmamba/tiny-s1l8"
-    server.files["/micro.pth"] = b"<html>"  # ends soon, and in the same way for all
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "-c", code, address]
-    processes = [
-        subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) for _ in range(2)
-    ]
-    assert all("is a web page" in process.communicate()[1] for process in processes)
-    server.requests.clear()
-    server.files["/micro.pth"] = server.files["/dp05.pth"]
+def test_several_threads_download_once(published, server):
     results = []
     threads = [threading.Thread(target=lambda: results.append(fetch(NAME))) for _ in range(4)]
     for thread in threads:
@@ -246,6 +234,21 @@ def test_a_mirror(published, server, monkeypatch, family):
         "/micro.pth"
     )
     assert_equal(weights_of(NAME), published[0])
+
+
+def test_training_stops_before_it_starts(published, server, monkeypatch):
+    """Our scripts get all weights that a config names first; ``None`` is a random start."""
+    init = dict(type="Pretrained", checkpoint=NAME, prefix="backbone.")
+    cfg = Config(dict(model=dict(backbone=dict(init_cfg=init)), load_from=f"{NAME}-dp05"))
+    cli.require_weights(cfg)
+    assert {path for path, _ in server.requests} == {"/micro.pth", "/dp05.pth"}
+    cfg.load_from = f"{NAME}-page"
+    with pytest.raises(SystemExit, match="on a page only"):
+        cli.require_weights(cfg)
+    cfg.merge_from_dict({"load_from": None, "model.backbone.init_cfg": None})
+    server.requests.clear()
+    cli.require_weights(cfg)
+    assert not server.requests
 
 
 def test_home(monkeypatch, tmp_path):

@@ -53,6 +53,11 @@ test_pipeline = [
 ]
 test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 """
+GET_MODEL = """
+import mmvssm, torch
+model = mmvssm.get_model('local-vim-tiny_8xb128_in1k', pretrained=True)
+print(tuple(model(torch.rand(1, 3, 224, 224)).shape))
+"""
 INFER = f"""
 import json
 import cv2, numpy as np
@@ -104,7 +109,7 @@ def user(server, tmp_path):
     weights = random_weights(listed.meta["state_dict"])
     serve(server, "local-vim-tiny", to_bytes(tmp_path, {"state_dict": weights}))
 
-    def run(*command, status=0):
+    def start(*command):
         env = {
             **os.environ,
             "MMVSSM_HOME": str(tmp_path / "home"),
@@ -112,15 +117,22 @@ def user(server, tmp_path):
             "OMP_NUM_THREADS": "2",
             "PYTHONPATH": str(ROOT),
         }
-        done = subprocess.run(
+        return subprocess.Popen(
             [sys.executable, "-W", "ignore", *map(str, command)],
-            cwd=tmp_path, env=env, capture_output=True, text=True,
+            cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
-        assert done.returncode == status, done.stdout[-3000:] + done.stderr[-3000:]
-        return done.stdout + done.stderr
 
-    run.folder = tmp_path
+    def run(*command, status=0):
+        return ended(start(*command), status)
+
+    run.folder, run.start = tmp_path, start
     return run
+
+
+def ended(process, status=0):
+    said, _ = process.communicate()
+    assert process.returncode == status, said[-4000:]
+    return said
 
 
 def script(library, name):
@@ -136,11 +148,17 @@ def accuracies(folder):
 
 
 def test_test_scripts(user, server):
-    """The stock script downloads; ours finds the file in the cache, with the server gone."""
+    """The stock script and another process start at once; ours finds the file, the server gone."""
     address = "mmvssm://local-vim-tiny"
-    said = user(script("mmpretrain", "test.py"), "classify.py", address, "--work-dir", "out")
-    assert "took" in said and "local_vim_tiny.ckpt" in said and "accuracy/top5" in said
-    assert "do not match" not in said and len(server.requests) == 1
+    test = user.start(script("mmpretrain", "test.py"), "classify.py", address, "--work-dir", "out")
+    other = user.start("-c", GET_MODEL)
+    said, also = ended(test), ended(other)
+    assert "accuracy/top5" in said and "do not match" not in said and "(1, 1000)" in also
+    # one of the two has downloaded and converted
+    assert (
+        len(server.requests) == 1
+        and len(re.findall("took .*local_vim_tiny.ckpt", said + also)) == 1
+    )
     server.shutdown()
     server.server_close()
     tool = ROOT / "tools" / "test.py"

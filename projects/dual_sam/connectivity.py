@@ -49,20 +49,24 @@ def connectivity(mask: Tensor) -> Tensor:
     return mask[:, None] * neighbours(mask[:, None].expand(-1, len(OFFSETS), -1, -1), OFFSETS)
 
 
-def vote(probabilities: Tensor, consistent: bool = False) -> Tensor:
-    """Return the probability of animal ``(B, 1, H, W)``: the largest mutual agreement of a pixel.
-
-    A pixel and its neighbour agree by the product of what either predicts of the other. Pixels of a
-    mask without any neighbour in it vanish.
+def agreement(probabilities: Tensor, consistent: bool = False) -> Tensor:
+    """Return the product of what a pixel and each neighbour predict of the other.
 
     Args:
-        probabilities: Connectivity ``(B, 8, H, W)``.
+        probabilities: Connectivity ``(B, 8, H, W)``, the shape of the result.
         consistent: Whether channels of two steps look two steps away; with False they look where
             the published code does, see :data:`PUBLISHED_OFFSETS`.
     """
     offsets = OFFSETS if consistent else PUBLISHED_OFFSETS
-    agreement = probabilities * neighbours(probabilities.flip(1), offsets)
-    return agreement.amax(dim=1, keepdim=True)
+    return probabilities * neighbours(probabilities.flip(1), offsets)
+
+
+def vote(probabilities: Tensor, consistent: bool = False) -> Tensor:
+    """Return the probability of animal, the largest :func:`agreement`: ``(B, 1, H, W)``.
+
+    Pixels of a mask without any neighbour in it vanish.
+    """
+    return agreement(probabilities, consistent).amax(dim=1, keepdim=True)
 
 
 def pseudo_weight(progress: float) -> float:

@@ -83,18 +83,21 @@ class MarineAnimalDataset(BaseSegDataset):
         )
 
 
-def gamma_correct(image: np.ndarray) -> np.ndarray:
-    """Return an image with a mean that is nearer to the middle grey.
+def gamma_exponent(image: np.ndarray) -> float:
+    """Return the exponent that turns the mean of the grey image into one half.
 
-    The exponent turns the mean of the grey image into one half; dark images become brighter. Where
-    it is undefined, for images all black or all white, nothing changes.
+    It is 1 where there is none: for images all black or all white.
 
     Args:
         image: BGR, ``(H, W, 3)`` uint8.
     """
     mean = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY).mean() / 255
-    exponent = math.log(0.5) / math.log(mean) if 0 < mean < 1 else 1.0
-    table = np.rint((np.arange(256) / 255) ** exponent * 255).astype(np.uint8)
+    return math.log(0.5) / math.log(mean) if 0 < mean < 1 else 1.0
+
+
+def gamma_correct(image: np.ndarray) -> np.ndarray:
+    """Return the image with :func:`gamma_exponent` applied: dark images become brighter."""
+    table = np.rint((np.arange(256) / 255) ** gamma_exponent(image) * 255).astype(np.uint8)
     return table[image]
 
 

@@ -1,4 +1,4 @@
-"""Criss-cross connectivity: which neighbours of a pixel belong to its animal, and the losses on it."""
+"""Criss-cross connectivity: which neighbours of a pixel belong to its animal, and its losses."""
 
 from __future__ import annotations
 
@@ -121,8 +121,8 @@ class MutualConnectivityLoss(nn.Module):
         total = hub.get_info(f"max_{self.progress}s")
         if not total:
             raise RuntimeError(
-                "the weight of pseudo labels depends on the length of the training, which MMEngine's"
-                f" Runner tells: no 'max_{self.progress}s' is known"
+                "the weight of pseudo labels depends on the length of the training, of which"
+                f" MMEngine's Runner has told no 'max_{self.progress}s'"
             )
         return hub.get_info(self.progress) / total
 
@@ -144,7 +144,8 @@ def connectivity_losses(
     """Return the terms of the loss without weights, see :class:`MutualConnectivityLoss`.
 
     Args:
-        image, gamma: Logits of the two decoders.
+        image: Logits of the image's decoder, finest first.
+        gamma: Logits of the decoder of its copy.
         masks: Values 0 to 1, ``(B, H, W)``.
     """
     losses = {}

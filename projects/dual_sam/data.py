@@ -156,7 +156,9 @@ class LoadMask(BaseTransform):
         return results
 
 
-def score(prediction: np.ndarray, mask: np.ndarray, blank_is_full: bool = False) -> dict[str, float]:
+def score(
+    prediction: np.ndarray, mask: np.ndarray, blank_is_full: bool = False
+) -> dict[str, float]:
     """Return the five scores of one image.
 
     MAE, S-alpha, the mean E-measure at the adaptive threshold and the weighted F are PySODMetrics'.

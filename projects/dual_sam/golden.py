@@ -1,8 +1,6 @@
-"""Readers of the golden cases of Dual-SAM, for ``tools/verify_golden.py``:
+"""Readers of the golden cases of Dual-SAM.
 
-    python tools/verify_golden.py tests/golden/dual_sam --import projects.dual_sam.golden
-
-The tolerances are those of the cases' specification, unless ``--tol`` names another.
+They work by ``python tools/verify_golden.py CASES --import projects.dual_sam.golden``. The tolerances are those of the cases' specification, unless ``--tol`` names another.
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
+
 from verifier import (
     Case,
     Comparison,
@@ -187,7 +186,12 @@ def compare_network(case: Case, comparison: Comparison) -> None:
     limit = set_tolerance(case, comparison, "loss", given)
     numbers = {**losses, "loss_total": total, "pseudo_weight": weight}
     expected = {**meta["losses"], **{k: meta[k] for k in ("loss_total", "pseudo_weight")}}
-    compare_numbers(comparison, limit, expected, {k: float(torch.as_tensor(v).detach()) for k, v in numbers.items()})
+    compare_numbers(
+        comparison,
+        limit,
+        expected,
+        {k: float(torch.as_tensor(v).detach()) for k, v in numbers.items()},
+    )
     parameters = dict(network.named_parameters())
     counts = (parameters.values(), [p for p in parameters.values() if p.requires_grad])
     for name, found in zip(("params", "trainable_params"), counts):
@@ -291,7 +295,12 @@ def compare_losses(case: Case, part: dict, key: str, comparison: Comparison) -> 
     numbers |= dict(total=total, pseudo_weight=weight)
     expected = {**part["losses"], "pseudo_weight": part["pseudo_weight"]}
     limit = set_tolerance(case, comparison, "loss", comparison.tolerance)
-    compare_numbers(comparison, limit, expected, {k: float(torch.as_tensor(v).detach()) for k, v in numbers.items()})
+    compare_numbers(
+        comparison,
+        limit,
+        expected,
+        {k: float(torch.as_tensor(v).detach()) for k, v in numbers.items()},
+    )
     values = {f"grad.{name}": x.grad for name, x in logits.items()}
     values["vote_train"] = agreement(logits["image"].sigmoid())
     _compare(case, part, comparison, values)
@@ -320,7 +329,9 @@ SCORES = dict(mae="MAE", em="mE", wfm="wF", iou="mIoU")
 def compare_metrics(case: Case, part: dict, key: str, comparison: Comparison) -> None:
     """Compare the scores whose definitions agree."""
     if data.py_sod_metrics is None:
-        raise UnsupportedCase("PySODMetrics is missing: projects/dual_sam/requirements.txt names it")
+        raise UnsupportedCase(
+            "PySODMetrics is missing: projects/dual_sam/requirements.txt names it"
+        )
     prediction, mask = (case.data[f"{part['name']}/{name}"] for name in ("pred", "gt"))
     found = data.score(prediction, mask.astype(bool), blank_is_full=True)
     expected = {name: part["values"][name] for name in SCORES}

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -247,7 +248,9 @@ class CoupledPrompts(nn.Module):
         prompt = self.patch_embed(images).permute(0, 2, 3, 1) + self.pos_embed
         prompted: tuple[list[Tensor], list[Tensor]] = ([], [])
         for i, block in enumerate(self.blocks):
-            prompt, *added = block(prompt, image[i].permute(0, 2, 3, 1), gamma[i].permute(0, 2, 3, 1))
+            prompt, *added = block(
+                prompt, image[i].permute(0, 2, 3, 1), gamma[i].permute(0, 2, 3, 1)
+            )
             gates = (self.image_gates[i], self.gamma_gates[i])
             for out, x, gate, extra in zip(prompted, (image[i], gamma[i]), gates, added):
                 out.append(x + gate * extra.permute(0, 3, 1, 2))
@@ -302,7 +305,9 @@ class DualViTSAM(ViTSAM):
             raise ValueError(f"arch must have {len(WIDTHS)} global_attn_indexes, got {depths}")
         for name, divisor in (("heads", 24), ("adapter_reduction", adapter_reduction)):
             if width % divisor:
-                raise ValueError(f"embed_dims must be a multiple of {divisor} ({name}), got {width}")
+                raise ValueError(
+                    f"embed_dims must be a multiple of {divisor} ({name}), got {width}"
+                )
         super().__init__(
             arch,
             img_size,
@@ -463,7 +468,7 @@ class Decoder(BaseModule):
         if num_upsamples == 0:
             return nn.Sequential(Upsample(in_channels, WIDTHS[level], stride=1))
         widths = (in_channels, *reversed(WIDTHS[level : level + num_upsamples]))
-        return nn.Sequential(*(Upsample(*pair) for pair in zip(widths, widths[1:])))
+        return nn.Sequential(*(Upsample(*pair) for pair in pairwise(widths)))
 
     @staticmethod
     def _head(level: int) -> nn.Sequential:

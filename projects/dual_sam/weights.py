@@ -12,11 +12,11 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import torch
+from torch import Tensor, nn
+
 from mmvssm.checkpoint import CheckpointError, read_checkpoint, select_weights, write_checkpoint
 from mmvssm.families.rules import Rename
 from mmvssm.messages import join_names
-from torch import Tensor, nn
 
 _LAYER, _BLOCK = "backbone.layers.{i}.", "backbone.prompts.blocks.{i}."
 #: Beginnings of names in the published code and in ours, outside of the decoders.
@@ -168,6 +168,7 @@ def load_encoder(encoder: nn.Module, path: str | Path) -> None:
 
 
 def main() -> None:
+    """Convert the names in a checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("src", type=Path, metavar="SRC", help="checkpoint of a whole Dual-SAM")
     parser.add_argument("dst", type=Path, metavar="DST", help="file to write, .pth or .safetensors")

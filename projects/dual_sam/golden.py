@@ -1,6 +1,6 @@
-"""Readers of the golden cases of Dual-SAM.
+"""Readers of the golden cases of Dual-SAM: ``tools/verify_golden.py CASES --import`` this module.
 
-They work by ``python tools/verify_golden.py CASES --import projects.dual_sam.golden``. The tolerances are those of the cases' specification, unless ``--tol`` names another.
+The tolerances are those of the cases' specification, unless ``--tol`` names another.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from verifier import (
 
 from . import data
 from .connectivity import agreement, connectivity, connectivity_losses, pseudo_weight, vote
-from .network import CROSS_HEADS, SELF_HEADS, WIDTHS, DualSAM
+from .network import CROSS_HEADS, SELF_HEADS, DualSAM
 from .weights import key_to_ours
 
 BRANCHES = ("image", "gamma")
@@ -37,7 +37,6 @@ FIXED = dict(
     prompt_self_heads=SELF_HEADS,
     prompt_cross_heads=CROSS_HEADS,
     prompt_mlp_ratio=4,
-    decoder_channels=list(WIDTHS[::-1]),
 )
 #: Largest relative errors by the beginning of a name, for evaluation and for training mode.
 TOLERANCES = {"prompt": (1e-6, 1e-6), "grad.": (5e-5, 5e-5), "gradnorm": (1e-4, 5e-4)}
@@ -85,7 +84,11 @@ def build_network(build: Mapping) -> DualSAM:
         scrambled_values=build["scrambled_values"],
         train_gates=True,
     )
-    return DualSAM(backbone, crossed_skips=build["crossed_skips"])
+    return DualSAM(
+        backbone,
+        decoder_widths=build["decoder_channels"][::-1],
+        crossed_skips=build["crossed_skips"],
+    )
 
 
 def load(network: DualSAM, case: Case) -> None:

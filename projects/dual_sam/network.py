@@ -34,8 +34,7 @@ from torch import Tensor, nn
 from .connectivity import OFFSETS, vote
 from .weights import load_encoder
 
-#: Widths of the decoder, finest level first.
-WIDTHS = (32, 64, 128, 256)
+NUM_LEVELS = 4
 SELF_HEADS, CROSS_HEADS = 12, 8
 
 
@@ -230,8 +229,10 @@ class CoupledPrompts(nn.Module):
         super().__init__()
         self.patch_embed = nn.Conv2d(in_channels, embed_dims, patch_size, patch_size)
         self.pos_embed = nn.Parameter(torch.zeros(1, *grid, embed_dims))
-        self.blocks = ModuleList(CoupledPrompt(embed_dims, scrambled_values) for _ in WIDTHS)
-        gates = torch.full((2, len(WIDTHS)), float(gate_init))
+        self.blocks = ModuleList(
+            CoupledPrompt(embed_dims, scrambled_values) for _ in range(NUM_LEVELS)
+        )
+        gates = torch.full((2, NUM_LEVELS), float(gate_init))
         self.image_gates = nn.Parameter(gates[0].clone(), train_gates)
         self.gamma_gates = nn.Parameter(gates[1].clone(), train_gates)
 
@@ -301,8 +302,8 @@ class DualViTSAM(ViTSAM):
     ) -> None:
         settings = self.arch_zoo[arch] if isinstance(arch, str) else arch
         depths, width = settings["global_attn_indexes"], settings["embed_dims"]
-        if len(depths) != len(WIDTHS):
-            raise ValueError(f"arch must have {len(WIDTHS)} global_attn_indexes, got {depths}")
+        if len(depths) != NUM_LEVELS:
+            raise ValueError(f"arch must have {NUM_LEVELS} global_attn_indexes, got {depths}")
         for name, divisor in (("heads", 24), ("adapter_reduction", adapter_reduction)):
             if width % divisor:
                 raise ValueError(
@@ -319,7 +320,7 @@ class DualViTSAM(ViTSAM):
         self.pretrained = pretrained
         # from here on the layers return their tokens: the neck sees those of the last alone
         self.out_channels = 0
-        self.neck_channels, self.skip_channels = neck_channels, (width,) * len(WIDTHS)
+        self.neck_channels, self.skip_channels = neck_channels, (width,) * NUM_LEVELS
         for layer in self.layers:
             layer.attn.qkv = LoRALinear(width, lora_rank)
             layer.ffn = AdaptedFFN(width, settings["feedforward_channels"], adapter_reduction)
@@ -443,45 +444,44 @@ class Decoder(BaseModule):
     """From the neck's map up to full size, with a skip and a prediction at each of four levels.
 
     Args:
+        widths: Channels of the levels, finest first.
         neck_channels: Channels of the neck's map.
         skip_channels: Channels of the skips.
         num_upsamples: How often the size of each skip is doubled.
     """
 
     def __init__(
-        self, neck_channels: int, skip_channels: Sequence[int], num_upsamples: Sequence[int]
+        self,
+        widths: Sequence[int],
+        neck_channels: int,
+        skip_channels: Sequence[int],
+        num_upsamples: Sequence[int],
     ) -> None:
         super().__init__()
-        self.skips = ModuleList(
-            self._skip(channels, level, count)
-            for level, (channels, count) in enumerate(zip(skip_channels, num_upsamples))
-        )
-        self.ups = ModuleList(Upsample(width, width) for width in WIDTHS[1:])
-        self.fusions = ModuleList(
-            DilatedFusion(below + width, width)
-            for width, below in zip(WIDTHS, (*WIDTHS[1:], neck_channels))
-        )
-        self.heads = ModuleList(self._head(level) for level in range(len(WIDTHS)))
+        self.skips = ModuleList()
+        for level, (channels, count) in enumerate(zip(skip_channels, num_upsamples)):
+            steps = (channels, *reversed(widths[level : level + max(count, 1)]))
+            stride = 2 if count else 1
+            self.skips.append(nn.Sequential(*(Upsample(*x, stride) for x in pairwise(steps))))
+        self.ups = ModuleList(Upsample(width, width) for width in widths[1:])
+        inner = (*widths[1:], neck_channels)
+        self.fusions = ModuleList(DilatedFusion(x + y, x) for x, y in zip(widths, inner))
+        self.heads = ModuleList(self._head(width, widths[0]) for width in widths)
+        del self.heads[0].fuse  # the finest is predicted without
 
     @staticmethod
-    def _skip(in_channels: int, level: int, num_upsamples: int) -> nn.Sequential:
-        if num_upsamples == 0:
-            return nn.Sequential(Upsample(in_channels, WIDTHS[level], stride=1))
-        widths = (in_channels, *reversed(WIDTHS[level : level + num_upsamples]))
-        return nn.Sequential(*(Upsample(*pair) for pair in pairwise(widths)))
-
-    @staticmethod
-    def _head(level: int) -> nn.Sequential:
-        layers = OrderedDict(up=nn.ConvTranspose2d(WIDTHS[level], WIDTHS[0], 2, 2))
-        if level > 0:
-            layers["fuse"] = conv_bn_gelu(WIDTHS[0], WIDTHS[0], 3)
-        layers["predict"] = nn.Conv2d(WIDTHS[0], len(OFFSETS), 1)
+    def _head(in_channels: int, width: int) -> nn.Sequential:
+        layers = OrderedDict(
+            up=nn.ConvTranspose2d(in_channels, width, 2, 2),
+            fuse=conv_bn_gelu(width, width, 3),
+            predict=nn.Conv2d(width, len(OFFSETS), 1),
+        )
         return nn.Sequential(layers)
 
     def forward(self, neck: Tensor, skips: Sequence[Tensor]) -> list[Tensor]:
         """Return logits ``(B, 8, H / 2^j, W / 2^j)`` of four scales j."""
         x, logits = neck, []
-        for level in reversed(range(len(WIDTHS))):
+        for level in reversed(range(NUM_LEVELS)):
             if level < len(self.ups):
                 x = self.ups[level](x)
             x = self.fusions[level](torch.cat([x, self.skips[level](skips[level])], dim=1))
@@ -500,6 +500,7 @@ class DualSAM(BaseSegmentor):
     Args:
         backbone: Config of a :class:`DualViTSAM` or :class:`DualPyramid`.
         loss: Config of the loss.
+        decoder_widths: Channels of the decoders' levels, finest first; multiples of 16.
         crossed_skips: Whether each decoder gets the skips of the other image, as in the published
             code; in the paper's figure it gets its own.
         consistent_votes: See :func:`~.connectivity.vote`.
@@ -514,6 +515,7 @@ class DualSAM(BaseSegmentor):
         self,
         backbone: dict,
         loss: dict | None = None,
+        decoder_widths: Sequence[int] = (32, 64, 128, 256),
         crossed_skips: bool = True,
         consistent_votes: bool = False,
         threshold: float = 65.5 / 255,
@@ -522,10 +524,9 @@ class DualSAM(BaseSegmentor):
     ) -> None:
         super().__init__(data_preprocessor, init_cfg)
         self.backbone = MODELS.build(backbone)
-        sizes = (self.backbone.skip_channels, self.backbone.num_upsamples)
-        self.decoders = ModuleList(
-            Decoder(self.backbone.neck_channels, *sizes) for _ in ("image", "gamma")
-        )
+        x = self.backbone
+        sizes = (decoder_widths, x.neck_channels, x.skip_channels, x.num_upsamples)
+        self.decoders = ModuleList(Decoder(*sizes) for _ in ("image", "gamma"))
         self.mutual_loss = MODELS.build(loss or dict(type="MutualConnectivityLoss"))
         self.crossed_skips, self.consistent_votes = crossed_skips, consistent_votes
         self.threshold = threshold
@@ -546,12 +547,10 @@ class DualSAM(BaseSegmentor):
         image, gamma = self.extract_feat(inputs)
         skips = (gamma.skips, image.skips) if self.crossed_skips else (image.skips, gamma.skips)
         necks = (image.neck, gamma.neck)
-        image_logits, gamma_logits = map(self._decode, self.decoders, necks, skips)
+        image_logits, gamma_logits = (
+            decoder(*branch) for decoder, *branch in zip(self.decoders, necks, skips)
+        )
         return image_logits, gamma_logits
-
-    @staticmethod
-    def _decode(decoder: Decoder, neck: Tensor, skips: Sequence[Tensor]) -> list[Tensor]:
-        return decoder(neck, skips)
 
     def loss(self, inputs: Tensor, data_samples: list[SegDataSample]) -> dict[str, Tensor]:
         """Compute the losses of all scales."""

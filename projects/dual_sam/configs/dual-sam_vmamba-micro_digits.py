@@ -10,7 +10,9 @@ model = dict(
             drop_path_rate=0.05,
         ),
         in_channels=[32, 64, 128, 256],
-    )
+        neck_channels=128,
+    ),
+    decoder_widths=[16, 32, 64, 128],
 )
 digits = dict(
     type="MarineAnimalDataset",
@@ -25,7 +27,7 @@ pipeline = [
     dict(type="PackSegInputs"),
 ]
 train_dataloader = dict(
-    batch_size=8,
+    batch_size=4,
     num_workers=1,
     dataset=dict(
         digits,
@@ -50,6 +52,6 @@ param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, end=30),
     dict(type="CosineAnnealingLR", eta_min=1e-5, convert_to_iter_based=True),
 ]
-train_cfg = dict(max_epochs=3, val_interval=1)
+train_cfg = dict(max_epochs=2, val_interval=1)
 default_hooks = dict(checkpoint=dict(interval=1, max_keep_ckpts=1), logger=dict(interval=20))
 randomness = dict(seed=0)

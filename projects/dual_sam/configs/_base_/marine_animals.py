@@ -10,6 +10,7 @@ model = dict(
         type="SegDataPreProcessor",
         mean=[124.55, 118.90, 102.94] * 2,  # RGB of the image, RGB of its copy
         std=[56.77, 55.97, 57.50] * 2,
+        size_divisor=1,  # nothing is padded
     ),
 )
 

@@ -3,6 +3,6 @@
 A config names it by ``custom_imports = dict(imports=["projects.dual_sam"])``.
 """
 
-from . import connectivity, data, network
+from . import connectivity, data, network, segmentor
 
-__all__ = ["connectivity", "data", "network"]
+__all__ = ["connectivity", "data", "network", "segmentor"]

@@ -26,7 +26,8 @@ from verifier import (
 
 from . import data
 from .connectivity import agreement, connectivity, connectivity_losses, pseudo_weight, vote
-from .network import CROSS_HEADS, SELF_HEADS, DualSAM
+from .network import CROSS_HEADS, SELF_HEADS
+from .segmentor import DualSAM
 from .weights import key_to_ours
 
 BRANCHES = ("image", "gamma")

@@ -16,6 +16,7 @@ from mmengine.logging import MessageHub
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmseg.registry import DATASETS, MODELS, TRANSFORMS
+from mmseg.structures import SegDataSample
 
 from mmvssm.checkpoint import CheckpointError, read_checkpoint
 from projects.dual_sam import connectivity, data, golden, network, weights
@@ -514,7 +515,7 @@ def test_stock_scripts_train_and_test_the_state_space_variant(animals, tmp_path)
 
 def test_prediction_has_the_size_of_the_original():
     model = micro(consistent_votes=True).eval()
-    sample = network.SegDataSample(metainfo=dict(ori_shape=(40, 90)))
+    sample = SegDataSample(metainfo=dict(ori_shape=(40, 90)))
     inputs = torch.randn(1, 6, 64, 64)
     with torch.no_grad():
         (result,) = model.predict(inputs, [sample])

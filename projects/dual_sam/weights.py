@@ -163,8 +163,7 @@ def load_encoder(encoder: nn.Module, path: str | Path) -> None:
         raise CheckpointError(
             f"{str(path)!r} lacks weights of SAM's image encoder: {join_names(missing)}"
         )
-    # only tensors of memory can be resized in place of those of the file
-    encoder.load_state_dict({key: weights[key].clone() for key in wanted}, strict=False)
+    encoder.load_state_dict({key: weights[key] for key in wanted}, strict=False)
 
 
 def main() -> None:

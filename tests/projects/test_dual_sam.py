@@ -22,6 +22,8 @@ from mmvssm.checkpoint import CheckpointError, read_checkpoint
 from projects.dual_sam import connectivity, data, golden, network, weights
 from verifier import fill_value, find_cases, verify_file
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).parent / "golden" / "dual_sam"
 CONFIGS = ROOT / "projects" / "dual_sam" / "configs"
@@ -40,15 +42,6 @@ needs_scores = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def mmseg_scope():
     init_default_scope("mmseg")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """On networks this small a second thread is waited for longer than it works."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def micro(**options):
@@ -217,7 +210,11 @@ def as_sam(key):
     return weights.key_to_original(key).removeprefix("sam.").replace("qkv.qkv", "qkv")
 
 
-@pytest.mark.parametrize("rename", [as_sam, lambda key: key], ids=["sam", "mmpretrain"])
+@pytest.mark.parametrize(
+    "rename",
+    [as_sam, lambda key: key, lambda key: key.removeprefix("backbone.")],
+    ids=["sam", "mmpretrain", "backbone alone"],
+)
 def test_sam_encoder_loads_and_its_tables_fit(tmp_path, rename):
     tensors = sam_file(tmp_path / "sam.pth", "", rename)
     model = network.DualViTSAM(
@@ -456,7 +453,10 @@ def small_training(cfg, animals, work_dir, **model):
 
 
 @pytest.mark.parametrize("name", ["dual-sam_vit-b_code_mas3k", "dual-sam_vit-b_mas3k"])
-def test_trains_what_is_not_frozen(animals, tmp_path, name):
+def test_trains_what_is_not_frozen(animals, tmp_path, monkeypatch, name):
+    # notes on machine and config cost more than the steps
+    monkeypatch.setattr(Config, "pretty_text", "not formatted")
+    monkeypatch.setattr(Runner, "_log_env", lambda runner, env_cfg: None)
     sam_file(tmp_path / "sam.pth", "")
     backbone = dict(arch=MICRO_SAM, img_size=64, pretrained=str(tmp_path / "sam.pth"))
     cfg = Config.fromfile(CONFIGS / f"{name}.py")
@@ -478,7 +478,8 @@ def test_trains_what_is_not_frozen(animals, tmp_path, name):
     assert bool((gates == 0.5).all()) == ("_code_" in name)
 
 
-def test_stock_scripts_train_and_test_the_state_space_variant(animals, tmp_path):
+@pytest.mark.parametrize("with_test", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_stock_scripts_run_the_state_space_variant(animals, tmp_path, with_test):
     cfg = Config.fromfile(CONFIGS / "dual-sam_vmamba-micro_digits.py")
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.dataset.update(img_suffix=".jpg")
@@ -489,18 +490,16 @@ def test_stock_scripts_train_and_test_the_state_space_variant(animals, tmp_path)
     cfg = small_training(cfg, animals, tmp_path / "out")
     cfg.dump(tmp_path / "mine.py")
     tools = Path(find_spec("mmseg").origin).parent / ".mim" / "tools"
-    for script, *arguments in (
-        ("train.py", "mine.py"),
-        ("test.py", "mine.py", "out/epoch_1.pth", "--work-dir", "tested"),
-    ):
+    scripts = [("train.py", "mine.py")]
+    if with_test:
+        scripts.append(("test.py", "mine.py", "out/epoch_1.pth", "--work-dir", "tested"))
+    environment = dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
+    environment["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
+    for script, *arguments in scripts:
         done = subprocess.run(
             [sys.executable, str(tools / script), *arguments],
             cwd=tmp_path,
-            env={
-                "PYTHONPATH": str(ROOT),
-                "OMP_NUM_THREADS": "1",
-                "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1",
-            },
+            env=environment,
             capture_output=True,
             text=True,
         )
@@ -509,8 +508,13 @@ def test_stock_scripts_train_and_test_the_state_space_variant(animals, tmp_path)
     steps = [line for line in map(json.loads, scalars.read_text().splitlines()) if "loss" in line]
     assert [step["step"] for step in steps] == [1, 2]
     assert all(sum("loss_" in key for key in step) == 16 for step in steps)
-    (result,) = tmp_path.glob("tested/*/*.json")
-    assert 0 <= json.loads(result.read_text())["mIoU"] <= 100
+    validated = [
+        line for line in map(json.loads, scalars.read_text().splitlines()) if "mIoU" in line
+    ]
+    assert len(validated) == 1
+    if with_test:
+        (result,) = tmp_path.glob("tested/*/*.json")
+        assert json.loads(result.read_text())["mIoU"] == validated[0]["mIoU"]
 
 
 def test_prediction_has_the_size_of_the_original():

@@ -267,8 +267,9 @@ class DualViTSAM(ViTSAM):
         init_cfg: See ``ViTSAM``.
 
     Raises:
-        ValueError: If ``arch`` has another number of global layers or a width that the heads do not
-            divide; in the forward pass, if images have another size than ``img_size``.
+        ValueError: If ``arch`` is unknown, has another number of global layers or a width that the
+            heads do not divide, as SAM's large and huge encoders; in the forward pass, if images
+            have another size than ``img_size``.
     """
 
     #: How often the decoder doubles the size of each skip, finest level first.
@@ -287,6 +288,8 @@ class DualViTSAM(ViTSAM):
         pretrained: str | None = None,
         init_cfg: dict | None = None,
     ) -> None:
+        if isinstance(arch, str) and arch not in self.arch_zoo:
+            raise ValueError(f"arch must be one of {', '.join(self.arch_zoo)}, got {arch!r}")
         settings = self.arch_zoo[arch] if isinstance(arch, str) else arch
         depths, width = settings["global_attn_indexes"], settings["embed_dims"]
         if len(depths) != NUM_LEVELS:

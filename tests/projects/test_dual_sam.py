@@ -154,6 +154,10 @@ def test_wrong_images_are_refused():
     arch = dict(MICRO_SAM, global_attn_indexes=[1, 3])
     with pytest.raises(ValueError, match=r"arch must have 4 global_attn_indexes, got \[1, 3\]"):
         network.DualViTSAM(arch, img_size=64)
+    with pytest.raises(ValueError, match=r"arch must be one of b, base, .*, got 'tiny'"):
+        network.DualViTSAM("tiny")
+    with pytest.raises(ValueError, match=r"multiple of 24 \(heads\), got 1024"):
+        network.DualViTSAM("large")
     with pytest.raises(ValueError, match=r"multiple of 24 \(heads\), got 64"):
         network.DualViTSAM(dict(MICRO_SAM, embed_dims=64), img_size=64)
     backbone = dict(type="mmvssm.VMamba", arch=dict(embed_dims=8, depths=(1, 1, 1, 1)))
@@ -383,6 +387,26 @@ def test_scores_of_perfect_and_blank_predictions():
     blank = np.zeros((32, 32))
     assert data.score(blank, mask)["mIoU"] < 1e-6
     assert data.score(blank, mask, blank_is_full=True)["mIoU"] == pytest.approx(mask.mean())
+
+
+@needs_scores
+def test_metric_averages_over_images_at_the_size_of_their_masks():
+    mask = torch.zeros(1, 32, 48).long()
+    mask[:, 8:24, 12:36] = 1
+    small = mask[None, :, ::2, ::2].float()[0]
+    metric = data.AnimalMetric()
+    for probability in (0.9 * small, 0.25 * small):  # the second is below the threshold
+        sample = dict(gt_sem_seg=dict(data=mask), probability=dict(data=probability))
+        metric.process({}, [sample])
+    good, blank = (data.score(x, mask[0].numpy().astype(bool)) for x in _rescaled(small, mask))
+    assert good["mIoU"] > 0.95 and blank["mIoU"] < 1e-6
+    expected = {name: round((good[name] + blank[name]) / 2, 4) for name in good}
+    assert metric.evaluate(size=2) == expected
+
+
+def _rescaled(small, mask):
+    maps = (factor * small[0].numpy() for factor in (0.9, 0.25))
+    return [data.rescale(x, mask.shape[1:], threshold=65) for x in maps]
 
 
 def test_missing_library_is_named(monkeypatch):

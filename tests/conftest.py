@@ -30,6 +30,15 @@ def seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """On images this small a second thread is waited for longer than it works."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def small_disk():
     """Files cannot grow beyond 100 kB, as on a disk that fills while they are written."""

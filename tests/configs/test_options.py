@@ -53,14 +53,10 @@ SHORT = (
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
+def quick(monkeypatch, one_thread):
     """Leaves out notes on machine and config, which cost more than the steps."""
     monkeypatch.setattr(Config, "pretty_text", "not formatted")
     monkeypatch.setattr(Runner, "_log_env", lambda runner, env_cfg: None)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -21,6 +21,8 @@ from mmengine.runner import Runner
 
 import mmvssm  # makes `mmvssm::` known to MMEngine
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = sorted(path.stem for path in (ROOT / "configs" / "demo").glob("*.py"))
 PUBLISHED = sorted(
@@ -39,15 +41,6 @@ def family_of(name):
 def arch_of(name):
     """`tiny-s1l8` of `vmamba/mask-rcnn_vmamba-tiny-s1l8_fpn_1x_coco`."""
     return name.partition("/")[2].partition(f"{family_of(name)}-")[2].partition("_")[0]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """On images this small a second thread is waited for longer than it works."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 METRICS = {"mmpretrain": "accuracy/top1", "mmdet": "coco/bbox_mAP_50", "mmseg": "mIoU"}

@@ -1,0 +1,2 @@
+_base_ = "dual-sam_vmamba-micro_digits.py"
+model = dict(backbone=dict(backbone=dict(type="mmvssm.MSVMamba")))

@@ -1,0 +1,3 @@
+_base_ = "dual-sam_vit-b_mas3k.py"
+train_dataloader = dict(dataset=dict(data_root="data/RUWI/train"))
+val_dataloader = test_dataloader = dict(dataset=dict(data_root="data/RUWI/test"))

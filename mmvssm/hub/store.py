@@ -14,7 +14,7 @@ import torch
 from filelock import FileLock, Timeout
 from mmengine.config import Config
 from mmengine.logging import print_log
-from mmengine.registry import DATASETS, DefaultScope
+from mmengine.registry import DATASETS
 
 from mmvssm.checkpoint import Converted, convert, read_checkpoint, write_checkpoint
 from mmvssm.files import temporary_sibling
@@ -173,8 +173,8 @@ def _meta(address: Address, converted: Converted) -> dict[str, Any]:
     if address.arch is None or not address.arch.endswith(".py"):
         return dict(converted.meta)
     config = Config.fromfile(address.arch)
-    with DefaultScope.overwrite_default_scope(config.default_scope):
-        dataset = DATASETS.get(config.test_dataloader.dataset.type)
+    with DATASETS.switch_scope_and_registry(config.default_scope) as registry:
+        dataset = registry.get(config.test_dataloader.dataset.type)
     return {"dataset_meta": dict(dataset.METAINFO), **converted.meta}
 
 

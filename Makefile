@@ -33,6 +33,9 @@ CSRC := $(shell find ops -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name 
 NATIVE := $(CSRC) $(shell find tests/cuda_on_cpu -name '*.h' -o -name '*.cpp')
 CLANG_FORMAT := $(PY) -c 'from clang_format import clang_format; clang_format()'
 
+# Tests of one file stay in one process: they share data, and installs.
+IN_PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadgroup
+
 .PHONY: help
 help: ## this list
 	@echo "usage: make TARGET"
@@ -55,12 +58,12 @@ demo: setup ## train and test a small VMamba on real digits: make demo [TASK=cls
 .PHONY: test
 test: lint ## lint, then the default tests
 	$(SAY) "tests"
-	@$(PY) -m pytest
+	@$(PY) -m pytest $(IN_PARALLEL)
 
 .PHONY: test-all
 test-all: lint ## lint, then all tests, the slow ones too
 	$(SAY) "all tests"
-	@$(PY) -m pytest -m ''
+	@$(PY) -m pytest $(IN_PARALLEL) -m ''
 
 .PHONY: lint
 lint: setup ## ruff, mypy and clang-format: rules, types and format

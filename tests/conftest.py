@@ -11,8 +11,17 @@ from mmvssm import ops
 
 
 def pytest_configure():
-    # Small tensors: more threads than this only wait for each other.
-    torch.set_num_threads(min(2, os.cpu_count()))
+    # Small tensors: more threads than this only wait for each other, as do processes' threads.
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(1, min(2, os.cpu_count() // processes)))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Keeps in one process what shares files or environments: a file's tests, and an install's."""
+    for item in items:
+        is_install = item.path.parent.name == "packaging"
+        item.add_marker(pytest.mark.xdist_group("packaging" if is_install else item.path.name))
 
 
 def pytest_report_header():

@@ -8,12 +8,10 @@ the versions and the load.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -30,10 +28,11 @@ from problems import (
     stages,
 )
 from rich.console import Console
-from timing import machine, measure
 from torch import Tensor
 
 from mmvssm import ops
+from mmvssm.analysis import write_outputs
+from mmvssm.analysis.timing import machine, measure
 
 SUITES = ("scan", "scan2d", "models", "scaling", "import")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -254,16 +253,6 @@ def run_import(args: argparse.Namespace, results: list) -> None:
     record(results, {"suite": "import", "name": "interpreter start"}, times, "mmengine")
 
 
-def write_json(path: Path, content: dict) -> None:
-    """Write beside the target, then rename: an interrupted run leaves the old file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-        json.dump(content, file, indent=1)
-        file.write("\n")
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
-
-
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -309,7 +298,8 @@ def main() -> None:
             "results": results,
         }
         content["ops"].pop("extension", None)  # a path of this machine
-        write_json(args.out, content)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        write_outputs([args.out], content)
         console.print(f"written to {args.out}")
 
 

@@ -1,7 +1,9 @@
-"""What models do and cost: routes of their layers, parameters and FLOPs."""
+"""What models do and cost: routes of their layers, FLOPs, time and memory."""
 
+from .benchmark import compare, draw_benchmark
 from .flops import Complexity, count_flops
 from .models import build_backbone, build_without_weights, image_size
+from .networks import run_network
 from .output import check_outputs, save_figure, write_outputs
 from .routes import Route, draw_routes, routes_of
 
@@ -11,10 +13,13 @@ __all__ = [
     "build_backbone",
     "build_without_weights",
     "check_outputs",
+    "compare",
     "count_flops",
+    "draw_benchmark",
     "draw_routes",
     "image_size",
     "routes_of",
+    "run_network",
     "save_figure",
     "write_outputs",
 ]

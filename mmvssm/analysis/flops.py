@@ -17,16 +17,10 @@ from mmvssm.complexity import ScanCost
 from mmvssm.families import FAMILIES
 from mmvssm.models import MambaMixer, ScalarDecaySS2D
 from mmvssm.models.backbones.plain import PlainBackbone
+from mmvssm.models.layers import Attention
 
-#: Image sizes at which the papers count, by what :func:`task_of` says.
-SHAPES = {
-    "backbone": (224, 224),
-    "classifier": (224, 224),
-    "detector": (800, 1280),
-    "segmentor": (512, 2048),
-}
-#: Regions that pass the heads of a two-stage detector: number and side of boxes and masks.
-REGIONS = {"bbox_head": (1000, 7), "mask_head": (100, 14)}
+from .networks import SHAPES, channels_of, run_network, task_of
+
 _SCAN = torch.ops.mmvssm.selective_scan_2d
 _aten = torch.ops.aten
 
@@ -64,26 +58,6 @@ class Complexity:
         return asdict(self)
 
 
-def task_of(model: nn.Module) -> str:
-    """Return what a model is, a key of :data:`SHAPES`.
-
-    Raises:
-        ValueError: If a model of a library has none of the heads that can be counted.
-    """
-    if not hasattr(model, "extract_feat"):
-        return "backbone"
-    if hasattr(model, "decode_head"):
-        return "segmentor"
-    if hasattr(model, "bbox_head") or hasattr(model, "roi_head"):
-        return "detector"
-    if hasattr(model, "head"):
-        return "classifier"
-    raise ValueError(
-        "the model must have a head, a decode_head, a bbox_head or a roi_head, got a"
-        f" {type(model).__name__}"
-    )
-
-
 def count_flops(
     model: nn.Module, shape: Sequence[int] | None = None, cost: ScanCost | None = None
 ) -> Complexity:
@@ -109,7 +83,7 @@ def count_flops(
         raise ValueError(f"shape must be at least 1x1, got {height}x{width}")
     # no data, and nothing of the caller's model is touched
     model = deepcopy(model).to("meta").eval()
-    image = torch.empty(1, _channels(model), height, width, device="meta")
+    image = torch.empty(1, channels_of(model), height, width, device="meta")
     backbone = getattr(model, "backbone", model)
     is_plain = isinstance(backbone, PlainBackbone) and all(
         isinstance(layer.mixer, MambaMixer) for layer in backbone.layers
@@ -123,7 +97,7 @@ def count_flops(
                 f" {cost} for a scanned element of N states"
             )
         else:
-            counts = _of_operators(model, cost, image, task)
+            counts = _of_operators(model, cost, image)
             convention = (
                 "multiply-adds of matrix products, convolutions, norms, interpolation and scans,"
                 f" {cost} for a scanned element of N states"
@@ -150,11 +124,6 @@ def _published_cost(model: nn.Module, backbone: nn.Module, task: str) -> ScanCos
 
 def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _channels(model: nn.Module) -> int:
-    """Channels of the images that a model takes."""
-    return next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
 
 
 def _of_weights(model: nn.Module, cost: ScanCost, image: Tensor) -> dict[str, float]:
@@ -220,32 +189,11 @@ def _formulas(cost: ScanCost, scalar_decay: bool) -> dict[Any, Callable[..., flo
     }
 
 
-def _predict(model: nn.Module, image: Tensor, task: str) -> None:
-    """Run all that a prediction runs."""
-    if task == "backbone":
-        model(image)
-        return
-    features = model.extract_feat(image)
-    if task == "classifier":
-        model.head(features)
-    elif task == "segmentor":
-        model.decode_head(features)
-    elif hasattr(model, "roi_head"):
-        model.rpn_head(features)
-        for name, (number, side) in REGIONS.items():
-            head = getattr(model.roi_head, name, None)
-            stages = head if isinstance(head, nn.ModuleList) else filter(None, [head])
-            for stage in stages:
-                stage(image.new_empty(number, features[0].shape[1], side, side))
-    else:
-        model.bbox_head(features)
-
-
-def _of_operators(model: nn.Module, cost: ScanCost, image: Tensor, task: str) -> Counter[str]:
+def _of_operators(model: nn.Module, cost: ScanCost, image: Tensor) -> Counter[str]:
     """Count the operators that run, by the innermost module that runs them, and sum up."""
     formulas = _formulas(cost, _has_scalar_decay(model))
     counter = FlopCounterMode(display=False, custom_mapping=formulas)
-    own: Counter[str] = Counter()
+    own: Counter[str] = Counter()  # of floats
     running = [""]
 
     def settle() -> None:
@@ -264,8 +212,11 @@ def _of_operators(model: nn.Module, cost: ScanCost, image: Tensor, task: str) ->
         module.register_forward_pre_hook(enter)
         module.register_forward_hook(leave)
     with counter:
-        _predict(model, image, task)
+        run_network(model, image)
     settle()
+    for name, module in model.named_modules():
+        if isinstance(module, Attention):  # zeros that are only there for the kernels
+            own[name] *= module.width / (module.width + module.padding)
     counts: Counter[str] = Counter()
     for name, macs in own.items():
         words = name.split(".") if name else []

@@ -172,22 +172,6 @@ def set_work_dir(cfg: Config, args: argparse.Namespace) -> None:
         cfg.work_dir = os.path.join("work_dirs", Path(args.config).stem)
 
 
-def add_out_option(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add ``--out FILE...`` of an analysis tool, for :func:`mmvssm.analysis.check_outputs`."""
-    parser.add_argument(
-        "--out", type=Path, nargs="+", default=[], metavar="FILE", help=f"files to write: {what}"
-    )
-
-
-@contextmanager
-def refusals() -> Iterator[None]:
-    """End the program with one sentence where a library function refuses what the user gave."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        fail(" ".join(str(error).split()))
-
-
 def require_checkpoint(path: str) -> None:
     """Check that a checkpoint is there, and get one that is named ``mmvssm://NAME``.
 

@@ -168,18 +168,9 @@ def test_stock_tool_gives_the_figure_of_readme(monkeypatch, capsys):
     assert flops.endswith("G") and round(float(flops[:-1]), 2) == 0.81
 
 
-def run(*args, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, args)])
-    try:
-        runpy.run_path(str(TOOL), run_name="__main__")
-    except SystemExit as stop:
-        return stop.code, capsys.readouterr()
-    return 0, capsys.readouterr()
-
-
 @pytest.fixture
-def tool(capsys, monkeypatch):
-    return lambda *args: run(*args, capsys=capsys, monkeypatch=monkeypatch)
+def tool(run_tool):
+    return lambda *args: run_tool(TOOL, *args)
 
 
 def test_tool_prints_what_readme_says(tool, tmp_path):

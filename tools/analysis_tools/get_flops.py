@@ -15,7 +15,7 @@ from mmvssm.analysis import (
     image_size,
     write_outputs,
 )
-from mmvssm.engine import cli
+from mmvssm.engine import cli, measuring
 
 DESCRIPTION = """\
 Count the parameters and FLOPs of a model of any config of mmpretrain, mmdetection or
@@ -56,7 +56,7 @@ def parse_args() -> argparse.Namespace:
         metavar="N",
         help="how deep in the model the table goes; 0 leaves it out (default: 3)",
     )
-    cli.add_out_option(parser, "FILE.json, all layers included")
+    measuring.add_out_option(parser, "FILE.json, all layers included")
     cli.add_cfg_options(parser)
     args = parser.parse_args()
     if args.shape and min(args.shape) < 1:
@@ -95,13 +95,13 @@ def show(found: Complexity, depth: int) -> None:
 
 def main() -> None:
     args = parse_args()
-    with cli.refusals():
+    with measuring.refusals():
         check_outputs(args.out, pictures=False)
     cfg = cli.load_config(args.config, args.cfg_options)
-    with cli.refusals():
+    with measuring.refusals():
         found = count_flops(build_without_weights(cfg), args.shape or image_size(cfg))
     show(found, args.depth)
-    with cli.refusals():
+    with measuring.refusals():
         write_outputs(args.out, found.as_dict())
 
 

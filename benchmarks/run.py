@@ -8,7 +8,6 @@ the versions and the load.
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import subprocess
 import sys
@@ -32,7 +31,7 @@ from torch import Tensor
 
 from mmvssm import ops
 from mmvssm.analysis import write_outputs
-from mmvssm.analysis.timing import machine, measure
+from mmvssm.analysis.timing import exponent, machine, measure
 
 SUITES = ("scan", "scan2d", "models", "scaling", "import")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -230,10 +229,8 @@ def run_scaling(args: argparse.Namespace, results: list) -> None:
             image = torch.randn(1, 3, size, size, device=args.device)
             implementations[str(size)] = without_grad(model, {"inputs": image})
         times = measure(implementations, args.device, min(args.repetitions, 15), 2)
-        x = torch.tensor([2 * math.log(size) for size in sizes], dtype=torch.float64)
-        y = torch.tensor([math.log(times[str(size)]["median_ms"]) for size in sizes])
-        centred = x - x.mean()
-        slope = float((centred * (y.double() - y.double().mean())).sum() / centred.square().sum())
+        medians = [times[str(size)]["median_ms"] for size in sizes]
+        slope = exponent([size**2 for size in sizes], medians)
         entry = {"suite": "scaling", "name": name, "exponent": slope}
         record(results, entry, times, str(sizes[0]))
         console.print(f"scaling {name}: time ~ pixels^{slope:.3f}")

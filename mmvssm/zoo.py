@@ -59,8 +59,11 @@ def build_model(cfg: Config) -> BaseModel:
     if cfg.get("model") is None:
         raise ValueError(f"the config {cfg.filename!r} has no model")
     registry = import_module(f"{scope}.registry").MODELS
+    model = dict(cfg.model)
+    if cfg.get("data_preprocessor") is not None:  # as MMEngine's runner does
+        model.setdefault("data_preprocessor", cfg.data_preprocessor)
     with DefaultScope.overwrite_default_scope(scope):
-        return registry.build(cfg.model)
+        return registry.build(model)
 
 
 def get_model(

@@ -1,11 +1,13 @@
 """What models do and cost: routes of their layers, FLOPs, time and memory."""
 
+from .accuracy import evaluate, pipeline_at
 from .benchmark import compare, draw_benchmark
 from .flops import Complexity, count_flops
 from .models import build_backbone, build_without_weights, image_size
 from .networks import run_network
 from .output import check_outputs, save_figure, write_outputs
 from .routes import Route, draw_routes, routes_of
+from .scaling import draw_scaling, scale
 
 __all__ = [
     "Complexity",
@@ -17,9 +19,13 @@ __all__ = [
     "count_flops",
     "draw_benchmark",
     "draw_routes",
+    "draw_scaling",
+    "evaluate",
     "image_size",
+    "pipeline_at",
     "routes_of",
     "run_network",
     "save_figure",
+    "scale",
     "write_outputs",
 ]

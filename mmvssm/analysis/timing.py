@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import statistics
@@ -11,7 +12,7 @@ import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
 
@@ -71,6 +72,11 @@ def measure(
         }
         for name, values in times.items()
     }
+
+
+def exponent(x: Sequence[float], y: Sequence[float]) -> float:
+    """Return the power of ``x`` that ``y`` grows with: the slope of a line of their logarithms."""
+    return statistics.linear_regression([*map(math.log, x)], [*map(math.log, y)]).slope
 
 
 def peak_memory(function: Callable[[], object], device: str) -> int:

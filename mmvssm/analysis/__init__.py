@@ -2,6 +2,7 @@
 
 from .accuracy import evaluate, pipeline_at
 from .benchmark import compare, draw_benchmark
+from .curves import Curve, draw_curves, read_curves
 from .flops import Complexity, count_flops
 from .models import build_backbone, build_without_weights, image_size
 from .networks import run_network
@@ -11,6 +12,7 @@ from .scaling import draw_scaling, scale
 
 __all__ = [
     "Complexity",
+    "Curve",
     "Route",
     "build_backbone",
     "build_without_weights",
@@ -18,11 +20,13 @@ __all__ = [
     "compare",
     "count_flops",
     "draw_benchmark",
+    "draw_curves",
     "draw_routes",
     "draw_scaling",
     "evaluate",
     "image_size",
     "pipeline_at",
+    "read_curves",
     "routes_of",
     "run_network",
     "save_figure",

@@ -71,10 +71,10 @@ def read_curves(path: str | Path) -> dict[str, Curve]:
     """
     path = Path(path)
     files = sorted(path.glob("*/vis_data/scalars.json")) if path.is_dir() else [path]
-    if not files or not path.exists():
-        raise FileNotFoundError(f"there is no log {str(path)!r}" + (
-            ", the folder has no */vis_data/scalars.json" if path.is_dir() else ""
-        ))  # fmt: skip
+    if not path.exists():
+        raise FileNotFoundError(f"there is no log {str(path)!r}")
+    if not files:
+        raise FileNotFoundError(f"the folder {str(path)!r} has no */vis_data/scalars.json")
     curves: dict[tuple[str, str], dict[float, float]] = {}
     for file in files:
         begun = set()

@@ -52,8 +52,8 @@ def byte_bar(title: str, least: int = 0) -> Iterator[Callable[[int, int], None]]
 
 
 @contextmanager
-def step_bar(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show how many of ``total`` steps are done.
+def step_bar(title: str, total: int | None) -> Iterator[Callable[[], None]]:
+    """Show how many steps are done, of ``total`` if that is known.
 
     Yields:
         A function to be called after each step.

@@ -7,12 +7,15 @@ from .flops import Complexity, count_flops
 from .models import build_backbone, build_without_weights, image_size
 from .networks import run_network
 from .output import check_outputs, save_figure, write_outputs
+from .probe import Features, Probe, draw_probe, extract_features, train_probe
 from .routes import Route, draw_routes, routes_of
 from .scaling import draw_scaling, scale
 
 __all__ = [
     "Complexity",
     "Curve",
+    "Features",
+    "Probe",
     "Route",
     "build_backbone",
     "build_without_weights",
@@ -21,9 +24,11 @@ __all__ = [
     "count_flops",
     "draw_benchmark",
     "draw_curves",
+    "draw_probe",
     "draw_routes",
     "draw_scaling",
     "evaluate",
+    "extract_features",
     "image_size",
     "pipeline_at",
     "read_curves",
@@ -31,5 +36,6 @@ __all__ = [
     "run_network",
     "save_figure",
     "scale",
+    "train_probe",
     "write_outputs",
 ]

@@ -85,10 +85,13 @@ def draw_scaling(found: Mapping[str, Any], title: str = "") -> Figure:
         axes.set_title(name, fontsize=10)
         axes.grid(alpha=0.3, which="both")
         if key in QUANTITIES:
-            axes.set_xscale("log", base=2)
+            axes.set_xscale("log")
             axes.set_yscale("log")
             if key in found["exponents"]:
                 power = f"pixels^{found['exponents'][key]:.2f}"
                 axes.text(0.05, 0.9, power, transform=axes.transAxes, fontsize=9)
+        sides = sorted({entry["size"] for entry in results})
+        axes.set_xticks(sides, map(str, sides), rotation=90, fontsize=7)
+        axes.set_xticks([], minor=True)
     figure.suptitle(title, fontsize=10)
     return figure

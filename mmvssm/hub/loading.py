@@ -11,13 +11,16 @@ from mmvssm.scheme import SCHEME
 from .store import fetch
 
 
-def load_weights(model: nn.Module, checkpoint: str) -> None:
+def load_weights(model: nn.Module, checkpoint: str, prefix: str = "") -> None:
     """Load all weights of a model; no code of the file is run.
 
     Args:
-        model: A model of a config.
+        model: A model of a config, or a part of one.
         checkpoint: Path of a checkpoint of a training or of ``tools/convert_ema.py``, or
             ``'mmvssm://NAME'``, see :func:`fetch`. Of averaged and other weights the averaged.
+
+        prefix: What names of a part begin with in the checkpoint, such as ``'backbone.'``; weights
+            of other parts are left out.
 
     Raises:
         ValueError: If it is no checkpoint, or its weights are others than the model's.
@@ -25,7 +28,11 @@ def load_weights(model: nn.Module, checkpoint: str) -> None:
         ReleasedFileError: See :func:`fetch`.
     """
     path = fetch(checkpoint) if checkpoint.startswith(SCHEME) else checkpoint
-    tensors = select_weights(read_checkpoint(path)).tensors
+    tensors = {
+        name.removeprefix(prefix): value
+        for name, value in select_weights(read_checkpoint(path)).tensors.items()
+        if name.startswith(prefix)
+    }
     try:
         missing = set(model.load_state_dict(tensors, strict=False).missing_keys)
     except RuntimeError as error:  # of tensors of other shapes

@@ -43,13 +43,17 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("logs", nargs="+", metavar="LOG", help="logs, or work folders")
     parser.add_argument("--keys", nargs="+", metavar="KEY", help="quantities to draw, a panel each")
     parser.add_argument(
-        "--labels", nargs="+", metavar="NAME", help="names of the logs (default: their paths)"
+        "--labels",
+        nargs="+",
+        metavar="NAME",
+        help="names of the logs (default: of files and folders)",
     )
     measuring.add_out_option(parser, "FILE.png, FILE.svg, or FILE.json with the curves")
     args = parser.parse_args()
     if args.labels is not None and len(args.labels) != len(args.logs):
         parser.error(f"--labels must be as many as logs, {len(args.logs)}, got {len(args.labels)}")
-    args.labels = args.labels or args.logs
+    short = [Path(log).name for log in args.logs]
+    args.labels = args.labels or (short if len(set(short)) == len(short) else args.logs)
     if len(set(args.labels)) < len(args.labels):
         parser.error("a log, or one of --labels, is given twice")
     return args

@@ -20,8 +20,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
-from timing import machine
 
+from mmvssm.analysis.timing import machine
 from mmvssm.checkpoint import KeyMap
 from mmvssm.models import VMamba
 

@@ -8,12 +8,9 @@ the versions and the load.
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -30,10 +27,11 @@ from problems import (
     stages,
 )
 from rich.console import Console
-from timing import machine, measure
 from torch import Tensor
 
 from mmvssm import ops
+from mmvssm.analysis import write_outputs
+from mmvssm.analysis.timing import exponent, machine, measure
 
 SUITES = ("scan", "scan2d", "models", "scaling", "import")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -231,10 +229,8 @@ def run_scaling(args: argparse.Namespace, results: list) -> None:
             image = torch.randn(1, 3, size, size, device=args.device)
             implementations[str(size)] = without_grad(model, {"inputs": image})
         times = measure(implementations, args.device, min(args.repetitions, 15), 2)
-        x = torch.tensor([2 * math.log(size) for size in sizes], dtype=torch.float64)
-        y = torch.tensor([math.log(times[str(size)]["median_ms"]) for size in sizes])
-        centred = x - x.mean()
-        slope = float((centred * (y.double() - y.double().mean())).sum() / centred.square().sum())
+        medians = [times[str(size)]["median_ms"] for size in sizes]
+        slope = exponent([size**2 for size in sizes], medians)
         entry = {"suite": "scaling", "name": name, "exponent": slope}
         record(results, entry, times, str(sizes[0]))
         console.print(f"scaling {name}: time ~ pixels^{slope:.3f}")
@@ -252,16 +248,6 @@ def run_import(args: argparse.Namespace, results: list) -> None:
     }
     times = measure(implementations, "cpu", args.repetitions, 2)
     record(results, {"suite": "import", "name": "interpreter start"}, times, "mmengine")
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write beside the target, then rename: an interrupted run leaves the old file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-        json.dump(content, file, indent=1)
-        file.write("\n")
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
 
 
 def parse_args() -> argparse.Namespace:
@@ -309,7 +295,8 @@ def main() -> None:
             "results": results,
         }
         content["ops"].pop("extension", None)  # a path of this machine
-        write_json(args.out, content)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        write_outputs([args.out], content)
         console.print(f"written to {args.out}")
 
 

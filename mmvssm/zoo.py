@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mmengine.model import BaseModel
 
 _CONFIGS = Path(__file__).resolve().parent / ".mim" / "configs"
+LIBRARIES = ("mmpretrain", "mmdet", "mmseg")
 #: Folders of configs that are no models of the zoo.
 _OTHERS = ("_base_", "demo", "options")
 
@@ -37,6 +38,32 @@ def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
 
         names = [name for name in names if name in released_files()]
     return names
+
+
+def build_model(cfg: Config) -> BaseModel:
+    """Build the model of a config of mmpretrain, mmdetection or mmsegmentation.
+
+    Args:
+        cfg: A config with ``default_scope`` and ``model``; what it inits from is not loaded.
+
+    Raises:
+        ValueError: If the config is of none of the libraries, or has no model.
+    """
+    from importlib import import_module
+
+    from mmengine.registry import DefaultScope
+
+    scope = cfg.get("default_scope")
+    if scope not in LIBRARIES:
+        raise ValueError(f"default_scope must be one of {', '.join(LIBRARIES)}, got {scope!r}")
+    if cfg.get("model") is None:
+        raise ValueError(f"the config {cfg.filename!r} has no model")
+    registry = import_module(f"{scope}.registry").MODELS
+    model = dict(cfg.model)
+    if cfg.get("data_preprocessor") is not None:  # as MMEngine's runner does
+        model.setdefault("data_preprocessor", cfg.data_preprocessor)
+    with DefaultScope.overwrite_default_scope(scope):
+        return registry.build(model)
 
 
 def get_model(
@@ -72,9 +99,6 @@ def get_model(
         >>> model(torch.rand(1, 3, 224, 224)).shape
         torch.Size([1, 1000])
     """
-    from importlib import import_module
-
-    from mmengine.registry import DefaultScope
     from mmengine.runner import load_checkpoint
 
     from mmvssm.scheme import SCHEME
@@ -87,9 +111,7 @@ def get_model(
         )
     cfg = Config.fromfile(paths[name])
     cfg.merge_from_dict(dict(model=model))
-    registry = import_module(f"{cfg.default_scope}.registry").MODELS
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        built = registry.build(cfg.model)
+    built = build_model(cfg)
     built.cfg = cfg
     if pretrained:
         checkpoint = f"{SCHEME}{name}" if pretrained is True else pretrained

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from mmengine.config import Config
+from mmengine.utils import to_2tuple
 from torch import nn
 
 from mmvssm.families import FAMILIES, arch_names
+from mmvssm.zoo import build_model
 
 
 def build_backbone(name: str) -> nn.Module:
@@ -43,3 +46,29 @@ def build_backbone(name: str) -> nn.Module:
         )
     family, arch = known[name]
     return family.backbone(arch)
+
+
+def build_without_weights(cfg: Config) -> nn.Module:
+    """Build the model of a config without memory for its weights, where its backbone allows it.
+
+    Backbones of the declared families do; a model with another has arbitrary weights.
+
+    Raises:
+        ValueError: See :func:`mmvssm.zoo.build_model`.
+    """
+    kind = (cfg.get("model") or {}).get("backbone", {}).get("type")
+    word = str(getattr(kind, "__name__", kind))
+    is_ours = any(family.names_it(word) for family in FAMILIES.values())
+    with torch.device("meta" if is_ours else "cpu"):
+        return build_model(cfg)
+
+
+def image_size(cfg: Config) -> tuple[int, int] | None:
+    """Return the size ``(H, W)`` of the images that a classifier is tested with.
+
+    Returns:
+        The size that the test pipeline crops to; None if it does not crop.
+    """
+    dataset = (cfg.get("test_dataloader") or {}).get("dataset", {})
+    crops = [step for step in dataset.get("pipeline", ()) if step["type"] == "CenterCrop"]
+    return to_2tuple(crops[-1]["crop_size"]) if crops else None

@@ -33,8 +33,8 @@ from mmvssm.hub import ReleasedFileError, fetch
 from mmvssm.models.layers import ForeignWeightsError
 from mmvssm.options import option_names, read_option
 from mmvssm.scheme import SCHEME
+from mmvssm.zoo import LIBRARIES
 
-LIBRARIES = ("mmpretrain", "mmdet", "mmseg")
 _DICT = re.compile(r"dict\(.*\)|\{.*:.*\}", re.DOTALL)
 
 
@@ -112,16 +112,7 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
         help="lay training options over the config, before --cfg-options: "
         f"{', '.join(option_names())} (docs/options.md), or the path of a config fragment",
     )
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=_Options,
-        default={},
-        metavar="KEY=VALUE",
-        help="change single settings of the config, before all other options are applied, e.g. "
-        "train_dataloader.batch_size=32 randomness.seed=0 model.backbone.out_indices=0,1,2,3 "
-        "'key=[(a,b),(c,d)]' (quote brackets, no blanks)",
-    )
+    add_cfg_options(parser)
     parser.add_argument(
         "--no-pin-memory",
         action="store_true",
@@ -135,6 +126,20 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     )
     # Older torch launchers pass the rank as an argument instead of a variable.
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--cfg-options``, for :func:`load_config`."""
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=_Options,
+        default={},
+        metavar="KEY=VALUE",
+        help="change single settings of the config, before all other options are applied, e.g. "
+        "train_dataloader.batch_size=32 randomness.seed=0 model.backbone.out_indices=0,1,2,3 "
+        "'key=[(a,b),(c,d)]' (quote brackets, no blanks)",
+    )
 
 
 def load_config(path: str, options: dict, fragments: Sequence[str] = ()) -> Config:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mmvssm.complexity import ScanCost
 from mmvssm.registry import MODELS
 
 from .rules import Rule
@@ -45,27 +46,6 @@ class Released:
         """What follows ``mmvssm://``: for a classifier without its batch, else the config."""
         model = re.sub(r"_\d+xb\d+_in1k$", "", self.config)
         return f"{model}-{self.variant}" if self.variant else model
-
-
-@dataclass(frozen=True)
-class ScanCost:
-    """Multiply-accumulates of scans as the authors of a family count them.
-
-    Attributes:
-        per_state: For each state of a scanned element.
-        per_element: For each scanned element in addition to its states.
-        once: Whether convolution and projections count once instead of for every route.
-        precision: Relative difference within which the published figures follow from this.
-    """
-
-    per_state: int = 9
-    per_element: int = 1
-    once: bool = False
-    precision: float = 3e-3
-
-    def macs(self, elements: float, d_state: int) -> float:
-        """Count the scan itself, over ``elements`` = routes x length x channels of N states."""
-        return elements * (self.per_state * d_state + self.per_element)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +101,7 @@ class Family:
     released: tuple[Released, ...] = ()
     published: str = "ema"
     licence: str | None = None
-    cost: ScanCost = ScanCost()
+    cost: ScanCost = field(default_factory=ScanCost)
 
     @property
     def prefix(self) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import mmengine.runner.checkpoint  # noqa: F401  to register with
 
+from mmvssm.complexity import register_with_counters
 from mmvssm.scheme import register_scheme
 
 from . import backbones
@@ -32,6 +33,7 @@ if TYPE_CHECKING:  # type checkers do not see what is imported by discovery
     from .backbones.vmamba import VMamba as VMamba
 
 register_scheme()
+register_with_counters()
 
 __all__ = [
     "MS2D",

@@ -1,13 +1,10 @@
 """The metafiles against the configs, the models they build, and the pages made of them."""
 
-import importlib
 import os
 import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
-from math import prod
 from pathlib import Path
 
 import cv2
@@ -16,12 +13,10 @@ import pytest
 import torch
 import yaml
 from mmengine.config import Config
-from mmengine.registry import DefaultScope
-from torch.utils.flop_counter import FlopCounterMode
 
-from mmvssm.families import FAMILIES, ScanCost, arch_names
-from mmvssm.models import ScalarDecaySS2D
-from mmvssm.models.backbones.plain import PlainBackbone
+from mmvssm.analysis import count_flops
+from mmvssm.families import FAMILIES, arch_names
+from mmvssm.zoo import build_model
 
 ROOT = Path(__file__).resolve().parents[2]
 INDEX = ROOT / "model-index.yml"
@@ -52,10 +47,8 @@ def variant(name):
 
 def build(name):
     """The model of a config, without memory for its weights."""
-    cfg = Config.fromfile(ROOT / MODELS[name]["Config"])
-    registry = importlib.import_module(f"{cfg.default_scope}.registry").MODELS
-    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device("meta"):
-        return registry.build(cfg.model).eval()
+    with torch.device("meta"):
+        return build_model(Config.fromfile(ROOT / MODELS[name]["Config"]))
 
 
 def test_every_config_has_an_entry_and_every_entry_a_config():
@@ -163,109 +156,17 @@ def test_licences_of_weights_are_said():
         assert limited[0].licence.removesuffix(")") in text
 
 
-def cost_of(backbone):
-    return next(f.cost for f in FAMILIES.values() if type(backbone) is f.backbone)
-
-
-def _scan_macs(x, x_dbl, routes, out_routes, A, dt_weight, *args, out_shape=None, **kwargs):
-    """A scan as most papers count it, and all projections at every visit of a pixel."""
-    (batch, pixels, *_), steps, d_state = x, routes[1], A[1]
-    num_routes, channels, dt_rank = dt_weight
-    once = ScanCost().macs(num_routes * channels, d_state) + num_routes * channels * dt_rank
-    # what the package projects once per pixel
-    again = max(steps - pixels, 0) * num_routes * channels * (dt_rank + 2 * d_state)
-    return 2 * batch * (steps * once + again)
-
-
-def _scalar_decay_macs(x, x_dbl, routes, out_routes, A, dt_weight, *args, **kwargs):
-    """Four for each state, whose decay is its head's, and no projection of steps."""
-    (batch, *_), (num_routes, channels, _) = x, dt_weight
-    return 2 * batch * routes[1] * ScanCost(per_state=4).macs(num_routes * channels, A[1])
-
-
-def _per_element(weight, place=0):
-    return lambda *args, out_shape=None, **kwargs: 2 * weight * prod((*args, out_shape)[place])
-
-
-def _layer_norm_macs(shape, normalized, weight, *args, **kwargs):
-    """Five for an element, four without weights: LocalMamba's search has such norms."""
-    return _per_element(5 if weight is not None else 4)(shape, **kwargs)
-
-
-aten = torch.ops.aten
-#: Twice the multiply-accumulates of fvcore's convention, which most papers use.
-FORMULAS = {
-    torch.ops.mmvssm.selective_scan_2d: _scan_macs,
-    aten.native_layer_norm: _layer_norm_macs,
-    aten._native_batch_norm_legit_no_training: _per_element(2),
-    aten.upsample_bilinear2d: _per_element(4, -1),
-    aten.upsample_nearest2d: _per_element(1, -1),
-}
-
-
-def counted_macs(model, size):
-    formulas = dict(FORMULAS)
-    if any(isinstance(module, ScalarDecaySS2D) for module in model.modules()):
-        formulas[torch.ops.mmvssm.selective_scan_2d] = _scalar_decay_macs
-    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
-        model.head(model.extract_feat(torch.empty(1, 3, *size, device="meta")))
-    return counter.get_total_flops() / 2
-
-
-def plain_macs(model, cost):
-    """Plain backbones, from their weights alone, at every token."""
-    backbone = model.backbone
-    patches = prod(backbone.positions.grid)
-    tokens = patches + (0 if backbone.cls_token is None else len(backbone.cls_token))
-    total = patches * backbone.patch_embed.conv1.weight.numel() + model.head.fc.weight.numel()
-    for layer in backbone.layers:
-        mixer = layer.mixer
-        inner, routes = mixer.out_proj.in_features, mixer.num_routes
-        own = [mixer.conv1d.weight, mixer.x_proj_weight, mixer.dt_projs_weight]
-        directions = 1 if cost.once else routes
-        macs = sum(weight.numel() for weight in own) * directions / routes
-        macs += mixer.in_proj.in_features
-        if mixer.merge is not None:
-            attention = mixer.merge.attn
-            for linear in (attention.global_reduce, attention.channel_select):
-                total += directions * linear.weight.numel()
-        macs += mixer.in_proj.weight.numel() + mixer.out_proj.weight.numel()
-        total += tokens * (macs + cost.macs(routes * inner, mixer.d_state))
-    return total
-
-
 @pytest.mark.parametrize(
     "name", by_cost(IMAGENET, lambda n: n.startswith("vmamba-") or variant(n) in SMALLEST)
 )
 def test_parameters_and_flops_of_classifiers(name):
     metadata, model = MODELS[name]["Metadata"], build(name)
     assert sum(parameter.numel() for parameter in model.parameters()) == metadata["Parameters"]
-    cost = cost_of(model.backbone)
-    if isinstance(model.backbone, PlainBackbone):
-        macs = plain_macs(model, cost)
-    else:
-        assert replace(cost, precision=ScanCost.precision) == ScanCost()
-        size = metadata.get("Image Size", "224x224").split("x")
-        macs = counted_macs(model, map(int, size))
-    assert macs == pytest.approx(metadata["FLOPs"], rel=cost.precision)
-
-
-def dense_macs(model):
-    """A segmentor without its auxiliary head, a detector with all of its proposals."""
-    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
-        if hasattr(model, "decode_head"):
-            model.decode_head(model.extract_feat(torch.empty(1, 3, 512, 2048, device="meta")))
-        elif hasattr(model, "bbox_head"):
-            model.bbox_head(model.extract_feat(torch.empty(1, 3, 800, 1280, device="meta")))
-        else:
-            model.rpn_head(model.extract_feat(torch.empty(1, 3, 800, 1280, device="meta")))
-            for head, shape in (
-                (model.roi_head.bbox_head, (1000, 256, 7, 7)),
-                (model.roi_head.mask_head, (100, 256, 14, 14)),
-            ):
-                for stage in head if isinstance(head, torch.nn.ModuleList) else [head]:
-                    stage(torch.empty(shape, device="meta"))
-    return counter.get_total_flops() / 2
+    size = metadata.get("Image Size", "224x224").split("x")
+    cost = next(f.cost for f in FAMILIES.values() if type(model.backbone) is f.backbone)
+    found = count_flops(model, tuple(map(int, size)))
+    assert found.parameters == metadata["Parameters"]
+    assert found.macs == pytest.approx(metadata["FLOPs"], rel=cost.precision)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +176,7 @@ def dense_macs(model):
 def test_parameters_and_flops_of_detectors_and_segmentors(name):
     metadata, model = MODELS[name]["Metadata"], build(name)
     assert sum(parameter.numel() for parameter in model.parameters()) == metadata["Parameters"]
-    assert dense_macs(model) == pytest.approx(metadata["FLOPs"], rel=1e-3)
+    assert count_flops(model).macs == pytest.approx(metadata["FLOPs"], rel=1e-3)
 
 
 #: Millions of parameters and giga-FLOPs of Mask R-CNN and UperNet.
@@ -315,7 +216,7 @@ def test_local_vim_counted_as_vim():
     """The figures that its page gives beside the authors'."""
     text = " ".join((FOLDERS["local_vim"] / "README.md").read_text().split())
     for arch in ("tiny", "tiny-mid-cls", "small"):
-        macs = plain_macs(build(f"local-vim-{arch}_8xb128_in1k"), FAMILIES["vim"].cost)
+        macs = count_flops(build(f"local-vim-{arch}_8xb128_in1k"), cost=FAMILIES["vim"].cost).macs
         assert f"`{arch}`" in text and f"{macs / 1e9:.2f} G" in text, (arch, macs)
 
 

@@ -22,16 +22,18 @@ class Attention(nn.Module):
         if embed_dims % num_heads:
             raise ValueError(f"num_heads must divide the {embed_dims} channels, got {num_heads}")
         self.num_heads = num_heads
+        self.width = embed_dims // num_heads
+        # other widths keep kernels away that do without the matrix of all pairs
+        self.padding = -self.width % 8
         self.qkv = nn.Linear(embed_dims, 3 * embed_dims)
         self.proj = nn.Linear(embed_dims, embed_dims)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C) -> (B, H, W, C)``."""
-        width = x.shape[-1] // self.num_heads
+        width = self.width
         qkv = self.qkv(x).flatten(1, 2).unflatten(-1, (3, self.num_heads, width))
-        if width % 8:
-            # other widths keep kernels away that do without the matrix of all pairs
-            qkv = F.pad(qkv, (0, -width % 8))
+        if self.padding:
+            qkv = F.pad(qkv, (0, self.padding))
         # each (B, heads, L, width)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind()
         y = F.scaled_dot_product_attention(query, key, value, scale=width**-0.5)[..., :width]

@@ -1,17 +1,23 @@
-"""Timing of several implementations side by side, and facts on the machine."""
+"""Time and memory of several implementations side by side, and facts on the machine."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import json
+import math
 import os
 import platform
 import statistics
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 PACKAGES = ("torch", "mmvssm", "mmengine", "mmcv", "mmpretrain", "numpy")
 
@@ -22,6 +28,7 @@ def measure(
     repetitions: int,
     warmups: int,
     budget: float = 20.0,
+    progress: Callable[[], object] = lambda: None,
 ) -> dict[str, dict[str, float]]:
     """Run implementations in turn and report their times.
 
@@ -31,30 +38,31 @@ def measure(
         repetitions: Timed runs of each.
         warmups: Runs before.
         budget: Seconds after which a slow implementation is run no more (at least three times).
+        progress: Is called after each round of timed runs.
 
     Returns:
-        For each name ``median_ms``, ``min_ms``, ``repetitions`` and, on CUDA, ``peak_mib``.
+        For each name ``median_ms``, ``min_ms``, ``repetitions`` and, on CUDA, ``peak_mib``, see
+        :func:`peak_memory`.
     """
-    smoke_test = _run_cuda if device == "cuda" else _run_cpu
+    time_of = _run_cuda if device == "cuda" else _run_cpu
     times: dict[str, list[float]] = {name: [] for name in implementations}
     peaks: dict[str, float] = {}
     spent = dict.fromkeys(implementations, 0.0)
     for name, function in implementations.items():
         for _ in range(warmups):
-            spent[name] += smoke_test(function) / 1e3
+            spent[name] += time_of(function) / 1e3
             if spent[name] > budget / 4:
                 break
         if device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            function()
-            peaks[name] = torch.cuda.max_memory_allocated() / 2**20
+            peaks[name] = peak_memory(function, device) / 2**20
         spent[name] = 0.0
     names = list(implementations)
     for round_index in range(repetitions):
         for name in names if round_index % 2 == 0 else reversed(names):
             if spent[name] < budget or len(times[name]) < 3:
-                times[name].append(smoke_test(implementations[name]))
+                times[name].append(time_of(implementations[name]))
                 spent[name] += times[name][-1] / 1e3
+        progress()
     return {
         name: {
             "median_ms": statistics.median(values),
@@ -64,6 +72,38 @@ def measure(
         }
         for name, values in times.items()
     }
+
+
+def exponent(x: Sequence[float], y: Sequence[float]) -> float:
+    """Return the power of ``x`` that ``y`` grows with: the slope of a line of their logarithms."""
+    return statistics.linear_regression([*map(math.log, x)], [*map(math.log, y)]).slope
+
+
+def peak_memory(function: Callable[[], object], device: str) -> int:
+    """Return the most bytes that torch allocates while ``function`` runs, beyond those before it.
+
+    Memory that kernels take without asking torch is not in it.
+    """
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    # the profiler's library would report that there is no GPU
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what it says of cycles concerns others
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            function()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    changes = [e for e in events if e["name"] == "[memory]" and e["args"]["Device Type"] == 0]
+    changes.sort(key=lambda event: event["ts"])
+    return max(accumulate((event["args"]["Bytes"] for event in changes), initial=0))
 
 
 def _run_cpu(function: Callable[[], object]) -> float:

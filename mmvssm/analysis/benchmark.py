@@ -1,0 +1,158 @@
+"""Latency, throughput and memory of models, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import torch
+from mmengine.model import revert_sync_batchnorm
+from torch import Tensor, nn
+
+from .networks import channels_of, run_network
+from .timing import measure, peak_memory
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MODES = ("inference", "training")
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def compare(
+    models: Mapping[str, nn.Module],
+    shape: Sequence[int] = (224, 224),
+    batch_sizes: Sequence[int] = (1,),
+    modes: Sequence[str] = ("inference",),
+    precisions: Sequence[str] = ("fp32",),
+    device: str = "cpu",
+    repetitions: int = 10,
+    warmups: int = 3,
+    budget: float = 20.0,
+    progress: Callable[[], object] = lambda: None,
+) -> list[dict[str, Any]]:
+    """Measure models in turn, under each setting, on random images.
+
+    A run is the network from the image to what its heads give, see
+    :func:`mmvssm.analysis.run_network`; in training its backward pass, too. Reading of images,
+    decoding of boxes, losses of detectors and the optimizer's step are not in it.
+
+    Args:
+        models: Models by name; they are moved to ``device``, and their mode changes.
+        shape: Size ``(H, W)`` of the images.
+        batch_sizes: Images in a run.
+        modes: Of :data:`MODES`.
+        precisions: Of :data:`PRECISIONS`, other than ``'fp32'`` by autocast.
+        device: ``'cpu'`` or ``'cuda'``. Every run ends with the device idle.
+        repetitions: Timed runs of each model; models alternate from run to run.
+        warmups: Runs before.
+        budget: Seconds after which a slow model is run no more (at least three times).
+        progress: Is called after each round of runs of a setting.
+
+    Returns:
+        For each setting and model a dict: ``model``, ``mode``, ``precision``, ``batch_size``,
+        ``shape``, ``median_ms``, ``min_ms``, ``repetitions``, ``images_per_s``, ``ratio`` of the
+        time to the first model's, and ``peak_mib``: weights, and the most that a run adds. Of a
+        model that runs out of a GPU's memory ``error`` instead of numbers.
+
+    Raises:
+        ValueError: If a setting is none of its choices, or a batch norm sees a single value.
+    """
+    for name, values, known in (
+        ("modes", modes, MODES),
+        ("precisions", precisions, tuple(PRECISIONS)),
+    ):
+        if unknown := set(values) - set(known):
+            raise ValueError(f"{name} must be of {', '.join(known)}, got {', '.join(unknown)}")
+    if min(*shape, *batch_sizes, repetitions) < 1:
+        raise ValueError(
+            "sizes, batches and repetitions must be at least 1, got"
+            f" {tuple(shape)}, {tuple(batch_sizes)}, {repetitions}"
+        )
+    # one process, whose batch norms have nobody to talk to
+    models = {name: revert_sync_batchnorm(model).to(device) for name, model in models.items()}
+    results = []
+    for mode, precision, batch_size in product(modes, precisions, batch_sizes):
+        runs, failed = {}, {}
+        for name, model in models.items():
+            model.train(mode == "training")
+            images = torch.randn(batch_size, channels_of(model), *shape, device=device)
+            step = _train if mode == "training" else _infer
+            run = partial(step, model, images, PRECISIONS[precision])
+            try:
+                run()
+                peak = peak_memory(run, device) + _weight_bytes(model)
+            except torch.OutOfMemoryError:
+                failed[name] = "out of memory"
+                model.zero_grad(set_to_none=True)
+                torch.cuda.empty_cache()
+            else:
+                runs[name] = run, peak / 2**20
+        functions = {name: run for name, (run, _) in runs.items()}
+        times = measure(functions, device, repetitions, warmups, budget, progress)
+        setting = dict(mode=mode, precision=precision, batch_size=batch_size, shape=tuple(shape))
+        first = next(iter(times.values()), {})
+        for name in models:
+            entry: dict[str, Any] = dict(model=name, **setting)
+            if name in failed:
+                entry["error"] = failed[name]
+            else:
+                entry.update(times[name], peak_mib=runs[name][1])
+                entry["images_per_s"] = 1e3 * batch_size / entry["median_ms"]
+                entry["ratio"] = entry["median_ms"] / first["median_ms"]
+            results.append(entry)
+    return results
+
+
+def _weight_bytes(model: nn.Module) -> int:
+    tensors = (*model.parameters(), *model.buffers())
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _autocast(images: Tensor, dtype: torch.dtype) -> Any:
+    if dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(images.device.type, dtype)
+
+
+def _infer(model: nn.Module, images: Tensor, dtype: torch.dtype) -> None:
+    with torch.no_grad(), _autocast(images, dtype):
+        run_network(model, images)
+
+
+def _train(model: nn.Module, images: Tensor, dtype: torch.dtype) -> None:
+    with _autocast(images, dtype):
+        outputs = run_network(model, images)
+        loss = sum(output.float().square().mean() for output in outputs)
+    loss.backward()
+    model.zero_grad(set_to_none=True)
+
+
+def draw_benchmark(results: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw images per second, a panel for each mode and precision, a line for each model.
+
+    Args:
+        results: What :func:`compare` gives.
+    """
+    from matplotlib.figure import Figure
+
+    groups = list(dict.fromkeys((entry["mode"], entry["precision"]) for entry in results))
+    figure = Figure(figsize=(4.2 * len(groups), 3.4), layout="constrained", dpi=100)
+    for axes, group in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups):
+        chosen = [e for e in results if (e["mode"], e["precision"]) == group and "error" not in e]
+        for name in dict.fromkeys(entry["model"] for entry in results):
+            own = [entry for entry in chosen if entry["model"] == name]
+            batches = [entry["batch_size"] for entry in own]
+            axes.plot(batches, [entry["images_per_s"] for entry in own], "o-", label=name)
+        axes.set_xscale("log", base=2)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("images in a batch")
+        axes.set_title(" ".join(group), fontsize=10)
+        axes.grid(alpha=0.3)
+    first = figure.axes[0]
+    first.set_ylabel("images per second")
+    first.legend(fontsize=7)
+    return figure

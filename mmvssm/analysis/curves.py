@@ -1,0 +1,208 @@
+"""Training curves, read from the logs of MMEngine and of the authors' own code."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|nan|inf"
+_PAIR = re.compile(rf"([\w./-]+): ({_NUMBER})(?=\s|$)")
+# MMEngine's and mmcv's text: `Epoch(train) [3][50/200]`, `Iter [50/160000]`
+_STEP = re.compile(
+    r"(?P<unit>Epoch|Iter)(?:\s?\((?P<mode>train|val|test)\))?\s+"
+    r"(?:\[\s*(?P<epoch>\d+)\])?\[\s*(?P<step>\d+)(?:/(?P<total>\d+))?\]\s+(?P<rest>.*)"
+)
+# Swin Transformer's text, which most of the classifiers' authors use
+_SWIN_TRAIN = re.compile(
+    rf"Train: \[(\d+)/\d+\]\[(\d+)/(\d+)\].*?\bloss ({_NUMBER}) \(({_NUMBER})\)"
+)
+_SWIN_TEST = re.compile(rf"\* Acc@1 ({_NUMBER}) Acc@5 ({_NUMBER})")
+_SWIN_BEST = re.compile(r"Max accuracy( ema)?:")
+#: What logs hold besides losses and metrics.
+_OTHERS = re.compile(r"(^|_)(time|eta|memory|epoch|iter|step|mode|lr|momentum)$|^n_parameters$")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A quantity over a training.
+
+    Attributes:
+        name: As the log names it; for the authors' classifiers ``loss``, ``accuracy/top1``,
+            ``accuracy/top5``, and ``ema/...`` for averaged weights.
+        unit: What ``steps`` count: ``'epoch'`` (fractions within one) or ``'iter'``.
+        steps: Where the values stand.
+        values: The values.
+    """
+
+    name: str
+    unit: str
+    steps: tuple[float, ...]
+    values: tuple[float, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all of it in plain types; values that are no numbers become None, as in JSON."""
+        values = [value if math.isfinite(value) else None for value in self.values]
+        return {**asdict(self), "values": values}
+
+
+def read_curves(path: str | Path) -> dict[str, Curve]:
+    """Return the curves of a training by name.
+
+    Known are MMEngine's ``vis_data/scalars.json`` and text log, mmcv's text log and ``.log.json``,
+    the text log of Swin Transformer's code (VMamba, EfficientVMamba, MSVMamba) and the ``log.txt``
+    of DeiT's (Vim), a JSON object in each line.
+
+    Args:
+        path: A log, or the work folder of MMEngine's runs, whose logs are read one after the other:
+            a run that resumes takes the place of what an earlier one did behind that point.
+
+    Raises:
+        FileNotFoundError: If there is no such file, or the folder has no logs.
+        ValueError: If no curve is found in it.
+    """
+    path = Path(path)
+    files = sorted(path.glob("*/vis_data/scalars.json")) if path.is_dir() else [path]
+    if not path.exists():
+        raise FileNotFoundError(f"there is no log {str(path)!r}")
+    if not files:
+        raise FileNotFoundError(f"the folder {str(path)!r} has no */vis_data/scalars.json")
+    curves: dict[tuple[str, str], dict[float, float]] = {}
+    for file in files:
+        begun = set()
+        for unit, step, name, value in _points(file):
+            points = curves.setdefault((name, unit), {})
+            if (name, unit) not in begun:
+                begun.add((name, unit))
+                for later in [old for old in points if old >= step]:
+                    del points[later]
+            points[step] = value
+    found: dict[str, Curve] = {}
+    for (name, unit), points in curves.items():
+        if name not in found:
+            found[name] = Curve(name, unit, tuple(points), tuple(points.values()))
+    if not found:
+        raise ValueError(f"{str(path)!r} has no curves of a known kind of log")
+    return found
+
+
+def _points(file: Path) -> Iterator[tuple[str, float, str, float]]:
+    """Yield unit, step, name and value of every number in a log."""
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        text = list(lines)
+    entries = [entry for line in text if line.startswith("{") and (entry := _entry(line))]
+    if entries:
+        yield from _of_json(entries)
+    elif any(_SWIN_TRAIN.search(line) for line in text):
+        yield from _of_swin(text)
+    else:
+        yield from _of_mmengine(text)
+
+
+def _entry(line: str) -> dict[str, Any]:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:  # the last line of a run that was killed
+        return {}
+
+
+def _of_json(entries: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, float, str, float]]:
+    trained = [entry for entry in entries if "loss" in entry]
+    iterations = [entry["iter"] for entry in trained]
+    # mmcv's iterations begin anew in every epoch, MMEngine's never
+    anew = any(later <= earlier for earlier, later in pairwise(iterations))
+    by_epoch = anew or (
+        all("epoch" in e for e in trained) and not any("mode" in e for e in trained)
+    )
+    # of an epoch; the last iterations of one are not logged, so that this is the least it can be
+    length = max((e["iter"] / (1 if anew else e["epoch"]) for e in trained if by_epoch), default=1)
+    for entry in entries:
+        if "train_loss" in entry or "test_acc1" in entry:  # DeiT's, whose first epoch is 0
+            unit, step = "epoch", entry["epoch"] + 1
+        elif not by_epoch:
+            unit, step = "iter", entry.get("step", entry.get("iter"))
+        elif "loss" in entry:
+            unit, step = "epoch", entry["iter"] / length + (entry["epoch"] - 1 if anew else 0)
+        else:
+            unit, step = "epoch", entry.get("epoch", entry.get("step"))
+        if step is None:  # mmcv's first line, which describes the environment
+            continue
+        for name, value in entry.items():
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if number and not _OTHERS.search(name):
+                yield unit, float(step), _NAMES.get(name, name), float(value)
+
+
+_NAMES = {"train_loss": "loss", "test_acc1": "accuracy/top1", "test_acc5": "accuracy/top5"}
+
+
+def _of_swin(text: Sequence[str]) -> Iterator[tuple[str, float, str, float]]:
+    """Test results stand in front of the line that says whose they are, behind an epoch."""
+    epoch, pending = 0.0, None
+    for line in text:
+        if match := _SWIN_TRAIN.search(line):
+            number, step, total = map(int, match.groups()[:3])
+            epoch = number + 1.0
+            # both counted from 0; the average over the epoch so far
+            yield "epoch", number + (step + 1) / total, "loss", float(match[5])
+        elif match := _SWIN_TEST.search(line):
+            pending = float(match[1]), float(match[2])
+        elif pending and (match := _SWIN_BEST.search(line)):
+            prefix = "ema/" if match[1] else ""
+            for top, value in zip((1, 5), pending):
+                yield "epoch", epoch, f"{prefix}accuracy/top{top}", value
+            pending = None
+
+
+def _of_mmengine(text: Sequence[str]) -> Iterator[tuple[str, float, str, float]]:
+    now = 0.0
+    for line in text:
+        match = _STEP.search(line)
+        if match is None:
+            continue
+        unit = "epoch" if match["unit"] == "Epoch" else "iter"
+        pairs = [(n, float(v)) for n, v in _PAIR.findall(match["rest"].replace(",", " "))]
+        trained = match["mode"] == "train" or (match["mode"] is None and "loss" in dict(pairs))
+        if unit == "epoch":
+            inside = int(match["step"]) / int(match["total"]) if trained else 1
+            step = int(match["epoch"]) - 1 + inside
+        elif trained:
+            step = now = float(match["step"])
+        else:
+            step = now
+        for name, value in pairs:
+            if not _OTHERS.search(name):
+                yield unit, step, name, value
+
+
+def draw_curves(logs: Mapping[str, Mapping[str, Curve]], names: Sequence[str]) -> Figure:
+    """Draw a panel for each quantity, a line for each training.
+
+    Args:
+        logs: What :func:`read_curves` gives, by the name of the training.
+        names: Quantities to draw.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.5 * len(names), 3.4), layout="constrained", dpi=100)
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
+        units = set()
+        for title, curves in logs.items():
+            if name in curves:
+                curve = curves[name]
+                units.add(curve.unit)
+                marker = "." if len(curve.values) < 30 else ""
+                axes.plot(curve.steps, curve.values, marker=marker, linewidth=1, label=title)
+        axes.set_xlabel(" or ".join(sorted(units)))
+        axes.set_title(name, fontsize=10)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    return figure

@@ -1,0 +1,97 @@
+"""What a model costs, and how well it does, against the size of its images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from .benchmark import compare
+from .flops import count_flops
+from .timing import exponent
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: Quantities that grow with the pixels, and what they are called.
+QUANTITIES = {"macs": "FLOPs", "median_ms": "time (ms)", "peak_mib": "peak memory (MiB)"}
+
+
+def scale(
+    model: nn.Module,
+    sizes: Sequence[int],
+    accuracy: Callable[[int], float] | None = None,
+    progress: Callable[[], object] = lambda: None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Measure a model on square images of several sizes.
+
+    Args:
+        model: A model of a config, see :func:`mmvssm.analysis.run_network`.
+        sizes: Sides of the images in pixels.
+        accuracy: Returns the accuracy at a size, in percent.
+        progress: Is called after each size.
+        **settings: Further arguments of :func:`mmvssm.analysis.compare`, each list with one entry.
+
+    Returns:
+        ``results``: for each size what :func:`mmvssm.analysis.compare` tells, ``size``, ``macs`` of
+        an image and, if asked for, ``accuracy``; and ``exponents``: the powers of the number of
+        pixels that FLOPs, time and memory grow with, if there are several sizes.
+
+    Raises:
+        ValueError: If there are no sizes, or the model does not take one.
+    """
+    if not sizes:
+        raise ValueError("sizes must name at least one size")
+    # first, as it computes nothing, and finds sizes that the model does not take
+    macs = {size: count_flops(model, (size, size)).macs for size in sizes}
+    results = []
+    for size in sizes:
+        (entry,) = compare({"model": model}, (size, size), **settings)
+        del entry["model"], entry["shape"]
+        entry = dict(size=size, macs=macs[size], **entry)
+        entry.pop("ratio", None)
+        if accuracy is not None:
+            entry["accuracy"] = accuracy(size)
+        results.append(entry)
+        progress()
+    measured = [entry for entry in results if "error" not in entry]
+    exponents = {}
+    if len({entry["size"] for entry in measured}) > 1:
+        pixels = [entry["size"] ** 2 for entry in measured]
+        for key in QUANTITIES:
+            exponents[key] = exponent(pixels, [entry[key] for entry in measured])
+    return dict(results=results, exponents=exponents)
+
+
+def draw_scaling(found: Mapping[str, Any], title: str = "") -> Figure:
+    """Draw a panel for each quantity against the side of the image.
+
+    Args:
+        found: What :func:`scale` gives.
+        title: Headline of the picture.
+    """
+    from matplotlib.figure import Figure
+
+    results = [entry for entry in found["results"] if "error" not in entry]
+    panels = dict(QUANTITIES)
+    if any("accuracy" in entry for entry in results):
+        panels = {"accuracy": "accuracy (%)", **panels}
+    figure = Figure(figsize=(3.2 * len(panels), 3), layout="constrained", dpi=100)
+    for axes, (key, name) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
+        axes.plot([e["size"] for e in results], [e[key] for e in results], "o-", markersize=4)
+        axes.set_xlabel("side of the image (pixels)")
+        axes.set_title(name, fontsize=10)
+        axes.grid(alpha=0.3, which="both")
+        if key in QUANTITIES:
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            if key in found["exponents"]:
+                power = f"pixels^{found['exponents'][key]:.2f}"
+                axes.text(0.05, 0.9, power, transform=axes.transAxes, fontsize=9)
+        sides = sorted({entry["size"] for entry in results})
+        axes.set_xticks(sides, map(str, sides), rotation=90, fontsize=7)
+        axes.set_xticks([], minor=True)
+    figure.suptitle(title, fontsize=10)
+    return figure

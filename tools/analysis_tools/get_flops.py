@@ -1,0 +1,109 @@
+"""Count the parameters and FLOPs of a model."""
+
+from __future__ import annotations
+
+import argparse
+
+from rich.console import Console
+from rich.table import Table
+
+from mmvssm.analysis import (
+    Complexity,
+    build_without_weights,
+    check_outputs,
+    count_flops,
+    image_size,
+    write_outputs,
+)
+from mmvssm.engine import cli, measuring
+
+DESCRIPTION = """\
+Count the parameters and FLOPs of a model of any config of mmpretrain, mmdetection or
+mmsegmentation, layer by layer.
+
+A FLOP is a multiply-add, as in the papers and in README. A classifier is counted at the size that
+it is tested with (else 224x224), a detector at 800x1280 (with 1000 boxes and 100 masks), a
+segmentor at 512x2048 (without auxiliary heads); all parameters are counted. What a scan costs is
+each family's published convention: mostly 9 N + 1 for each element that is scanned with N states.
+No weights are needed, and nothing is computed: the largest model takes seconds.
+"""
+EXAMPLES = """\
+examples:
+  python tools/analysis_tools/get_flops.py configs/vmamba/vmamba-tiny-s1l8_8xb128_in1k.py
+  python tools/analysis_tools/get_flops.py CONFIG --shape 384 384 --depth 4
+  python tools/analysis_tools/get_flops.py CONFIG --depth 9 --out cost.json
+"""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", metavar="CONFIG", help="config file")
+    parser.add_argument(
+        "--shape",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="height and width of the image (default: those of the papers, see above)",
+    )
+    parser.add_argument(
+        "--depth",
+        type=int,
+        default=3,
+        metavar="N",
+        help="how deep in the model the table goes; 0 leaves it out (default: 3)",
+    )
+    measuring.add_out_option(parser, "FILE.json, all layers included")
+    cli.add_cfg_options(parser)
+    args = parser.parse_args()
+    if args.shape and min(args.shape) < 1:
+        parser.error(f"--shape must be two positive numbers, got {args.shape}")
+    if args.depth < 0:
+        parser.error(f"--depth must be 0 or more, got {args.depth}")
+    return args
+
+
+def number(value: float) -> str:
+    """Three digits and a unit."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:#.4g} {unit}"
+    return f"{value:.0f}"
+
+
+def show(found: Complexity, depth: int) -> None:
+    console = Console(highlight=False)
+    if depth:
+        table = Table("layer", "class", box=None)
+        for title in ("parameters", "FLOPs", "share"):
+            table.add_column(title, justify="right")
+        for layer in found.layers:
+            level = layer.name.count(".") + 1 if layer.name else 0
+            if level <= depth:
+                name = "  " * level + (layer.name.rpartition(".")[2] or "model")
+                share = f"{layer.macs / found.macs:.1%}"
+                table.add_row(name, layer.kind, number(layer.parameters), number(layer.macs), share)
+        console.print(table)
+    height, width = found.shape
+    console.print(f"counted: {found.convention}", soft_wrap=True)
+    print(f"parameters: {found.parameters / 1e6:.2f} M ({found.parameters})")
+    print(f"FLOPs: {found.macs / 1e9:.2f} G at {height}x{width}")
+
+
+def main() -> None:
+    args = parse_args()
+    with measuring.refusals():
+        check_outputs(args.out, pictures=False)
+    cfg = cli.load_config(args.config, args.cfg_options)
+    with measuring.refusals():
+        found = count_flops(build_without_weights(cfg), args.shape or image_size(cfg))
+    show(found, args.depth)
+    with measuring.refusals():
+        write_outputs(args.out, found.as_dict())
+
+
+if __name__ == "__main__":
+    main()

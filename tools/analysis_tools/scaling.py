@@ -1,0 +1,153 @@
+"""Measure a model against the size of its images."""
+
+from __future__ import annotations
+
+import argparse
+from copy import deepcopy
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from rich.console import Console
+from rich.table import Table
+
+from mmvssm.analysis import (
+    check_outputs,
+    draw_scaling,
+    evaluate,
+    pipeline_at,
+    scale,
+    write_outputs,
+)
+from mmvssm.analysis.benchmark import MODES, PRECISIONS
+from mmvssm.analysis.timing import machine
+from mmvssm.engine import cli, measuring
+from mmvssm.engine.data_check import require_data
+from mmvssm.hub import load_weights
+from mmvssm.progress import step_bar
+from mmvssm.zoo import build_model
+
+SIZES = (64, 112, 224, 384, 512, 640, 768, 1024, 1120, 1280)
+DESCRIPTION = """\
+Measure FLOPs, time and memory of a model against the size of its square images and, with the
+checkpoint of a classifier, its accuracy at each size without further training.
+
+FLOPs, times and memory are those of get_flops.py and benchmark.py. At each size the powers of the
+number of pixels that they grow with tell whether a model scales linearly: about 1. For accuracy the
+config's test images are resized in the proportion of its own test (256 for a crop of 224) and
+cropped; position embeddings are resized.
+"""
+EXAMPLES = f"""\
+examples:
+  python tools/analysis_tools/scaling.py configs/vmamba/vmamba-tiny-s1l8_8xb128_in1k.py
+  python tools/analysis_tools/scaling.py CONFIG --sizes 224 384 512 --modes training --device cuda
+  python tools/analysis_tools/scaling.py CONFIG --checkpoint mmvssm://vmamba-tiny-s1l8 \\
+      --out scaling.json scaling.png scaling.svg
+
+Sizes by default: {" ".join(map(str, SIZES))}. Large ones take minutes on a CPU. A checkpoint
+is read safely: nothing that stands in the file is run.
+"""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", metavar="CONFIG", help="config file")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help="measure accuracy, too: weights of the classifier, a file or mmvssm://NAME; the"
+        " config's test data must be there",
+    )
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, metavar="N")
+    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="default: 1")
+    parser.add_argument(
+        "--mode", choices=MODES, default="inference", help="what is timed (default: inference)"
+    )
+    parser.add_argument(
+        "--precision", choices=tuple(PRECISIONS), default="fp32", help="default: fp32"
+    )
+    measuring.add_timing_options(parser)
+    measuring.add_out_option(parser, "FILE.json, FILE.png or FILE.svg")
+    cli.add_cfg_options(parser)
+    args = parser.parse_args()
+    measuring.check_timing_options(parser, args)
+    if min(*args.sizes, args.batch_size) < 1:
+        parser.error("--sizes and --batch-size must be positive numbers")
+    return args
+
+
+def check_accuracy(cfg: Config, checkpoint: str) -> None:
+    """Refuse what accuracy cannot be measured of, before any work is done."""
+    cli.require_checkpoint(checkpoint)
+    if cli.library_of(cfg, "--checkpoint") != "mmpretrain":
+        cli.fail("accuracy at other sizes is measured of classifiers: leave out --checkpoint")
+    require_data(cfg, "test_dataloader")
+    with measuring.refusals():
+        pipeline_at(cfg.test_dataloader.dataset.pipeline, 224)
+
+
+def accuracy_at(model: BaseModel, cfg: Config, size: int) -> float:
+    """Top-1 accuracy at a size, in percent."""
+    cfg = deepcopy(cfg)
+    dataset = cfg.test_dataloader.dataset
+    dataset.pipeline = pipeline_at(dataset.pipeline, size)
+    metrics = evaluate(model, cfg)
+    if "accuracy/top1" not in metrics:
+        raise ValueError(f"the test evaluator must give accuracy/top1, got {', '.join(metrics)}")
+    return float(metrics["accuracy/top1"])
+
+
+def show(found: dict) -> None:
+    table = Table(box=None)
+    for title in ("size", "accuracy", "GFLOPs", "ms", "images/s", "peak MiB"):
+        table.add_column(title, justify="right")
+    for entry in found["results"]:
+        accuracy = f"{entry['accuracy']:.2f}" if "accuracy" in entry else "-"
+        row = [str(entry["size"]), accuracy, f"{entry['macs'] / 1e9:.2f}"]
+        if "error" in entry:
+            row.append(entry["error"])
+        else:
+            row += [f"{entry[key]:.4g}" for key in ("median_ms", "images_per_s", "peak_mib")]
+        table.add_row(*row)
+    Console(highlight=False).print(table)
+    for key, name in (("macs", "FLOPs"), ("median_ms", "time"), ("peak_mib", "memory")):
+        if key in found["exponents"]:
+            print(f"{name} ~ pixels^{found['exponents'][key]:.3f}")
+
+
+def main() -> None:
+    args = parse_args()
+    with measuring.refusals():
+        check_outputs(args.out)
+    cfg = cli.load_config(args.config, args.cfg_options)
+    if args.checkpoint:
+        check_accuracy(cfg, args.checkpoint)
+    with measuring.refusals():
+        model = build_model(cfg)
+        if args.checkpoint:
+            load_weights(model, args.checkpoint)
+    before = machine(args.device)
+    with measuring.refusals(), step_bar("sizes", len(args.sizes)) as progress:
+        found = scale(
+            model,
+            args.sizes,
+            (lambda size: accuracy_at(model, cfg, size)) if args.checkpoint else None,
+            progress,
+            batch_sizes=(args.batch_size,),
+            modes=(args.mode,),
+            precisions=(args.precision,),
+            device=args.device,
+            repetitions=args.repetitions,
+        )
+    show(found)
+    with measuring.refusals():
+        title = Path(args.config).stem
+        write_outputs(args.out, dict(machine=before, **found), lambda: draw_scaling(found, title))
+
+
+if __name__ == "__main__":
+    main()

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import io
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from mmvssm.analysis import build_backbone, draw_routes, routes_of
+from mmvssm.analysis import PICTURES, build_backbone, draw_routes, routes_of, save_picture
 from mmvssm.engine.cli import add_import_option, fail, import_modules, require_place
 from mmvssm.files import atomic_write
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 DESCRIPTION = """\
 Draw the routes along which a layer of a backbone scans its map.
@@ -34,7 +29,6 @@ examples:
 A variant is named as its configs are, FAMILY-ARCH; an unknown name lists all of them. Layers count
 through all stages. Weights play no part: routes are what a layer is built with.
 """
-PICTURES = (".png", ".pdf", ".svg")
 
 
 def parse_args() -> argparse.Namespace:
@@ -69,18 +63,6 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a picture; a PNG with a palette, which is a third as large."""
-    if path.suffix != ".png":
-        figure.savefig(path)
-        return
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    Image.open(buffer).convert("RGB").quantize(128).save(path, optimize=True)
-
-
 def main() -> None:
     args = parse_args()
     if find_spec("matplotlib") is None:
@@ -94,7 +76,7 @@ def main() -> None:
     name = Path(args.model).stem
     figure = draw_routes(found, f"{name}, layer {args.layer}")
     try:
-        atomic_write(args.out, lambda part: save(figure, part))
+        atomic_write(args.out, lambda part: save_picture(figure, part))
     except OSError as error:
         fail(f"cannot write: {error}")
     for route in found:

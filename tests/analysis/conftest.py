@@ -1,0 +1,20 @@
+"""A micro network of every family, as the demos train them."""
+
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from mmvssm.families import FAMILIES
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMOS = sorted((ROOT / "configs" / "demo").glob("*micro_digits-cls.py"))
+
+
+@pytest.fixture(params=DEMOS, ids=[path.stem.partition("-micro")[0] for path in DEMOS])
+def demo(request):
+    """Builds the backbone of a demo's classifier with other options."""
+    options = dict(Config.fromfile(request.param).model.backbone)
+    kind = options.pop("type").removeprefix("mmvssm.")
+    family = next(family for family in FAMILIES.values() if family.names_it(kind))
+    return lambda **changes: family.backbone(**{**options, **changes}).eval()

@@ -40,8 +40,8 @@ def recorded_map(backbone: nn.Module, back: int = 0) -> Iterator[MapRecord]:
     """Record the last map of a backbone while it runs.
 
     Args:
-        backbone: Hierarchical or plain: the map is the output of its last stage or layer, before the
-            norm.
+        backbone: Hierarchical or plain: the map is the output of its last stage or layer, before
+            the norm.
         back: Layers to go back from the last one; for plain backbones.
 
     Raises:

@@ -136,7 +136,8 @@ def _load(
         missing = [key for key in missing if not optional.match(key)]
     if missing:
         raise ValueError(
-            f"{checkpoint!r} does not fit: it lacks {len(missing)} weights, {join_names(missing, 3)}"
+            f"{checkpoint!r} does not fit: it lacks {len(missing)} weights,"
+            f" {join_names(missing, 3)}"
         )
 
 

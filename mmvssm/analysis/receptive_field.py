@@ -80,9 +80,9 @@ class ReceptiveField:
 def receptive_field(backbone: nn.Module, images: Iterable[Tensor]) -> ReceptiveField:
     """Measure the effective receptive field of the pixel in the middle of the last map.
 
-    The score is the sum of what is positive in the pixel's channels, ``relu`` of the last stage's or
-    layer's output before its norm; a contribution is what is positive in its gradient, summed over
-    the colours.
+    The score is the sum of what is positive in the pixel's channels, ``relu`` of the last stage's
+    or layer's output before its norm; a contribution is what is positive in its gradient, summed
+    over the colours.
 
     Args:
         backbone: A backbone of any family, in evaluation mode.

@@ -1,5 +1,6 @@
 """What models do: the routes they scan along, what they see, what a decision rests on."""
 
+from .cam import ClassActivation, draw_cam, grad_cam
 from .images import Pixels, choose_images, images_of, noise_images, read_image
 from .influence import Influence, InfluenceMap, draw_influence, influence, influence_matrix
 from .models import build_backbone, load_backbone, load_model
@@ -11,6 +12,7 @@ from .scan_records import KINDS, LayerScans, RouteScan, record_scans
 __all__ = [
     "KINDS",
     "PICTURES",
+    "ClassActivation",
     "Influence",
     "InfluenceMap",
     "LayerScans",
@@ -20,9 +22,11 @@ __all__ = [
     "RouteScan",
     "build_backbone",
     "choose_images",
+    "draw_cam",
     "draw_influence",
     "draw_receptive_fields",
     "draw_routes",
+    "grad_cam",
     "images_of",
     "influence",
     "influence_matrix",

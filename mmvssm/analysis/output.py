@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,10 +46,14 @@ def save_results(paths: Iterable[Path], draw: Callable[[], Figure], data: dict[s
     for path in paths:
         if path.suffix == ".json":
             text = json.dumps(data, default=_to_list) + "\n"
-            atomic_write(path, lambda part, text=text: part.write_text(text))
+            atomic_write(path, partial(_write_text, text))
             continue
         figure = draw() if figure is None else figure
-        atomic_write(path, lambda part, figure=figure: save_picture(figure, part))
+        atomic_write(path, partial(save_picture, figure))
+
+
+def _write_text(text: str, path: Path) -> None:
+    path.write_text(text)
 
 
 def _to_list(value: Any) -> Any:

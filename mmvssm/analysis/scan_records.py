@@ -143,7 +143,8 @@ def record_scans(backbone: nn.Module, layer: int, image: Tensor) -> LayerScans:
         raise ValueError(f"layer {layer} is behind the last of out_indices, so it does not run")
     x, *context = inputs["mixer"]
     size, positions = context if context else (tuple(x.shape[1:3]), ())
-    named = mixer.name_routes(*size, positions)
+    height, width = size
+    named = mixer.name_routes(height, width, positions)
     windows = [list(_routes_of_window(calls, named, b, layer)) for b in range(len(x))]
     if stage is None or len(x) == 1:
         return LayerScans(tuple(size), windows)

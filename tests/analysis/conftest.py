@@ -12,9 +12,15 @@ DEMOS = sorted((ROOT / "configs" / "demo").glob("*micro_digits-cls.py"))
 
 
 @pytest.fixture(params=DEMOS, ids=[path.stem.partition("-micro")[0] for path in DEMOS])
-def demo(request):
+def demo_config(request):
+    """Path of the config of a demo's classifier."""
+    return request.param
+
+
+@pytest.fixture
+def demo(demo_config):
     """Builds the backbone of a demo's classifier with other options."""
-    options = dict(Config.fromfile(request.param).model.backbone)
+    options = dict(Config.fromfile(demo_config).model.backbone)
     kind = options.pop("type").removeprefix("mmvssm.")
     family = next(family for family in FAMILIES.values() if family.names_it(kind))
     return lambda **changes: family.backbone(**{**options, **changes}).eval()

@@ -4,14 +4,13 @@ from .cam import ClassActivation, draw_cam, grad_cam
 from .images import Pixels, choose_images, images_of, noise_images, read_image
 from .influence import Influence, InfluenceMap, draw_influence, influence, influence_matrix
 from .models import build_backbone, load_backbone, load_model
-from .output import PICTURES, save_picture, save_results
+from .output import check_outputs, save_figure, write_outputs
 from .receptive_field import ReceptiveField, draw_receptive_fields, receptive_field
 from .routes import Route, draw_routes, routes_of
 from .scan_records import KINDS, LayerScans, RouteScan, record_scans
 
 __all__ = [
     "KINDS",
-    "PICTURES",
     "ClassActivation",
     "Influence",
     "InfluenceMap",
@@ -21,6 +20,7 @@ __all__ = [
     "Route",
     "RouteScan",
     "build_backbone",
+    "check_outputs",
     "choose_images",
     "draw_cam",
     "draw_influence",
@@ -37,6 +37,6 @@ __all__ = [
     "receptive_field",
     "record_scans",
     "routes_of",
-    "save_picture",
-    "save_results",
+    "save_figure",
+    "write_outputs",
 ]

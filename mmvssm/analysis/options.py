@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from mmengine.device import get_device
+from torch import Tensor
 
 from .output import PICTURES
 
@@ -55,18 +56,18 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
 
 def add_out_option(parser: argparse.ArgumentParser) -> None:
     """Add ``--out``, one or several files."""
-    kinds = (*PICTURES, ".json")
-
-    def file(text: str) -> Path:
-        if Path(text).suffix not in kinds:
-            raise argparse.ArgumentTypeError(f"must end in {' or '.join(kinds)}, got {text!r}")
-        return Path(text)
-
     parser.add_argument(
         "--out",
-        type=file,
+        type=Path,
         nargs="+",
         required=True,
         metavar="FILE",
         help=f"files to write: pictures ({' '.join(PICTURES)}), or the numbers (.json)",
     )
+
+
+def to_numbers(values: Tensor) -> list:
+    """Return a tensor as nested lists of numbers of six digits, for JSON."""
+    if values.dim() == 1:
+        return [float(f"{value:.6g}") for value in values.tolist()]
+    return [to_numbers(row) for row in values]

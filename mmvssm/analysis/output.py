@@ -1,64 +1,68 @@
-"""Results of analyses as files: pictures, and JSON of the numbers."""
+"""Results as files: numbers as JSON, figures as pictures."""
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from torch import Tensor
 
 from mmvssm.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PICTURES = (".png", ".pdf", ".svg")
+PICTURES = (".png", ".svg", ".pdf")
 
 
-def save_picture(figure: Figure, path: Path) -> None:
-    """Write a picture; a PNG with a palette, which is a third as large."""
-    if path.suffix != ".png":
-        figure.savefig(path)
-        return
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    Image.open(buffer).convert("RGB").quantize(128).save(path, optimize=True)
-
-
-def save_results(paths: Iterable[Path], draw: Callable[[], Figure], data: dict[str, Any]) -> None:
-    """Write a picture or, to ``.json``, the numbers.
+def check_outputs(paths: Sequence[Path], pictures: bool = True) -> None:
+    """Check that results can be written to ``paths``, before they are computed.
 
     Args:
-        paths: Files to write, see :data:`PICTURES`.
-        draw: Draws the picture.
-        data: The numbers; tensors become lists of six digits.
+        paths: Files, whose suffixes say what is written: ``.json`` or one of :data:`PICTURES`.
+        pictures: Whether there is something to draw.
+
+    Raises:
+        ValueError: If a suffix is another, a folder is missing, or matplotlib for a picture.
+    """
+    suffixes = (".json", *PICTURES) if pictures else (".json",)
+    for path in paths:
+        if path.suffix not in suffixes:
+            raise ValueError(f"--out must end in {' or '.join(suffixes)}, got {str(path)!r}")
+        if path.is_dir():
+            raise ValueError(f"{str(path)!r} is a folder")
+        if not path.parent.is_dir():
+            raise ValueError(f"there is no folder {str(path.parent)!r}")
+        if path.suffix in PICTURES and find_spec("matplotlib") is None:
+            raise ValueError("pictures need matplotlib: pip install matplotlib")
+
+
+def write_outputs(
+    paths: Sequence[Path], data: Any, draw: Callable[[], Figure] | None = None
+) -> None:
+    """Write results: ``data`` to JSON files, what ``draw`` returns to pictures.
 
     Raises:
         OSError: If a file cannot be written; what was there stays.
     """
-    figure = None
     for path in paths:
         if path.suffix == ".json":
-            text = json.dumps(data, default=_to_list) + "\n"
-            atomic_write(path, partial(_write_text, text))
-            continue
-        figure = draw() if figure is None else figure
-        atomic_write(path, partial(save_picture, figure))
+            text = json.dumps(data, indent=1) + "\n"
+            atomic_write(path, lambda part, text=text: part.write_text(text))  # type: ignore[misc]
+        elif draw is not None:
+            save_figure(draw(), path)
 
 
-def _write_text(text: str, path: Path) -> None:
-    path.write_text(text)
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a picture; a PNG with a palette, which is a third as large."""
+    if path.suffix == ".png":
+        from PIL import Image
 
-
-def _to_list(value: Any) -> Any:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{type(value).__name__} has no form in JSON")
-    if value.dim() == 0:
-        return float(f"{value.item():.6g}")
-    return [_to_list(part) for part in value]
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+        image = Image.open(buffer).convert("RGB").quantize(128)
+        atomic_write(path, lambda part: image.save(part, optimize=True))
+    else:
+        atomic_write(path, figure.savefig)

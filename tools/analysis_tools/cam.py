@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from importlib.util import find_spec
 from pathlib import Path
 
-from mmvssm.analysis import draw_cam, grad_cam, load_model, save_results
-from mmvssm.analysis.options import add_device_option, add_out_option
+from mmvssm.analysis import check_outputs, draw_cam, grad_cam, load_model, write_outputs
+from mmvssm.analysis.options import add_device_option, add_out_option, to_numbers
 from mmvssm.engine.cli import (
     add_import_option,
     fail,
@@ -15,7 +14,6 @@ from mmvssm.engine.cli import (
     library_of,
     load_config,
     require_checkpoint,
-    require_place,
 )
 from mmvssm.models.layers import ForeignWeightsError
 
@@ -60,10 +58,10 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    if find_spec("matplotlib") is None:
-        fail("this needs matplotlib: pip install matplotlib")
-    for path in args.out:
-        require_place(path)
+    try:
+        check_outputs(args.out)
+    except ValueError as error:
+        fail(str(error))
     import_modules(args.modules)
     cfg = load_config(args.config, {})
     library_of(cfg, "Grad-CAM")
@@ -79,10 +77,10 @@ def main() -> None:
         print("no place raises the score")
     data = dict(
         config=args.config, checkpoint=args.checkpoint, image=args.image, label=found.label,
-        score=found.score, values=found.values,
+        score=found.score, values=to_numbers(found.values),
     )  # fmt: skip
     try:
-        save_results(args.out, lambda: draw_cam(found, Path(args.config).stem), data)
+        write_outputs(args.out, data, lambda: draw_cam(found, Path(args.config).stem))
     except OSError as error:
         fail(f"cannot write: {error}")
     print(f"wrote {', '.join(map(str, args.out))}")

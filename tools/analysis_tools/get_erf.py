@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -14,22 +13,27 @@ from torch import nn
 from mmvssm.analysis import (
     Pixels,
     ReceptiveField,
+    check_outputs,
     choose_images,
     draw_receptive_fields,
     images_of,
     load_backbone,
     noise_images,
     receptive_field,
-    save_results,
+    write_outputs,
 )
-from mmvssm.analysis.options import add_device_option, add_out_option, add_size_option
+from mmvssm.analysis.options import (
+    add_device_option,
+    add_out_option,
+    add_size_option,
+    to_numbers,
+)
 from mmvssm.analysis.receptive_field import POWER, THRESHOLDS
 from mmvssm.engine.cli import (
     add_import_option,
     fail,
     import_modules,
     require_checkpoint,
-    require_place,
 )
 from mmvssm.models.layers import ForeignWeightsError
 
@@ -121,10 +125,10 @@ def describe(field: ReceptiveField) -> dict[str, dict | None]:
 
 def main() -> None:
     args = parse_args()
-    if find_spec("matplotlib") is None:
-        fail("this needs matplotlib: pip install matplotlib")
-    for path in args.out:
-        require_place(path)
+    try:
+        check_outputs(args.out)
+    except ValueError as error:
+        fail(str(error))
     if args.images is not None and not args.images.is_dir():
         fail(f"there is no folder {str(args.images)!r}")
     import_modules(args.modules)
@@ -149,15 +153,15 @@ def main() -> None:
                 line.append(field)
                 found.append(dict(model=name, checkpoint=weights, areas=describe(field),
                                   images=field.num_images, skipped=field.num_skipped,
-                                  contribution=reduced(field)))  # fmt: skip
+                                  contribution=to_numbers(reduced(field))))  # fmt: skip
                 print(f"{name}, {state}: {squares(field)}")
     except (OSError, ValueError, ForeignWeightsError) as error:
         fail(str(error))
     columns = [Path(name).stem for name, *_ in args.models]
     data = dict(size=args.size, source=str(args.images or "noise"), fields=found)
     try:
-        save_results(
-            args.out, lambda: draw_receptive_fields(fields, columns, states, args.power), data
+        write_outputs(
+            args.out, data, lambda: draw_receptive_fields(fields, columns, states, args.power)
         )
     except OSError as error:
         fail(f"cannot write: {error}")

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import argparse
-from importlib.util import find_spec
 from pathlib import Path
 
 from mmvssm.analysis import (
     KINDS,
     InfluenceMap,
     Pixels,
+    check_outputs,
     draw_influence,
     influence,
     load_backbone,
     read_image,
-    save_results,
+    write_outputs,
 )
 from mmvssm.analysis.options import (
     add_device_option,
     add_model_option,
     add_out_option,
     add_size_option,
+    to_numbers,
 )
 from mmvssm.engine.cli import (
     add_import_option,
     fail,
     import_modules,
     require_checkpoint,
-    require_place,
 )
 from mmvssm.models.layers import ForeignWeightsError
 
@@ -93,17 +93,16 @@ def parse_args() -> argparse.Namespace:
 
 def describe(part: InfluenceMap) -> dict:
     """Return the numbers of a map."""
-    return dict(
-        name=part.name, query=part.query, values=part.values, class_tokens=part.cls_values
-    )  # fmt: skip
+    values = to_numbers(part.values)
+    return dict(name=part.name, query=part.query, values=values, class_tokens=part.cls_values)
 
 
 def main() -> None:
     args = parse_args()
-    if find_spec("matplotlib") is None:
-        fail("this needs matplotlib: pip install matplotlib")
-    for path in args.out:
-        require_place(path)
+    try:
+        check_outputs(args.out)
+    except ValueError as error:
+        fail(str(error))
     import_modules(args.modules)
     if args.checkpoint is not None:
         require_checkpoint(args.checkpoint)
@@ -127,7 +126,7 @@ def main() -> None:
     title = f"{Path(args.model).stem}, layer {args.layer}: {args.kind}"
     shown = image if pixels.rgb else image.flip(-1)
     try:
-        save_results(args.out, lambda: draw_influence(found, title, shown), data)
+        write_outputs(args.out, data, lambda: draw_influence(found, title, shown))
     except OSError as error:
         fail(f"cannot write: {error}")
     print(f"wrote {', '.join(map(str, args.out))}")

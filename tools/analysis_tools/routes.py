@@ -6,9 +6,8 @@ import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
-from mmvssm.analysis import PICTURES, build_backbone, draw_routes, routes_of, save_picture
+from mmvssm.analysis import build_backbone, draw_routes, routes_of, save_figure
 from mmvssm.engine.cli import add_import_option, fail, import_modules, require_place
-from mmvssm.files import atomic_write
 
 DESCRIPTION = """\
 Draw the routes along which a layer of a backbone scans its map.
@@ -29,6 +28,7 @@ examples:
 A variant is named as its configs are, FAMILY-ARCH; an unknown name lists all of them. Layers count
 through all stages. Weights play no part: routes are what a layer is built with.
 """
+PICTURES = (".png", ".pdf", ".svg")
 
 
 def parse_args() -> argparse.Namespace:
@@ -76,7 +76,7 @@ def main() -> None:
     name = Path(args.model).stem
     figure = draw_routes(found, f"{name}, layer {args.layer}")
     try:
-        atomic_write(args.out, lambda part: save_picture(figure, part))
+        save_figure(figure, args.out)
     except OSError as error:
         fail(f"cannot write: {error}")
     for route in found:

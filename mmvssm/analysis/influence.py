@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PANEL = 2.3  # inches
-_PANELS_PER_ROW = 5
+_PANELS_PER_ROW = 6
 
 
 @dataclass(frozen=True)

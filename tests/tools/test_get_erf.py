@@ -40,7 +40,7 @@ def save(config, path, **entries):
 def test_before_and_after_training(run, photos, tmp_path, library):
     config = CONFIGS / f"{library}.py"
     save(config, tmp_path / "trained.pth", message_hub=Path("an object"))
-    out = ("erf.png", "erf.svg", "erf.json")
+    out = ("erf.png", "erf.svg", "erf.json") if library == "cls" else ("erf.json",)
     status, text, _ = run(
         f"{config}=trained.pth", CONFIGS / "cls.py", "--images", "photos",
         "--size", 32, 64, "--num", 2, "--device", "cpu", "--out", *out,
@@ -48,7 +48,7 @@ def test_before_and_after_training(run, photos, tmp_path, library):
     assert status == 0
     assert text.count("before training: 20% within") == 2
     assert text.count("after training: 20% within") == 1
-    assert text.endswith("wrote erf.png, erf.svg, erf.json\n")
+    assert text.endswith(f"wrote {', '.join(out)}\n")
     found = json.loads((tmp_path / "erf.json").read_text())
     assert found["size"] == [32, 64] and found["source"] == "photos"
     assert [field["checkpoint"] for field in found["fields"]] == [None, "trained.pth", None]
@@ -57,7 +57,8 @@ def test_before_and_after_training(run, photos, tmp_path, library):
         assert np.shape(field["contribution"]) == (32, 64) and np.max(field["contribution"]) > 0
     before, after, _ = (field["contribution"] for field in found["fields"])
     assert not np.allclose(before, after)
-    assert cv2.imread("erf.png").std() > 10 and "<svg" in Path("erf.svg").read_text()
+    if library == "cls":
+        assert cv2.imread("erf.png").std() > 10 and "<svg" in Path("erf.svg").read_text()
 
 
 @pytest.mark.parametrize(
@@ -69,8 +70,7 @@ def test_before_and_after_training(run, photos, tmp_path, library):
         (["efficient-vmamba-tiny=other.pth"], "'other.pth' does not fit"),
         (["vmamba-tiny-s1l8", "--images", "absent"], "there is no folder 'absent'"),
         ([CONFIGS / "cls.py", "--images", "empty"], "there are no images"),
-        (["vmamba-v0-tiny", "--size", "2"], "at least"),
-        (["vmamba-v0-tiny", "--out", "erf.txt"], "--out must end in .json or .png or .svg or"),
+        ([CONFIGS / "cls.py", "--out", "erf.txt"], "--out must end in .json or .png or .svg or"),
     ],
 )
 def test_refuses(run, tmp_path, args, message):

@@ -43,7 +43,7 @@ def test_parity(path, backend):
 def test_every_given_case_is_found():
     names = [result.name for path in find_cases([GOLDEN / "ops"]) for result in verify_file(path)]
     assert len(names) == 1 + 3 + 16
-    assert len(find_cases([GOLDEN])) == 13 + 4 + 4 + 8 + 5 + 3 + 8
+    assert len(find_cases([GOLDEN])) == 14 + 4 + 4 + 8 + 5 + 3 + 8
 
 
 def must_fail(path):

@@ -1,16 +1,28 @@
-"""Backbones by the names that configs begin with."""
+"""Backbones by the names that configs begin with, and the weights of checkpoints in them."""
 
 from __future__ import annotations
 
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmengine.runner import CheckpointLoader
 from mmengine.utils import to_2tuple
-from torch import nn
+from torch import Tensor, nn
 
+from mmvssm.checkpoint import read_checkpoint, select_weights
 from mmvssm.families import FAMILIES, arch_names
+from mmvssm.messages import join_names
 from mmvssm.zoo import build_model
+
+#: Output norms, which a variant may have at more stages than the network of a checkpoint.
+_OUT_NORM = re.compile(r"norm\d+\.")
 
 
 def build_backbone(name: str) -> nn.Module:
@@ -72,3 +84,103 @@ def image_size(cfg: Config) -> tuple[int, int] | None:
     dataset = (cfg.get("test_dataloader") or {}).get("dataset", {})
     crops = [step for step in dataset.get("pipeline", ()) if step["type"] == "CenterCrop"]
     return to_2tuple(crops[-1]["crop_size"]) if crops else None
+
+
+def load_backbone(name: str, checkpoint: str | None = None) -> nn.Module:
+    """Build a backbone with the weights of a checkpoint, in evaluation mode.
+
+    Args:
+        name: See :func:`build_backbone`.
+        checkpoint: A file, read without running code in it, a URL or ``mmvssm://NAME``, of the
+            backbone alone or of a whole network; None for the random weights that training starts
+            from where it starts from nothing.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the name is unknown, or the weights do not fit.
+        CheckpointError: If the file is no checkpoint.
+    """
+    backbone = build_backbone(name)
+    if checkpoint is None:
+        backbone.init_cfg = [part for part in _entries(backbone.init_cfg) if not _is_file(part)]
+        with _silence():
+            backbone.init_weights()
+        return backbone.eval()
+    weights = _read_weights(checkpoint)
+    prefix = "backbone."
+    own = {k.removeprefix(prefix): value for k, value in weights.items() if k.startswith(prefix)}
+    _load(backbone, own or weights, checkpoint, _OUT_NORM)
+    return backbone.eval()
+
+
+def load_model(cfg: Config, checkpoint: str) -> nn.Module:
+    """Build the whole network of a config with the weights of a checkpoint, in evaluation mode.
+
+    Args:
+        cfg: A config of mmpretrain, mmdet or mmseg.
+        checkpoint: See :func:`load_backbone`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the weights do not fit.
+        CheckpointError: If the file is no checkpoint.
+    """
+    with default_scope(cfg):
+        model = build_model(cfg)
+    _load(model, _read_weights(checkpoint), checkpoint)
+    return model.eval()
+
+
+@contextmanager
+def default_scope(cfg: Config) -> Iterator[None]:
+    """Look types up where the config's library does, whose own types are registered."""
+    import_module(f"{cfg.default_scope}.utils").register_all_modules(init_default_scope=False)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        yield
+
+
+def _read_weights(checkpoint: str) -> dict[str, Tensor]:
+    if "://" in checkpoint:
+        loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location="cpu")
+    else:
+        loaded = read_checkpoint(checkpoint)
+    return select_weights(loaded).tensors
+
+
+def _load(
+    module: nn.Module,
+    weights: dict[str, Tensor],
+    checkpoint: str,
+    optional: re.Pattern | None = None,
+) -> None:
+    """Load weights into a module; ValueError if parameters get none."""
+    try:
+        missing = module.load_state_dict(dict(weights), strict=False).missing_keys
+    except RuntimeError as error:
+        raise ValueError(f"{checkpoint!r} does not fit: {error}") from error
+    if optional is not None:
+        missing = [key for key in missing if not optional.match(key)]
+    if missing:
+        raise ValueError(
+            f"{checkpoint!r} does not fit: it lacks {len(missing)} weights,"
+            f" {join_names(missing, 3)}"
+        )
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep back what MMEngine says of every parameter that is initialised."""
+    level = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(level)
+
+
+def _entries(init_cfg: dict | list | None) -> list[dict]:
+    return [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg or [])
+
+
+def _is_file(init: dict) -> bool:
+    return init.get("type") == "Pretrained"

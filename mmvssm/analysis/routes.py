@@ -32,6 +32,23 @@ def routes_of(backbone: nn.Module, layer: int, height: int, width: int) -> list[
     Raises:
         ValueError: If there is no such layer, it has no scan, or a size is not positive.
     """
+    if min(height, width) < 1:
+        raise ValueError(f"the map must have at least one pixel, got {height}x{width}")
+    _, mixer = scanning_block(backbone, layer)
+    positions = backbone.cls_positions(height * width) if hasattr(backbone, "cls_positions") else ()
+    return mixer.name_routes(height, width, positions)
+
+
+def scanning_block(backbone: nn.Module, layer: int) -> tuple[CheckpointedBlock, SelectiveScans]:
+    """Return a block of a backbone, and its mixer.
+
+    Args:
+        backbone: See :func:`routes_of`.
+        layer: See :func:`routes_of`.
+
+    Raises:
+        ValueError: If there is no such layer, or it has no scan.
+    """
     blocks = [module for module in backbone.modules() if isinstance(module, CheckpointedBlock)]
     mixers = [
         next((part for part in block.modules() if isinstance(part, SelectiveScans)), None)
@@ -39,13 +56,11 @@ def routes_of(backbone: nn.Module, layer: int, height: int, width: int) -> list[
     ]
     if layer not in range(len(mixers)):
         raise ValueError(f"layer must be from 0 to {len(mixers) - 1}, got {layer}")
-    if min(height, width) < 1:
-        raise ValueError(f"the map must have at least one pixel, got {height}x{width}")
-    if mixers[layer] is None:
+    mixer = mixers[layer]
+    if mixer is None:
         scanning = [str(i) for i, mixer in enumerate(mixers) if mixer is not None]
         raise ValueError(f"layer {layer} has no scan; layers with one: {', '.join(scanning)}")
-    positions = backbone.cls_positions(height * width) if hasattr(backbone, "cls_positions") else ()
-    return mixers[layer].name_routes(height, width, positions)
+    return blocks[layer], mixer
 
 
 def _points(route: Route) -> Tensor:

@@ -163,7 +163,7 @@ def compare_model(case: Case, spec: ModelSpec, comparison: Comparison) -> None:
     tasks = [task for task in OUTPUTS if outputs_of[task]]
     for task in tasks:
         model = spec.build(task)
-        _load(model, spec.map_state_dict(weights, task))
+        load_weights(model, spec.map_state_dict(weights, task))
         if task == "classification":
             _check_size(meta, model)
         model.to(device=case.device, dtype=dtype).eval()
@@ -225,7 +225,7 @@ def _probed(
             handle.remove()
 
 
-def _load(model: nn.Module, state_dict: dict[str, Tensor]) -> None:
+def load_weights(model: nn.Module, state_dict: dict[str, Tensor]) -> None:
     """Load weights; MalformedCase if names or shapes differ from the model's."""
     own = {key: value.shape for key, value in model.state_dict().items()}
     given = {key: value.shape for key, value in state_dict.items()}

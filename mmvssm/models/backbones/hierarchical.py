@@ -18,8 +18,8 @@ from ..layers import (
     LoadingMixin,
     PatchEmbed,
     PatchMerging,
-    apply_norm,
-    build_norm,
+    apply_out_norm,
+    build_out_norm,
 )
 from ..layers.checks import at_least, check_images, complete_arch, one_of, read_indices
 
@@ -67,7 +67,7 @@ class HierarchicalBackbone(LoadingMixin, FreezeMixin, BaseModule):
         drop_path_rate: Drop-path rate of the last block; it grows linearly from 0.
         out_indices: Stages whose last block output is returned, before the downsampling.
         out_norm: Whether every returned map passes its own norm ``norm{i}``: True for one of the
-            layers' kind, or the kind.
+            layers' kind, or the kind. Either way the module ``norm{i}`` gives ``(B, C, H, W)``.
         frozen_stages: Stages, counted from 0, up to which parameters are frozen and modules
             kept in eval mode, together with the stem; -1 for none.
         norm_eval: Keep batch norms in eval mode while training.
@@ -129,7 +129,7 @@ class HierarchicalBackbone(LoadingMixin, FreezeMixin, BaseModule):
             self.stages.append(self.build_stage(arch, i, blocks, downsample))
         kind = norm if out_norm is True else out_norm
         for i in self.out_indices:
-            self.add_module(f"norm{i}", build_norm(kind, dims[i]) if kind else nn.Identity())
+            self.add_module(f"norm{i}", build_out_norm(kind or None, dims[i]))
         self.min_size = next(side for side in count(1) if self._last_size(side) > 0)
         self.freeze()
 
@@ -207,8 +207,7 @@ class HierarchicalBackbone(LoadingMixin, FreezeMixin, BaseModule):
                 x = self.stages[i - 1].downsample(x)
             x = stage(x)
             if i in self.out_indices:
-                out = apply_norm(getattr(self, f"norm{i}"), x)
-                outs.append(out.permute(0, 3, 1, 2).contiguous())
+                outs.append(apply_out_norm(getattr(self, f"norm{i}"), x))
         return tuple(outs)
 
     def embed(self, x: Tensor) -> Tensor:

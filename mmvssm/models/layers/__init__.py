@@ -10,7 +10,9 @@ from .basic import (
     SequenceConv,
     SqueezeExcite,
     apply_norm,
+    apply_out_norm,
     build_norm,
+    build_out_norm,
 )
 from .block import CheckpointedBlock, MixerBlock, PlainLayer, build_layer_scale, norm_stream
 from .freezing import FreezeMixin
@@ -59,9 +61,11 @@ __all__ = [
     "SequenceConv",
     "SqueezeExcite",
     "apply_norm",
+    "apply_out_norm",
     "build_layer_scale",
     "build_mixer",
     "build_norm",
+    "build_out_norm",
     "check_mixer",
     "from_windows",
     "norm_stream",

@@ -66,6 +66,53 @@ def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
     return norm(x)
 
 
+class _ToMap(nn.Module):
+    """Leaves what a norm of ``(B, H, W, C)`` gives as a contiguous ``(B, C, H, W)``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).permute(0, 3, 1, 2).contiguous()
+
+
+class OutLayerNorm(_ToMap, nn.LayerNorm):
+    """Layer norm ``(B, H, W, C) -> (B, C, H, W)``."""
+
+
+class OutRMSNorm(_ToMap, RMSNorm):
+    """RMS norm ``(B, H, W, C) -> (B, C, H, W)``."""
+
+
+class OutIdentity(_ToMap, nn.Identity):
+    """No norm, ``(B, H, W, C) -> (B, C, H, W)``."""
+
+
+_OUT_NORMS = {"ln": OutLayerNorm, "ln2d": OutLayerNorm, "bn": nn.BatchNorm2d, "rms": OutRMSNorm}
+
+
+def build_out_norm(kind: str | None, num_features: int) -> nn.Module:
+    """Build the norm of a map that leaves a backbone, to be called by :func:`apply_out_norm`.
+
+    What reads features through hooks, such as Grad-CAM and distillation, takes 4-D outputs for
+    ``(B, C, H, W)``, so that is what these norms give.
+
+    Args:
+        kind: See :func:`build_norm`; None for none.
+        num_features: Number of channels.
+
+    Raises:
+        ValueError: If ``kind`` is unknown.
+    """
+    if kind is None:
+        return OutIdentity()
+    return _OUT_NORMS[one_of("out_norm", kind, _OUT_NORMS)](num_features, eps=1e-5)
+
+
+def apply_out_norm(norm: nn.Module, x: Tensor) -> Tensor:
+    """Apply a norm of :func:`build_out_norm`: ``(B, H, W, C) -> (B, C, H, W)``, contiguous."""
+    if isinstance(norm, _BatchNorm):
+        return norm(x.permute(0, 3, 1, 2)).contiguous()
+    return norm(x)
+
+
 def _half_precision_on_cpu(x: Tensor) -> torch.dtype | None:
     """Return the 16-bit type in which a layer would compute on the CPU; None for others."""
     if x.device.type != "cpu":

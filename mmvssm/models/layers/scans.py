@@ -287,23 +287,46 @@ class SelectiveScans(BaseModule):
         Returns:
             float32 ``(B, Q, Di)``, for ``merge='none'`` ``(B, Q, K, Di)``.
         """
-        x_dbl = self._project(x, routes, self.x_proj_weight[param_sets])
-        # the scan's output is never narrower than float32
-        precision = compute_dtype(x.dtype)
-        if self.force_fp32:
-            x, x_dbl = x.to(precision), x_dbl.to(precision)
-        A, dt_weight, dt_bias, D = self.scan_parameters()
-        sets = (self.num_param_sets, -1)
+        x, x_dbl, A, dt_weight, dt_bias, D = self.scan_inputs(x, routes, param_sets)
         return selective_scan_2d(
             x,
             x_dbl,
             routes,
+            A,
+            dt_weight,
+            dt_bias,
+            D,
+            merge=merge,
+            # the scan's output is never narrower than float32
+            out_dtype=compute_dtype(x.dtype),
+        )
+
+    def scan_inputs(
+        self, x: Tensor, routes: RouteSet, param_sets: slice = slice(None)
+    ) -> tuple[Tensor, ...]:
+        """Return what :meth:`run_scan` gives to :func:`mmvssm.ops.selective_scan_2d`.
+
+        Args:
+            x: See :meth:`run_scan`.
+            routes: See :meth:`run_scan`.
+            param_sets: See :meth:`run_scan`.
+
+        Returns:
+            ``x``, ``x_dbl``, ``A``, ``dt_weight``, ``dt_bias`` and ``D``.
+        """
+        x_dbl = self._project(x, routes, self.x_proj_weight[param_sets])
+        if self.force_fp32:
+            precision = compute_dtype(x.dtype)
+            x, x_dbl = x.to(precision), x_dbl.to(precision)
+        A, dt_weight, dt_bias, D = self.scan_parameters()
+        sets = (self.num_param_sets, -1)
+        return (
+            x,
+            x_dbl,
             A.unflatten(0, sets)[param_sets].flatten(0, 1),
             dt_weight[param_sets],
             dt_bias[param_sets],
             D.unflatten(0, sets)[param_sets].flatten(),
-            merge=merge,
-            out_dtype=precision,
         )
 
     def _project(self, x: Tensor, routes: RouteSet, weight: Tensor) -> Tensor:

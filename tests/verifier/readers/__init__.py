@@ -1,5 +1,14 @@
 """Readers of the package's own kinds of case, a file per family."""
 
-from . import efficient_vmamba, local_mamba, mambavision, msvmamba, ops, vim, vmamba
+from . import analysis, efficient_vmamba, local_mamba, mambavision, msvmamba, ops, vim, vmamba
 
-__all__ = ["efficient_vmamba", "local_mamba", "mambavision", "msvmamba", "ops", "vim", "vmamba"]
+__all__ = [
+    "analysis",
+    "efficient_vmamba",
+    "local_mamba",
+    "mambavision",
+    "msvmamba",
+    "ops",
+    "vim",
+    "vmamba",
+]

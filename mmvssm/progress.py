@@ -1,4 +1,4 @@
-"""Progress of long work on files, on standard error."""
+"""Progress of long work, on standard error."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 #: From this size on, a bar is worth its line.
 LARGE = 64 * 2**20
@@ -42,3 +49,25 @@ def byte_bar(title: str, least: int = 0) -> Iterator[Callable[[int, int], None]]
     finally:
         if progress.live.is_started:
             progress.stop()
+
+
+@contextmanager
+def count_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show how many of ``total`` things are done.
+
+    Args:
+        title: What is being done.
+        total: How many things there are.
+
+    Yields:
+        A function of how many more are done.
+    """
+    columns = (
+        TextColumn(title),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda done: progress.advance(task, done)

@@ -130,7 +130,8 @@ def plan_export(model: BaseModel, library: str, shape: tuple[int, int] | None, s
     pools = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size not in (1, (1, 1))
+        if isinstance(module, nn.AdaptiveAvgPool2d)
+        and module.output_size not in (1, (1, 1))
         and not name.startswith(("auxiliary_head", "roi_head"))
     ]
     if pools and shape is None:

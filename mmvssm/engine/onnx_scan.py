@@ -23,7 +23,7 @@ _DOMAIN = Opset("mmvssm", 1)
 
 @script(_DOMAIN, default_opset=op)
 def SelectiveScan(u: FLOAT, step: FLOAT, B: FLOAT, C: FLOAT, A: FLOAT) -> FLOAT:
-    """Scan ``u, step (Bt, K, L, D)`` with ``B, C (Bt, K, L, N)`` and ``A (K, D, N)``; like ``u``."""
+    """Scan ``u, step (Bt, K, L, D)`` with ``B, C (Bt, K, L, N)`` and ``A (K, D, N)``."""
     size = op.Shape(u)
     batch_routes = op.Slice(size, [0], [2])
     length = op.Slice(size, [2], [3])
@@ -64,7 +64,7 @@ def SelectiveScan(u: FLOAT, step: FLOAT, B: FLOAT, C: FLOAT, A: FLOAT) -> FLOAT:
     decay_first = op.Transpose(chunk_decay, perm=[2, 0, 1, 3, 4])
     local_first = op.Transpose(local, perm=[2, 0, 1, 3, 4])
     start = op.ReduceSum(local_first, [0], keepdims=0) * 0.0
-    last, entering = op.Scan(start, decay_first, local_first, body=carry, num_scan_inputs=2)
+    _, entering = op.Scan(start, decay_first, local_first, body=carry, num_scan_inputs=2)
     entering_state = op.Transpose(entering, perm=[1, 2, 0, 3, 4])
 
     @graph()
@@ -75,11 +75,10 @@ def SelectiveScan(u: FLOAT, step: FLOAT, B: FLOAT, C: FLOAT, A: FLOAT) -> FLOAT:
         y_s = op.ReduceSum(advanced * op.Unsqueeze(C_s, [-2]), [-1], keepdims=0)
         return advanced, y_s
 
-    final, y = op.Scan(
-        entering_state, step_cut, u_cut, B_cut, C_cut, body=advance, num_scan_inputs=4
-    )
+    _, y = op.Scan(entering_state, step_cut, u_cut, B_cut, C_cut, body=advance, num_scan_inputs=4)
     y_rows = op.Reshape(
-        op.Transpose(y, perm=[1, 2, 3, 0, 4]), op.Concat(batch_routes, [-1], op.Slice(size, [3], [4]), axis=0)
+        op.Transpose(y, perm=[1, 2, 3, 0, 4]),
+        op.Concat(batch_routes, [-1], op.Slice(size, [3], [4]), axis=0),
     )
     return op.Slice(y_rows, [0], length, [2])
 
@@ -153,16 +152,17 @@ def scan_2d(
     out = op.Cast(out_routes, to=INT64.dtype)
     target = op.Where(op.GreaterOrEqual(out, zero), out, num_out)
     num_rows = op.Reshape(num_out, _ints(1))
-    rows = op.Add(num_rows, _ints(1))
+    rows, like = op.Add(num_rows, _ints(1)), op.Concat(_size(x, 0), _ints(channels), axis=0)
     if not merge:
         target = _with_route(target, num_routes)
         rows = op.Mul(rows, _ints(num_routes))
-    written = op.ScatterND(
-        op.Expand(
-            op.Constant(value_float=0.0), op.Concat(rows, _size(x, 0), _ints(channels), axis=0)
-        ),
-        op.Unsqueeze(target, _ints(-1)),
-        op.Transpose(y, perm=[1, 2, 0, 3]),
+    y = op.Reshape(op.Transpose(y, perm=[1, 2, 0, 3]), op.Concat(_ints(-1), like, axis=0))
+    # not by ScatterND, which ONNX Runtime computes in several threads: sums in one row get lost
+    written = op.ScatterElements(
+        op.Expand(op.Constant(value_float=0.0), op.Concat(rows, like, axis=0)),
+        op.Expand(op.Reshape(target, _ints(-1, 1, 1)), op.Shape(y)),
+        y,
+        axis=0,
         reduction="add",
     )
     written = op.Transpose(written, perm=[1, 0, 2])

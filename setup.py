@@ -71,7 +71,8 @@ setup(
     python_requires=">=3.10,<3.14",
     install_requires=read_requirements("runtime"),
     extras_require={
-        name: read_requirements(name) for name in ("mminstall", "tests", "demo", "analysis")
+        name: read_requirements(name)
+        for name in ("mminstall", "tests", "demo", "analysis", "export")
     },
     ext_modules=ops_build.extensions(),
     cmdclass=ops_build.cmdclass(),

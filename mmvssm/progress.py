@@ -52,11 +52,11 @@ def byte_bar(title: str, least: int = 0) -> Iterator[Callable[[int, int], None]]
 
 
 @contextmanager
-def step_bar(title: str, total: int | None) -> Iterator[Callable[[], None]]:
+def step_bar(title: str, total: int | None) -> Iterator[Callable[..., None]]:
     """Show how many steps are done, of ``total`` if that is known.
 
     Yields:
-        A function to be called after each step.
+        A function to be called after each step, or with the number of steps that it stands for.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -66,4 +66,4 @@ def step_bar(title: str, total: int | None) -> Iterator[Callable[[], None]]:
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(title, total=total)
-        yield lambda: progress.advance(task)
+        yield lambda done=1: progress.advance(task, done)

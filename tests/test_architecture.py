@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "mmvssm"
 MAY_IMPORT = {
     "ops": set(),
     "models": {"ops"},
-    "engine": {"hub", "models"},
+    "engine": {"checkpoint", "hub", "models", "ops"},
     "hub": {"checkpoint", "families"},
     "families": {"models", "ops"},
     "checkpoint": {"families", "models", "ops"},

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-from copy import deepcopy
 
 import mmengine
 from mmengine.config import Config
@@ -12,6 +11,7 @@ from mmengine.registry import METRICS
 import mmvssm  # noqa: F401  makes 'mmvssm::' bases known before the config is read
 from mmvssm.engine import cli, runtime
 from mmvssm.engine.data_check import require_data
+from mmvssm.engine.tta import tta_model, tta_pipeline
 from mmvssm.files import atomic_write
 
 EXAMPLES = """examples:
@@ -33,16 +33,6 @@ DRAWING_HOOKS = {
     "mmpretrain": "VisualizationHook",
     "mmdet": "mmdet.DetVisualizationHook",
     "mmseg": "mmseg.SegVisualizationHook",
-}
-
-# What averages the views where the config does not say, by library.
-TTA_MODELS = {
-    "mmpretrain": dict(type="mmpretrain.AverageClsScoreTTA"),
-    "mmdet": dict(
-        type="mmvssm.engine.det_tta.InstanceTTAModel",
-        tta_cfg=dict(nms=dict(type="nms", iou_threshold=0.5), max_per_img=100),
-    ),
-    "mmseg": dict(type="mmseg.SegTTAModel"),
 }
 
 
@@ -121,21 +111,9 @@ def set_up_drawing(cfg: Config, args: argparse.Namespace) -> None:
 
 def set_up_tta(cfg: Config, config_path: str) -> None:
     """Wrap the model for several views of each image and give the datasets the TTA pipeline."""
-    library = cli.library_of(cfg, "--tta")
-    if library == "mmseg" and cfg.get("tta_pipeline") is None:
-        cli.fail(f"--tta in segmentation needs a tta_pipeline in {config_path!r}")
-    cfg.model = dict(**cfg.get("tta_model") or TTA_MODELS[library], module=cfg.model)
     for dataset in cli.leaf_datasets(cfg.test_dataloader.dataset):
-        dataset.pipeline = cfg.get("tta_pipeline") or flip_pipeline(dataset.pipeline)
-
-
-def flip_pipeline(pipeline: list[dict]) -> list[dict]:
-    """The pipeline with two views of each image, mirrored and as it is, before it is packed."""
-    *steps, pack = deepcopy(pipeline)
-    if "meta_keys" in pack:
-        pack["meta_keys"] = (*pack["meta_keys"], "flip", "flip_direction")
-    flips = [dict(type="RandomFlip", prob=1.0), dict(type="RandomFlip", prob=0.0)]
-    return [*steps, dict(type="TestTimeAug", transforms=[flips, [pack]])]
+        dataset.pipeline = tta_pipeline(cfg, config_path, dataset.pipeline)
+    cfg.model = dict(**tta_model(cfg), module=cfg.model)
 
 
 def set_up_out(cfg: Config, out: str) -> dict | None:

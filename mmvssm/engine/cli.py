@@ -95,14 +95,8 @@ class _Options(DictAction):
                 )
 
 
-def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that training and testing have in common."""
-    parser.add_argument(
-        "--work-dir",
-        metavar="DIR",
-        help="folder for logs, checkpoints and metrics; default: the config's work_dir, "
-        "else work_dirs/<name of the config>",
-    )
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that change the config, for :func:`load_config`."""
     parser.add_argument(
         "--option",
         nargs="+",
@@ -113,6 +107,17 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
         f"{', '.join(option_names())} (docs/options.md), or the path of a config fragment",
     )
     add_cfg_options(parser)
+
+
+def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that training and testing have in common."""
+    parser.add_argument(
+        "--work-dir",
+        metavar="DIR",
+        help="folder for logs, checkpoints and metrics; default: the config's work_dir, "
+        "else work_dirs/<name of the config>",
+    )
+    add_config_arguments(parser)
     parser.add_argument(
         "--no-pin-memory",
         action="store_true",

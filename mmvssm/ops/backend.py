@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from torch import Tensor
 from .extension import DEVICES
 
 BACKENDS = ("auto", "cuda", "cpu", "torch")
+_GRAPH = "graph"
 
 _choice = "auto"
 _warned: set[str] = set()
@@ -51,6 +54,17 @@ class backend:
         _choice = self.previous
 
 
+@contextmanager
+def registered_ops() -> Iterator[None]:
+    """Call the registered ops whatever was built: for graphs that are traced here, and not run."""
+    global _choice
+    previous, _choice = _choice, _GRAPH
+    try:
+        yield
+    finally:
+        _choice = previous
+
+
 def current_backend() -> str:
     """Return the name last given to :class:`backend`."""
     return _choice
@@ -81,6 +95,8 @@ def resolve(tensor: Tensor) -> str:
     device = tensor.device.type
     if _choice == "torch":
         return "torch"
+    if _choice == _GRAPH:
+        return "native"
     if _choice in ("cpu", "cuda"):
         if device not in (_choice, "meta"):
             raise ValueError(f"backend {_choice!r} was chosen, but the tensors lie on {device!r}")

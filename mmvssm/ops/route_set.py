@@ -245,7 +245,7 @@ class RouteSet:
         """Index ``(P,)`` of the step, counted from route to route, that reads each pixel."""
         steps = torch.arange(self.read.numel(), dtype=torch.int32, device=self.read.device)
         # zero tokens write past the end; a pixel that is never read takes the row past the last
-        place = steps.new_full((self.num_pixels + 1,), len(steps))
+        place = steps.new_full((self.num_pixels + 1,), steps.shape[0])
         row = torch.where(self.read < 0, self.num_pixels, self.read).flatten().long()
         return place.scatter_(0, row, steps)[:-1]
 

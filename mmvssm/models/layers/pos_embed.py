@@ -9,7 +9,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .tokens import CLASS_TOKENS, cls_positions, insert_tokens, remove_tokens, resize_table
+from .tokens import (
+    CLASS_TOKENS,
+    cls_positions,
+    insert_tokens,
+    is_same_grid,
+    remove_tokens,
+    resize_table,
+)
 
 
 def square_side(num_patches: int) -> int:
@@ -52,7 +59,7 @@ class PositionGrid:
         Returns:
             ``(1, T', C)`` with the rows of the class tokens that the sequence has.
         """
-        if tuple(size) == self.grid and not self.drop_cls_token:
+        if not self.drop_cls_token and is_same_grid(self.grid, size):
             return table
         return self._resize(table, self.grid, size, self.used_cls_place)
 

@@ -49,7 +49,7 @@ def insert_tokens(x: Tensor, tokens: Tensor, positions: Sequence[int]) -> Tensor
         ``(B, M + T, C)``.
     """
     for token, position in zip(tokens, positions):
-        token = token.expand(len(x), 1, -1)
+        token = token.expand(x.shape[0], 1, -1)
         x = torch.cat([x[:, :position], token, x[:, position:]], dim=1)
     return x
 
@@ -79,11 +79,21 @@ def format_tokens(
     if out_type == "last_token":
         return x[:, -1]
     if out_type == "cls_token":
-        return x[:, list(positions)].mean(1)
+        return torch.stack([x[:, position] for position in positions], dim=1).mean(1)
     x = remove_tokens(x, positions)
     if out_type == "avg_featmap":
         return x.mean(1)
     return x.transpose(1, 2).unflatten(2, tuple(size)).contiguous()
+
+
+def is_same_grid(size: Sequence[int], new_size: Sequence[int]) -> bool:
+    """Whether a table needs no resampling; False for a size that an exported graph leaves open.
+
+    Such a size is not compared, which would bind the graph to other ones: to be resampled to its
+    own grid does not change a table.
+    """
+    is_open = any(isinstance(side, torch.SymInt) for side in new_size)
+    return not is_open and tuple(size) == tuple(new_size)
 
 
 def resize_table(table: Tensor, size: Sequence[int], new_size: Sequence[int]) -> Tensor:
@@ -97,7 +107,7 @@ def resize_table(table: Tensor, size: Sequence[int], new_size: Sequence[int]) ->
     Returns:
         ``(T, H' * W', C)``; ``table`` itself where the grids agree.
     """
-    if tuple(size) == tuple(new_size):
+    if is_same_grid(size, new_size):
         return table
     grid = table.transpose(1, 2).unflatten(2, tuple(size))
     grid = grid.to(compute_dtype(grid.dtype))

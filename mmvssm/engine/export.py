@@ -1,0 +1,209 @@
+"""Models as graphs for other programs: ONNX, and the programs of ``torch.export``."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from mmvssm.files import atomic_write
+from mmvssm.ops.backend import registered_ops
+
+from .cli import fail
+
+#: What a file format needs besides torch.
+PACKAGES = {".onnx": ("onnx", "onnxscript"), ".pt2": ()}
+#: Largest sides and batch that a graph is made for.
+MAX_SIDE, MAX_BATCH = 8192, 4096
+#: Batch and sides of the images that an open graph is traced with: a size of 1 would be kept.
+_TRACED = (2, 256, 320)
+_LEAST = 32
+
+
+class Exported(nn.Module):
+    """What is exported of a model: all that computes on whole maps, from pixels on.
+
+    Of a classifier backbone, neck and head; of a segmentor backbone, neck and decode head, resized
+    to the image; of a detector backbone, neck and the dense head (of two stages the first: what
+    follows works on boxes one by one and stays outside).
+
+    Args:
+        model: Model of mmpretrain, mmdet or mmseg.
+        library: Which of them.
+    """
+
+    def __init__(self, model: BaseModel, library: str) -> None:
+        super().__init__()
+        self.model, self.library = model, library
+        processor = model.data_preprocessor
+        self.swaps_channels = getattr(processor, "to_rgb", False) or getattr(
+            processor, "channel_conversion", False
+        )
+        self.normalizes = getattr(processor, "_enable_normalize", False)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """``image (B, 3, H, W)`` with values 0 to 255, as the config's pipeline loads it (BGR)."""
+        if self.swaps_channels:
+            image = image.flip(1)
+        if self.normalizes:
+            processor = self.model.data_preprocessor
+            image = (image - processor.mean) / processor.std
+        maps = self.model.extract_feat(image)
+        if self.library == "mmpretrain":
+            return (self.model.head(maps),)
+        if self.library == "mmseg":
+            logits = self.model.decode_head(maps)
+            logits = nn.functional.interpolate(
+                logits,
+                size=image.shape[2:],
+                mode="bilinear",
+                align_corners=self.model.align_corners,
+            )
+            return (logits,)
+        heads = _dense_head(self.model)(maps)
+        return (*maps, *(level for outputs in heads for level in outputs))
+
+    def output_names(self, outputs: Sequence[Tensor], num_maps: int) -> list[str]:
+        """Names of the outputs of :meth:`forward`, of which a detector's first are its maps."""
+        if self.library != "mmdet":
+            return ["logits"]
+        names = [f"map_{level}" for level in range(num_maps)]
+        rest = len(outputs) - num_maps
+        kinds = ("scores", "boxes", "centerness")
+        return names + [f"{kinds[i // num_maps]}_{i % num_maps}" for i in range(rest)]
+
+
+def _dense_head(model: BaseModel) -> nn.Module:
+    return model.rpn_head if hasattr(model, "rpn_head") else model.bbox_head
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be exported; ``open_size`` says whether height and width stay open.
+
+    Attributes:
+        shape: Height and width that the graph is traced with.
+        open_size: Whether other sizes can be used as well.
+        notes: What is left out or fixed, and why.
+    """
+
+    shape: tuple[int, int]
+    open_size: bool
+    notes: tuple[str, ...]
+
+
+def plan_export(model: BaseModel, library: str, shape: tuple[int, int] | None, suffix: str) -> Plan:
+    """Find what can be exported of a model, and end the program where nothing can.
+
+    Args:
+        model: The model.
+        library: mmpretrain, mmdet or mmseg.
+        shape: Height and width to fix; None to leave them open where the model allows it.
+        suffix: Suffix of the file, one of :data:`PACKAGES`.
+    """
+    lacking = [name for name in PACKAGES[suffix] if find_spec(name) is None]
+    if lacking:
+        fail(f"{suffix} files need {', '.join(lacking)}: pip install -r requirements/export.txt")
+    notes = []
+    if library == "mmpretrain" and not (hasattr(model, "backbone") and model.with_head):
+        fail(f"a {type(model).__name__} cannot be exported, but an ImageClassifier with a head")
+    if library == "mmseg" and not hasattr(model, "decode_head"):
+        fail(f"a {type(model).__name__} cannot be exported, but an EncoderDecoder")
+    if library == "mmseg" and isinstance(model.decode_head, nn.ModuleList):
+        fail("a cascade of decode heads cannot be exported")
+    if library == "mmdet":
+        if not (hasattr(model, "rpn_head") or hasattr(model, "bbox_head")):
+            fail(f"a {type(model).__name__} has no dense head that could be exported")
+        if hasattr(model, "roi_head"):
+            notes.append("the second stage (roi_head) and the choice of boxes stay outside")
+        else:
+            notes.append("the choice of boxes (non-maximum suppression) stays outside")
+    pools = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.AdaptiveAvgPool2d)
+        and module.output_size not in (1, (1, 1))
+        and not name.startswith(("auxiliary_head", "roi_head"))
+    ]
+    if pools and shape is None:
+        shape = (512, 512)
+        notes.append(
+            f"height and width are fixed at {shape[0]}x{shape[1]} (--shape), as {pools[0]} pools"
+            " to a fixed number of cells"
+        )
+    return Plan(shape or _TRACED[1:], shape is None, tuple(notes))
+
+
+def trace(module: nn.Module, plan: Plan) -> ExportedProgram:
+    """Trace a module for images of any batch, and of any size if the plan leaves that open."""
+    dims: dict[int, object] = {0: Dim.DYNAMIC(min=1, max=MAX_BATCH)}
+    if plan.open_size:
+        dims |= {axis: Dim.DYNAMIC(min=_LEAST, max=MAX_SIDE) for axis in (2, 3)}
+    image = torch.rand(_TRACED[0], 3, *plan.shape) * 255
+    with torch.no_grad(), registered_ops():
+        return torch.export.export(module, (image,), dynamic_shapes=(dims,), strict=False)
+
+
+def write_onnx(program: ExportedProgram, names: Sequence[str], path: Path) -> None:
+    """Write a traced program as ONNX, with scans of standard operators.
+
+    Args:
+        program: A result of :func:`trace`.
+        names: Names of the outputs.
+        path: The file.
+    """
+    from .onnx_scan import scan_2d
+
+    # the exporter reports its steps to standard output
+    with contextlib.redirect_stdout(io.StringIO()):
+        made = torch.onnx.export(
+            program,
+            dynamo=True,
+            input_names=["image"],
+            output_names=list(names),
+            custom_translation_table={torch.ops.mmvssm.selective_scan_2d.default: scan_2d},
+            verbose=False,
+        )
+    atomic_write(path, lambda part: made.save(str(part)))
+
+
+def write_program(program: ExportedProgram, path: Path) -> None:
+    """Write a traced program for ``torch.export.load``, which needs ``import mmvssm.ops``."""
+    atomic_write(path, lambda part: torch.export.save(program, str(part)))
+
+
+def check_file(module: nn.Module, path: Path, plan: Plan) -> float | None:
+    """Compare a written file with the model, at another batch and size than it was traced with.
+
+    Returns:
+        The largest difference of an output, relative to its largest value; None where ONNX Runtime
+        is not installed.
+    """
+    height, width = plan.shape
+    if plan.open_size:
+        height, width = height - 32, width // 2
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(3, 3, height, width, generator=generator) * 255
+    with torch.no_grad():
+        expected = module(image)
+        if path.suffix == ".pt2":
+            found = torch.export.load(str(path)).module()(image)
+        elif find_spec("onnxruntime") is None:
+            return None
+        else:
+            import onnxruntime
+
+            session = onnxruntime.InferenceSession(str(path))
+            found = [torch.from_numpy(y) for y in session.run(None, {"image": np.asarray(image)})]
+    return max(
+        float((y - z).abs().max() / z.abs().max().clamp(min=1)) for y, z in zip(found, expected)
+    )

@@ -1,0 +1,102 @@
+"""A config's model with the weights of a checkpoint, without a runner and its data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+
+from mmvssm.checkpoint import CheckpointError, read_checkpoint
+from mmvssm.checkpoint.reading import Inert
+from mmvssm.hub import fetch
+from mmvssm.messages import join_names
+from mmvssm.scheme import SCHEME
+
+from .cli import fail, foreign_weights_refused, leaf_datasets, library_of, require_checkpoint
+
+
+def load_model(cfg: Config, checkpoint: str, need: str) -> BaseModel:
+    """Build the model of a config and load its weights, without running code of the file.
+
+    A wrong checkpoint ends the program with one sentence, see :mod:`mmvssm.engine.cli`.
+
+    Args:
+        cfg: A config of one of the three libraries.
+        checkpoint: A file, or ``mmvssm://NAME``.
+        need: What needs the model, for the message about a config of another library.
+
+    Returns:
+        The model in evaluation mode on the CPU. Its ``dataset_meta`` has the names of the classes
+        (``classes``, in segmentation also ``palette``), as far as they are known.
+    """
+    library = library_of(cfg, need)
+    require_checkpoint(checkpoint)
+    if "://" in checkpoint and not checkpoint.startswith(SCHEME):
+        fail(f"download the checkpoint first, or name it {SCHEME}{checkpoint}")
+    path = fetch(checkpoint) if checkpoint.startswith(SCHEME) else Path(checkpoint)
+    try:
+        content = read_checkpoint(path)
+    except CheckpointError as error:
+        fail(str(error))
+    weights = content.get("state_dict")
+    if not isinstance(weights, dict):
+        fail(f"{checkpoint!r} has no state_dict: convert it by tools/convert_ema.py FILE DST")
+
+    init_default_scope(library)
+    if cfg.get("data_preprocessor") is not None:
+        cfg.model.setdefault("data_preprocessor", cfg.data_preprocessor)
+    model = MODELS.build(cfg.model)
+    _load_weights(model, weights)
+    meta = content.get("meta")
+    model.dataset_meta = _dataset_meta(cfg, meta if isinstance(meta, dict) else {}, model)
+    return model.eval()
+
+
+def _load_weights(model: BaseModel, weights: dict[str, Any]) -> None:
+    """Load a state dict; parameters that it lacks end the program."""
+    tensors = {
+        name.removeprefix("module."): value
+        for name, value in weights.items()
+        if isinstance(value, torch.Tensor)
+    }
+    with foreign_weights_refused():
+        try:
+            missing = model.load_state_dict(tensors, strict=False).missing_keys
+        except RuntimeError as error:
+            if "size mismatch" not in str(error):
+                raise
+            wrong = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
+            fail(f"the checkpoint does not fit the config: {wrong[0]}")
+    parameters = dict(model.named_parameters())
+    absent = [name for name in missing if name in parameters]
+    if absent:
+        fail(
+            f"the checkpoint does not fit the config: it lacks {len(absent)} parameters,"
+            f" {join_names(absent, 3)}"
+        )
+
+
+def _dataset_meta(cfg: Config, meta: dict, model: BaseModel) -> dict[str, Any]:
+    """Names and colours of the classes: the checkpoint's, else those of the config's data set."""
+    found: dict[str, Any] = {}
+    if cfg.get("test_dataloader"):
+        dataset = next(leaf_datasets(cfg.test_dataloader.dataset))
+        known = DATASETS.get(dataset.type) if isinstance(dataset.type, str) else dataset.type
+        found = {**getattr(known, "METAINFO", {}), **(dataset.get("metainfo") or {})}
+    saved = meta.get("dataset_meta")
+    for name, value in (saved if isinstance(saved, dict) else {}).items():
+        if not isinstance(value, Inert):
+            found[str(name).lower()] = value
+    number = getattr(getattr(model, "decode_head", None), "num_classes", None)
+    if number is not None:
+        if len(found.get("classes") or ()) != number:
+            found = dict(classes=[str(label) for label in range(number)])
+        if len(found.get("palette") or ()) != number:
+            colors = np.random.default_rng(0).integers(0, 256, (number, 3))
+            found["palette"] = colors.tolist()
+    return found

@@ -1,0 +1,285 @@
+"""Predictions of a classifier, detector or segmentor for images of any source, and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import mmcv
+import numpy as np
+import torch
+from mmcv.transforms import Compose
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS, VISUALIZERS
+from mmengine.structures import BaseDataElement
+from mmengine.visualization import BaseVisBackend
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+from .cli import fail, leaf_datasets, library_of, type_name
+from .loading import load_model
+from .tta import tta_model, tta_pipeline
+
+#: What draws, by library.
+VISUALIZERS_OF = {
+    "mmpretrain": "mmpretrain.UniversalVisualizer",
+    "mmdet": "mmdet.DetLocalVisualizer",
+    "mmseg": "mmseg.SegLocalVisualizer",
+}
+#: Classes of an image that a classifier's result lists.
+TOP = 5
+
+
+@dataclass
+class Prediction:
+    """What a model says of an image.
+
+    Attributes:
+        key: What the image was given with.
+        image: The image, uint8 ``(H, W, 3)`` in BGR.
+        sample: The library's own data sample, on the CPU.
+    """
+
+    key: Any
+    image: np.ndarray
+    sample: BaseDataElement
+
+
+class Predictor:
+    """A model, the pipeline that prepares images for it, and what draws its predictions.
+
+    Args:
+        cfg: A config of mmpretrain, mmdet or mmseg with a test pipeline that begins by loading an
+            image from a file.
+        checkpoint: Its checkpoint: a file, or ``mmvssm://NAME``; no code of it is run.
+        config_path: Path of the config, for messages.
+        device: Where the model runs.
+        tta: Whether to average over augmented views, see :mod:`mmvssm.engine.tta`.
+        batch_size: Images that are predicted at once.
+        score_thr: Score below which a detector's instances are left out.
+    """
+
+    def __init__(
+        self,
+        cfg: Config,
+        checkpoint: str,
+        *,
+        config_path: str,
+        device: str = "cpu",
+        tta: bool = False,
+        batch_size: int = 1,
+        score_thr: float = 0.3,
+    ) -> None:
+        self.library = library_of(cfg, "prediction")
+        self.batch_size, self.score_thr = batch_size, score_thr
+        steps = _test_pipeline(cfg, config_path)
+        if tta:
+            steps = tta_pipeline(cfg, config_path, steps)
+        load, *steps = _without_annotations(steps)
+        if not type_name(load).startswith("LoadImage"):
+            fail(
+                "prediction needs a test pipeline that begins with LoadImageFromFile, that of"
+                f" {config_path!r} begins with {type_name(load)}"
+            )
+        model = load_model(cfg, checkpoint, "prediction")
+        self.meta: dict[str, Any] = model.dataset_meta
+        wrapped = MODELS.build(dict(**tta_model(cfg), module=model)) if tta else model
+        self.model: BaseModel = wrapped.to(device).eval()
+        self.to_float32 = load.get("to_float32", False)
+        self._load, self._prepare = Compose([load]), Compose(steps)
+        self._kept = _KeptImage()
+        # not built by the registry, which would keep one for the whole program
+        self.visualizer = VISUALIZERS.get(VISUALIZERS_OF[self.library])(vis_backends=[self._kept])
+        self.visualizer.dataset_meta = self.meta
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Names of the classes; None if neither the checkpoint nor the config tells them."""
+        names = self.meta.get("classes")
+        return None if names is None else [str(name) for name in names]
+
+    def read(self, path: str) -> np.ndarray:
+        """Read an image as the pipeline does: ``(H, W, 3)`` in BGR.
+
+        Raises:
+            OSError: If it is broken.
+        """
+        try:
+            sample = self._load(dict(img_path=path))
+        except OSError:
+            raise
+        except Exception as error:  # a decoder's own, or that of a result of None
+            raise OSError(f"it cannot be read as an image ({type(error).__name__})") from error
+        if sample is None or sample["img"] is None or not sample["img"].size:
+            raise OSError("it cannot be read as an image")
+        return sample["img"]
+
+    def predict(self, images: Iterable[tuple[Any, str, np.ndarray]]) -> Iterator[Prediction]:
+        """Predict images in their order.
+
+        Those that follow one another and have the same size behind the pipeline share a batch, so
+        what is said of an image does not depend on the others: nothing is padded.
+
+        Args:
+            images: A key of any kind, a name, and the image ``(H, W, 3)`` in BGR.
+        """
+        pending: list[tuple[Any, np.ndarray, dict]] = []
+        shape: object = None
+        for number, (key, name, image) in enumerate(images):
+            sample = self._prepare(
+                dict(
+                    img=image.astype(np.float32) if self.to_float32 else image.copy(),
+                    img_path=name,
+                    img_id=number,
+                    img_shape=image.shape[:2],
+                    ori_shape=image.shape[:2],
+                )
+            )
+            own = _shape(sample["inputs"])
+            if pending and (own != shape or len(pending) == self.batch_size):
+                yield from self._predict_batch(pending)
+                pending = []
+            shape = own
+            pending.append((key, image, sample))
+        if pending:
+            yield from self._predict_batch(pending)
+
+    def _predict_batch(self, pending: list[tuple[Any, np.ndarray, dict]]) -> Iterator[Prediction]:
+        keys, images, samples = zip(*pending)
+        with torch.no_grad():
+            found = self.model.test_step(pseudo_collate(list(samples)))
+        for key, image, sample in zip(keys, images, found):
+            yield Prediction(key, image.clip(0, 255).astype(np.uint8), sample.cpu())
+
+    def draw(self, prediction: Prediction) -> np.ndarray:
+        """Draw a prediction into its image, by the library's visualizer: uint8 BGR."""
+        image = np.ascontiguousarray(mmcv.bgr2rgb(prediction.image))
+        sample = prediction.sample
+        if self.library == "mmpretrain":
+            self.visualizer.visualize_cls(image, sample, draw_gt=False)
+        elif self.library == "mmdet":
+            self.visualizer.add_datasample(
+                "", image, sample, draw_gt=False, pred_score_thr=self.score_thr
+            )
+        else:
+            self.visualizer.add_datasample("", image, sample, draw_gt=False)
+        return mmcv.rgb2bgr(self._kept.image)
+
+    def describe(self, prediction: Prediction) -> dict[str, Any]:
+        """Return a prediction as plain values for JSON; a label map is left to :meth:`label_map`.
+
+        Returns:
+            Of a classifier ``labels``, ``classes`` and ``scores``, the likeliest first. Of a
+            detector ``instances``, a list of ``label``, ``class``, ``score``, ``bbox``
+            (x1, y1, x2, y2 in pixels of the image) and, if it finds masks, ``mask`` (COCO's
+            compressed RLE). Of a segmentor ``areas``: ``label``, ``class`` and ``share`` of the
+            image's pixels, the largest first.
+        """
+        describe: dict[str, Callable[[BaseDataElement], dict[str, Any]]] = {
+            "mmpretrain": self._describe_labels,
+            "mmdet": self._describe_instances,
+            "mmseg": self._describe_areas,
+        }
+        return describe[self.library](prediction.sample)
+
+    def label_map(self, prediction: Prediction) -> np.ndarray | None:
+        """Return a segmentor's labels ``(H, W)``, uint8 or uint16; None of the other models."""
+        if self.library != "mmseg":
+            return None
+        labels = prediction.sample.pred_sem_seg.data[0].numpy()
+        return labels.astype(np.uint8 if labels.max() < 256 else np.uint16)
+
+    def _class(self, label: int) -> str:
+        classes = self.classes
+        return classes[label] if classes and label < len(classes) else str(label)
+
+    def _describe_labels(self, sample: Any) -> dict[str, Any]:
+        scores = sample.pred_score
+        best = scores.topk(min(TOP, len(scores)))
+        labels = best.indices.tolist()
+        return dict(
+            labels=labels,
+            classes=[self._class(label) for label in labels],
+            scores=[round(score, 6) for score in best.values.tolist()],
+        )
+
+    def _describe_instances(self, sample: Any) -> dict[str, Any]:
+        found = sample.pred_instances
+        found = found[found.scores > self.score_thr]
+        instances = []
+        for i in range(len(found)):
+            label = int(found.labels[i])
+            instance: dict[str, Any] = dict(
+                label=label,
+                score=round(float(found.scores[i]), 6),
+                bbox=[round(value, 3) for value in found.bboxes[i].tolist()],
+            )
+            instance["class"] = self._class(label)
+            if "masks" in found:
+                rle = coco_mask.encode(np.asfortranarray(found.masks[i].numpy().astype(np.uint8)))
+                instance["mask"] = dict(size=rle["size"], counts=rle["counts"].decode("ascii"))
+            instances.append(instance)
+        return dict(instances=instances)
+
+    def _describe_areas(self, sample: Any) -> dict[str, Any]:
+        labels, counts = sample.pred_sem_seg.data.unique(return_counts=True)
+        total = int(counts.sum())
+        areas = [
+            {"label": label, "class": self._class(label), "share": round(count / total, 6)}
+            for label, count in zip(labels.tolist(), counts.tolist())
+        ]
+        return dict(areas=sorted(areas, key=lambda area: -area["share"]))
+
+
+class _KeptImage(BaseVisBackend):
+    """Keeps what a visualizer has drawn last."""
+
+    image: np.ndarray
+
+    def __init__(self) -> None:
+        super().__init__(save_dir="")
+
+    def _init_env(self) -> None:
+        """Open nothing."""
+
+    @property
+    def experiment(self) -> _KeptImage:
+        """Itself."""
+        return self
+
+    def add_image(self, name: str, image: np.ndarray, step: int = 0, **kwargs) -> None:
+        """Keep the image."""
+        self.image = np.asarray(image)
+
+
+def _test_pipeline(cfg: Config, config_path: str) -> list[dict]:
+    if cfg.get("test_dataloader"):
+        return next(leaf_datasets(cfg.test_dataloader.dataset)).pipeline
+    if cfg.get("test_pipeline"):
+        return cfg.test_pipeline
+    fail(f"prediction needs a test_dataloader or test_pipeline in {config_path!r}")
+
+
+def _without_annotations(steps: list) -> list:
+    """The pipeline without what loads annotations, which images alone do not have."""
+    kept = []
+    for step in deepcopy(steps):
+        if isinstance(step, list):
+            inner = _without_annotations(step)
+            if inner:
+                kept.append(inner)
+        elif type_name(step) == "TestTimeAug":
+            step["transforms"] = _without_annotations(step["transforms"])
+            kept.append(step)
+        elif "LoadAnnotations" not in type_name(step) and "LoadPanoptic" not in type_name(step):
+            kept.append(step)
+    return kept
+
+
+def _shape(inputs: Tensor | list) -> object:
+    """Sizes of an image, or of all its views."""
+    return inputs.shape if isinstance(inputs, Tensor) else [_shape(view) for view in inputs]

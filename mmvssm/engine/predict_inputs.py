@@ -1,0 +1,92 @@
+"""What a prediction reads: images and videos, named by files, folders and patterns."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from mmcv import VideoReader
+
+from .cli import fail
+
+IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image or a video.
+
+    Attributes:
+        path: Its file.
+        stem: What its results are called: a relative path without suffix, of no other source.
+        is_video: Whether it is a video.
+    """
+
+    path: Path
+    stem: str
+    is_video: bool
+
+
+def find_sources(names: Iterable[str]) -> list[Source]:
+    """Find all images and videos that are meant; what means none ends the program.
+
+    Args:
+        names: Files, folders (searched with all folders in them), or patterns such as
+            ``'photos/**/*.jpg'``.
+    """
+    sources, stems, seen = [], set(), set()
+    for path, stem in (pair for name in names for pair in _files(name)):
+        if (real := path.resolve()) in seen:
+            continue
+        seen.add(real)
+        unique, number = stem, 1
+        while unique in stems:
+            number += 1
+            unique = f"{stem}-{number}"
+        stems.add(unique)
+        sources.append(Source(path, unique, path.suffix.lower() in VIDEOS))
+    return sources
+
+
+def _files(name: str) -> Iterator[tuple[Path, str]]:
+    """Yield the files that ``name`` means, and what to call them."""
+    path = Path(name)
+    if path.is_dir():
+        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES + VIDEOS)
+        if not found:
+            fail(f"there is no image or video in {name!r}")
+        yield from ((p, p.relative_to(path).with_suffix("").as_posix()) for p in found)
+    elif os.path.lexists(path):
+        # whatever its suffix: it was named, and a file that is no image will be said to be broken
+        yield path, path.stem
+    else:
+        found = [Path(p) for p in sorted(glob.glob(name, recursive=True)) if os.path.isfile(p)]
+        if not found:
+            fail(f"there is no image, video or folder {name!r}")
+        yield from ((p, p.stem) for p in found)
+
+
+def read_frames(path: Path) -> tuple[float, int, Iterator[np.ndarray]]:
+    """Open a video.
+
+    Returns:
+        Frames per second, the number of frames as the file says, and the frames in BGR.
+
+    Raises:
+        OSError: If it cannot be opened.
+    """
+    video = VideoReader(str(path))
+    if not video.opened or not video.width:
+        raise OSError("it cannot be opened as a video")
+    return video.fps or 25.0, max(video.frame_cnt, 0), _frames(video)
+
+
+def _frames(video: VideoReader) -> Iterator[np.ndarray]:
+    # not by iterating over the reader, which relies on the number that the file states
+    while (frame := video.read()) is not None:
+        yield frame

@@ -45,9 +45,9 @@ class Exported(nn.Module):
         super().__init__()
         self.model, self.library = model, library
         processor = model.data_preprocessor
-        self.swaps_channels = getattr(processor, "to_rgb", False) or getattr(
-            processor, "channel_conversion", False
-        )
+        # each library has its own name for it
+        names = ("to_rgb", "_channel_conversion", "channel_conversion")
+        self.swaps_channels = any(getattr(processor, name, False) for name in names)
         self.normalizes = getattr(processor, "_enable_normalize", False)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:

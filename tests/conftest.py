@@ -16,12 +16,10 @@ def pytest_configure():
     torch.set_num_threads(max(1, min(2, os.cpu_count() // processes)))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
+def pytest_itemcollected(item):
     """Keeps in one process what shares files or environments: a file's tests, and an install's."""
-    for item in items:
-        is_install = item.path.parent.name == "packaging"
-        item.add_marker(pytest.mark.xdist_group("packaging" if is_install else item.path.name))
+    is_install = item.path.parent.name == "packaging"
+    item.add_marker(pytest.mark.xdist_group("packaging" if is_install else item.path.name))
 
 
 def pytest_report_header():

@@ -23,7 +23,7 @@ from mmvssm.version import __version__
 
 from .arch import Found, declared_backbones, find_arch, find_in_config, hold_against, read_config
 from .heads import check_content, check_heads, content_of
-from .weights import Weights, find_weights, own_meta, select_weights
+from .weights import Weights, behind_prefix, find_weights, own_meta, select_weights
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 #: Entries of a file's own ``meta`` that stay true of the product.
@@ -151,7 +151,7 @@ def select(
     checkpoint: Mapping[str, Any], weights: str, to: str | None, config: Config | None
 ) -> Selected:
     """Take the weights of one kind; see :func:`convert`."""
-    chosen = select_weights(checkpoint, weights)
+    chosen = behind_prefix(select_weights(checkpoint, weights))
     source = content_of(chosen.tensors, config)
     content = source if to is None else to
     check_content(source, content)

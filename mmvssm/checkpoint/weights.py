@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -32,20 +32,19 @@ _BACKBONE = re.compile(
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights of a checkpoint: ``kind`` is ``'ema'`` (averages) or ``'online'`` (as trained)."""
+    """Weights of a checkpoint.
+
+    Attributes:
+        kind: ``'ema'`` (averages) or ``'online'`` (as trained).
+        place: Where in the file they are, in words.
+        entry: What is there.
+        prefix: What code of others has put before all names of the network, such as ``model.``.
+    """
 
     kind: str
     place: str
     entry: Any = field(repr=False)
-
-    @cached_property
-    def prefix(self) -> str:
-        """What code of others has put before all names of the network, such as ``model.``."""
-        matches = (_BACKBONE.match(WRAPPERS.sub("", name)) for name in _tensors(self.entry))
-        found = {match[1] for match in matches if match}
-        if len(found) > 1 and "" not in found:
-            raise ValueError(f"{self.place} holds several networks, in {join_names(sorted(found))}")
-        return found.pop() if len(found) == 1 else ""
+    prefix: str = ""
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
@@ -70,6 +69,19 @@ class Weights:
         if not plain:
             raise ValueError(f"{self.place} holds no weights, but counters: {join_names(found)}")
         return plain
+
+
+def behind_prefix(weights: Weights) -> Weights:
+    """Return weights without what stands before the names of a backbone and its heads.
+
+    Raises:
+        ValueError: If several backbones are there, each behind its own.
+    """
+    matches = (_BACKBONE.match(WRAPPERS.sub("", name)) for name in _tensors(weights.entry))
+    found = {match[1] for match in matches if match}
+    if len(found) > 1 and "" not in found:
+        raise ValueError(f"{weights.place} holds several networks, in {join_names(sorted(found))}")
+    return replace(weights, prefix=found.pop()) if len(found) == 1 else weights
 
 
 def find_weights(checkpoint: Mapping[str, Any]) -> list[Weights]:

@@ -227,7 +227,9 @@ def _probed(
 
 def load_weights(model: nn.Module, state_dict: dict[str, Tensor]) -> None:
     """Load weights; MalformedCase if names or shapes differ from the model's."""
-    own = {key: value.shape for key, value in model.state_dict().items()}
+    # the grid of a position embedding is none of the weights that projects save
+    state = {k: v for k, v in model.state_dict().items() if not k.endswith("pos_grid")}
+    own = {key: value.shape for key, value in state.items()}
     given = {key: value.shape for key, value in state_dict.items()}
     problems = {
         "missing in state_dict": sorted(own.keys() - given.keys()),

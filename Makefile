@@ -33,7 +33,7 @@ CSRC := $(shell find ops -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name 
 NATIVE := $(CSRC) $(shell find tests/cuda_on_cpu -name '*.h' -o -name '*.cpp')
 CLANG_FORMAT := $(PY) -c 'from clang_format import clang_format; clang_format()'
 
-# Tests of one file stay in one process: they share data, and installs.
+# What tests share that takes long to make is made once: see pytest_itemcollected in tests.
 IN_PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadgroup
 
 .PHONY: help

@@ -17,9 +17,9 @@ def pytest_configure():
 
 
 def pytest_itemcollected(item):
-    """Keeps in one process what shares files or environments: a file's tests, and an install's."""
-    is_install = item.path.parent.name == "packaging"
-    item.add_marker(pytest.mark.xdist_group("packaging" if is_install else item.path.name))
+    """Keeps in one process the tests that share an installation, or programs that they compile."""
+    if item.path.parent.name in ("packaging", "cuda_on_cpu"):
+        item.add_marker(pytest.mark.xdist_group(item.path.parent.name))
 
 
 def pytest_report_header():

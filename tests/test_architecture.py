@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "hub": {"checkpoint", "families"},
     "families": {"models", "ops"},
     "checkpoint": {"families", "models", "ops"},
-    "analysis": {"checkpoint", "families", "models", "ops"},
+    "analysis": {"checkpoint", "families", "hub", "models", "ops"},
 }
 MODULES = {file: file.relative_to(PACKAGE).parts for file in sorted(PACKAGE.rglob("*.py"))}
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
-from mmengine.runner import CheckpointLoader
 from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
-from mmvssm.checkpoint import read_checkpoint, select_weights
+from mmvssm.checkpoint import select_weights
 from mmvssm.families import FAMILIES, arch_names
+from mmvssm.hub import read_weights_file
 from mmvssm.messages import join_names
 from mmvssm.zoo import build_model
 
@@ -91,7 +91,7 @@ def load_backbone(name: str, checkpoint: str | None = None) -> nn.Module:
 
     Args:
         name: See :func:`build_backbone`.
-        checkpoint: A file, read without running code in it, a URL or ``mmvssm://NAME``, of the
+        checkpoint: A file or ``mmvssm://NAME``, read without running code in it, of the
             backbone alone or of a whole network; None for the random weights that training starts
             from where it starts from nothing.
 
@@ -106,7 +106,7 @@ def load_backbone(name: str, checkpoint: str | None = None) -> nn.Module:
         with _silence():
             backbone.init_weights()
         return backbone.eval()
-    weights = _read_weights(checkpoint)
+    weights = select_weights(read_weights_file(checkpoint)).tensors
     prefix = "backbone."
     own = {k.removeprefix(prefix): value for k, value in weights.items() if k.startswith(prefix)}
     _load(backbone, own or weights, checkpoint, _OUT_NORM)
@@ -127,7 +127,7 @@ def load_model(cfg: Config, checkpoint: str) -> nn.Module:
     """
     with default_scope(cfg):
         model = build_model(cfg)
-    _load(model, _read_weights(checkpoint), checkpoint)
+    _load(model, select_weights(read_weights_file(checkpoint)).tensors, checkpoint)
     return model.eval()
 
 
@@ -137,14 +137,6 @@ def default_scope(cfg: Config) -> Iterator[None]:
     import_module(f"{cfg.default_scope}.utils").register_all_modules(init_default_scope=False)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         yield
-
-
-def _read_weights(checkpoint: str) -> dict[str, Tensor]:
-    if "://" in checkpoint:
-        loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location="cpu")
-    else:
-        loaded = read_checkpoint(checkpoint)
-    return select_weights(loaded).tensors
 
 
 def _load(

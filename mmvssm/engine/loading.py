@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,9 @@ from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 
-from mmvssm.checkpoint import CheckpointError, read_checkpoint
 from mmvssm.checkpoint.reading import Inert
-from mmvssm.hub import fetch
+from mmvssm.hub import read_weights_file
 from mmvssm.messages import join_names
-from mmvssm.scheme import SCHEME
 
 from .cli import fail, foreign_weights_refused, leaf_datasets, library_of, require_checkpoint
 
@@ -36,12 +33,9 @@ def load_model(cfg: Config, checkpoint: str, need: str) -> BaseModel:
     """
     library = library_of(cfg, need)
     require_checkpoint(checkpoint)
-    if "://" in checkpoint and not checkpoint.startswith(SCHEME):
-        fail(f"download the checkpoint first, or name it {SCHEME}{checkpoint}")
-    path = fetch(checkpoint) if checkpoint.startswith(SCHEME) else Path(checkpoint)
     try:
-        content = read_checkpoint(path)
-    except CheckpointError as error:
+        content = read_weights_file(checkpoint)
+    except ValueError as error:
         fail(str(error))
     weights = content.get("state_dict")
     if not isinstance(weights, dict):

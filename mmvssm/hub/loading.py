@@ -4,11 +4,29 @@ from __future__ import annotations
 
 from torch import nn
 
-from mmvssm.checkpoint import read_checkpoint, select_weights
+from mmvssm.checkpoint import Checkpoint, read_checkpoint, select_weights
 from mmvssm.messages import join_names
 from mmvssm.scheme import SCHEME
 
 from .store import fetch
+
+
+def read_weights_file(checkpoint: str) -> Checkpoint:
+    """Return the content of a checkpoint; no code of the file is run.
+
+    Args:
+        checkpoint: Path of a file, or ``'mmvssm://NAME'``, see :func:`fetch`.
+
+    Raises:
+        ValueError: If it is no checkpoint, or another URL, which nothing would check.
+        FileNotFoundError: If there is no such file.
+        ReleasedFileError: See :func:`fetch`.
+    """
+    if checkpoint.startswith(SCHEME):
+        return read_checkpoint(fetch(checkpoint))
+    if "://" in checkpoint:
+        raise ValueError(f"download the checkpoint first, or name it {SCHEME}{checkpoint}")
+    return read_checkpoint(checkpoint)
 
 
 def load_weights(model: nn.Module, checkpoint: str, prefix: str = "") -> None:
@@ -18,7 +36,6 @@ def load_weights(model: nn.Module, checkpoint: str, prefix: str = "") -> None:
         model: A model of a config, or a part of one.
         checkpoint: Path of a checkpoint of a training or of ``tools/convert_ema.py``, or
             ``'mmvssm://NAME'``, see :func:`fetch`. Of averaged and other weights the averaged.
-
         prefix: What names of a part begin with in the checkpoint, such as ``'backbone.'``; weights
             of other parts are left out.
 
@@ -27,10 +44,9 @@ def load_weights(model: nn.Module, checkpoint: str, prefix: str = "") -> None:
         FileNotFoundError: If there is no such file.
         ReleasedFileError: See :func:`fetch`.
     """
-    path = fetch(checkpoint) if checkpoint.startswith(SCHEME) else checkpoint
     tensors = {
         name.removeprefix(prefix): value
-        for name, value in select_weights(read_checkpoint(path)).tensors.items()
+        for name, value in select_weights(read_weights_file(checkpoint)).tensors.items()
         if name.startswith(prefix)
     }
     try:

@@ -51,6 +51,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server(monkeypatch):
     """A server of ``files``; its ``requests`` are recorded, ``behaviours`` are used up in turn."""
     monkeypatch.setattr(download, "PAUSES", (0.0, 0.0))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")  # for processes that are started, too
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.files, server.requests, server.behaviours = {}, [], []
     server.version, server.url = '"1"', f"http://127.0.0.1:{server.server_port}"

@@ -12,9 +12,10 @@ from mmengine.runner import load_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from mmvssm import hub
+from mmvssm.analysis import load_backbone
 from mmvssm.engine import cli
 from mmvssm.families import FAMILIES, arch_names
-from mmvssm.hub import Address, ReleasedFileError, fetch, released_files
+from mmvssm.hub import Address, ReleasedFileError, fetch, read_weights_file, released_files
 from mmvssm.zoo import list_models
 
 from .conftest import classifier, saved
@@ -273,3 +274,16 @@ def test_a_dense_backbone_starts_from_a_classifier(published, class_name):
     classifier = VMamba(dict(embed_dims=8, depths=(1, 1, 1, 1)), out_indices=3)
     load_checkpoint(classifier, NAME, revise_keys=[(r"^backbone\.", "")])
     assert torch.equal(classifier.norm3.weight, averages["backbone.norm3.weight"])
+
+
+def test_tools_read_no_url_that_nothing_checks(published, server, tmp_path):
+    """MMEngine's loader would unpickle it, before torch 2.6 with whatever code it holds."""
+    with pytest.raises(ValueError, match=rf"name it mmvssm://{server.url}/micro.pth"):
+        load_backbone("vmamba-tiny-s1l8", f"{server.url}/micro.pth")
+    assert not server.requests
+    content = read_weights_file(NAME)
+    assert_equal(content["state_dict"], published[0])
+    path = tmp_path / "evil.pth"
+    path.write_bytes(hostile(tmp_path))
+    with pytest.raises(ValueError, match=r"asks to run posix\.system"):
+        load_backbone("vmamba-tiny-s1l8", str(path))

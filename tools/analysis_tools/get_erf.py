@@ -72,7 +72,7 @@ def parse_args() -> argparse.Namespace:
         nargs="+",
         metavar="MODEL[=CHECKPOINT]",
         help="a variant such as vmamba-tiny-s1l8 or a config file (.py) of any of the three"
-        " libraries, and a file, a URL or mmvssm://NAME with its weights after training",
+        " libraries, and a file or mmvssm://NAME with its weights after training",
     )
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of images")
     parser.add_argument(

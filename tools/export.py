@@ -1,4 +1,4 @@
-"""Export a classifier, segmentor or detector as ONNX or as a program of torch.export."""
+"""Export a classifier, segmentor or detector: ONNX, torch.export, or compiled code."""
 
 import argparse
 from pathlib import Path
@@ -10,9 +10,12 @@ from mmvssm.engine import cli
 from mmvssm.engine.export import (
     PACKAGES,
     Exported,
-    check_file,
+    largest_difference,
+    load_file,
     plan_export,
+    require_exporter,
     trace,
+    write_compiled,
     write_onnx,
     write_program,
 )
@@ -26,6 +29,8 @@ EXAMPLES = """examples:
     python tools/export.py CONFIG CHECKPOINT -o model.onnx --shape 224 224
   for torch.export.load:
     python tools/export.py CONFIG CHECKPOINT -o model.pt2
+  compiled for the processor of this machine, for torch._inductor.aoti_load_package:
+    python tools/export.py CONFIG CHECKPOINT -o model.pt2 --aot
 
 The input is `image`, float32 (B, 3, H, W) with values 0 to 255 in BGR; normalisation is part of
 the graph. The written file is compared with the model. No code of the checkpoint is run.
@@ -50,10 +55,15 @@ def parse_args() -> argparse.Namespace:
         metavar=("H", "W"),
         help="fix the image size (default: open where the model allows it, else 512 512)",
     )
+    parser.add_argument(
+        "--aot", action="store_true", help="compile NAME.pt2 by AOTInductor (needs a C++ compiler)"
+    )
     cli.add_config_arguments(parser)
     args = parser.parse_args()
     if Path(args.out).suffix not in PACKAGES:
         parser.error(f"-o must end in {' or '.join(PACKAGES)}, got {args.out!r}")
+    if args.aot and Path(args.out).suffix != ".pt2":
+        parser.error(f"--aot makes a .pt2 file, got -o {args.out!r}")
     if args.shape and min(args.shape) < 32:
         parser.error(f"--shape must be at least 32 32, got {' '.join(map(str, args.shape))}")
     return args
@@ -63,10 +73,11 @@ def main() -> None:
     args = parse_args()
     path = Path(args.out)
     cli.require_place(path)
+    require_exporter(path.suffix, args.aot)
     cfg = cli.load_config(args.config, args.cfg_options, args.option)
     library = cli.library_of(cfg, "export")
     model = load_model(cfg, args.checkpoint, "export")
-    plan = plan_export(model, library, args.shape and tuple(args.shape), path.suffix)
+    plan = plan_export(model, library, args.shape and tuple(args.shape))
     for note in plan.notes:
         print(f"Note: {note}.", flush=True)
     print("Exporting takes about a minute for every ten layers.", flush=True)
@@ -78,19 +89,22 @@ def main() -> None:
     program = trace(module, plan)
     if path.suffix == ".onnx":
         write_onnx(program, module.output_names(outputs, num_maps), path)
+    elif args.aot:
+        write_compiled(program, path)
     else:
         write_program(program, path)
 
     size = path.stat().st_size / 2**20
     sizes = "any size" if plan.open_size else f"{plan.shape[0]}x{plan.shape[1]}"
     print(f"{path}: {size:.1f} MiB, for batches of any size, images of {sizes}")
-    worst = check_file(module, path, plan)
-    if worst is None:
+    run = load_file(path, args.aot)
+    if run is None:
         print("Not compared with the model: onnxruntime is not installed.")
-    elif worst > TOLERANCE:
+        return
+    worst = largest_difference(run, module, plan)
+    if worst > TOLERANCE:
         cli.fail(f"{args.out!r} differs from the model by {worst:.1e}: do not use it")
-    else:
-        print(f"Compared with the model at another batch: differs by {worst:.1e} at most.")
+    print(f"Compared with the model at another batch: differs by {worst:.1e} at most.")
 
 
 if __name__ == "__main__":

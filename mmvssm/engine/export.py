@@ -1,10 +1,11 @@
-"""Models as graphs for other programs: ONNX, and the programs of ``torch.export``."""
+"""Models as graphs for other programs: ONNX, ``torch.export`` and AOTInductor."""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,16 +13,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmengine.model import BaseModel
+from mmengine.utils import digit_version
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 
 from mmvssm.files import atomic_write
-from mmvssm.ops.backend import registered_ops
+from mmvssm.ops.backend import built_devices, missing_reason, registered_ops
+from mmvssm.ops.library import SCAN_2D
 
 from .cli import fail
 
 #: What a file format needs besides torch.
 PACKAGES = {".onnx": ("onnx", "onnxscript"), ".pt2": ()}
+#: The first torch whose graphs can leave sizes open within bounds.
+LEAST_TORCH = "2.8"
 #: Largest sides and batch that a graph is made for.
 MAX_SIDE, MAX_BATCH = 8192, 4096
 #: Batch and sides of the images that an open graph is traced with: a size of 1 would be kept.
@@ -78,7 +83,8 @@ class Exported(nn.Module):
             return ["logits"]
         names = [f"map_{level}" for level in range(num_maps)]
         rest = len(outputs) - num_maps
-        kinds = ("scores", "boxes", "centerness")
+        head = _dense_head(self.model)
+        kinds = ["scores", "boxes", "centerness" if hasattr(head, "loss_centerness") else "third"]
         return names + [f"{kinds[i // num_maps]}_{i % num_maps}" for i in range(rest)]
 
 
@@ -101,18 +107,38 @@ class Plan:
     notes: tuple[str, ...]
 
 
-def plan_export(model: BaseModel, library: str, shape: tuple[int, int] | None, suffix: str) -> Plan:
+def require_exporter(suffix: str, is_compiled: bool) -> None:
+    """End the program where this machine lacks what a file is made with.
+
+    Args:
+        suffix: Suffix of the file, one of :data:`PACKAGES`.
+        is_compiled: Whether it is to hold compiled code, by AOTInductor.
+    """
+    if digit_version(torch.__version__) < digit_version(LEAST_TORCH):
+        fail(f"exporting needs torch {LEAST_TORCH} or later, this is torch {torch.__version__}")
+    lacking = [name for name in PACKAGES[suffix] if find_spec(name) is None]
+    if lacking:
+        fail(f"{suffix} files need {', '.join(lacking)}: pip install -r requirements/export.txt")
+    if suffix == ".pt2" and not built_devices():
+        fail(f".pt2 files hold the package's own op: {missing_reason('cpu')}")
+    if is_compiled:
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler:
+            fail("--aot needs a C++ compiler: install g++, or name another in the variable CXX")
+
+
+def plan_export(model: BaseModel, library: str, shape: tuple[int, int] | None) -> Plan:
     """Find what can be exported of a model, and end the program where nothing can.
 
     Args:
         model: The model.
         library: mmpretrain, mmdet or mmseg.
         shape: Height and width to fix; None to leave them open where the model allows it.
-        suffix: Suffix of the file, one of :data:`PACKAGES`.
     """
-    lacking = [name for name in PACKAGES[suffix] if find_spec(name) is None]
-    if lacking:
-        fail(f"{suffix} files need {', '.join(lacking)}: pip install -r requirements/export.txt")
     notes = []
     if library == "mmpretrain" and not (hasattr(model, "backbone") and model.with_head):
         fail(f"a {type(model).__name__} cannot be exported, but an ImageClassifier with a head")
@@ -120,9 +146,20 @@ def plan_export(model: BaseModel, library: str, shape: tuple[int, int] | None, s
         fail(f"a {type(model).__name__} cannot be exported, but an EncoderDecoder")
     if library == "mmseg" and isinstance(model.decode_head, nn.ModuleList):
         fail("a cascade of decode heads cannot be exported")
+    if library == "mmseg":
+        head = model.decode_head
+        try:
+            inspect.signature(head.forward).bind(())
+        except TypeError as error:
+            fail(f"a {type(head).__name__} cannot be exported, it needs more than maps: {error}")
     if library == "mmdet":
         if not (hasattr(model, "rpn_head") or hasattr(model, "bbox_head")):
             fail(f"a {type(model).__name__} has no dense head that could be exported")
+        from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+
+        head = _dense_head(model)
+        if not isinstance(head, BaseDenseHead):
+            fail(f"a {type(head).__name__} cannot be exported, but a head on whole maps")
         if hasattr(model, "roi_head"):
             notes.append("the second stage (roi_head) and the choice of boxes stay outside")
         else:
@@ -145,9 +182,10 @@ def plan_export(model: BaseModel, library: str, shape: tuple[int, int] | None, s
 
 def trace(module: nn.Module, plan: Plan) -> ExportedProgram:
     """Trace a module for images of any batch, and of any size if the plan leaves that open."""
-    dims: dict[int, object] = {0: Dim.DYNAMIC(min=1, max=MAX_BATCH)}
+    dynamic = torch.export.Dim.DYNAMIC
+    dims: dict[int, object] = {0: dynamic(min=1, max=MAX_BATCH)}
     if plan.open_size:
-        dims |= {axis: Dim.DYNAMIC(min=_LEAST, max=MAX_SIDE) for axis in (2, 3)}
+        dims |= {axis: dynamic(min=_LEAST, max=MAX_SIDE) for axis in (2, 3)}
     image = torch.rand(_TRACED[0], 3, *plan.shape) * 255
     with torch.no_grad(), registered_ops():
         return torch.export.export(module, (image,), dynamic_shapes=(dims,), strict=False)
@@ -181,12 +219,49 @@ def write_program(program: ExportedProgram, path: Path) -> None:
     atomic_write(path, lambda part: torch.export.save(program, str(part)))
 
 
-def check_file(module: nn.Module, path: Path, plan: Plan) -> float | None:
+def write_compiled(program: ExportedProgram, path: Path) -> None:
+    """Compile a traced program by AOTInductor, for ``torch._inductor.aoti_load_package``."""
+    # torch before 2.12 hands a wrong dtype to ops in packages (pytorch/pytorch#169157); None, which
+    # means that of x, it hands on as it is
+    x, out_dtype = (SCAN_2D.arguments.index(name) for name in ("x", "out_dtype"))
+    for node in program.graph.nodes:
+        if node.target is SCAN_2D.run and len(node.args) > out_dtype:
+            if node.args[out_dtype] == node.args[x].meta["val"].dtype:
+                node.update_arg(out_dtype, None)
+    atomic_write(
+        path,
+        lambda part: torch._inductor.aoti_compile_and_package(program, package_path=str(part)),
+    )
+
+
+def load_file(path: Path, is_compiled: bool) -> Callable[[Tensor], Sequence[Tensor]] | None:
+    """Return a function that runs a written file; None where ONNX Runtime is not installed.
+
+    Args:
+        path: The file.
+        is_compiled: Whether it is one of :func:`write_compiled`.
+    """
+    if is_compiled:
+        return torch._inductor.aoti_load_package(str(path))
+    if path.suffix == ".pt2":
+        return torch.export.load(str(path)).module()
+    if find_spec("onnxruntime") is None:
+        return None
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path))
+    return lambda image: [
+        torch.from_numpy(y) for y in session.run(None, {"image": np.asarray(image)})
+    ]
+
+
+def largest_difference(
+    run: Callable[[Tensor], Sequence[Tensor]], module: nn.Module, plan: Plan
+) -> float:
     """Compare a written file with the model, at another batch and size than it was traced with.
 
     Returns:
-        The largest difference of an output, relative to its largest value; None where ONNX Runtime
-        is not installed.
+        The largest difference of an output, relative to its largest value or 1.
     """
     height, width = plan.shape
     if plan.open_size:
@@ -194,16 +269,7 @@ def check_file(module: nn.Module, path: Path, plan: Plan) -> float | None:
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(3, 3, height, width, generator=generator) * 255
     with torch.no_grad():
-        expected = module(image)
-        if path.suffix == ".pt2":
-            found = torch.export.load(str(path)).module()(image)
-        elif find_spec("onnxruntime") is None:
-            return None
-        else:
-            import onnxruntime
-
-            session = onnxruntime.InferenceSession(str(path))
-            found = [torch.from_numpy(y) for y in session.run(None, {"image": np.asarray(image)})]
-    return max(
-        float((y - z).abs().max() / z.abs().max().clamp(min=1)) for y, z in zip(found, expected)
-    )
+        return max(
+            float((y - z).abs().max() / z.abs().max().clamp(min=1))
+            for y, z in zip(run(image), module(image), strict=True)
+        )

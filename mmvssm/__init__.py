@@ -1,6 +1,7 @@
 """mmvssm: visual state-space backbones for the OpenMMLab libraries.
 
-Importing the package is light: it loads no model and no native code. The
+Importing the package is light: it loads no model, and native code only in
+a process that has torch already, so that saved programs find their ops. The
 backbones are built from configs as ``type='mmvssm.VMamba'``; mmengine then
 imports :mod:`mmvssm.registry` by itself.
 """
@@ -8,6 +9,8 @@ imports :mod:`mmvssm.registry` by itself.
 from __future__ import annotations
 
 import difflib
+import importlib
+import sys
 from pathlib import Path
 
 from mmengine.config.utils import MODULE2PACKAGE
@@ -22,6 +25,9 @@ from .zoo import get_model, list_models
 # taken: a submodule name gives the right folder in wheel and editable installs.
 MODULE2PACKAGE.setdefault("mmvssm", "mmvssm.version")
 register_scheme()
+# TorchScript files and exported programs name our ops, which torch looks up when it loads them.
+if "torch" in sys.modules:
+    importlib.import_module("mmvssm.ops")
 
 __all__ = [
     "__version__",

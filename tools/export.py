@@ -53,7 +53,7 @@ def parse_args() -> argparse.Namespace:
         nargs=2,
         type=int,
         metavar=("H", "W"),
-        help="fix the image size (default: open where the model allows it, else 512 512)",
+        help="fix the image size (default: any size of at least 32 32)",
     )
     parser.add_argument(
         "--aot", action="store_true", help="compile NAME.pt2 by AOTInductor (needs a C++ compiler)"

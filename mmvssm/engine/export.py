@@ -16,6 +16,7 @@ from mmengine.model import BaseModel
 from mmengine.utils import digit_version
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.overrides import TorchFunctionMode
 
 from mmvssm.files import atomic_write
 from mmvssm.ops.backend import built_devices, missing_reason, registered_ops
@@ -99,7 +100,7 @@ class Plan:
     Attributes:
         shape: Height and width that the graph is traced with.
         open_size: Whether other sizes can be used as well.
-        notes: What is left out or fixed, and why.
+        notes: What is left out, and why.
     """
 
     shape: tuple[int, int]
@@ -137,7 +138,7 @@ def plan_export(model: BaseModel, library: str, shape: tuple[int, int] | None) -
     Args:
         model: The model.
         library: mmpretrain, mmdet or mmseg.
-        shape: Height and width to fix; None to leave them open where the model allows it.
+        shape: Height and width to fix; None to leave them open.
     """
     notes = []
     if library == "mmpretrain" and not (hasattr(model, "backbone") and model.with_head):
@@ -164,20 +165,38 @@ def plan_export(model: BaseModel, library: str, shape: tuple[int, int] | None) -
             notes.append("the second stage (roi_head) and the choice of boxes stay outside")
         else:
             notes.append("the choice of boxes (non-maximum suppression) stays outside")
-    pools = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.AdaptiveAvgPool2d)
-        and module.output_size not in (1, (1, 1))
-        and not name.startswith(("auxiliary_head", "roi_head"))
-    ]
-    if pools and shape is None:
-        shape = (512, 512)
-        notes.append(
-            f"height and width are fixed at {shape[0]}x{shape[1]} (--shape), as {pools[0]} pools"
-            " to a fixed number of cells"
-        )
     return Plan(shape or _TRACED[1:], shape is None, tuple(notes))
+
+
+class _OpenPools(TorchFunctionMode):
+    """Pools maps of any size to a fixed number of cells, which the exporters cannot, by products.
+
+    With the cells of :func:`torch.nn.functional.adaptive_avg_pool2d`.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is nn.functional.adaptive_avg_pool2d:
+            return self.pool(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    @staticmethod
+    def pool(x: Tensor, output_size: int | Sequence[int | None]) -> Tensor:
+        """Average ``(B, C, H, W)`` over the cells."""
+        sides = (output_size,) * 2 if isinstance(output_size, int) else output_size
+        rows, columns = (
+            side if cells is None else cells for cells, side in zip(sides, x.shape[2:])
+        )
+        return _cell_weights(x, rows, 2) @ x @ _cell_weights(x, columns, 3).T
+
+
+def _cell_weights(x: Tensor, cells: int, axis: int) -> Tensor:
+    """Weights ``(cells, side)`` of the pixels of an axis in the mean of each cell."""
+    side = x.shape[axis]
+    first = torch.arange(cells, device=x.device)[:, None] * side
+    pixel = torch.arange(side, device=x.device)
+    inside = (pixel >= first // cells) & (pixel < (first + side + cells - 1) // cells)
+    weights = inside.to(x.dtype)
+    return weights / weights.sum(1, keepdim=True)
 
 
 def trace(module: nn.Module, plan: Plan) -> ExportedProgram:
@@ -187,7 +206,7 @@ def trace(module: nn.Module, plan: Plan) -> ExportedProgram:
     if plan.open_size:
         dims |= {axis: dynamic(min=_LEAST, max=MAX_SIDE) for axis in (2, 3)}
     image = torch.rand(_TRACED[0], 3, *plan.shape) * 255
-    with torch.no_grad(), registered_ops():
+    with torch.no_grad(), registered_ops(), _OpenPools():
         return torch.export.export(module, (image,), dynamic_shapes=(dims,), strict=False)
 
 
@@ -225,9 +244,9 @@ def write_compiled(program: ExportedProgram, path: Path) -> None:
     # means that of x, it hands on as it is
     x, out_dtype = (SCAN_2D.arguments.index(name) for name in ("x", "out_dtype"))
     for node in program.graph.nodes:
-        if node.target is SCAN_2D.run and len(node.args) > out_dtype:
-            if node.args[out_dtype] == node.args[x].meta["val"].dtype:
-                node.update_arg(out_dtype, None)
+        is_scan = node.target is SCAN_2D.run and len(node.args) > out_dtype
+        if is_scan and node.args[out_dtype] == node.args[x].meta["val"].dtype:
+            node.update_arg(out_dtype, None)
     atomic_write(
         path,
         lambda part: torch._inductor.aoti_compile_and_package(program, package_path=str(part)),

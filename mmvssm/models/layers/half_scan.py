@@ -77,4 +77,5 @@ class HalfScanMixer(SelectiveScans):
     def scan_parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """As in :class:`SelectiveScans`, with twice the bias of the steps."""
         A, dt_weight, dt_bias, D = super().scan_parameters()
-        return A, dt_weight, 2 * dt_bias, D
+        # a sum, as the ONNX exporter of torch 2.11 fails at a parameter times a number
+        return A, dt_weight, dt_bias + dt_bias, D

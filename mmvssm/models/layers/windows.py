@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmvssm.ops.backend import tracing
+
 
 def to_windows(x: Tensor, side: int) -> Tensor:
     """Cut maps into square windows, row by row; zeros fill up the last row and column of them.
@@ -16,10 +18,12 @@ def to_windows(x: Tensor, side: int) -> Tensor:
     Returns:
         ``(B * ceil(H / side) * ceil(W / side), side, side, C)``, the windows of a map together.
     """
-    height, width = x.shape[1:3]
-    if height % side or width % side:
-        x = F.pad(x, (0, 0, 0, -width % side, 0, -height % side))
-    x = x.unflatten(2, (-1, side)).unflatten(1, (-1, side))
+    batch, height, width, channels = x.shape
+    rows, columns = -(-height // side), -(-width // side)
+    # a traced graph is used for other sizes, too
+    if tracing() or height % side or width % side:
+        x = F.pad(x, (0, 0, 0, columns * side - width, 0, rows * side - height))
+    x = x.reshape(batch, rows, side, columns, side, channels)
     return x.transpose(2, 3).flatten(0, 2)
 
 

@@ -19,7 +19,7 @@ def to_windows(x: Tensor, side: int) -> Tensor:
         ``(B * ceil(H / side) * ceil(W / side), side, side, C)``, the windows of a map together.
     """
     batch, height, width, channels = x.shape
-    rows, columns = -(-height // side), -(-width // side)
+    rows, columns = _windows_along(height, side), _windows_along(width, side)
     # a traced graph is used for other sizes, too
     if tracing() or height % side or width % side:
         x = F.pad(x, (0, 0, 0, columns * side - width, 0, rows * side - height))
@@ -38,6 +38,11 @@ def from_windows(windows: Tensor, size: tuple[int, int]) -> Tensor:
         ``(B, H, W, C)``.
     """
     (height, width), side = size, windows.shape[1]
-    rows, columns = -(-height // side), -(-width // side)
+    rows, columns = _windows_along(height, side), _windows_along(width, side)
     x = windows.unflatten(0, (-1, rows, columns)).transpose(2, 3)
     return x.flatten(3, 4).flatten(1, 2)[:, :height, :width]
+
+
+def _windows_along(length: int, side: int) -> int:
+    """Round ``length / side`` up; never by a negative quotient, which ONNX rounds towards zero."""
+    return (length + side - 1) // side

@@ -137,9 +137,9 @@ $(STAMPS)/mmcv: .dev/install_mmcv.py $(STAMPS)/torch
 
 # mmcv and MMEngine ask for opencv-python, which needs libGL. Where that is missing the
 # headless build, laid last, takes over the folder cv2 that the two share.
-LIBRARIES := $(addprefix requirements/,runtime.txt mminstall.txt tests.txt demo.txt)
+LIBRARIES := $(addprefix requirements/,runtime.txt mminstall.txt tests.txt demo.txt export.txt)
 $(STAMPS)/libraries: $(LIBRARIES) $(STAMPS)/mmcv
-	$(SAY) "mmpretrain, mmdet, mmsegmentation, and what tests and demo need (a minute)"
+	$(SAY) "mmpretrain, mmdet, mmsegmentation, and what tests, demo and export need (a minute)"
 	@$(PIP) install --quiet $(addprefix -r ,$(LIBRARIES))
 	@$(PY) -c 'import cv2' 2>/dev/null || \
 	  $(PIP) install --quiet --force-reinstall --no-deps opencv-python-headless

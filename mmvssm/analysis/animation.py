@@ -56,8 +56,8 @@ def animate_routes(scans: LayerScans, image: np.ndarray, frames: int = FRAMES) -
     """Draw the routes of a layer over an image, all at once, at shares of their steps.
 
     What is not visited yet is dark; visited pixels have the colour of the time of their last visit,
-    from violet to yellow, those of the latest steps are white. A disc before a pixel is a class token,
-    filled once it is visited.
+    from violet to yellow, those of the latest steps are white. A disc before a pixel is a class
+    token, filled once it is visited.
 
     Args:
         scans: What :func:`record_scans` gives.

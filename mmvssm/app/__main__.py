@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import os
+import socket
 from importlib.util import find_spec
 
 import mmvssm  # noqa: F401  makes 'mmvssm::' bases known before the config is read
@@ -15,10 +16,10 @@ from .explorer import Explorer
 DESCRIPTION = """\
 Show in the browser what a trained network does with an image.
 
-Drop an image on the page, and see the prediction, the routes of a layer moving over the image, what
-each pixel contributes to the one that you click, and the effective receptive field. For classifiers,
-detectors and segmentors with any backbone of this package. The page loads nothing from the internet
-and sends nothing there; images stay on the machine that runs this program.
+Drop an image on the page, and see the prediction, the routes of a layer moving over the image,
+what each pixel contributes to the one that you click, and the effective receptive field. For
+classifiers, detectors and segmentors with any backbone of this package. The page loads nothing from
+the internet and sends nothing there; images stay on the machine that runs this program.
 """
 EXAMPLES = """\
 examples:
@@ -40,6 +41,7 @@ OFFLINE = dict(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1", HF_HUB_DISA
 
 
 def parse_args() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m mmvssm.app",
         description=DESCRIPTION,
@@ -70,22 +72,38 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def listen(host: str, port: int) -> socket.socket:
+    """Take a port; one that cannot be had ends the program.
+
+    Args:
+        host: Address to listen on, IPv4 or IPv6.
+        port: The port; 0 for any that is free.
+    """
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    # a port that a page was served on a moment ago
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        cli.fail(f"cannot listen on --host {host} --port {port}: {error.strerror}")
+    return listener
+
+
 def main() -> None:
+    """Load the network and serve its page."""
     args = parse_args()
     lacking = [name for name in PACKAGES if find_spec(name) is None]
     if lacking:
         cli.fail(f"the page needs {', '.join(lacking)}: pip install -r requirements/app.txt")
     cfg = cli.load_config(args.config, args.cfg_options, args.option)
-    explorer = Explorer(
-        cfg,
-        args.checkpoint,
-        config_path=args.config,
-        device=cli.choose_device(args.device),
-    )
-    os.environ.update(OFFLINE)
-    from .page import build_page, serve
+    device = cli.choose_device(args.device)
+    with listen(args.host, args.port) as listener:
+        explorer = Explorer(cfg, args.checkpoint, config_path=args.config, device=device)
+        os.environ.update(OFFLINE)
+        from .page import build_page, serve
 
-    serve(build_page(explorer), args.host, args.port)
+        serve(build_page(explorer), listener)
 
 
 if __name__ == "__main__":

@@ -181,16 +181,16 @@ class Explorer:
         Args:
             scene: What :meth:`look` gives.
             layer: Number of the layer.
-            query: Where the pixel is, as shares of height and width; or the number of a class token.
+            query: Where the pixel is, as shares of height and width; or number of a class token.
             kind: See :data:`mmvssm.analysis.KINDS`.
 
         Raises:
             ValueError: See :func:`mmvssm.analysis.influence`.
         """
         found = influence(self.backbone, scene.inputs, layer, query, kind)
-        of = f"of class token {query}" if isinstance(query, int) else "of the pixel at the cross"
-        title = f"{kind} {of}, layer {layer}" if kind == "influence" else f"{kind}, layer {layer}"
-        figure = draw_influence(found, title, torch.from_numpy(scene.picture))
+        to = f"class token {query}" if isinstance(query, int) else "the pixel at the cross"
+        title = f"layer {layer}, {to}: {kind}"
+        figure = draw_influence(found, title, torch.from_numpy(scene.picture), columns=3)
         if not isinstance(query, int):
             height, width = scene.picture.shape[:2]
             at = query[1] * width - 0.5, query[0] * height - 0.5

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import base64
 import socket
-import tempfile
-from pathlib import Path
 
 import gradio as gr
 import numpy as np
@@ -13,19 +12,18 @@ from fastapi import FastAPI
 from PIL import Image
 
 from mmvssm.analysis import KINDS
-from mmvssm.engine.cli import fail
 
 from .explorer import MAX_SIDE, Explorer, Scene, enlarged
 
 ROUTES = """## Routes of a layer
-A layer reads the pixels of its map one after the other, along each of its routes. Colours tell when,
-from violet to yellow; white are the latest."""
+A layer reads the pixels of its map one after the other, along each of its routes. Colours tell
+when, from violet to yellow; white are the latest."""
 INFLUENCE = """## Influence on a pixel
-Click a pixel of the left picture: the maps show what each pixel of the layer contributes to it, along
-each route and in all. Red raises its output, blue lowers it; the box is the pixel."""
+Click a pixel of the left picture: the maps show what each pixel of the layer contributes to it,
+along each route and in all. Red raises its output, blue lowers it; the box is the pixel."""
 FIELD = """## Effective receptive field
-Which pixels of this image the middle of the last map depends on, lighter ones more (to the power
-of 0.2)."""
+Which pixels of this image the middle of the last map depends on: lighter ones count for more
+(contributions to the power of 0.2)."""
 #: The fonts of the system, so that none is loaded.
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 MIDDLE = (0.5, 0.5)
@@ -37,8 +35,6 @@ def build_page(explorer: Explorer) -> gr.Blocks:
     Args:
         explorer: The network and its pictures.
     """
-    # gradio serves copies of what is written there
-    folder = tempfile.TemporaryDirectory(prefix="mmvssm-app-")
     kinds = [(f"{kind}: {words}", kind) for kind, words in KINDS.items()]
 
     def predict(path: str | None) -> tuple:
@@ -53,14 +49,13 @@ def build_page(explorer: Explorer) -> gr.Blocks:
 
     def show_routes(path: str | None, layer: int) -> tuple:
         if path is None:
-            return None, ""
+            return "", ""
         try:
             movie, words = explorer.routes(explorer.look(path), layer)
         except ValueError as error:
-            return None, f"There are no routes: {error}."
-        file = Path(folder.name, "routes.webp")
-        file.write_bytes(movie)
-        return str(file), words
+            return "", f"There are no routes: {error}."
+        source = f"data:image/webp;base64,{base64.b64encode(movie).decode()}"
+        return f'<img src="{source}" alt="Routes over the image">', f"{words}."
 
     def show_influence(
         path: str | None, layer: int, query: tuple[float, float] | int, kind: str
@@ -83,7 +78,6 @@ def build_page(explorer: Explorer) -> gr.Blocks:
     with gr.Blocks(
         title=f"{explorer.name} · mmvssm", analytics_enabled=False, delete_cache=(3600, 86400)
     ) as page:
-        page.folder = folder  # lives as long as the page
         gr.Markdown(f"# {explorer.name}\n{_network(explorer)}")
         with gr.Row():
             image = gr.Image(
@@ -100,7 +94,7 @@ def build_page(explorer: Explorer) -> gr.Blocks:
         )
         gr.Markdown(ROUTES)
         routes_note = gr.Markdown(elem_id="routes-note")
-        routes = _picture("Routes", "routes", height=None)
+        routes = gr.HTML(elem_id="routes")
         gr.Markdown(INFLUENCE)
         influence_note = gr.Markdown(elem_id="influence-note")
         kind = gr.Dropdown(kinds, value="influence", label="Kind of map", elem_id="kind")
@@ -109,10 +103,11 @@ def build_page(explorer: Explorer) -> gr.Blocks:
             for token in range(explorer.num_tokens)
         ]
         with gr.Row():
-            seen = _picture("What the network sees: click it", "seen")
-            influence = _picture("Influence", "influence", height=None, scale=3)
-        gr.Markdown(FIELD)
-        field = _picture("Receptive field", "field")
+            seen = _picture("What the network sees: click it", "seen", height=None)
+            influence = _picture("Influence", "influence", height=None, show_label=False, scale=2)
+        with gr.Row():
+            gr.Markdown(FIELD)
+            field = _picture("Receptive field", "field", height=300, show_label=False, scale=2)
         query = gr.State(MIDDLE)
 
         # the network does one thing at a time: recording hooks into it
@@ -136,10 +131,9 @@ def build_page(explorer: Explorer) -> gr.Blocks:
 
 
 def _picture(label: str, name: str, **options) -> gr.Image:
-    options = {"height": 360, **options}
     return gr.Image(
         label=label, elem_id=name, interactive=False, format="png",
-        buttons=["download", "fullscreen"], **options,
+        buttons=["download", "fullscreen"], **{"height": 360, **options},
     )  # fmt: skip
 
 
@@ -171,28 +165,19 @@ def _describe(scene: Scene) -> str:
     return f"{words}."
 
 
-def serve(page: gr.Blocks, host: str, port: int) -> None:
+def serve(page: gr.Blocks, listener: socket.socket) -> None:
     """Serve the page until the program is interrupted.
 
     Args:
         page: The page.
-        host: Address to listen on.
-        port: Port to listen on; 0 for any that is free.
+        listener: What is bound to the address to listen on.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-        except OSError as error:
-            fail(f"cannot listen on --host {host} --port {port}: {error.strerror or error}")
-        address, port = listener.getsockname()[:2]
-        app = gr.mount_gradio_app(
-            FastAPI(), page, "/", server_name=host, server_port=port, theme=THEME,
-            footer_links=[], run_history=False, ssr_mode=False, mcp_server=False,
-            max_file_size="64mb",
-        )  # fmt: skip
-        listener.listen()
-        shown = f"[{address}]" if ":" in address else address
-        print(f"the page is at http://{shown}:{port} (Ctrl+C ends the program)", flush=True)
-        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+    address, port = listener.getsockname()[:2]
+    app = gr.mount_gradio_app(
+        FastAPI(), page, "/", server_name=address, server_port=port, theme=THEME, footer_links=[],
+        run_history=False, ssr_mode=False, mcp_server=False, max_file_size="64mb",
+    )  # fmt: skip
+    listener.listen()
+    shown = f"[{address}]" if ":" in address else address
+    print(f"the page is at http://{shown}:{port} (Ctrl+C ends the program)", flush=True)
+    uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])

@@ -86,7 +86,11 @@ def build_page(explorer: Explorer) -> gr.Blocks:
             )  # fmt: skip
             picture = _picture("Prediction", "prediction")
             table = gr.Dataframe(
-                headers=explorer.columns, label="Results", interactive=False, elem_id="results"
+                headers=explorer.columns,
+                label="Results",
+                interactive=False,
+                max_height=360,
+                elem_id="results",
             )
         size = gr.Markdown(elem_id="size")
         layer = gr.Dropdown(

@@ -84,6 +84,8 @@ def build_page(explorer: Explorer) -> gr.Blocks:
                 type="filepath", image_mode=None, sources=["upload", "clipboard"], label="Image",
                 height=360, elem_id="image",
             )  # fmt: skip
+            # the file as it is: the config's own pipeline reads it, and says what is wrong with it
+            image.preprocess = lambda upload: None if upload is None else upload.path
             picture = _picture("Prediction", "prediction")
             table = gr.Dataframe(
                 headers=explorer.columns,
@@ -184,4 +186,6 @@ def serve(page: gr.Blocks, listener: socket.socket) -> None:
     listener.listen()
     shown = f"[{address}]" if ":" in address else address
     print(f"the page is at http://{shown}:{port} (Ctrl+C ends the program)", flush=True)
-    uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+    # open pages hold connections, which would keep the program from ending
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+    uvicorn.Server(config).run(sockets=[listener])

@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import os
+import signal
 import socket
+import sys
+import tempfile
+from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 
 import mmvssm  # noqa: F401  makes 'mmvssm::' bases known before the config is read
@@ -98,11 +102,16 @@ def main() -> None:
         cli.fail(f"the page needs {', '.join(lacking)}: pip install -r requirements/app.txt")
     cfg = cli.load_config(args.config, args.cfg_options, args.option)
     device = cli.choose_device(args.device)
-    with listen(args.host, args.port) as listener:
+    # what is open when the program is told to end shall be closed, as after Ctrl+C
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    with ExitStack() as stack:
+        listener = stack.enter_context(listen(args.host, args.port))
         explorer = Explorer(cfg, args.checkpoint, config_path=args.config, device=device)
-        os.environ.update(OFFLINE)
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="mmvssm-app-"))
+        os.environ.update(OFFLINE, GRADIO_TEMP_DIR=folder)
         from .page import build_page, serve
 
+        stack.enter_context(suppress(KeyboardInterrupt))
         serve(build_page(explorer), listener)
 
 

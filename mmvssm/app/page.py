@@ -75,9 +75,7 @@ def build_page(explorer: Explorer) -> gr.Blocks:
         (x, y), (height, width) = event.index, picture.shape[:2]
         return (y + 0.5) / height, (x + 0.5) / width
 
-    with gr.Blocks(
-        title=f"{explorer.name} · mmvssm", analytics_enabled=False, delete_cache=(3600, 86400)
-    ) as page:
+    with gr.Blocks(title=f"{explorer.name} · mmvssm", analytics_enabled=False) as page:
         gr.Markdown(f"# {explorer.name}\n{_network(explorer)}")
         with gr.Row():
             image = gr.Image(

@@ -68,8 +68,14 @@ def served(tmp_path):
     guard = tmp_path / "guard"
     guard.mkdir()
     (guard / "sitecustomize.py").write_text(GUARD)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
     paths = [str(guard), str(ROOT), os.environ.get("PYTHONPATH", "")]
-    variables = dict(PYTHONPATH=os.pathsep.join(filter(None, paths)), ASKED_FOR=str(asked_for))
+    variables = dict(
+        PYTHONPATH=os.pathsep.join(filter(None, paths)),
+        ASKED_FOR=str(asked_for),
+        TMPDIR=str(temporary),
+    )
 
     @contextlib.contextmanager
     def serve(config, checkpoint):
@@ -85,6 +91,8 @@ def served(tmp_path):
             server.terminate()
             server.wait(timeout=30)
         assert not asked_for.exists(), asked_for.read_text()
+        # no copy of an image stays
+        assert not list(temporary.glob("mmvssm-app-*"))
 
     return serve
 

@@ -215,13 +215,13 @@ def keep(page, path):
     """Reduce a picture of the page for the documentation."""
     picture = Image.open(page).convert("RGB")
     size = (800, round(800 * picture.height / picture.width))
-    picture.resize(size, Image.Resampling.LANCZOS).quantize(96).save(path, optimize=True)
+    picture.resize(size, Image.Resampling.LANCZOS).quantize(256).save(path, optimize=True)
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("mask-rcnn_vmamba-micro_digits-det", "4 routes over 32x32 pixels."),
+        ("mask-rcnn_vmamba-micro_digits-det", "4 routes over 24x32 pixels."),
         ("vmamba-micro_upernet_digits-seg", "4 routes over 24x32 pixels."),
         ("local-vim-micro_digits-cls", "4 routes over"),
     ],

@@ -15,6 +15,7 @@ MAY_IMPORT = {
     "families": {"models", "ops"},
     "checkpoint": {"families", "models", "ops"},
     "analysis": {"checkpoint", "families", "hub", "models", "ops"},
+    "app": {"analysis", "engine", "models"},
 }
 MODULES = {file: file.relative_to(PACKAGE).parts for file in sorted(PACKAGE.rglob("*.py"))}
 

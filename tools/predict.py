@@ -9,8 +9,6 @@ from typing import Any
 
 import cv2
 import mmcv
-import torch
-from mmengine.device import get_device
 
 import mmvssm  # noqa: F401  makes 'mmvssm::' bases known before the config is read
 from mmvssm.engine import cli
@@ -76,16 +74,6 @@ def parse_args() -> argparse.Namespace:
     if args.batch_size < 1:
         parser.error(f"--batch-size must be at least 1, got {args.batch_size}")
     return args
-
-
-def choose_device(name: str | None) -> str:
-    """Return the device to run on, and end the program if it is none of this machine."""
-    name = name or get_device()
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        cli.fail(f"--device {name!r} cannot be used: {str(error).splitlines()[0]}")
-    return name
 
 
 class Results:
@@ -180,7 +168,7 @@ def main() -> None:
         cfg,
         args.checkpoint,
         config_path=args.config,
-        device=choose_device(args.device),
+        device=cli.choose_device(args.device),
         tta=args.tta,
         batch_size=args.batch_size,
         score_thr=args.score_thr,

@@ -1,6 +1,7 @@
 """What models do and cost: their routes, what they see, what decisions rest on, FLOPs, time."""
 
 from .accuracy import evaluate, pipeline_at
+from .animation import animate_routes
 from .benchmark import compare, draw_benchmark
 from .cam import ClassActivation, draw_cam, grad_cam
 from .curves import Curve, draw_curves, read_curves
@@ -12,7 +13,7 @@ from .networks import run_network
 from .output import check_outputs, save_figure, write_outputs
 from .probe import Features, Probe, draw_probe, extract_features, train_probe
 from .receptive_field import ReceptiveField, draw_receptive_fields, receptive_field
-from .routes import Route, draw_routes, routes_of
+from .routes import Route, draw_routes, name_layers, routes_of
 from .scaling import draw_scaling, scale
 from .scan_records import KINDS, LayerScans, RouteScan, record_scans
 
@@ -30,6 +31,7 @@ __all__ = [
     "ReceptiveField",
     "Route",
     "RouteScan",
+    "animate_routes",
     "build_backbone",
     "build_without_weights",
     "check_outputs",
@@ -53,6 +55,7 @@ __all__ = [
     "influence_matrix",
     "load_backbone",
     "load_model",
+    "name_layers",
     "noise_images",
     "pipeline_at",
     "read_curves",

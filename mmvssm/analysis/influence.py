@@ -145,7 +145,12 @@ def _one_route(
     )
 
 
-def draw_influence(found: Influence, title: str = "", image: Tensor | None = None) -> Figure:
+def draw_influence(
+    found: Influence,
+    title: str = "",
+    image: Tensor | None = None,
+    columns: int = _PANELS_PER_ROW,
+) -> Figure:
     """Draw a panel for each route and one for all: red raises, blue lowers the output.
 
     Every panel has a scale of its own, to the power of 0.5 on both sides. A box marks the query, a
@@ -155,6 +160,7 @@ def draw_influence(found: Influence, title: str = "", image: Tensor | None = Non
         found: What :func:`influence` gives.
         title: Headline of the picture.
         image: uint8 ``(H, W, 3)``, RGB, drawn beside the maps.
+        columns: Panels beside one another at most.
 
     Returns:
         A figure of matplotlib, which must be installed, to be saved by its ``savefig``.
@@ -163,7 +169,7 @@ def draw_influence(found: Influence, title: str = "", image: Tensor | None = Non
 
     maps = [*found.routes, found.merged]
     count = len(maps) + (image is not None)
-    columns = min(count, _PANELS_PER_ROW)
+    columns = min(count, columns)
     rows = -(-count // columns)
     size = columns * _PANEL, rows * (_PANEL + 0.25) + (0.3 if title else 0)
     figure = Figure(figsize=size, layout="constrained", dpi=100)

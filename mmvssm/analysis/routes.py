@@ -49,11 +49,7 @@ def scanning_block(backbone: nn.Module, layer: int) -> tuple[CheckpointedBlock, 
     Raises:
         ValueError: If there is no such layer, or it has no scan.
     """
-    blocks = [module for module in backbone.modules() if isinstance(module, CheckpointedBlock)]
-    mixers = [
-        next((part for part in block.modules() if isinstance(part, SelectiveScans)), None)
-        for block in blocks
-    ]
+    blocks, mixers = zip(*_layers(backbone).values())
     if layer not in range(len(mixers)):
         raise ValueError(f"layer must be from 0 to {len(mixers) - 1}, got {layer}")
     mixer = mixers[layer]
@@ -61,6 +57,20 @@ def scanning_block(backbone: nn.Module, layer: int) -> tuple[CheckpointedBlock, 
         scanning = [str(i) for i, mixer in enumerate(mixers) if mixer is not None]
         raise ValueError(f"layer {layer} has no scan; layers with one: {', '.join(scanning)}")
     return blocks[layer], mixer
+
+
+def name_layers(backbone: nn.Module) -> dict[str, bool]:
+    """Return the names of a backbone's layers in their order, and whether each of them scans."""
+    return {name: mixer is not None for name, (_, mixer) in _layers(backbone).items()}
+
+
+def _layers(backbone: nn.Module) -> dict[str, tuple[CheckpointedBlock, SelectiveScans | None]]:
+    """Return all blocks by their names, each with its mixer."""
+    return {
+        name: (block, next((m for m in block.modules() if isinstance(m, SelectiveScans)), None))
+        for name, block in backbone.named_modules()
+        if isinstance(block, CheckpointedBlock)
+    }
 
 
 def _points(route: Route) -> Tensor:

@@ -40,7 +40,11 @@ _DICT = re.compile(r"dict\(.*\)|\{.*:.*\}", re.DOTALL)
 
 def fail(message: str) -> NoReturn:
     """End the program with ``message`` on standard error and exit status 1."""
-    raise SystemExit(f"{Path(sys.argv[0]).name}: error: {message}")
+    program = Path(sys.argv[0])
+    # that of a package that is run by ``python -m``
+    if program.name == "__main__.py":
+        program = program.parent
+    raise SystemExit(f"{program.name}: error: {message}")
 
 
 def add_import_option(parser: argparse.ArgumentParser, what: str) -> None:
@@ -189,6 +193,16 @@ def require_checkpoint(path: str) -> None:
             fail(str(error))
     elif "://" not in path and not os.path.isfile(path):
         fail(f"there is no checkpoint file {path!r}")
+
+
+def choose_device(name: str | None) -> str:
+    """Return the device to run on: the one that ``--device`` names, else a GPU, if there is one."""
+    name = name or get_device()
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        fail(f"--device {name!r} cannot be used: {str(error).splitlines()[0]}")
+    return name
 
 
 def require_weights(cfg: Config) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import mmcv
 import numpy as np
 import torch
+import torch.nn.functional as F
 from mmcv.transforms import Compose
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
@@ -130,15 +131,7 @@ class Predictor:
         pending: list[tuple[Any, np.ndarray, dict]] = []
         shape: object = None
         for number, (key, name, image) in enumerate(images):
-            sample = self._prepare(
-                dict(
-                    img=image.astype(np.float32) if self.to_float32 else image.copy(),
-                    img_path=name,
-                    img_id=number,
-                    img_shape=image.shape[:2],
-                    ori_shape=image.shape[:2],
-                )
-            )
+            sample = self._sample(number, name, image)
             own = _shape(sample["inputs"])
             if pending and (own != shape or len(pending) == self.batch_size):
                 yield from self._predict_batch(pending)
@@ -147,6 +140,36 @@ class Predictor:
             pending.append((key, image, sample))
         if pending:
             yield from self._predict_batch(pending)
+
+    def network_input(self, name: str, image: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        """Prepare an image for the backbone as a prediction does; without views of ``tta``.
+
+        Args:
+            name: A name, for the sample.
+            image: ``(H, W, 3)`` in BGR.
+
+        Returns:
+            The input, ``(1, 3, H', W')`` on the device of the model, and the picture that it is
+            made of: uint8 ``(H', W', 3)`` in RGB, black where the input is padded.
+        """
+        sample = self._sample(0, name, image)
+        picture = sample["inputs"].flip(0)
+        inputs = self.model.data_preprocessor(pseudo_collate([sample]), False)["inputs"]
+        height, width = inputs.shape[2:]
+        picture = F.pad(picture, (0, width - picture.shape[2], 0, height - picture.shape[1]))
+        return inputs, picture.permute(1, 2, 0).clamp(0, 255).byte().numpy()
+
+    def _sample(self, number: int, name: str, image: np.ndarray) -> dict[str, Any]:
+        """Let an image pass the pipeline."""
+        return self._prepare(
+            dict(
+                img=image.astype(np.float32) if self.to_float32 else image.copy(),
+                img_path=name,
+                img_id=number,
+                img_shape=image.shape[:2],
+                ori_shape=image.shape[:2],
+            )
+        )
 
     def _predict_batch(self, pending: list[tuple[Any, np.ndarray, dict]]) -> Iterator[Prediction]:
         keys, images, samples = zip(*pending)

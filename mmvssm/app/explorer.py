@@ -1,0 +1,231 @@
+"""What the page shows: the prediction for an image, and what happens on the way to it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import mmcv
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from PIL import Image
+from torch import Tensor
+
+from mmvssm.analysis import (
+    animate_routes,
+    draw_influence,
+    draw_receptive_fields,
+    influence,
+    name_layers,
+    receptive_field,
+    record_scans,
+)
+from mmvssm.analysis.animation import encode_animation
+from mmvssm.engine.cli import fail
+from mmvssm.engine.predict import Predictor
+from mmvssm.models.backbones.hierarchical import HierarchicalBackbone
+from mmvssm.models.backbones.plain import PlainBackbone
+
+#: Longer side of the images that layers are examined with: it bounds memory and time of a click.
+MAX_SIDE = 512
+#: Longer side up to which small pictures are enlarged.
+_SHOWN_SIDE = 320
+#: Columns of the table of results, by library.
+COLUMNS = {
+    "mmpretrain": ["class", "score"],
+    "mmdet": ["class", "score", "box (x1, y1, x2, y2)"],
+    "mmseg": ["class", "share of the pixels"],
+}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """An image on its way into the backbone.
+
+    Attributes:
+        inputs: ``(1, 3, H, W)``, as the backbone gets it, but at most :data:`MAX_SIDE` high and
+            wide.
+        picture: uint8 ``(H, W, 3)`` in RGB: what the inputs show.
+        network_size: Height and width that the backbone gets.
+    """
+
+    inputs: Tensor
+    picture: np.ndarray
+    network_size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of the backbone.
+
+    Attributes:
+        number: Counted from 0 through all stages.
+        name: Of the module.
+        scans: Whether it scans along routes.
+    """
+
+    number: int
+    name: str
+    scans: bool
+
+
+class Explorer:
+    """A trained network and the pictures of what it does.
+
+    Args:
+        cfg: A config of mmpretrain, mmdet or mmseg with a backbone of this package.
+        checkpoint: A file, or ``mmvssm://NAME``; no code of it is run.
+        config_path: Path of the config, for messages and headlines.
+        device: Where the network runs.
+    """
+
+    def __init__(
+        self, cfg: Config, checkpoint: str, *, config_path: str, device: str = "cpu"
+    ) -> None:
+        self.name = Path(config_path).stem
+        self.predictor = Predictor(cfg, checkpoint, config_path=config_path, device=device)
+        backbone = getattr(self.predictor.model, "backbone", None)
+        if not isinstance(backbone, (HierarchicalBackbone, PlainBackbone)):
+            fail(
+                f"the model of {config_path!r} must have a backbone of this package, got"
+                f" {type(backbone).__name__}"
+            )
+        self.backbone = backbone
+        self.layers = [
+            Layer(number, name, scans)
+            for number, (name, scans) in enumerate(name_layers(backbone).items())
+        ]
+
+    @property
+    def columns(self) -> list[str]:
+        """Headlines of the rows of :meth:`predict`."""
+        return COLUMNS[self.predictor.library]
+
+    @property
+    def num_tokens(self) -> int:
+        """Class tokens of the backbone."""
+        is_plain = isinstance(self.backbone, PlainBackbone)
+        return len(self.backbone.cls_positions(1)) if is_plain else 0
+
+    @property
+    def first_layer(self) -> int:
+        """The first layer that scans."""
+        return next(layer.number for layer in self.layers if layer.scans)
+
+    def predict(self, path: str) -> tuple[np.ndarray, list[list[str]]]:
+        """Predict an image.
+
+        Args:
+            path: Its file.
+
+        Returns:
+            The prediction drawn into the image, uint8 ``(H, W, 3)`` in RGB, and the results as rows
+            of words, see :attr:`columns`.
+
+        Raises:
+            OSError: If it cannot be read as an image.
+        """
+        image = self.predictor.read(path)
+        (prediction,) = self.predictor.predict([(None, path, image)])
+        drawn = prediction
+        if self.predictor.library == "mmpretrain":
+            # the words need room, whatever the size of the image
+            drawn = replace(prediction, image=enlarged(prediction.image))
+        picture = enlarged(mmcv.bgr2rgb(self.predictor.draw(drawn)))
+        return picture, _rows(self.predictor.describe(prediction))
+
+    def look(self, path: str) -> Scene:
+        """Prepare an image as for a prediction, to be examined by the methods below.
+
+        Raises:
+            OSError: If it cannot be read as an image.
+        """
+        inputs, picture = self.predictor.network_input(path, self.predictor.read(path))
+        height, width = inputs.shape[2:]
+        scale = MAX_SIDE / max(height, width)
+        if scale < 1:
+            size = (max(round(height * scale), 1), max(round(width * scale), 1))
+            inputs = F.interpolate(inputs, size, mode="bilinear", antialias=True)
+            picture = mmcv.imresize(picture, size[::-1], interpolation="area")
+        return Scene(inputs, picture, (height, width))
+
+    def routes(self, scene: Scene, layer: int) -> tuple[bytes, str]:
+        """Animate the routes of a layer over an image.
+
+        Returns:
+            An animated WebP, and what is seen, in words.
+
+        Raises:
+            ValueError: If the layer has no scan that can be shown.
+        """
+        scans = record_scans(self.backbone, layer, scene.inputs)
+        first = scans.routes[0]
+        height, width = scans.size
+        words = f"{len(first)} route{'s' if len(first) > 1 else ''} over {height}x{width} pixels"
+        if scans.window_size is not None:
+            words += (
+                f", in {len(scans.routes)} windows of {scans.window_size}x{scans.window_size}, all"
+                " at once"
+            )
+        return encode_animation(animate_routes(scans, scene.picture)), words
+
+    def influence(
+        self, scene: Scene, layer: int, query: Sequence[float] | int, kind: str = "influence"
+    ) -> Image.Image:
+        """Draw what the pixels of a layer contribute to one of them.
+
+        Args:
+            scene: What :meth:`look` gives.
+            layer: Number of the layer.
+            query: Where the pixel is, as shares of height and width; or number of a class token.
+            kind: See :data:`mmvssm.analysis.KINDS`.
+
+        Raises:
+            ValueError: See :func:`mmvssm.analysis.influence`.
+        """
+        found = influence(self.backbone, scene.inputs, layer, query, kind)
+        to = f"class token {query}" if isinstance(query, int) else "the pixel at the cross"
+        title = f"layer {layer}, {to}: {kind}"
+        figure = draw_influence(found, title, torch.from_numpy(scene.picture), columns=3)
+        if not isinstance(query, int):
+            height, width = scene.picture.shape[:2]
+            at = query[1] * width - 0.5, query[0] * height - 0.5
+            figure.axes[0].plot(*at, "+", color="red", markersize=12, markeredgewidth=2)
+        return _rendered(figure)
+
+    def receptive_field(self, scene: Scene) -> Image.Image:
+        """Draw which pixels of the image the middle of the last map depends on.
+
+        Raises:
+            ValueError: If the gradients are not finite.
+        """
+        field = receptive_field(self.backbone, [scene.inputs])
+        return _rendered(draw_receptive_fields([[field]], [self.name], [""]))
+
+
+def enlarged(picture: np.ndarray) -> np.ndarray:
+    """Return a small picture ``(H, W, 3)`` with each pixel repeated, so that it can be seen."""
+    factor = max(_SHOWN_SIDE // max(picture.shape[:2]), 1)
+    return picture.repeat(factor, 0).repeat(factor, 1)
+
+
+def _rows(found: dict) -> list[list[str]]:
+    """The results that :meth:`Predictor.describe` gives as rows of words."""
+    if "labels" in found:
+        return [[name, f"{score:.1%}"] for name, score in zip(found["classes"], found["scores"])]
+    if "areas" in found:
+        return [[area["class"], f"{area['share']:.1%}"] for area in found["areas"]]
+    return [
+        [part["class"], f"{part['score']:.1%}", ", ".join(f"{side:.0f}" for side in part["bbox"])]
+        for part in found["instances"]
+    ]
+
+
+def _rendered(figure) -> Image.Image:
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return Image.open(file).convert("RGB")

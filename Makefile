@@ -84,6 +84,11 @@ benchmark: setup ## time ops and models on this machine
 	$(SAY) "benchmarks"
 	@$(PY) benchmarks/run.py --out work_dirs/benchmark.json
 
+.PHONY: release-check
+release-check: setup ## before a release: version, changelog, archives, an offline install
+	$(SAY) "release check"
+	@$(PY) .dev/release_check.py
+
 .PHONY: clean
 clean: ## remove builds and caches; environment, data and results stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .venv/setup/ops*

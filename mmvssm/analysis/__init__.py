@@ -12,7 +12,7 @@ from .networks import run_network
 from .output import check_outputs, save_figure, write_outputs
 from .probe import Features, Probe, draw_probe, extract_features, train_probe
 from .receptive_field import ReceptiveField, draw_receptive_fields, receptive_field
-from .routes import Route, draw_routes, routes_of
+from .routes import Route, draw_routes, name_layers, routes_of
 from .scaling import draw_scaling, scale
 from .scan_records import KINDS, LayerScans, RouteScan, record_scans
 
@@ -53,6 +53,7 @@ __all__ = [
     "influence_matrix",
     "load_backbone",
     "load_model",
+    "name_layers",
     "noise_images",
     "pipeline_at",
     "read_curves",

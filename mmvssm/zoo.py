@@ -117,5 +117,5 @@ def get_model(
     if pretrained:
         checkpoint = f"{SCHEME}{name}" if pretrained is True else pretrained
         loaded = load_checkpoint(built, checkpoint, map_location="cpu")
-        built.dataset_meta = built._dataset_meta = loaded.get("meta", {}).get("dataset_meta")
+        built.dataset_meta = built._dataset_meta = loaded.get("meta", {}).get("dataset_meta", {})
     return built.to(device).eval() if device is not None else built.eval()

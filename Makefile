@@ -84,6 +84,21 @@ benchmark: setup ## time ops and models on this machine
 	$(SAY) "benchmarks"
 	@$(PY) benchmarks/run.py --out work_dirs/benchmark.json
 
+.PHONY: docs
+docs: setup ## the documentation site, in build/docs
+	$(SAY) "documentation"
+	@$(PY) -m sphinx -q -W --keep-going -b html docs build/docs
+	@echo "open build/docs/index.html, or: make docs-serve"
+
+.PHONY: docs-serve
+docs-serve: docs ## the same, served on http://127.0.0.1:8000
+	@$(PY) -m http.server --bind 127.0.0.1 --directory build/docs 8000
+
+.PHONY: release-check
+release-check: setup ## before a release: version, changelog, archives, an offline install
+	$(SAY) "release check"
+	@$(PY) .dev/release_check.py
+
 .PHONY: clean
 clean: ## remove builds and caches; environment, data and results stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .venv/setup/ops*
@@ -137,9 +152,9 @@ $(STAMPS)/mmcv: .dev/install_mmcv.py $(STAMPS)/torch
 
 # mmcv and MMEngine ask for opencv-python, which needs libGL. Where that is missing the
 # headless build, laid last, takes over the folder cv2 that the two share.
-LIBRARIES := $(addprefix requirements/,runtime.txt mminstall.txt tests.txt demo.txt export.txt)
+LIBRARIES := $(addprefix requirements/,runtime.txt mminstall.txt tests.txt demo.txt export.txt docs.txt)
 $(STAMPS)/libraries: $(LIBRARIES) $(STAMPS)/mmcv
-	$(SAY) "mmpretrain, mmdet, mmsegmentation, and what tests, demo and export need (a minute)"
+	$(SAY) "mmpretrain, mmdet, mmsegmentation, and what tests, demo, docs and export need (a minute)"
 	@$(PIP) install --quiet $(addprefix -r ,$(LIBRARIES))
 	@$(PY) -c 'import cv2' 2>/dev/null || \
 	  $(PIP) install --quiet --force-reinstall --no-deps opencv-python-headless

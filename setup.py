@@ -72,7 +72,7 @@ setup(
     install_requires=read_requirements("runtime"),
     extras_require={
         name: read_requirements(name)
-        for name in ("mminstall", "tests", "demo", "analysis", "export", "app")
+        for name in ("mminstall", "tests", "demo", "docs", "analysis", "export", "app")
     },
     ext_modules=ops_build.extensions(),
     cmdclass=ops_build.cmdclass(),

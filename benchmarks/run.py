@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from mmengine.config import Config
 from problems import (
     REFERENCE_SCANS,
@@ -30,7 +31,7 @@ from rich.console import Console
 from torch import Tensor
 
 from mmvssm import ops
-from mmvssm.analysis import write_outputs
+from mmvssm.analysis import save_figure, write_outputs
 from mmvssm.analysis.timing import exponent, machine, measure
 
 SUITES = ("scan", "scan2d", "models", "scaling", "import")
@@ -221,19 +222,36 @@ def run_scaling(args: argparse.Namespace, results: list) -> None:
     """Time against pixels: the slope of log time over log pixels."""
     sizes = (224, 448, 896, 1792)
     for name, model in build_classifiers(args.device).items():
-        if not name.startswith("VMamba"):
-            continue
         model.eval()
         implementations = {}
         for size in sizes:
             image = torch.randn(1, 3, size, size, device=args.device)
             implementations[str(size)] = without_grad(model, {"inputs": image})
-        times = measure(implementations, args.device, min(args.repetitions, 15), 2)
+        times = measure(implementations, args.device, min(args.repetitions, 7), 2)
         medians = [times[str(size)]["median_ms"] for size in sizes]
         slope = exponent([size**2 for size in sizes], medians)
         entry = {"suite": "scaling", "name": name, "exponent": slope}
         record(results, entry, times, str(sizes[0]))
         console.print(f"scaling {name}: time ~ pixels^{slope:.3f}")
+
+
+def draw_latency(results: list) -> Figure:
+    """Draw the time of an image of each model of the suite ``scaling`` against its side."""
+    figure = Figure(figsize=(6, 3.4), layout="constrained", dpi=100)
+    axes = figure.subplots()
+    for entry in results:
+        if entry["suite"] == "scaling":
+            sides, times = zip(*((int(k), v["median_ms"]) for k, v in entry["times"].items()))
+            style = "o-" if entry["name"].startswith("VMamba") else "s--"
+            label = f"{entry['name']}, pixels^{entry['exponent']:.2f}"
+            axes.loglog(sides, times, style, markersize=4, label=label)
+    axes.set_xticks(sides, map(str, sides))
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("side of the image (pixels)")
+    axes.set_ylabel("time of an image (ms)")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=8)
+    return figure
 
 
 def run_import(args: argparse.Namespace, results: list) -> None:
@@ -262,7 +280,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--warmups", type=int, help="runs before (CPU 3, GPU 25)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--picture", type=Path, help="plot of the suite scaling to write (.png)")
     args = parser.parse_args()
+    if args.picture and "scaling" not in args.suite:
+        parser.error("--picture draws the suite scaling, which --suite leaves out")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU")
     on_gpu = args.device == "cuda"
@@ -298,6 +319,9 @@ def main() -> None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         write_outputs([args.out], content)
         console.print(f"written to {args.out}")
+    if args.picture:
+        save_figure(draw_latency(results), args.picture)
+        console.print(f"drawn in {args.picture}")
 
 
 if __name__ == "__main__":

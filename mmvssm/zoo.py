@@ -85,7 +85,7 @@ def get_model(
 
     Returns:
         The model in evaluation mode. ``model.cfg`` is its config, and ``model.dataset_meta`` tells
-        the classes if a checkpoint does.
+        the classes if a checkpoint does. The inferencers of mmpretrain take it as it is.
 
     Raises:
         ValueError: If there is no such model, or its weights were not published.
@@ -112,9 +112,10 @@ def get_model(
     cfg = Config.fromfile(paths[name])
     cfg.merge_from_dict(dict(model=model))
     built = build_model(cfg)
-    built.cfg = cfg
+    # where mmdet and mmseg, and where mmpretrain looks for it
+    built.cfg = built._config = cfg
     if pretrained:
         checkpoint = f"{SCHEME}{name}" if pretrained is True else pretrained
         loaded = load_checkpoint(built, checkpoint, map_location="cpu")
-        built.dataset_meta = loaded.get("meta", {}).get("dataset_meta")
+        built.dataset_meta = built._dataset_meta = loaded.get("meta", {}).get("dataset_meta", {})
     return built.to(device).eval() if device is not None else built.eval()

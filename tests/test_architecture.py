@@ -1,22 +1,25 @@
 """Who may import whom: downwards only, as the layers of the package lie on one another."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parents[1] / "mmvssm"
-# A layer may import what its line names; `.` files of the package's root are open to all.
-MAY_IMPORT = {
-    "ops": set(),
-    "models": {"ops"},
-    "engine": {"checkpoint", "hub", "models", "ops"},
-    "hub": {"checkpoint", "families"},
-    "families": {"models", "ops"},
-    "checkpoint": {"families", "models", "ops"},
-    "analysis": {"checkpoint", "families", "hub", "models", "ops"},
-    "app": {"analysis", "engine", "models"},
-}
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "mmvssm"
+
+
+def read_layers():
+    """The table of the page on the architecture: what each layer may import."""
+    page = (ROOT / "ARCHITECTURE.md").read_text()
+    rows = re.search(r"\| layer \| may import \|\n.*\n((?:\|.*\n)+)", page)[1].splitlines()
+    names = [re.findall(r"`(\w+)`", row) for row in rows]
+    return {layer: set(others) for layer, *others in names}
+
+
+# Files of the package's root are open to all.
+MAY_IMPORT = read_layers()
 MODULES = {file: file.relative_to(PACKAGE).parts for file in sorted(PACKAGE.rglob("*.py"))}
 
 
@@ -45,6 +48,12 @@ def test_imports_lead_downwards(layer):
         if name and name[0] in MAY_IMPORT and name[0] not in MAY_IMPORT[layer] | {layer}
     ]
     assert not wrong
+
+
+def test_layers_stand_above_what_they_import():
+    layers = list(MAY_IMPORT)
+    for place, layer in enumerate(layers):
+        assert MAY_IMPORT[layer] <= set(layers[place + 1 :]), layer
 
 
 def test_layers_are_all_folders_with_code():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from mmvssm.models.layers import CheckpointedBlock, Route, SelectiveScans
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _PANEL = 2.3  # inches
 _REACH = 2  # pixels that an arrow leads at most; longer moves are lines
 _PANELS_PER_ROW = 4
+_OVER_IMAGE = 0.55  # how much colours cover an image
 
 
 def routes_of(backbone: nn.Module, layer: int, height: int, width: int) -> list[Route]:
@@ -88,7 +90,7 @@ def _points(route: Route) -> Tensor:
     return torch.cat([points, torch.tensor(places).double().view(-1, 2), nowhere])[route.steps]
 
 
-def _draw_route(axes: Axes, route: Route) -> None:
+def _draw_route(axes: Axes, route: Route, image: np.ndarray | None = None) -> None:
     """One panel: pixels by the time of their visit, arrows from visit to visit."""
     from matplotlib import colormaps
     from matplotlib.collections import LineCollection
@@ -101,6 +103,10 @@ def _draw_route(axes: Axes, route: Route) -> None:
     on_map = (steps >= 0) & (steps < height * width)
     # pale, so that arrows stand out
     ground[steps[on_map]] = 0.55 * torch.from_numpy(colors)[on_map] + 0.45
+    if image is not None:
+        axes.imshow(image, extent=(-0.5, width - 0.5, height - 0.5, -0.5))
+        ground[:, 3] = 0.0
+        ground[steps[on_map], 3] = _OVER_IMAGE
     axes.imshow(ground.view(height, width, 4).numpy())
 
     points = _points(route)
@@ -143,7 +149,11 @@ def _draw_route(axes: Axes, route: Route) -> None:
     axes.set_title(route.name + note, fontsize=8)
 
 
-def draw_routes(found: Sequence[Route], title: str = "") -> Figure:
+def draw_routes(
+    found: Sequence[Route] | Mapping[str, Sequence[Route]],
+    title: str = "",
+    image: np.ndarray | None = None,
+) -> Figure:
     """Draw a panel for each route.
 
     Pixels are coloured by the time of their visit, from violet to yellow; those that are never
@@ -151,22 +161,30 @@ def draw_routes(found: Sequence[Route], title: str = "") -> Figure:
     zero tokens come between. The first visit is a disc, the last a square, a class token a star.
 
     Args:
-        found: What :func:`routes_of` gives.
+        found: What :func:`routes_of` gives; or this for several models by their names, which get a
+            row each.
         title: Headline of the picture.
+        image: uint8 ``(H, W, 3)`` in RGB, drawn below the colours.
 
     Returns:
         A figure of matplotlib, which must be installed, to be saved by its ``savefig``.
     """
     from matplotlib.figure import Figure
 
-    columns = min(len(found), _PANELS_PER_ROW)
-    rows = -(-len(found) // columns)
-    size = columns * _PANEL, rows * (_PANEL + 0.25) + (0.3 if title else 0)
+    if isinstance(found, Mapping):
+        columns = max(map(len, found.values()))
+        rows = [(name, list(routes)) for name, routes in found.items()]
+    else:
+        columns = min(len(found), _PANELS_PER_ROW)
+        rows = [("", list(found[i : i + columns])) for i in range(0, len(found), columns)]
+    size = columns * _PANEL, len(rows) * (_PANEL + 0.25) + (0.3 if title else 0)
     figure = Figure(figsize=size, layout="constrained", dpi=100)
-    panels = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes, route in zip(panels, found):
-        _draw_route(axes, route)
-    for axes in panels[len(found) :]:
-        axes.set_axis_off()
+    panels = figure.subplots(len(rows), columns, squeeze=False)
+    for (name, routes), row in zip(rows, panels):
+        for axes, route in zip(row, routes):
+            _draw_route(axes, route, image)
+        for axes in row[len(routes) :]:
+            axes.set_axis_off()
+        row[0].set_ylabel(name, fontsize=10)
     figure.suptitle(title, fontsize=10)
     return figure

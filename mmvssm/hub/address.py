@@ -29,6 +29,7 @@ class Address:
         path: Path of a local file.
         weights: ``'ema'``, ``'online'`` or ``'auto'``, see :func:`~mmvssm.checkpoint.convert`.
         arch: Arch or config to hold the weights against; None to find the arch.
+        config: Path of the config of a published file, if there is one.
     """
 
     text: str
@@ -38,6 +39,7 @@ class Address:
     path: Path | None = None
     weights: str = "auto"
     arch: str | None = None
+    config: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> Address:
@@ -66,8 +68,9 @@ class Address:
         if rest not in files:
             raise ValueError(f"{text}: {_reason(rest)}")
         family, file = files[rest]
-        known = dict(weights=file.weights, arch=_arch_of(family, file))
-        return cls(text, file.name, file.url, file.page, **known | options)
+        config = _config_of(family, file)
+        known = dict(weights=file.weights, arch=_arch_of(family, file) or config)
+        return cls(text, file.name, file.url, file.page, config=config, **known | options)
 
 
 def released_files() -> dict[str, tuple[Family, Released]]:
@@ -92,10 +95,12 @@ def _split_options(rest: str) -> tuple[str, dict[str, str]]:
 
 
 def _arch_of(family: Family, file: Released) -> str | None:
-    """Return the arch of a classifier; for others the path of our config, to check heads, too."""
+    """Return the arch of a classifier; None for others, whose heads are checked, too."""
     _, arch = arch_names().get(file.config.split("_")[0], (family, None))
-    if arch is not None and file.config.endswith("_in1k"):
-        return f"{family.name}/{arch}"
+    return f"{family.name}/{arch}" if arch is not None and file.config.endswith("_in1k") else None
+
+
+def _config_of(family: Family, file: Released) -> str | None:
     try:
         return config_path(f"{family.name}/{file.config}.py")
     except FileNotFoundError:  # of a family that a project of the user's declares

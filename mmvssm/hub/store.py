@@ -170,9 +170,9 @@ def _convert(address: Address, raw: Path, product: Path) -> None:
 
 def _meta(address: Address, converted: Converted) -> dict[str, Any]:
     """Describe weights, with the classes of the data set, which the libraries look for there."""
-    if address.arch is None or not address.arch.endswith(".py"):
+    if address.config is None:
         return dict(converted.meta)
-    config = Config.fromfile(address.arch)
+    config = Config.fromfile(address.config)
     with DATASETS.switch_scope_and_registry(config.default_scope) as registry:
         dataset = registry.get(config.test_dataloader.dataset.type)
     return {"dataset_meta": dict(dataset.METAINFO), **converted.meta}

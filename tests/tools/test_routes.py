@@ -146,6 +146,22 @@ def test_picture_of_a_variant(run):
         assert len(np.unique(panel.reshape(-1, 3), axis=0)) > 12
 
 
+def test_picture_of_several_variants_over_an_image(run):
+    cv2.imwrite("red.png", np.full((20, 40, 3), (0, 0, 255), np.uint8))
+    # the first layers of the last one have no scan
+    names = ["vmamba-tiny-s1l8", "vim-tiny", "mambavision-tiny"]
+    status, out, _ = run(*names, "--image", "red.png", "--out", "rows.png")
+    assert status == 0
+    lines = out.splitlines()
+    assert lines[-2:] == ["mambavision-tiny, rows: 64 steps over 8x8", "wrote rows.png"]
+    assert [line.partition(",")[0] for line in lines[:-2]] == [names[0]] * 4 + [names[1]] * 2
+    picture = cv2.imread("rows.png").astype(int)
+    # a row each, of at most four panels, in which the image can be seen
+    assert picture.shape[0] > 0.7 * picture.shape[1]
+    blue, green, red = picture.transpose(2, 0, 1)
+    assert (red - np.maximum(blue, green) > 20).mean() > 0.1
+
+
 def test_picture_of_a_config(run):
     config = ROOT / "configs" / "demo" / "efficient-vmamba-micro_digits-cls.py"
     status, out, _ = run(config, "--grid", 5, 5, "--out", "atrous.svg")
@@ -162,6 +178,7 @@ def test_picture_of_a_config(run):
         (["vmamba-v0-tiny", "--layer", 15], 1, "layer must be from 0 to 14, got 15"),
         (["efficient-vmamba-tiny", "--layer", 4], 1, "layers with one: 0, 1, 2, 3"),
         (["vmamba-v0-tiny", "--grid", 0, 3], 1, "at least one pixel, got 0x3"),
+        (["vmamba-v0-tiny", "--image", "no.jpg"], 1, "there is no image 'no.jpg'"),
         (["vmamba-v0-tiny", "--out", "no/a.png"], 1, "there is no folder 'no'"),
         (["vmamba-v0-tiny", "--out", "a.jpeg"], 2, "--out must end in .png or .pdf or .svg"),
     ],

@@ -6,7 +6,15 @@ import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
-from mmvssm.analysis import build_backbone, draw_routes, routes_of, save_figure
+from mmvssm.analysis import (
+    Route,
+    build_backbone,
+    draw_routes,
+    name_layers,
+    read_image,
+    routes_of,
+    save_figure,
+)
 from mmvssm.engine.cli import add_import_option, fail, import_modules, require_place
 
 DESCRIPTION = """\
@@ -23,12 +31,15 @@ examples:
   python tools/analysis_tools/routes.py vmamba-tiny-s1l8 --out cross.png
   python tools/analysis_tools/routes.py local-vmamba-tiny --layer 1 --grid 7 10 --out windows.png
   python tools/analysis_tools/routes.py configs/demo/vim-micro_digits-cls.py --out vim.png
+  python tools/analysis_tools/routes.py vmamba-tiny-s1l8 msvmamba-tiny vim-tiny --image photo.jpg \\
+      --out families.png
   python tools/analysis_tools/routes.py my-vmamba-tiny --import my_vmamba --out mine.png
 
 A variant is named as its configs are, FAMILY-ARCH; an unknown name lists all of them. Layers count
 through all stages. Weights play no part: routes are what a layer is built with.
 """
 PICTURES = (".png", ".pdf", ".svg")
+_PIXELS = 40  # of an image, to a side of a pixel of the map
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,9 +49,14 @@ def parse_args() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "model", metavar="MODEL", help="a variant such as vmamba-tiny-s1l8, or a config file (.py)"
+        "models",
+        metavar="MODEL",
+        nargs="+",
+        help="a variant such as vmamba-tiny-s1l8, or a config file (.py); several get a row each",
     )
-    parser.add_argument("--layer", type=int, default=0, metavar="N", help="default: 0, the first")
+    parser.add_argument(
+        "--layer", type=int, metavar="N", help="counted from 0; default: the first that scans"
+    )
     parser.add_argument(
         "--grid",
         type=int,
@@ -49,6 +65,7 @@ def parse_args() -> argparse.Namespace:
         metavar=("H", "W"),
         help="rows and columns of the map that is drawn (default: 8 8)",
     )
+    parser.add_argument("--image", metavar="FILE", help="draw the routes over this image")
     parser.add_argument(
         "--out",
         type=Path,
@@ -63,6 +80,14 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def read_routes(model: str, args: argparse.Namespace) -> list[Route]:
+    """Return the routes of the layer that was asked for."""
+    backbone, layer = build_backbone(model), args.layer
+    if layer is None:
+        layer = next((i for i, scans in enumerate(name_layers(backbone).values()) if scans), 0)
+    return routes_of(backbone, layer, *args.grid)
+
+
 def main() -> None:
     args = parse_args()
     if find_spec("matplotlib") is None:
@@ -70,17 +95,25 @@ def main() -> None:
     require_place(args.out)
     import_modules(args.modules)
     try:
-        found = routes_of(build_backbone(args.model), args.layer, *args.grid)
+        found = {Path(model).stem: read_routes(model, args) for model in args.models}
+        size = [side * _PIXELS for side in args.grid]
+        image = None if args.image is None else read_image(args.image, size).numpy()
     except (FileNotFoundError, ValueError) as error:
         fail(str(error))
-    name = Path(args.model).stem
-    figure = draw_routes(found, f"{name}, layer {args.layer}")
+    if len(found) > 1:
+        figure = draw_routes(found, image=image)
+    else:
+        ((name, routes),) = found.items()
+        figure = draw_routes(routes, name, image)
     try:
         save_figure(figure, args.out)
     except OSError as error:
         fail(f"cannot write: {error}")
-    for route in found:
-        print(f"{route.name}: {len(route.steps)} steps over {route.size[0]}x{route.size[1]}")
+    for name, routes in found.items():
+        prefix = f"{name}, " if len(found) > 1 else ""
+        for route in routes:
+            size = f"{route.size[0]}x{route.size[1]}"
+            print(f"{prefix}{route.name}: {len(route.steps)} steps over {size}")
     print(f"wrote {args.out}")
 
 

@@ -58,8 +58,15 @@ class MSVMamba(HierarchicalBackbone):
             - mlp_norm (str): Norm before the MLP (``'pre'``, default) or after it (``'post'``).
             - mixer (dict): Arguments of :class:`mmvssm.models.MS2D` other than ``embed_dims``.
               Default ``{}``.
-        in_channels, drop_path_rate, out_indices, out_norm, frozen_stages, norm_eval, with_cp,
-            odd_size, init_cfg: See :class:`HierarchicalBackbone`.
+        in_channels: See :class:`HierarchicalBackbone`, as for all arguments that follow.
+        drop_path_rate: Drop-path rate of the last block.
+        out_indices: Stages whose maps are returned.
+        out_norm: Whether each of them passes its own norm.
+        frozen_stages: Stages up to which parameters are frozen; -1 for none.
+        norm_eval: Keep batch norms in eval mode while training.
+        with_cp: Recompute blocks in the backward pass to save memory.
+        odd_size: ``'pad'`` or ``'crop'``, as the first code of the authors does.
+        init_cfg: Initialisation.
     """
 
     arch_settings: ClassVar[dict[str, dict]] = {

@@ -22,12 +22,11 @@ MERGES = ("sum", "mean", "gated", "search")
 
 @MODELS.register_module()
 class MambaMixer(SelectiveScans):
-    """Mixer of `Vim <https://arxiv.org/abs/2401.09417>`_ and plain `LocalMamba`_.
+    """Mixer of `Vim <https://arxiv.org/abs/2401.09417>`_ and LocalVim.
 
     Linear layer to features and gate; along each route a causal convolution and a selective scan
-    of its own; gate, merge, linear layer.
-
-    .. _LocalMamba: https://arxiv.org/abs/2403.09338
+    of its own; gate, merge, linear layer. LocalVim is of
+    `LocalMamba <https://arxiv.org/abs/2403.09338>`_.
 
     Args:
         embed_dims: Channels C of input and output.

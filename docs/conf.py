@@ -1,0 +1,75 @@
+"""Configuration of the documentation site: `make docs` builds it into build/docs."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
+sys.path.insert(0, str(ROOT))
+
+from mmvssm import __version__  # noqa: E402
+
+project = "mmvssm"
+author = "the mmvssm authors"
+copyright = author
+release = version = __version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+]
+myst_heading_anchors = 3
+myst_enable_extensions = ["colon_fence"]
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # the docstrings tell shapes and dtypes, which types do not
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+copybutton_prompt_text = "$ "
+
+html_theme = "furo"
+html_title = f"mmvssm {release}"
+
+LINK = re.compile(r"\[([^\[\]]*)\]\(([^()\s#]+)(#[\w-]+)?\)")
+#: A page of one link shows what the link leads to: pages of the repository that stand elsewhere.
+SHOWN = re.compile(r"\[[^\]]+\]\(([^()\s]+\.md)\)\s*")
+
+
+def shown_pages() -> dict[Path, Path]:
+    """Return the files outside of docs/ that pages show, and these pages."""
+    pages = {}
+    for page in DOCS.rglob("*.md"):
+        match = SHOWN.fullmatch(page.read_text())
+        if match:
+            pages[(page.parent / match[1]).resolve()] = page
+    return pages
+
+
+def read_page(app, docname: str, source: list[str]) -> None:
+    """Put in what a page shows, and let links lead to pages of the site or to files."""
+    page = Path(app.env.doc2path(docname))
+    shown = shown_pages()
+    origin = next((file for file, place in shown.items() if place == page), page)
+
+    def lead(match: re.Match) -> str:
+        text, target, anchor = match[1], match[2], match[3] or ""
+        if "://" in target or target.startswith("mailto:"):
+            return match[0]
+        file = (origin.parent / target).resolve()
+        file = shown.get(file / "README.md", shown.get(file, file))
+        if not file.exists():
+            raise FileNotFoundError(f"{origin} links {target!r}, which does not exist")
+        if file.is_dir():
+            return text
+        return f"[{text}]({os.path.relpath(file, page.parent)}{anchor})"
+
+    text = origin.read_text() if origin != page else source[0]
+    source[0] = LINK.sub(lead, text)
+
+
+def setup(app) -> None:
+    """Connect the reading of pages."""
+    app.connect("source-read", read_page)

@@ -1,0 +1,150 @@
+"""What README and the pages say works: their snippets run, their commands and files exist."""
+
+import contextlib
+import functools
+import importlib
+import io
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+import mmvssm
+from mmvssm.families import FAMILIES, arch_names
+from mmvssm.families.key_map import KeyMap
+from mmvssm.hub import Address
+from mmvssm.models import VMamba
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted(
+    page
+    for pattern in ("*.md", "docs/**/*.md", "configs/*/*.md", "ops/*.md", "projects/*/*.md")
+    for page in ROOT.glob(pattern)
+)
+OUTSIDE = ROOT / "tests" / "outside_project"
+
+
+def blocks(language):
+    """All blocks of a language, each with a name that tells where it stands."""
+    for page in PAGES:
+        found = re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+        for number, block in enumerate(found):
+            yield pytest.param(block, id=f"{page.relative_to(ROOT)}:{number}")
+
+
+def commands():
+    """All commands, continued lines joined, comments left out."""
+    for parameter in blocks("bash"):
+        text = parameter.values[0].replace("\\\n", " ")
+        for number, line in enumerate(text.splitlines()):
+            words = shlex.split(line, comments=True)
+            if words:
+                yield pytest.param(words, id=f"{parameter.id}:{number}")
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    """A reader's folder: a photo, weights as their authors release them, an exported program."""
+    folder = tmp_path_factory.mktemp("reader")
+    cv2.imwrite(str(folder / "photo.jpg"), np.random.randint(0, 255, (300, 200, 3), np.uint8))
+    family, _ = arch_names()["vmamba-tiny-s1l8"]
+    weights = mmvssm.get_model("vmamba-tiny-s1l8_8xb128_in1k").state_dict()
+    original = KeyMap(family, "classification").to_original(weights)
+    released = folder / "home" / "released"
+    released.mkdir(parents=True)
+    file = released / "vmamba-tiny-s1l8.pth"
+    torch.save(dict(model=original, model_ema=original), file)
+    (folder / "vssm1_tiny_0230s_ckpt_epoch_264.pth").hardlink_to(file)
+    backbone = VMamba(dict(embed_dims=8, depths=(1, 1, 1, 1)), out_indices=(3,)).eval()
+    torch.export.save(
+        torch.export.export(backbone, (torch.rand(1, 3, 64, 64),)), folder / "model.pt2"
+    )
+    return folder
+
+
+@pytest.mark.parametrize("block", list(blocks("python")))
+def test_snippet(block, reader, monkeypatch):
+    if any(block == file.read_text() for file in OUTSIDE.glob("*.py")):
+        return  # tests/packaging/test_outside_project.py trains with it
+    if 'Inferencer("config.py"' in block:
+        pytest.skip("tests/tools/test_predict.py runs it with a config of each library")
+    if "onnxruntime" in block:
+        pytest.skip("tests/tools/test_export.py runs exported models")
+    monkeypatch.chdir(reader)
+    monkeypatch.setenv("MMVSSM_HOME", str(reader / "home"))
+    if "_base_" in block:
+        Path("example.py").write_text(block)
+        cfg = Config.fromfile("example.py")
+        init_default_scope(cfg.default_scope)
+        registry = importlib.import_module(f"{cfg.default_scope}.registry")
+        model = registry.MODELS.build(cfg.model)
+        assert type(model.backbone).__module__.startswith("mmvssm.models.backbones")
+        assert "train_cfg" in cfg and "train_dataloader" in cfg
+    else:
+        exec(block, {"image": torch.rand(1, 3, 64, 64)})
+
+
+@functools.cache
+def options_of(tool):
+    """All options of a tool, as its --help shows them."""
+    if tool.endswith(".sh"):
+        return options_of(f"tools/{tool.rpartition('_')[2].removesuffix('.sh')}.py")
+    text, argv = io.StringIO(), sys.argv
+    sys.argv = [tool, "--help"]
+    try:
+        with contextlib.redirect_stdout(text), pytest.raises(SystemExit):
+            runpy.run_path(str(ROOT / tool), run_name="__main__")
+    finally:
+        sys.argv = argv
+    return set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", text.getvalue()))
+
+
+@pytest.mark.parametrize("words", list(commands()))
+def test_command_names_what_exists(words, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    while "=" in words[0]:
+        words = words[1:]  # environment
+    if words[0] == "make":
+        makefile = (ROOT / "Makefile").read_text()
+        for target in (word for word in words[1:] if "=" not in word):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    for word in words:
+        name = word.partition("=")[0]
+        if re.match(r"(configs|requirements|tools|benchmarks|projects|tests)/", name):
+            assert (ROOT / name).exists() or name.startswith("benchmarks/results"), name
+        if word.startswith("mmvssm://"):
+            Address.parse(word)
+    tools = [word for word in words if re.fullmatch(r"(tools|benchmarks)/\S+\.(py|sh)", word)]
+    for tool in tools:
+        given = {word for word in words[words.index(tool) :] if re.match(r"--?[a-z]", word)}
+        assert given <= options_of(tool), tool
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_a_page_names_exist(page):
+    text = page.read_text()
+    for target in re.findall(r"\]\(([^()\s#]+)", text):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+    for name in re.findall(r"`((?:benchmarks|configs|requirements|tests|tools)/[\w./-]*\w)`", text):
+        assert re.search("FAMILY|NAME", name) or (ROOT / name).exists(), name
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_readme_names_every_family():
+    table = re.findall(r"^\| \[`(\w+)`\]\((\S+?)\)", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert {name: link for name, link in table} == {
+        family.type.removeprefix("mmvssm."): f"configs/{family.name}/README.md"
+        for family in FAMILIES.values()
+    }

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -17,12 +18,13 @@ copyright = author
 release = version = __version__
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
 ]
 myst_heading_anchors = 3
+nb_execution_mode = "off"  # notebooks are kept with their outputs; slow tests run them
 myst_enable_extensions = ["colon_fence"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings tell shapes and dtypes, which types do not
@@ -51,6 +53,8 @@ def shown_pages() -> dict[Path, Path]:
 def read_page(app, docname: str, source: list[str]) -> None:
     """Put in what a page shows, and let links lead to pages of the site or to files."""
     page = Path(app.env.doc2path(docname))
+    if page.suffix != ".md":
+        return
     shown = shown_pages()
     origin = next((file for file, place in shown.items() if place == page), page)
 
@@ -70,6 +74,15 @@ def read_page(app, docname: str, source: list[str]) -> None:
     source[0] = LINK.sub(lead, text)
 
 
+def copy_notebooks(app) -> None:
+    """Copy the notebooks of examples/ to where the site's pages are looked for."""
+    folder = DOCS / "notebooks"
+    folder.mkdir(exist_ok=True)
+    for notebook in (ROOT / "examples").glob("*.ipynb"):
+        shutil.copy(notebook, folder)
+
+
 def setup(app) -> None:
     """Connect the reading of pages."""
+    app.connect("builder-inited", copy_notebooks)
     app.connect("source-read", read_page)

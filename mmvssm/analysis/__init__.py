@@ -1,6 +1,6 @@
 """What models do and cost: their routes, what they see, what decisions rest on, FLOPs, time."""
 
-from .accuracy import evaluate, pipeline_at
+from .accuracy import evaluate, main_metrics, pipeline_at
 from .benchmark import compare, draw_benchmark
 from .cam import ClassActivation, draw_cam, grad_cam
 from .curves import Curve, draw_curves, read_curves
@@ -53,6 +53,7 @@ __all__ = [
     "influence_matrix",
     "load_backbone",
     "load_model",
+    "main_metrics",
     "noise_images",
     "pipeline_at",
     "read_curves",

@@ -4,7 +4,7 @@ from .accuracy import evaluate, main_metrics, pipeline_at
 from .benchmark import compare, draw_benchmark
 from .cam import ClassActivation, draw_cam, grad_cam
 from .curves import Curve, draw_curves, read_curves
-from .flops import Complexity, count_flops
+from .flops import Complexity, count_flops, draw_complexity
 from .images import Pixels, choose_images, images_of, noise_images, read_image
 from .influence import Influence, InfluenceMap, draw_influence, influence, influence_matrix
 from .models import build_backbone, build_without_weights, image_size, load_backbone, load_model
@@ -38,6 +38,7 @@ __all__ = [
     "count_flops",
     "draw_benchmark",
     "draw_cam",
+    "draw_complexity",
     "draw_curves",
     "draw_influence",
     "draw_probe",

@@ -242,12 +242,13 @@ def draw_complexity(found: Complexity, depth: int = 3, title: str = "") -> Figur
     figure = Figure(figsize=(8, 1.1 + 0.22 * len(layers)), layout="constrained", dpi=100)
     panels = figure.subplots(1, 2, sharey=True)
     rows = range(len(layers))
+    unit, letter = (1e9, "G") if found.macs >= 1e8 else (1e6, "M")
     macs, parameters = ([getattr(layer, key) for layer in layers] for key in ("macs", "parameters"))
-    for axes, name, values, unit in (
-        (panels[0], "FLOPs (G)", macs, 1e9),
+    for axes, name, values, size in (
+        (panels[0], f"FLOPs ({letter})", macs, unit),
         (panels[1], "parameters (M)", parameters, 1e6),
     ):
-        bars = axes.barh(rows, [value / unit for value in values])
+        bars = axes.barh(rows, [value / size for value in values])
         total = sum(values)
         axes.bar_label(bars, [f"{value / total:.0%}" for value in values], fontsize=7, padding=2)
         axes.margins(x=0.12, y=0.5 / len(layers))
@@ -256,7 +257,7 @@ def draw_complexity(found: Complexity, depth: int = 3, title: str = "") -> Figur
     panels[0].set_yticks(rows, [layer.name or layer.kind for layer in layers])
     panels[0].invert_yaxis()
     height, width = found.shape
-    cost = f"{found.macs / 1e9:.3g} GFLOPs, {found.parameters / 1e6:.3g} M parameters"
+    cost = f"{found.macs / unit:.3g} {letter}FLOPs, {found.parameters / 1e6:.3g} M parameters"
     figure.suptitle(f"{title}{': ' * bool(title)}{cost}, {height}x{width} pixels", fontsize=10)
     return figure
 

@@ -93,7 +93,8 @@ def show(found: Complexity, depth: int) -> None:
     height, width = found.shape
     console.print(f"counted: {found.convention}", soft_wrap=True)
     print(f"parameters: {found.parameters / 1e6:.2f} M ({found.parameters})")
-    print(f"FLOPs: {found.macs / 1e9:.2f} G at {height}x{width}")
+    macs = f"{found.macs / 1e9:.2f} G" if found.macs >= 1e8 else number(found.macs)
+    print(f"FLOPs: {macs} at {height}x{width}")
 
 
 def main() -> None:

@@ -169,6 +169,24 @@ def test_parameters_and_flops_of_classifiers(name):
     assert found.macs == pytest.approx(metadata["FLOPs"], rel=cost.precision)
 
 
+def test_readme_has_the_same_flops():
+    """To the digit that it prints, for every arch."""
+    prefixes = {family.type: family.prefix for family in FAMILIES.values()}
+    rows = re.findall(
+        r"^\|(.*)\| `([\w-]+)` \| [\d.]+ M \| ([\d.]+) G\b",
+        (ROOT / "README.md").read_text(),
+        re.MULTILINE,
+    )
+    prefix, seen = "", set()
+    for first, arch, flops in rows:
+        prefix = prefixes.get(first.strip(" `"), prefix)
+        name = next(n for n in IMAGENET if n.startswith(f"{prefix}-{arch}_"))
+        digits = len(flops.partition(".")[2])
+        assert f"{MODELS[name]['Metadata']['FLOPs'] / 1e9:.{digits}f}" == flops, name
+        seen.add(variant(name))
+    assert seen == {v for v in map(variant, IMAGENET) if not v.endswith("-search")}
+
+
 @pytest.mark.parametrize(
     "name",
     by_cost(DENSE, lambda n: variant(n) in SMALLEST and re.search("_1x_|4xb4-160k.*512$", n)),

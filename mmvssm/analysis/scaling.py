@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: Quantities that grow with the pixels, and what they are called.
-QUANTITIES = {"macs": "FLOPs", "median_ms": "time (ms)", "peak_mib": "peak memory (MiB)"}
+QUANTITIES = {"macs": "FLOPs (G)", "median_ms": "time (ms)", "peak_mib": "peak memory (MiB)"}
 
 
 def scale(
@@ -87,7 +87,8 @@ def draw_scaling(found: Mapping[str, Any], title: str = "") -> Figure:
         for name in main_metrics(found["results"][0].get("metrics", {}))
     }
     for key in QUANTITIES:
-        panels[key] = [(entry["size"], entry[key]) for entry in results]
+        unit = 1e9 if key == "macs" else 1
+        panels[key] = [(entry["size"], entry[key] / unit) for entry in results]
     figure = Figure(figsize=(3.2 * len(panels), 3), layout="constrained", dpi=100)
     sides = sorted({entry["size"] for entry in found["results"]})
     for axes, (key, points) in zip(
@@ -98,13 +99,17 @@ def draw_scaling(found: Mapping[str, Any], title: str = "") -> Figure:
         axes.set_xlabel("side of the image (pixels)")
         axes.set_title(QUANTITIES.get(key, key), fontsize=10)
         axes.grid(alpha=0.3, which="both")
-        if key in QUANTITIES:
+        values = [value for _, value in points]
+        if key in QUANTITIES and max(values) > 10 * min(values):
             axes.set_yscale("log")
-            if key in found["exponents"]:
-                power = f"pixels^{found['exponents'][key]:.2f}"
-                axes.text(0.05, 0.9, power, transform=axes.transAxes, fontsize=9)
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("")
         else:
-            axes.set_ylim(bottom=0)
+            room = 1.25 if key in QUANTITIES else 1.05
+            axes.set_ylim(bottom=0, top=room * max(values) or None)
+        if key in found["exponents"]:
+            power = f"pixels^{found['exponents'][key]:.2f}"
+            axes.text(0.05, 0.9, power, transform=axes.transAxes, fontsize=9)
         axes.set_xticks(sides, map(str, sides), rotation=90, fontsize=7)
         axes.set_xticks([], minor=True)
     figure.suptitle(title, fontsize=10)

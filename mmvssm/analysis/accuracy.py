@@ -41,8 +41,8 @@ def pipeline_at(pipeline: Sequence[Step], size: int) -> list[dict[str, Any]]:
         place = next(last, len(steps))
         steps.insert(place, dict(type="Resize", scale=(size, size), keep_ratio=dense))
         return steps
-    scale = resize and resize.get("scale")
-    if scale is None:
+    scale = None if resize is None else resize.get("scale")
+    if resize is None or scale is None:
         raise ValueError(
             f"the test pipeline must resize to a size{' before it crops' * (crop < len(steps))},"
             f" got {resize}"

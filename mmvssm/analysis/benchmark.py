@@ -132,7 +132,9 @@ def _train(model: nn.Module, images: Tensor, dtype: torch.dtype) -> None:
 
 
 def draw_benchmark(results: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw images per second, a panel for each mode and precision, a line for each model.
+    """Draw images per second, a panel for each mode and precision.
+
+    A line for each model where there are several batch sizes, else a bar.
 
     Args:
         results: What :func:`compare` gives.
@@ -140,19 +142,35 @@ def draw_benchmark(results: Sequence[Mapping[str, Any]]) -> Figure:
     from matplotlib.figure import Figure
 
     groups = list(dict.fromkeys((entry["mode"], entry["precision"]) for entry in results))
-    figure = Figure(figsize=(4.2 * len(groups), 3.4), layout="constrained", dpi=100)
-    for axes, group in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups):
+    batches = sorted({entry["batch_size"] for entry in results})
+    names = list(dict.fromkeys(entry["model"] for entry in results))
+    height = 3.4 if len(batches) > 1 else 1 + 0.35 * len(names)
+    figure = Figure(figsize=(4.2 * len(groups), height), layout="constrained", dpi=100)
+    panels = figure.subplots(1, len(groups), squeeze=False, sharey=len(batches) == 1)[0]
+    speed, size = "images per second", "images in a batch"
+    for axes, group in zip(panels, groups):
         chosen = [e for e in results if (e["mode"], e["precision"]) == group and "error" not in e]
-        for name in dict.fromkeys(entry["model"] for entry in results):
-            own = [entry for entry in chosen if entry["model"] == name]
-            batches = [entry["batch_size"] for entry in own]
-            axes.plot(batches, [entry["images_per_s"] for entry in own], "o-", label=name)
-        axes.set_xscale("log", base=2)
-        axes.set_ylim(bottom=0)
-        axes.set_xlabel("images in a batch")
         axes.set_title(" ".join(group), fontsize=10)
         axes.grid(alpha=0.3)
-    first = figure.axes[0]
-    first.set_ylabel("images per second")
-    first.legend(fontsize=7)
+        if len(batches) == 1:
+            rows = [names.index(entry["model"]) for entry in chosen]
+            bars = axes.barh(rows, [entry["images_per_s"] for entry in chosen], height=0.6)
+            axes.bar_label(bars, fmt="%.3g", fontsize=8, padding=2)
+            axes.margins(x=0.15)
+            axes.set_yticks(range(len(names)), names, fontsize=8)
+            axes.set_xlabel(f"{speed}, {batches[0]} {size}", fontsize=9)
+            continue
+        for name in names:
+            own = [entry for entry in chosen if entry["model"] == name]
+            values = [entry["images_per_s"] for entry in own]
+            axes.plot([entry["batch_size"] for entry in own], values, "o-", label=name)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(batches, map(str, batches))
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel(size)
+    if len(batches) == 1:
+        panels[0].invert_yaxis()
+    else:
+        panels[0].set_ylabel(speed)
+        panels[0].legend(fontsize=7)
     return figure

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmvssm.ops.backend import surely_equal
+
 
 def to_windows(x: Tensor, side: int) -> Tensor:
     """Cut maps into square windows, row by row; zeros fill up the last row and column of them.
@@ -17,9 +19,10 @@ def to_windows(x: Tensor, side: int) -> Tensor:
         ``(B * ceil(H / side) * ceil(W / side), side, side, C)``, the windows of a map together.
     """
     height, width = x.shape[1:3]
-    if height % side or width % side:
-        x = F.pad(x, (0, 0, 0, -width % side, 0, -height % side))
-    x = x.unflatten(2, (-1, side)).unflatten(1, (-1, side))
+    rows, columns = _count(height, side), _count(width, side)
+    if not (surely_equal(height, rows * side) and surely_equal(width, columns * side)):
+        x = F.pad(x, (0, 0, 0, columns * side - width, 0, rows * side - height))
+    x = x.unflatten(2, (columns, side)).unflatten(1, (rows, side))
     return x.transpose(2, 3).flatten(0, 2)
 
 
@@ -34,6 +37,12 @@ def from_windows(windows: Tensor, size: tuple[int, int]) -> Tensor:
         ``(B, H, W, C)``.
     """
     (height, width), side = size, windows.shape[1]
-    rows, columns = -(-height // side), -(-width // side)
+    rows, columns = _count(height, side), _count(width, side)
     x = windows.unflatten(0, (-1, rows, columns)).transpose(2, 3)
     return x.flatten(3, 4).flatten(1, 2)[:, :height, :width]
+
+
+def _count(length: int, side: int) -> int:
+    """Windows along a side of a map."""
+    # no negative numbers, whose remainders torch.compile does not know
+    return (length + side - 1) // side

@@ -128,7 +128,9 @@ def selective_scan_2d(
         )
         return y.to(out_dtype)
     x, x_dbl, A, dt_weight, dt_bias = (t.contiguous() for t in (x, x_dbl, A, dt_weight, dt_bias))
-    op = torch.ops.mmvssm.selective_scan_2d_torch if is_torch else torch.ops.mmvssm.selective_scan_2d
+    op = (
+        torch.ops.mmvssm.selective_scan_2d_torch if is_torch else torch.ops.mmvssm.selective_scan_2d
+    )
     return op(
         x,
         x_dbl,

@@ -110,9 +110,7 @@ def selective_scan(
         u, delta, A, B, C = (t.contiguous() for t in (u, delta, A, B, C))
         D, delta_bias = (None if t is None else t.contiguous() for t in (D, delta_bias))
         op = torch.ops.mmvssm.selective_scan_torch if is_torch else torch.ops.mmvssm.selective_scan
-        y, last_state, _ = op(
-            u, delta, A, B, C, D, delta_bias, delta_softplus, out_dtype
-        )
+        y, last_state, _ = op(u, delta, A, B, C, D, delta_bias, delta_softplus, out_dtype)
     if z is not None:
         y = (y * F.silu(z.to(y.dtype))).to(out_dtype)
     return (y, last_state) if return_last_state else y

@@ -31,7 +31,9 @@ def build(name, **options):
     """The smallest network of a family that still has all kinds of its layers."""
     family = FAMILIES[name]
     if isinstance(family, Hierarchical):
-        options["arch"] = dict(depths=(1, 0, 0, 2) if family.type == "MambaVision" else (1, 0, 0, 1))
+        options["arch"] = dict(
+            depths=(1, 0, 0, 2) if family.type == "MambaVision" else (1, 0, 0, 1)
+        )
         if not isinstance(directions := family.options.get("directions", ""), str):
             options["directions"] = directions[:2]
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -33,6 +34,7 @@ def compare(
     warmups: int = 3,
     budget: float = 20.0,
     progress: Callable[[], object] = lambda: None,
+    compiled: bool = False,
 ) -> list[dict[str, Any]]:
     """Measure models in turn, under each setting, on random images.
 
@@ -51,12 +53,16 @@ def compare(
         warmups: Runs before.
         budget: Seconds after which a slow model is run no more (at least three times).
         progress: Is called after each round of runs of a setting.
+        compiled: Whether each model is measured as compiled by ``torch.compile``, too, under its
+            name followed by ``' compiled'``; for each setting by itself, so that batches share no
+            graph of open sizes.
 
     Returns:
         For each setting and model a dict: ``model``, ``mode``, ``precision``, ``batch_size``,
         ``shape``, ``median_ms``, ``min_ms``, ``repetitions``, ``images_per_s``, ``ratio`` of the
-        time to the first model's, and ``peak_mib``: weights, and the most that a run adds. Of a
-        model that runs out of a GPU's memory ``error`` instead of numbers.
+        time to the first model's, and ``peak_mib``: weights, and the most that a run adds;
+        ``compile_s`` of a compiled one: seconds of the first run, which compiles. Of a model that
+        runs out of a GPU's memory ``error`` instead of numbers.
 
     Raises:
         ValueError: If a setting is none of its choices, or a batch norm sees a single value.
@@ -76,14 +82,18 @@ def compare(
     models = {name: revert_sync_batchnorm(model).to(device) for name, model in models.items()}
     results = []
     for mode, precision, batch_size in product(modes, precisions, batch_sizes):
-        runs, failed = {}, {}
-        for name, model in models.items():
+        networks = _networks(models, compiled)
+        runs, failed, firsts = {}, {}, {}
+        for name, (model, network) in networks.items():
             model.train(mode == "training")
             images = torch.randn(batch_size, channels_of(model), *shape, device=device)
             step = _train if mode == "training" else _infer
-            run = partial(step, model, images, PRECISIONS[precision])
+            run = partial(step, model, network, images, PRECISIONS[precision])
             try:
+                start = time.perf_counter()
                 run()
+                if name not in models:
+                    firsts[name] = dict(compile_s=time.perf_counter() - start)
                 peak = peak_memory(run, device) + _weight_bytes(model)
             except torch.OutOfMemoryError:
                 failed[name] = "out of memory"
@@ -95,12 +105,12 @@ def compare(
         times = measure(functions, device, repetitions, warmups, budget, progress)
         setting = dict(mode=mode, precision=precision, batch_size=batch_size, shape=tuple(shape))
         first = next(iter(times.values()), {})
-        for name in models:
+        for name in networks:
             entry: dict[str, Any] = dict(model=name, **setting)
             if name in failed:
                 entry["error"] = failed[name]
             else:
-                entry.update(times[name], peak_mib=runs[name][1])
+                entry.update(times[name], peak_mib=runs[name][1], **firsts.get(name, {}))
                 entry["images_per_s"] = 1e3 * batch_size / entry["median_ms"]
                 entry["ratio"] = entry["median_ms"] / first["median_ms"]
             results.append(entry)
@@ -118,14 +128,28 @@ def _autocast(images: Tensor, dtype: torch.dtype) -> Any:
     return torch.autocast(images.device.type, dtype)
 
 
-def _infer(model: nn.Module, images: Tensor, dtype: torch.dtype) -> None:
+def _networks(
+    models: Mapping[str, nn.Module], compiled: bool
+) -> dict[str, tuple[nn.Module, Callable[[nn.Module, Tensor], list[Tensor]]]]:
+    """Return by name a model and what runs it."""
+    if not compiled:
+        return {name: (model, run_network) for name, model in models.items()}
+    torch.compiler.reset()
+    found = {}
+    for name, model in models.items():
+        found[name] = model, run_network
+        found[f"{name} compiled"] = model, torch.compile(run_network, dynamic=False)
+    return found
+
+
+def _infer(model: nn.Module, network: Callable, images: Tensor, dtype: torch.dtype) -> None:
     with torch.no_grad(), _autocast(images, dtype):
-        run_network(model, images)
+        network(model, images)
 
 
-def _train(model: nn.Module, images: Tensor, dtype: torch.dtype) -> None:
+def _train(model: nn.Module, network: Callable, images: Tensor, dtype: torch.dtype) -> None:
     with _autocast(images, dtype):
-        outputs = run_network(model, images)
+        outputs = network(model, images)
         loss = sum(output.float().square().mean() for output in outputs)
     loss.backward()
     model.zero_grad(set_to_none=True)

@@ -51,7 +51,9 @@ def contradictions(version: str) -> list[str]:
     if f"\nversion: {version}\n" not in citation:
         wrong.append(f"CITATION.cff does not say `version: {version}`")
     changelog = (ROOT / "CHANGELOG.md").read_text()
-    if not re.search(rf"^## \[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d$", changelog, re.MULTILINE):
+    if not re.search(
+        rf"^## \[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d$", changelog, re.MULTILINE
+    ):
         wrong.append(f"CHANGELOG.md has no section `## [{version}] - YYYY-MM-DD`")
     status = subprocess.run(
         ["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=True

@@ -1,11 +1,11 @@
 """What models do and cost: their routes, what they see, what decisions rest on, FLOPs, time."""
 
-from .accuracy import evaluate, pipeline_at
+from .accuracy import evaluate, main_metrics, pipeline_at
 from .animation import animate_routes
 from .benchmark import compare, draw_benchmark
 from .cam import ClassActivation, draw_cam, grad_cam
 from .curves import Curve, draw_curves, read_curves
-from .flops import Complexity, count_flops
+from .flops import Complexity, count_flops, draw_complexity
 from .images import Pixels, choose_images, images_of, noise_images, read_image
 from .influence import Influence, InfluenceMap, draw_influence, influence, influence_matrix
 from .models import build_backbone, build_without_weights, image_size, load_backbone, load_model
@@ -40,6 +40,7 @@ __all__ = [
     "count_flops",
     "draw_benchmark",
     "draw_cam",
+    "draw_complexity",
     "draw_curves",
     "draw_influence",
     "draw_probe",
@@ -55,6 +56,7 @@ __all__ = [
     "influence_matrix",
     "load_backbone",
     "load_model",
+    "main_metrics",
     "name_layers",
     "noise_images",
     "pipeline_at",

@@ -14,36 +14,51 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
 Step = Mapping[str, Any]
-#: Transforms that set the size of an image, before the last crop.
+#: Transforms that set the size of an image.
 _RESIZING = ("ResizeEdge", "Resize")
+#: What a model is judged by; names of metrics end so.
+MAIN_METRICS = ("accuracy/top1", "bbox_mAP", "segm_mAP", "mIoU")
 
 
 def pipeline_at(pipeline: Sequence[Step], size: int) -> list[dict[str, Any]]:
-    """Return the test pipeline of a classifier for images of ``size`` x ``size``.
+    """Return a test pipeline for images of another size, which keeps its proportions.
 
-    As the papers do, the image is resized in the proportion of the pipeline, and cropped. One that
-    does not crop resizes to the size.
+    A classifier's that crops gets the crop ``size`` and, as in the papers, the size before the crop
+    in the proportion of the pipeline. In a detector's or segmentor's the shorter side of the size
+    that it resizes to becomes ``size``. One that does not resize does so: a classifier's to a
+    square, others' the shorter side, before annotations are loaded.
 
     Raises:
-        ValueError: If the pipeline crops, but does not resize before.
+        ValueError: If the pipeline crops, but does not resize before, or resizes by a factor.
     """
     steps = [deepcopy(dict(step)) for step in pipeline]
     kinds = [str(step["type"]).rpartition(".")[2] for step in steps]
-    if "CenterCrop" not in kinds:
-        last = next((i for i, kind in enumerate(kinds) if kind.startswith("Pack")), len(kinds))
-        resized = dict(type="mmpretrain.Resize", scale=(size, size), interpolation="bicubic")
-        return [*steps[:last], resized, *steps[last:]]
-    crop = kinds.index("CenterCrop")
+    crop = kinds.index("CenterCrop") if "CenterCrop" in kinds else len(steps)
     resize = next((step for step, kind in zip(steps[:crop], kinds) if kind in _RESIZING), None)
-    if resize is None or not isinstance(resize["scale"], int):
+    if resize is None and crop == len(steps):
+        dense = "LoadAnnotations" in kinds
+        last = (i for i, kind in enumerate(kinds) if kind.startswith(("LoadAnnotations", "Pack")))
+        place = next(last, len(steps))
+        steps.insert(place, dict(type="Resize", scale=(size, size), keep_ratio=dense))
+        return steps
+    scale = None if resize is None else resize.get("scale")
+    if resize is None or scale is None:
         raise ValueError(
-            "the test pipeline must resize to one number before it crops, got"
-            f" {resize and resize['scale']}"
+            f"the test pipeline must resize to a size{' before it crops' * (crop < len(steps))},"
+            f" got {resize}"
         )
-    old = steps[crop]["crop_size"]
-    resize["scale"] = int(resize["scale"] / old * size)
-    steps[crop]["crop_size"] = size
+    sides = (scale,) if isinstance(scale, int) else tuple(scale)
+    whole = min(sides)
+    if crop < len(steps):
+        whole, steps[crop]["crop_size"] = steps[crop]["crop_size"], size
+    sides = tuple(side * size // whole for side in sides)
+    resize["scale"] = sides[0] if isinstance(scale, int) else sides
     return steps
+
+
+def main_metrics(metrics: Mapping[str, float]) -> list[str]:
+    """Return the names of those metrics that a model is judged by, see :data:`MAIN_METRICS`."""
+    return [name for name in metrics if name.endswith(MAIN_METRICS)]
 
 
 def evaluate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -33,6 +34,7 @@ def compare(
     warmups: int = 3,
     budget: float = 20.0,
     progress: Callable[[], object] = lambda: None,
+    compiled: bool = False,
 ) -> list[dict[str, Any]]:
     """Measure models in turn, under each setting, on random images.
 
@@ -51,12 +53,16 @@ def compare(
         warmups: Runs before.
         budget: Seconds after which a slow model is run no more (at least three times).
         progress: Is called after each round of runs of a setting.
+        compiled: Whether each model is measured as compiled by ``torch.compile``, too, under its
+            name followed by ``' compiled'``; for each setting by itself, so that batches share no
+            graph of open sizes.
 
     Returns:
         For each setting and model a dict: ``model``, ``mode``, ``precision``, ``batch_size``,
         ``shape``, ``median_ms``, ``min_ms``, ``repetitions``, ``images_per_s``, ``ratio`` of the
-        time to the first model's, and ``peak_mib``: weights, and the most that a run adds. Of a
-        model that runs out of a GPU's memory ``error`` instead of numbers.
+        time to the first model's, and ``peak_mib``: weights, and the most that a run adds;
+        ``compile_s`` of a compiled one: seconds of the first run, which compiles. Of a model that
+        runs out of a GPU's memory ``error`` instead of numbers.
 
     Raises:
         ValueError: If a setting is none of its choices, or a batch norm sees a single value.
@@ -76,14 +82,18 @@ def compare(
     models = {name: revert_sync_batchnorm(model).to(device) for name, model in models.items()}
     results = []
     for mode, precision, batch_size in product(modes, precisions, batch_sizes):
-        runs, failed = {}, {}
-        for name, model in models.items():
+        networks = _networks(models, compiled)
+        runs, failed, firsts = {}, {}, {}
+        for name, (model, network) in networks.items():
             model.train(mode == "training")
             images = torch.randn(batch_size, channels_of(model), *shape, device=device)
             step = _train if mode == "training" else _infer
-            run = partial(step, model, images, PRECISIONS[precision])
+            run = partial(step, model, network, images, PRECISIONS[precision])
             try:
+                start = time.perf_counter()
                 run()
+                if name not in models:
+                    firsts[name] = dict(compile_s=time.perf_counter() - start)
                 peak = peak_memory(run, device) + _weight_bytes(model)
             except torch.OutOfMemoryError:
                 failed[name] = "out of memory"
@@ -95,12 +105,12 @@ def compare(
         times = measure(functions, device, repetitions, warmups, budget, progress)
         setting = dict(mode=mode, precision=precision, batch_size=batch_size, shape=tuple(shape))
         first = next(iter(times.values()), {})
-        for name in models:
+        for name in networks:
             entry: dict[str, Any] = dict(model=name, **setting)
             if name in failed:
                 entry["error"] = failed[name]
             else:
-                entry.update(times[name], peak_mib=runs[name][1])
+                entry.update(times[name], peak_mib=runs[name][1], **firsts.get(name, {}))
                 entry["images_per_s"] = 1e3 * batch_size / entry["median_ms"]
                 entry["ratio"] = entry["median_ms"] / first["median_ms"]
             results.append(entry)
@@ -118,21 +128,37 @@ def _autocast(images: Tensor, dtype: torch.dtype) -> Any:
     return torch.autocast(images.device.type, dtype)
 
 
-def _infer(model: nn.Module, images: Tensor, dtype: torch.dtype) -> None:
+def _networks(
+    models: Mapping[str, nn.Module], compiled: bool
+) -> dict[str, tuple[nn.Module, Callable[[nn.Module, Tensor], list[Tensor]]]]:
+    """Return by name a model and what runs it."""
+    if not compiled:
+        return {name: (model, run_network) for name, model in models.items()}
+    torch.compiler.reset()
+    found = {}
+    for name, model in models.items():
+        found[name] = model, run_network
+        found[f"{name} compiled"] = model, torch.compile(run_network, dynamic=False)
+    return found
+
+
+def _infer(model: nn.Module, network: Callable, images: Tensor, dtype: torch.dtype) -> None:
     with torch.no_grad(), _autocast(images, dtype):
-        run_network(model, images)
+        network(model, images)
 
 
-def _train(model: nn.Module, images: Tensor, dtype: torch.dtype) -> None:
+def _train(model: nn.Module, network: Callable, images: Tensor, dtype: torch.dtype) -> None:
     with _autocast(images, dtype):
-        outputs = run_network(model, images)
+        outputs = network(model, images)
         loss = sum(output.float().square().mean() for output in outputs)
     loss.backward()
     model.zero_grad(set_to_none=True)
 
 
 def draw_benchmark(results: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw images per second, a panel for each mode and precision, a line for each model.
+    """Draw images per second, a panel for each mode and precision.
+
+    A line for each model where there are several batch sizes, else a bar.
 
     Args:
         results: What :func:`compare` gives.
@@ -140,19 +166,35 @@ def draw_benchmark(results: Sequence[Mapping[str, Any]]) -> Figure:
     from matplotlib.figure import Figure
 
     groups = list(dict.fromkeys((entry["mode"], entry["precision"]) for entry in results))
-    figure = Figure(figsize=(4.2 * len(groups), 3.4), layout="constrained", dpi=100)
-    for axes, group in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups):
+    batches = sorted({entry["batch_size"] for entry in results})
+    names = list(dict.fromkeys(entry["model"] for entry in results))
+    height = 3.4 if len(batches) > 1 else 1 + 0.35 * len(names)
+    figure = Figure(figsize=(4.2 * len(groups), height), layout="constrained", dpi=100)
+    panels = figure.subplots(1, len(groups), squeeze=False, sharey=len(batches) == 1)[0]
+    speed, size = "images per second", "images in a batch"
+    for axes, group in zip(panels, groups):
         chosen = [e for e in results if (e["mode"], e["precision"]) == group and "error" not in e]
-        for name in dict.fromkeys(entry["model"] for entry in results):
-            own = [entry for entry in chosen if entry["model"] == name]
-            batches = [entry["batch_size"] for entry in own]
-            axes.plot(batches, [entry["images_per_s"] for entry in own], "o-", label=name)
-        axes.set_xscale("log", base=2)
-        axes.set_ylim(bottom=0)
-        axes.set_xlabel("images in a batch")
         axes.set_title(" ".join(group), fontsize=10)
         axes.grid(alpha=0.3)
-    first = figure.axes[0]
-    first.set_ylabel("images per second")
-    first.legend(fontsize=7)
+        if len(batches) == 1:
+            rows = [names.index(entry["model"]) for entry in chosen]
+            bars = axes.barh(rows, [entry["images_per_s"] for entry in chosen], height=0.6)
+            axes.bar_label(bars, fmt="%.3g", fontsize=8, padding=2)
+            axes.margins(x=0.15)
+            axes.set_yticks(range(len(names)), names, fontsize=8)
+            axes.set_xlabel(f"{speed}, {batches[0]} {size}", fontsize=9)
+            continue
+        for name in names:
+            own = [entry for entry in chosen if entry["model"] == name]
+            values = [entry["images_per_s"] for entry in own]
+            axes.plot([entry["batch_size"] for entry in own], values, "o-", label=name)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(batches, map(str, batches))
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel(size)
+    if len(batches) == 1:
+        panels[0].invert_yaxis()
+    else:
+        panels[0].set_ylabel(speed)
+        panels[0].legend(fontsize=7)
     return figure

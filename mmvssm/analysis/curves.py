@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import re
@@ -15,18 +16,26 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|nan|inf"
+#: A number and, in brackets, its mean so far.
+_MEAN = rf"\s*(?:{_NUMBER})%? \(\s*({_NUMBER})%?\)"
 _PAIR = re.compile(rf"([\w./-]+): ({_NUMBER})(?=\s|$)")
 # MMEngine's and mmcv's text: `Epoch(train) [3][50/200]`, `Iter [50/160000]`
 _STEP = re.compile(
     r"(?P<unit>Epoch|Iter)(?:\s?\((?P<mode>train|val|test)\))?\s+"
     r"(?:\[\s*(?P<epoch>\d+)\])?\[\s*(?P<step>\d+)(?:/(?P<total>\d+))?\]\s+(?P<rest>.*)"
 )
-# Swin Transformer's text, which most of the classifiers' authors use
-_SWIN_TRAIN = re.compile(
-    rf"Train: \[(\d+)/\d+\]\[(\d+)/(\d+)\].*?\bloss ({_NUMBER}) \(({_NUMBER})\)"
-)
+# Swin Transformer's text (VMamba, MSVMamba)
+_SWIN_TRAIN = re.compile(rf"Train: \[(\d+)/\d+\]\[(\d+)/(\d+)\].*?\bloss{_MEAN}")
 _SWIN_TEST = re.compile(rf"\* Acc@1 ({_NUMBER}) Acc@5 ({_NUMBER})")
 _SWIN_BEST = re.compile(r"Max accuracy( ema)?:")
+# timm's text (MambaVision): `Train: 0 [  50/1251 (  4%)]  Loss: ...`, `Test (EMA): [  48/48] ...`,
+# and that of LocalMamba's code (EfficientVMamba, too), which names the epoch of a test
+_TIMM_TRAIN = re.compile(rf"Train: (\d+) \[\s*(\d+)/(\d+)[^]]*\]\s+Loss:{_MEAN}")
+_TIMM_TEST = re.compile(
+    rf"Test ?(\(EMA\))?:(?: \d+)? \[\s*(\d+)/(\d+)\].*?\sLoss:{_MEAN}"
+    rf"\s+(?:Acc@1|Top-1):{_MEAN}\s+(?:Acc@5|Top-5):{_MEAN}"
+)
+_TESTED = ("test_loss", "accuracy/top1", "accuracy/top5")
 #: What logs hold besides losses and metrics.
 _OTHERS = re.compile(r"(^|_)(time|eta|memory|epoch|iter|step|mode|lr|momentum)$|^n_parameters$")
 
@@ -58,8 +67,10 @@ def read_curves(path: str | Path) -> dict[str, Curve]:
     """Return the curves of a training by name.
 
     Known are MMEngine's ``vis_data/scalars.json`` and text log, mmcv's text log and ``.log.json``,
-    the text log of Swin Transformer's code (VMamba, EfficientVMamba, MSVMamba) and the ``log.txt``
-    of DeiT's (Vim), a JSON object in each line.
+    the text log of Swin Transformer's code (VMamba, MSVMamba), the ``log.txt`` of DeiT's (Vim), a
+    JSON object in each line, the text log and ``summary.csv`` of timm (MambaVision), and the text
+    log and ``metrics.csv`` of LocalMamba's code (EfficientVMamba, too). The tables have one
+    accuracy, of the averaged weights where there are some.
 
     Args:
         path: A log, or the work folder of MMEngine's runs, whose logs are read one after the other:
@@ -101,8 +112,12 @@ def _points(file: Path) -> Iterator[tuple[str, float, str, float]]:
     entries = [entry for line in text if line.startswith("{") and (entry := _entry(line))]
     if entries:
         yield from _of_json(entries)
+    elif text and text[0].startswith("epoch,"):
+        yield from _of_table(text)
     elif any(_SWIN_TRAIN.search(line) for line in text):
         yield from _of_swin(text)
+    elif any(_TIMM_TRAIN.search(line) for line in text):
+        yield from _of_timm(text)
     else:
         yield from _of_mmengine(text)
 
@@ -141,7 +156,24 @@ def _of_json(entries: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, float,
                 yield unit, float(step), _NAMES.get(name, name), float(value)
 
 
-_NAMES = {"train_loss": "loss", "test_acc1": "accuracy/top1", "test_acc5": "accuracy/top5"}
+_NAMES = {
+    "train_loss": "loss",
+    "eval_loss": "test_loss",
+    **dict.fromkeys(("test_acc1", "eval_top1", "top1"), "accuracy/top1"),
+    **dict.fromkeys(("test_acc5", "eval_top5", "top5"), "accuracy/top5"),
+}
+
+
+def _of_table(text: Sequence[str]) -> Iterator[tuple[str, float, str, float]]:
+    """Rows of epochs counted from 0; a run that resumes writes the names once more."""
+    names: list[str] = []
+    for row in csv.reader(text):
+        if row[:1] == ["epoch"]:
+            names = row
+        elif len(row) == len(names):  # else the last row of a run that was killed
+            for name, value in zip(names, row):
+                if not _OTHERS.search(name):
+                    yield "epoch", float(row[0]) + 1, _NAMES.get(name, name), float(value)
 
 
 def _of_swin(text: Sequence[str]) -> Iterator[tuple[str, float, str, float]]:
@@ -152,7 +184,7 @@ def _of_swin(text: Sequence[str]) -> Iterator[tuple[str, float, str, float]]:
             number, step, total = map(int, match.groups()[:3])
             epoch = number + 1.0
             # both counted from 0; the average over the epoch so far
-            yield "epoch", number + (step + 1) / total, "loss", float(match[5])
+            yield "epoch", number + (step + 1) / total, "loss", float(match[4])
         elif match := _SWIN_TEST.search(line):
             pending = float(match[1]), float(match[2])
         elif pending and (match := _SWIN_BEST.search(line)):
@@ -160,6 +192,21 @@ def _of_swin(text: Sequence[str]) -> Iterator[tuple[str, float, str, float]]:
             for top, value in zip((1, 5), pending):
                 yield "epoch", epoch, f"{prefix}accuracy/top{top}", value
             pending = None
+
+
+def _of_timm(text: Sequence[str]) -> Iterator[tuple[str, float, str, float]]:
+    """All means are of the batches so far: those of a test hold at its last batch."""
+    epoch = 0.0
+    for line in text:
+        if match := _TIMM_TRAIN.search(line):
+            number, step, total = map(int, match.groups()[:3])
+            epoch = number + 1.0
+            yield "epoch", number + (step + 1) / total, "loss", float(match[4])
+        # timm tells the last index, LocalMamba's code the number of batches
+        elif (match := _TIMM_TEST.search(line)) and int(match[2]) + 1 >= int(match[3]):
+            prefix = "ema/" if match[1] else ""
+            for name, value in zip(_TESTED, match.groups()[3:]):
+                yield "epoch", epoch, prefix + name, float(value)
 
 
 def _of_mmengine(text: Sequence[str]) -> Iterator[tuple[str, float, str, float]]:

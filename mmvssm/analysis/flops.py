@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from mmvssm.models.backbones.plain import PlainBackbone
 from mmvssm.models.layers import Attention
 
 from .networks import SHAPES, channels_of, run_network, task_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _SCAN = torch.ops.mmvssm.selective_scan_2d
 _aten = torch.ops.aten
@@ -223,3 +226,53 @@ def _of_operators(model: nn.Module, cost: ScanCost, image: Tensor) -> Counter[st
         for depth in range(len(words) + 1):
             counts[".".join(words[:depth])] += macs
     return +counts
+
+
+def draw_complexity(found: Complexity, depth: int = 3, title: str = "") -> Figure:
+    """Draw what the layers of a model cost: a bar for each, all of which make up the model.
+
+    Args:
+        found: What :func:`count_flops` gives.
+        depth: How deep in the model layers are taken apart, at least 1.
+        title: Headline of the picture.
+    """
+    from matplotlib.figure import Figure
+
+    layers = _taken_apart(found, depth)
+    figure = Figure(figsize=(8, 1.1 + 0.22 * len(layers)), layout="constrained", dpi=100)
+    panels = figure.subplots(1, 2, sharey=True)
+    rows = range(len(layers))
+    unit, letter = (1e9, "G") if found.macs >= 1e8 else (1e6, "M")
+    macs, parameters = ([getattr(layer, key) for layer in layers] for key in ("macs", "parameters"))
+    for axes, name, values, size in (
+        (panels[0], f"FLOPs ({letter})", macs, unit),
+        (panels[1], "parameters (M)", parameters, 1e6),
+    ):
+        bars = axes.barh(rows, [value / size for value in values])
+        total = sum(values)
+        axes.bar_label(bars, [f"{value / total:.0%}" for value in values], fontsize=7, padding=2)
+        axes.margins(x=0.12, y=0.5 / len(layers))
+        axes.set_xlabel(name, fontsize=9)
+        axes.tick_params(labelsize=8)
+    panels[0].set_yticks(rows, [layer.name or layer.kind for layer in layers])
+    panels[0].invert_yaxis()
+    height, width = found.shape
+    cost = f"{found.macs / unit:.3g} {letter}FLOPs, {found.parameters / 1e6:.3g} M parameters"
+    figure.suptitle(f"{title}{': ' * bool(title)}{cost}, {height}x{width} pixels", fontsize=10)
+    return figure
+
+
+def _taken_apart(found: Complexity, depth: int) -> list[Layer]:
+    """Return the layers of a depth, those above it that have none inside, and the rest."""
+    levels = {layer.name: layer.name.count(".") + 1 if layer.name else 0 for layer in found.layers}
+    outer = {layer.name.rpartition(".")[0] for layer in found.layers if layer.name}
+    layers = [
+        layer
+        for layer in found.layers
+        if levels[layer.name] == depth or (levels[layer.name] < depth and layer.name not in outer)
+    ]
+    macs = found.macs - sum(layer.macs for layer in layers)
+    parameters = found.parameters - sum(layer.parameters for layer in layers)
+    # what layers further out do themselves, and those that only train
+    rest = [Layer("the rest", "", parameters, macs)] * (macs > 0.5 or parameters > 0)
+    return layers + rest

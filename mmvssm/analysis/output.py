@@ -17,17 +17,16 @@ if TYPE_CHECKING:
 PICTURES = (".png", ".svg", ".pdf")
 
 
-def check_outputs(paths: Sequence[Path], pictures: bool = True) -> None:
+def check_outputs(paths: Sequence[Path]) -> None:
     """Check that results can be written to ``paths``, before they are computed.
 
     Args:
         paths: Files, whose suffixes say what is written: ``.json`` or one of :data:`PICTURES`.
-        pictures: Whether there is something to draw.
 
     Raises:
         ValueError: If a suffix is another, a folder is missing, or matplotlib for a picture.
     """
-    suffixes = (".json", *PICTURES) if pictures else (".json",)
+    suffixes = (".json", *PICTURES)
     for path in paths:
         if path.suffix not in suffixes:
             raise ValueError(f"--out must end in {' or '.join(suffixes)}, got {str(path)!r}")

@@ -215,7 +215,8 @@ def draw_probe(probe: Probe, classes: Sequence[str] = (), title: str = "") -> Fi
     if len(classes) == len(numbers) <= 20:
         right.set_xticks(numbers, classes, rotation=30 if max(map(len, classes)) > 3 else 0)
     right.axhline(probe.test_accuracy, color="0.3", linestyle="--")
-    right.set_ylim(0, 100)
+    right.set_ylim(0, 103)
+    right.set_xlabel("class")
     right.set_title(f"accuracy by class (%), all: {probe.test_accuracy:.1f}", fontsize=10)
     figure.suptitle(title, fontsize=10)
     return figure

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from .accuracy import main_metrics
 from .benchmark import compare
 from .flops import count_flops
 from .timing import exponent
@@ -15,13 +16,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: Quantities that grow with the pixels, and what they are called.
-QUANTITIES = {"macs": "FLOPs", "median_ms": "time (ms)", "peak_mib": "peak memory (MiB)"}
+QUANTITIES = {"macs": "FLOPs (G)", "median_ms": "time (ms)", "peak_mib": "peak memory (MiB)"}
 
 
 def scale(
     model: nn.Module,
     sizes: Sequence[int],
-    accuracy: Callable[[int], float] | None = None,
+    metrics: Callable[[int], Mapping[str, float]] | None = None,
     progress: Callable[[], object] = lambda: None,
     **settings: Any,
 ) -> dict[str, Any]:
@@ -30,13 +31,13 @@ def scale(
     Args:
         model: A model of a config, see :func:`mmvssm.analysis.run_network`.
         sizes: Sides of the images in pixels.
-        accuracy: Returns the accuracy at a size, in percent.
-        progress: Is called after each size.
+        metrics: Returns metrics at a size, by their names.
+        progress: Is called after each size, first of the metrics, then of time and memory.
         **settings: Further arguments of :func:`mmvssm.analysis.compare`, each list with one entry.
 
     Returns:
         ``results``: for each size what :func:`mmvssm.analysis.compare` tells, ``size``, ``macs`` of
-        an image and, if asked for, ``accuracy``; and ``exponents``: the powers of the number of
+        an image and, if asked for, ``metrics``; and ``exponents``: the powers of the number of
         pixels that FLOPs, time and memory grow with, if there are several sizes.
 
     Raises:
@@ -46,14 +47,20 @@ def scale(
         raise ValueError("sizes must name at least one size")
     # first, as it computes nothing, and finds sizes that the model does not take
     macs = {size: count_flops(model, (size, size)).macs for size in sizes}
+    found = []
+    if metrics is not None:
+        # before any timed training, in which batch norms note what they see
+        for size in sizes:
+            found.append(dict(metrics(size)))
+            progress()
     results = []
-    for size in sizes:
+    for i, size in enumerate(sizes):
         (entry,) = compare({"model": model}, (size, size), **settings)
         del entry["model"], entry["shape"]
         entry = dict(size=size, macs=macs[size], **entry)
         entry.pop("ratio", None)
-        if accuracy is not None:
-            entry["accuracy"] = accuracy(size)
+        if found:
+            entry["metrics"] = found[i]
         results.append(entry)
         progress()
     measured = [entry for entry in results if "error" not in entry]
@@ -75,22 +82,34 @@ def draw_scaling(found: Mapping[str, Any], title: str = "") -> Figure:
     from matplotlib.figure import Figure
 
     results = [entry for entry in found["results"] if "error" not in entry]
-    panels = dict(QUANTITIES)
-    if any("accuracy" in entry for entry in results):
-        panels = {"accuracy": "accuracy (%)", **panels}
+    panels = {
+        name: [(e["size"], e["metrics"][name]) for e in found["results"]]
+        for name in main_metrics(found["results"][0].get("metrics", {}))
+    }
+    for key in QUANTITIES:
+        unit = 1e9 if key == "macs" else 1
+        panels[key] = [(entry["size"], entry[key] / unit) for entry in results]
     figure = Figure(figsize=(3.2 * len(panels), 3), layout="constrained", dpi=100)
-    for axes, (key, name) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
-        axes.plot([e["size"] for e in results], [e[key] for e in results], "o-", markersize=4)
+    sides = sorted({entry["size"] for entry in found["results"]})
+    for axes, (key, points) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items()
+    ):
+        axes.plot(*zip(*points), "o-", markersize=4)
+        axes.set_xscale("log")
         axes.set_xlabel("side of the image (pixels)")
-        axes.set_title(name, fontsize=10)
+        axes.set_title(QUANTITIES.get(key, key), fontsize=10)
         axes.grid(alpha=0.3, which="both")
-        if key in QUANTITIES:
-            axes.set_xscale("log")
+        values = [value for _, value in points]
+        if key in QUANTITIES and max(values) > 10 * min(values):
             axes.set_yscale("log")
-            if key in found["exponents"]:
-                power = f"pixels^{found['exponents'][key]:.2f}"
-                axes.text(0.05, 0.9, power, transform=axes.transAxes, fontsize=9)
-        sides = sorted({entry["size"] for entry in results})
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("")
+        else:
+            room = 1.25 if key in QUANTITIES else 1.05
+            axes.set_ylim(bottom=0, top=room * max(values) or None)
+        if key in found["exponents"]:
+            power = f"pixels^{found['exponents'][key]:.2f}"
+            axes.text(0.05, 0.9, power, transform=axes.transAxes, fontsize=9)
         axes.set_xticks(sides, map(str, sides), rotation=90, fontsize=7)
         axes.set_xticks([], minor=True)
     figure.suptitle(title, fontsize=10)

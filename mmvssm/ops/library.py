@@ -2,6 +2,9 @@
 
 The kernels themselves come from the compiled extension ``mmvssm._vssm_ext``, which registers its
 CPU and CUDA functions under these schemas when it is loaded (``ops/csrc/binding.cpp``).
+
+Each op has a twin of the same arguments, ``NAME_torch``: the PyTorch scan, on any device, as one
+node of a graph. ``torch.compile`` would unroll its loops, for one size of the map.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils import flop_counter
 
 from .precision import cast_parameters, compute_dtype, promote
+from .reference import selective_scan_2d_reference, selective_scan_chunked
 
 # Steps between two saved states; kChunk of ops/csrc/common/scan_common.h.
 CHUNK = 64
@@ -42,6 +46,7 @@ for _schema in (
     " Tensor ddt_bias, Tensor dD)",
 ):
     _library.define(_schema, **_tags)
+    _library.define(_schema.replace("(", "_torch(", 1), **_tags)
 
 
 class _Op:
@@ -69,6 +74,9 @@ class _Op:
 
 SCAN, SCAN_BACKWARD = _Op("selective_scan"), _Op("selective_scan_backward")
 SCAN_2D, SCAN_2D_BACKWARD = _Op("selective_scan_2d"), _Op("selective_scan_2d_backward")
+SCAN_TORCH, SCAN_BACKWARD_TORCH = _Op("selective_scan_torch"), _Op("selective_scan_backward_torch")
+SCAN_2D_TORCH = _Op("selective_scan_2d_torch")
+SCAN_2D_BACKWARD_TORCH = _Op("selective_scan_2d_backward_torch")
 
 
 def _empty_states(x: Tensor, routes: int, channels: int, d_state: int, length: int, save: bool):
@@ -101,6 +109,62 @@ def _backward_meta(op: _Op):
         values = op.bind(args)
         given = (values[name] for name in op.gradients)
         return tuple(values["A"].new_empty(0) if t is None else torch.empty_like(t) for t in given)
+
+    return run
+
+
+def _without_states(meta):
+    """Shapes of a PyTorch scan, which saves no states."""
+
+    def run(*args):
+        *outputs, states = meta(*args)
+        return (*outputs, states.new_empty(0))
+
+    return run
+
+
+def _scan_torch(*args):
+    a = SimpleNamespace(**SCAN.bind(args))
+    y, last_state = selective_scan_chunked(
+        a.u, a.delta, a.A, a.B, a.C, a.D, a.delta_bias, a.delta_softplus
+    )
+    return y.to(a.out_dtype or a.u.dtype), last_state, last_state.new_empty(0)
+
+
+def _scan_2d_torch(*args):
+    a = SimpleNamespace(**SCAN_2D.bind(args))
+    y = selective_scan_2d_reference(
+        a.x,
+        a.x_dbl,
+        a.routes,
+        a.A,
+        a.dt_weight,
+        a.dt_bias,
+        a.D,
+        out_routes=a.out_routes,
+        num_out=a.num_out,
+        merge="sum" if a.merge else "none",
+        scan=selective_scan_chunked,
+    )
+    return y.to(a.out_dtype or a.x.dtype), y.new_empty(0)
+
+
+def _backward_torch(op: _Op, backward: _Op, scan):
+    """The backward op of a PyTorch scan, which runs the scan again."""
+
+    def run(*args):
+        values = backward.bind(args)
+        dy = values["dy"]
+        given = {n: values[n] for n in backward.gradients if values[n] is not None}
+        with torch.enable_grad():
+            leaves = {name: tensor.detach().requires_grad_() for name, tensor in given.items()}
+            # in the schema's order; what only the scan itself is given follows from dy
+            rest = dict(num_out=dy.shape[1], out_dtype=dy.dtype, save_states=False)
+            y = scan(*({**values, **rest, **leaves}[name] for name in op.arguments))[0]
+            grads = torch.autograd.grad(y, list(leaves.values()), dy)
+        grads = dict(zip(leaves, grads))
+        empty = values["A"].new_empty(0)
+        return tuple(grads[n].contiguous() if n in grads else empty for n in backward.gradients)
 
     return run
 
@@ -165,20 +229,28 @@ def _autocast(op: _Op, key: str, activations: Sequence[str], parameters: Sequenc
     return run
 
 
+_CASTS = ("u", "delta", "B", "C"), ("A", "D", "delta_bias")
+_CASTS_2D = ("x", "x_dbl"), ("A", "dt_weight", "dt_bias", "D")
 for _op, _backward, _meta, _casts in (
-    (SCAN, SCAN_BACKWARD, _scan_meta, (("u", "delta", "B", "C"), ("A", "D", "delta_bias"))),
-    (
-        SCAN_2D,
-        SCAN_2D_BACKWARD,
-        _scan_2d_meta,
-        (("x", "x_dbl"), ("A", "dt_weight", "dt_bias", "D")),
-    ),
+    (SCAN, SCAN_BACKWARD, _scan_meta, _CASTS),
+    (SCAN_2D, SCAN_2D_BACKWARD, _scan_2d_meta, _CASTS_2D),
+    (SCAN_TORCH, SCAN_BACKWARD_TORCH, _without_states(_scan_meta), _CASTS),
+    (SCAN_2D_TORCH, SCAN_2D_BACKWARD_TORCH, _without_states(_scan_2d_meta), _CASTS_2D),
 ):
     _library.impl(_op.name, _meta, "Meta")
     _library.impl(_backward.name, _backward_meta(_backward), "Meta")
     _library.impl(_op.name, _autograd(_op, _backward), "Autograd")
     for _key in ("AutocastCPU", "AutocastCUDA"):
         _library.impl(_op.name, _autocast(_op, _key, *_casts), _key)
+
+for _op, _backward, _run in (
+    (SCAN_TORCH, SCAN_BACKWARD_TORCH, _scan_torch),
+    (SCAN_2D_TORCH, SCAN_2D_BACKWARD_TORCH, _scan_2d_torch),
+):
+    _library.impl(_op.name, _run, "CompositeExplicitAutograd")
+    _library.impl(
+        _backward.name, _backward_torch(_op, _backward, _run), "CompositeExplicitAutograd"
+    )
 
 
 def scan_flops(batch: int, rows: int, length: int, d_state: int, has_D: bool = True) -> int:

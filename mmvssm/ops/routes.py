@@ -357,9 +357,12 @@ def _describe(direction: str) -> str:
 
 
 def _windows(height: int, width: int, size: int) -> Tensor:
-    pad = (0, -width % size, 0, -height % size)
+    # no negative numbers, whose remainders torch.compile does not know
+    rows, columns = ((side + size - 1) // size for side in (height, width))
+    pad = (0, columns * size - width, 0, rows * size - height)
     grid = F.pad(_rows(height, width).view(height, width), pad, value=-1)
-    return grid.unflatten(1, (-1, size)).unflatten(0, (-1, size)).transpose(1, 2).reshape(-1)
+    windows = grid.unflatten(1, (columns, size)).unflatten(0, (rows, size))
+    return windows.transpose(1, 2).reshape(-1)
 
 
 def _direction(name: str, height: int, width: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .backend import resolve
+from .backend import compiling, resolve
 from .checks import (
     check_device,
     check_float,
@@ -111,7 +111,8 @@ def selective_scan_2d(
     out_dtype = check_out_dtype(out_dtype, x.dtype)
 
     A, dt_weight, dt_bias, D = cast_parameters(x.dtype, A, dt_weight, dt_bias, D)
-    if resolve(x) == "torch":
+    is_torch = resolve(x) == "torch"
+    if is_torch and not compiling():
         y = selective_scan_2d_reference(
             x,
             x_dbl,
@@ -127,7 +128,10 @@ def selective_scan_2d(
         )
         return y.to(out_dtype)
     x, x_dbl, A, dt_weight, dt_bias = (t.contiguous() for t in (x, x_dbl, A, dt_weight, dt_bias))
-    return torch.ops.mmvssm.selective_scan_2d(
+    op = (
+        torch.ops.mmvssm.selective_scan_2d_torch if is_torch else torch.ops.mmvssm.selective_scan_2d
+    )
+    return op(
         x,
         x_dbl,
         routes.read.contiguous(),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .backend import resolve
+from .backend import compiling, resolve
 from .checks import (
     check_device,
     check_float,
@@ -102,15 +102,15 @@ def selective_scan(
         if delta_bias is not None:
             delta_bias = delta_bias.repeat_interleave(rows // delta_rows)
     A, D, delta_bias = cast_parameters(u.dtype, A, D, delta_bias)
-    if resolve(u) == "torch":
+    is_torch = resolve(u) == "torch"
+    if is_torch and not compiling():
         y, last_state = selective_scan_chunked(u, delta, A, B, C, D, delta_bias, delta_softplus)
         y, last_state = y.to(out_dtype), last_state.detach()
     else:
         u, delta, A, B, C = (t.contiguous() for t in (u, delta, A, B, C))
         D, delta_bias = (None if t is None else t.contiguous() for t in (D, delta_bias))
-        y, last_state, _ = torch.ops.mmvssm.selective_scan(
-            u, delta, A, B, C, D, delta_bias, delta_softplus, out_dtype
-        )
+        op = torch.ops.mmvssm.selective_scan_torch if is_torch else torch.ops.mmvssm.selective_scan
+        y, last_state, _ = op(u, delta, A, B, C, D, delta_bias, delta_softplus, out_dtype)
     if z is not None:
         y = (y * F.silu(z.to(y.dtype))).to(out_dtype)
     return (y, last_state) if return_last_state else y

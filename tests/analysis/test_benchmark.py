@@ -61,6 +61,27 @@ class Recorder(nn.Module):
         return product
 
 
+def test_compiled_models_run_beside_themselves(monkeypatch):
+    """Each setting compiles anew, for its own sizes."""
+    made, compiler = [], torch.compile
+    monkeypatch.setattr(
+        torch,
+        "compile",
+        lambda *args, **kwargs: made.append(kwargs) or compiler(*args, backend="eager", **kwargs),
+    )
+    found = compare(
+        {"a": Recorder(), "b": Recorder()},
+        (4, 4),
+        batch_sizes=(1, 2),
+        repetitions=3,
+        warmups=1,
+        compiled=True,
+    )
+    assert [entry["model"] for entry in found] == ["a", "a compiled", "b", "b compiled"] * 2
+    assert [entry["compile_s"] > 0 for entry in found if "compile_s" in entry] == [True] * 4
+    assert made == [dict(dynamic=False)] * 4
+
+
 def test_settings_are_what_is_run():
     models = {"a": Recorder(), "b": Recorder()}
     found = compare(

@@ -139,6 +139,71 @@ def test_text_of_swin(tmp_path):
     assert points(found["ema/accuracy/top5"]) == {1: 0.5, 2: 24}
 
 
+def test_text_of_timm(tmp_path):
+    """A test counts its batches to the last index, and all lines tell means of what was seen."""
+    lines = []
+    for epoch, losses in enumerate((("6.93", "6.91"), ("6.5", "6.25"))):
+        for step, loss in zip((0, 9), losses):
+            lines.append(
+                f"Train: {epoch} [{step:>4d}/10 ({100 * step / 9:>3.0f}%)]  Loss: 6.999 ({loss})  "
+                "Time: 0.5s, 2048.00/s  (0.5s, 2048.00/s)  LR: 1.000e-03  Data: 0.010 (0.010)"
+            )
+        for suffix, top1 in (("", 10.5 + epoch), (" (EMA)", 0.5 + epoch)):
+            for step, seen in ((0, 99.0), (48, top1)):
+                lines.append(
+                    f"Test{suffix}: [{step:>4d}/48]  Time: 1.000 (1.000)  "
+                    f"Loss:  6.0000 ({epoch + 3.5:>6.4f})  Acc@1: 50.0000 ({seen:>7.4f})  "
+                    f"Acc@5: 60.0000 ({2 * seen:>7.4f})"
+                )
+    found = read_curves(write(tmp_path / "a.log", "*** training", *lines, "Test: [   0/48]  Time"))
+    assert points(found["loss"]) == {0.1: 6.93, 1: 6.91, 1.1: 6.5, 2: 6.25}
+    assert points(found["accuracy/top1"]) == {1: 10.5, 2: 11.5}
+    assert points(found["accuracy/top5"]) == {1: 21, 2: 23}
+    assert points(found["test_loss"]) == {1: 3.5, 2: 4.5}
+    assert points(found["ema/accuracy/top1"]) == {1: 0.5, 2: 1.5}
+
+
+def test_text_of_local_mamba(tmp_path):
+    head = "00:00:00 INFO "
+    lines = [head + "Model local_vim created, params: 7.994 M, FLOPs: 1.480 G"]
+    for epoch, loss in enumerate((6.9, 6.5)):
+        lines.append(
+            f"{head}Train: {epoch} [ 624/625] Loss: 6.999 ({loss}) LR: 1.000e-06 Mem: 30000 "
+            "Time: 0.50s (0.60s) Data: 0.01s"
+        )
+        for suffix, top1 in (("", 10.25 + epoch), ("(EMA)", 0.1 + epoch)):
+            for step, seen in ((0, 99.0), (97, top1)):
+                lines.append(
+                    f"{head}Test{suffix}: {epoch} [{step:>4d}/98] Loss: 6.000 (5.500) Top-1: "
+                    f"50.000% ({seen:.3f}%) Top-5: 60.000% ({2 * seen:.3f}%) Time: 0.10s"
+                )
+        lines += [head + "Checkpoints:", "        experiments/checkpoint-0.pth.tar : 10.250%"]
+    found = read_curves(write(tmp_path / "log_local_vim_tiny.txt", *lines))
+    assert points(found["loss"]) == {1: 6.9, 2: 6.5}
+    assert points(found["accuracy/top1"]) == {1: 10.25, 2: 11.25}
+    assert points(found["ema/accuracy/top1"]) == {1: 0.1, 2: 1.1}
+    assert points(found["ema/accuracy/top5"]) == {1: 0.2, 2: 2.2}
+    assert points(found["test_loss"]) == {1: 5.5, 2: 5.5}
+
+
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [
+        ("summary.csv", "epoch,train_loss,eval_loss,eval_top1,eval_top5,lr"),
+        ("metrics.csv", "epoch,train_loss,test_loss,top1,top5"),
+    ],
+)
+def test_tables(tmp_path, name, header):
+    """Resumed after the second epoch, which left a row behind that was cut off."""
+    last = ",0.001" if header.endswith("lr") else ""
+    rows = [f"0,6.9,6.5,1.5,5.0{last}", f"1,6.5,6.0,9.5,20.0{last}", "2,6.1"]
+    found = read_curves(write(tmp_path / name, header, *rows, header, f"2,6,5.5,19,40{last}"))
+    assert set(found) == {"loss", "test_loss", "accuracy/top1", "accuracy/top5"}
+    assert points(found["loss"]) == {1: 6.9, 2: 6.5, 3: 6}
+    assert points(found["accuracy/top1"]) == {1: 1.5, 2: 9.5, 3: 19}
+    assert points(found["test_loss"])[3] == 5.5
+
+
 def test_lines_of_deit(tmp_path):
     lines = [
         dict(train_lr=1e-3, train_loss=6.5, test_loss=6.0, test_acc1=1.5, test_acc5=5.0,

@@ -16,7 +16,7 @@ from mmengine.analysis import get_model_complexity_info
 from mmengine.config import Config
 from torch import nn
 
-from mmvssm.analysis import count_flops
+from mmvssm.analysis import build_without_weights, count_flops, draw_complexity
 from mmvssm.complexity import ScanCost, register_with_counters
 from mmvssm.models import LocalVim, MSVMamba, Vim, VMamba
 from mmvssm.zoo import build_model
@@ -82,6 +82,20 @@ def test_layers_add_up():
     stages = sum(macs[f"backbone.stages.{i}"] for i in range(4))
     norms = sum(macs[f"backbone.norm{i}"] for i in range(4))
     assert stages + norms + macs["backbone.patch_embed"] == macs["backbone"]
+
+
+def test_bars_make_up_the_model():
+    """At any depth; what is in no layer that deep, or only trains, is the rest."""
+    cfg = Config.fromfile(CONFIGS / "demo/vmamba-micro_upernet_digits-seg.py")
+    found = count_flops(build_without_weights(cfg), (128, 128))
+    unit = 1e9 if found.macs > 1e8 else 1e6
+    for depth in (1, 3, 9):
+        panels = draw_complexity(found, depth, "title").axes
+        for axes, total in zip(panels, (found.macs / unit, found.parameters / 1e6)):
+            assert sum(bar.get_width() for bar in axes.patches) == pytest.approx(total)
+    names = [label.get_text() for label in panels[0].get_yticklabels()]
+    assert "backbone.stages.0.blocks.0.mixer.in_proj" in names and names[-1] == "the rest"
+    assert "backbone.stages.0" not in names and len(set(names)) == len(names)
 
 
 def test_cost_follows_the_image_and_leaves_the_model_alone():
@@ -175,9 +189,9 @@ def tool(run_tool):
 
 def test_tool_prints_what_readme_says(tool, tmp_path):
     row = re.search(r"\| `v0-tiny` \| (.*?) M \| (.*?) G \|", (ROOT / "README.md").read_text())
-    out = tmp_path / "cost.json"
+    out, *pictures = (tmp_path / f"cost.{suffix}" for suffix in ("json", "png", "svg"))
     config = CONFIGS / "vmamba/vmamba-v0-tiny_8xb128_in1k.py"
-    status, streams = tool(config, "--out", out)
+    status, streams = tool(config, "--out", out, *pictures)
     assert status == 0
     assert f"FLOPs: {row[2]} G at 224x224\n" in streams.out
     assert "backbone       VMamba" in streams.out
@@ -185,6 +199,8 @@ def test_tool_prints_what_readme_says(tool, tmp_path):
     assert round(found["macs"] / 1e9, 2) == float(row[2])
     assert round(found["parameters"] / 1e6, 1) == float(row[1])
     assert found["layers"][0]["macs"] == found["macs"] and len(found["layers"]) > 100
+    assert pictures[0].read_bytes().startswith(b"\x89PNG")
+    assert "backbone.stages.2" in pictures[1].read_text()
 
 
 def test_tool_counts_at_the_size_of_the_tests(tool):
@@ -204,7 +220,7 @@ def test_tool_of_a_config_of_a_library_alone(tool, tmp_path):
 def test_tool_refuses(tool, tmp_path):
     config = CONFIGS / "vmamba/vmamba-v0-tiny_8xb128_in1k.py"
     assert "no config file 'absent.py'" in tool("absent.py")[0]
-    assert "--out must end in .json, got 'a.png'" in tool(config, "--out", "a.png")[0]
+    assert "--out must end in .json or .png" in tool(config, "--out", "a.txt")[0]
     status, streams = tool(config, "--shape", 0, 8)
     assert status == 2 and "--shape must be two positive numbers" in streams.err
     empty = tmp_path / "empty.py"

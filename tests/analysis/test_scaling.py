@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmvssm.analysis import count_flops, pipeline_at, scale
 from mmvssm.analysis.timing import exponent
 from mmvssm.hub import load_weights
-from mmvssm.models import LocalVim, VMamba
+from mmvssm.models import EfficientVMamba, LocalVim, VMamba
 from mmvssm.zoo import build_model, get_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,13 +26,24 @@ def test_exponent_is_the_power():
 def test_flops_of_a_backbone_are_linear_in_pixels():
     backbone = VMamba(dict(embed_dims=8, depths=(1,)), out_indices=(0,))
     rates = {32: 12.5, 64: 75.0}
-    found = scale(backbone, (32, 64), rates.__getitem__, repetitions=3, warmups=1)
+    rate = lambda size: dict(rate=rates[size])  # noqa: E731
+    found = scale(backbone, (32, 64), rate, repetitions=3, warmups=1)
     assert found["exponents"]["macs"] == pytest.approx(1)
     small, large = found["results"]
     assert [e["size"] for e in (small, large)] == [32, 64]
-    assert [e["accuracy"] for e in (small, large)] == [12.5, 75.0]
+    assert [e["metrics"]["rate"] for e in (small, large)] == [12.5, 75.0]
     assert large["macs"] == count_flops(backbone, (64, 64)).macs == 4 * small["macs"]
     assert large["peak_mib"] > small["peak_mib"] > 0
+
+
+def test_metrics_are_those_of_the_checkpoint_whatever_is_timed():
+    """Batch norms take note of the noise that a training is timed with."""
+    backbone = EfficientVMamba(dict(embed_dims=8, depths=(1,)), out_indices=(0,))
+    seen = lambda size: {k: float(v.sum()) for k, v in backbone.state_dict().items()}  # noqa: E731
+    before = seen(None)
+    found = scale(backbone, (32, 64), seen, repetitions=1, warmups=0, modes=("training",))
+    assert [entry["metrics"] for entry in found["results"]] == [before] * 2
+    assert seen(None) != before
 
 
 def test_sizes_that_the_model_does_not_take_are_refused_before_any_run(monkeypatch):
@@ -60,8 +71,36 @@ def test_pipelines_keep_their_proportion():
     assert pipeline[2]["crop_size"] == 224  # the config's own stays
     load, resize, pack = pipeline_at([dict(type="Load"), dict(type="PackInputs")], 64)
     assert (load["type"], resize["scale"], pack["type"]) == ("Load", (64, 64), "PackInputs")
-    with pytest.raises(ValueError, match="must resize to one number before it crops"):
+    assert not resize["keep_ratio"]
+    with pytest.raises(ValueError, match="must resize to a size before it crops"):
         pipeline_at([dict(type="CenterCrop", crop_size=8)], 64)
+    with pytest.raises(ValueError, match="must resize to a size, got"):
+        pipeline_at([dict(type="Resize", scale_factor=0.5)], 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "scale"),
+    [
+        ("vmamba/mask-rcnn_vmamba-v0-tiny_fpn_1x_coco", 400, (666, 400)),
+        ("vmamba/vmamba-v0-tiny_upernet_4xb4-160k_ade20k-512x512", 256, (1024, 256)),
+        ("mambavision/mambavision-large2-512_in21k-pre_8xb128_in1k", 256, (275, 275)),
+    ],
+)
+def test_pipelines_to_two_sides_keep_their_proportion(name, size, scale):
+    cfg = Config.fromfile(ROOT / "configs" / f"{name}.py")
+    steps = pipeline_at(cfg.test_dataloader.dataset.pipeline, size)
+    (resize,) = (step for step in steps if step["type"].endswith("Resize"))
+    assert resize["scale"] == scale
+
+
+def test_segmentors_without_a_resize_get_one_before_their_annotations():
+    """Their maps are compared at the images' own size."""
+    cfg = Config.fromfile(ROOT / "configs/demo/vmamba-micro_upernet_digits-seg.py")
+    steps = pipeline_at(cfg.test_dataloader.dataset.pipeline, 64)
+    assert [step["type"] for step in steps] == [
+        "LoadImageFromFile", "Resize", "LoadAnnotations", "PackSegInputs",
+    ]  # fmt: skip
+    assert steps[1]["scale"] == (64, 64) and steps[1]["keep_ratio"]
 
 
 @pytest.fixture
@@ -105,7 +144,7 @@ def test_tool(place, run_tool):
     assert status == 0, status
     assert "FLOPs ~ pixels^" in streams.out
     found = json.loads(Path("a.json").read_text())
-    assert found["results"][0]["accuracy"] == 100
+    assert found["results"][0]["metrics"] == {"accuracy/top1": 100}
     assert found["exponents"]["macs"] == pytest.approx(1, abs=0.01)
     assert Path("a.png").stat().st_size and "<svg" in Path("a.svg").read_text()
 
@@ -122,8 +161,8 @@ def test_tool_refuses(place, run_tool):
     (place / "data").rename(place / "elsewhere")
     status, _ = run_tool(TOOL, DIGITS, "--checkpoint", "model.pth", *OPTIONS, LOADER)
     assert "there is no data folder" in status
-    seg = ROOT / "configs/demo/vmamba-micro_upernet_digits-seg.py"
-    assert "of classifiers" in run_tool(TOOL, seg, "--checkpoint", "model.pth")[0]
+    status, _ = run_tool(TOOL, DIGITS, "--checkpoint", "model.pth", *OPTIONS, "test_evaluator=None")
+    assert "needs a test_evaluator in the config" in status
 
 
 def test_weights_are_all_of_the_models(tmp_path):

@@ -66,11 +66,11 @@ def train(data, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     monkeypatch.setenv("LOCAL_RANK", "0")
 
-    def run(config, *args, folder=tmp_path / "run", settings=()):
+    def run(config, *args, folder=tmp_path / "run", settings=(), validate=False):
         path = config if Path(config).is_absolute() else ROOT / "configs" / config
         # MMEngine keeps one visualizer per name for the whole process
         names = f"visualizer.name={folder}", f"experiment_name={folder}"
-        words = [path, "--work-dir", folder, "--no-validate", *args]
+        words = [path, "--work-dir", folder, *([] if validate else ["--no-validate"]), *args]
         words += ["--cfg-options", *SHORT, "randomness.seed=0", *names, *settings]
         monkeypatch.setattr(sys, "argv", ["train.py", *map(str, words)])
         runpy.run_path(str(ROOT / "tools" / "train.py"), run_name="__main__")
@@ -318,6 +318,14 @@ def test_mixed_precision_on_a_gpu(train, name):
     assert all(math.isfinite(loss) for loss in scalars(folder, "loss"))
     saved = torch.load(folder / "epoch_1.pth", weights_only=False)
     assert (saved["optimizer"]["loss_scaler"]["scale"] > 1) == (name == "amp-fp16")
+
+
+def test_compiled_training_is_validated(plain, train):
+    """The step as graphs gives the numbers of the eager one, and the validation runs as ever."""
+    settings = "compile.backend=aot_eager", "val_dataloader.dataset.indices=8"
+    folder = train(CLS, "--option", "compile", settings=settings, validate=True)
+    assert_same_training(plain, folder, 1e-4)
+    assert len(scalars(folder, "accuracy/top1")) == 1
 
 
 @pytest.mark.slow

@@ -31,12 +31,13 @@ def op_arguments_2d(**kwargs):
     return (*before, t["A"], t["dt_weight"], t["dt_bias"], t["D"], 12, True)
 
 
+@pytest.mark.parametrize("twin", ["", "_torch"])
 @pytest.mark.parametrize("requires_grad", [False, True])
-def test_opcheck(requires_grad):
+def test_opcheck(requires_grad, twin):
     arguments = tuple(tensors_1d(requires_grad=requires_grad).values())
-    torch.library.opcheck(torch.ops.mmvssm.selective_scan.default, (*arguments, True))
+    torch.library.opcheck(getattr(torch.ops.mmvssm, f"selective_scan{twin}"), (*arguments, True))
     arguments = op_arguments_2d(requires_grad=requires_grad)
-    torch.library.opcheck(torch.ops.mmvssm.selective_scan_2d.default, arguments)
+    torch.library.opcheck(getattr(torch.ops.mmvssm, f"selective_scan_2d{twin}"), arguments)
 
 
 def test_opcheck_of_the_backward_ops():
@@ -112,6 +113,44 @@ def test_compiles_without_graph_breaks():
     grads = torch.autograd.grad(compiled(t["x"], t["x_dbl"]), list(t.values()))
     for grad, wanted in zip(grads, expected):
         torch.testing.assert_close(grad, wanted)
+
+
+def test_pytorch_scan_is_one_node_for_any_length():
+    """Its loops would be unrolled, for one length."""
+    nodes = []
+
+    def compiler(graph, _):
+        nodes.append([str(node.target) for node in graph.graph.nodes if node.op == "call_function"])
+        return graph
+
+    def run(t):
+        return ops.selective_scan(**t, delta_softplus=True)
+
+    compiled = torch.compile(run, fullgraph=True, backend=compiler, dynamic=True)
+    with ops.backend("torch"):
+        for length in (7, 300):
+            t = tensors_1d(length=length)
+            expected = torch.autograd.grad(run(t).square().sum(), list(t.values()))
+            found = torch.autograd.grad(compiled(t).square().sum(), list(t.values()))
+            for grad, wanted in zip(found, expected):
+                torch.testing.assert_close(grad, wanted)
+    assert [names.count("mmvssm.selective_scan_torch") for names in nodes] == [1]
+
+
+def test_exported_pytorch_scan_is_pytorch_alone():
+    """Programs for others hold no op of ours, however they are traced."""
+
+    class Scan(torch.nn.Module):
+        def forward(self, t):
+            return ops.selective_scan(**t)
+
+    t = tensors_1d(requires_grad=False)
+    for strict in (False, True):
+        with ops.backend("torch"):
+            program = torch.export.export(Scan(), (t,), strict=strict)
+            expected = Scan()(t)
+        assert "mmvssm" not in str(program.graph)
+        torch.testing.assert_close(program.module()(t), expected)
 
 
 def test_shapes_without_data():

@@ -32,6 +32,7 @@ examples:
   python tools/analysis_tools/benchmark.py CONFIG OTHER --batch-sizes 1 8 32 --modes inference training
   python tools/analysis_tools/benchmark.py CONFIG --device cuda --batch-sizes 128 \\
       --precisions fp32 bf16 --out speed.json speed.png
+  python tools/analysis_tools/benchmark.py CONFIG --compile --modes inference training
 
 Peak memory is the weights and the most that torch allocates in a run. Other programs on the machine
 falsify times: the load is noted in the JSON file.
@@ -66,6 +67,11 @@ def parse_args() -> argparse.Namespace:
         default=["fp32"],
         help="fp32, or autocast to bf16 or fp16 (default: fp32)",
     )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="measure each model compiled by torch.compile, too (compiles for minutes a setting)",
+    )
     measuring.add_timing_options(parser)
     measuring.add_out_option(
         parser, "FILE.json with the machine and all numbers, FILE.png or FILE.svg"
@@ -90,7 +96,10 @@ def show(results: list[dict]) -> None:
     table = Table(box=None)
     for title in ("model", "mode", "precision"):
         table.add_column(title, overflow="fold")
-    for title in ("batch", "ms", "least", "images/s", "peak MiB", "time"):
+    numbers = ["batch", "ms", "least", "images/s", "peak MiB", "time"]
+    if any("compile_s" in entry for entry in results):
+        numbers.append("compiling s")
+    for title in numbers:
         table.add_column(title, justify="right")
     for entry in results:
         row = [entry["model"], entry["mode"], entry["precision"], str(entry["batch_size"])]
@@ -99,6 +108,7 @@ def show(results: list[dict]) -> None:
         else:
             row += [f"{entry[key]:.4g}" for key in ("median_ms", "min_ms", "images_per_s")]
             row += [f"{entry['peak_mib']:.0f}", f"{entry['ratio']:.2f}x"]
+            row += [f"{entry['compile_s']:.0f}"] if "compile_s" in entry else []
         table.add_row(*row)
     Console(highlight=False).print(table)
 
@@ -126,6 +136,7 @@ def main() -> None:
             args.device,
             args.repetitions,
             progress=progress,
+            compiled=args.compile,
         )
     show(results)
     info = {name: value for name, value in ops.info().items() if name != "extension"}

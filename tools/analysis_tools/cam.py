@@ -30,7 +30,7 @@ examples:
   python tools/analysis_tools/cam.py configs/vmamba/vmamba-tiny-s1l8_8xb128_in1k.py \\
       mmvssm://vmamba-tiny-s1l8 dog.jpg --out dog.png
   python tools/analysis_tools/cam.py configs/demo/vim-micro_digits-cls.py \\
-      work_dirs/vim-micro_digits-cls/epoch_15.pth data/digits-cls/val/5/5.png --label 3 \\
+      work_dirs/vim-micro_digits-cls/epoch_15.pth data/digits-cls/val/5/0033.png --label 3 \\
       --out three.png three.svg three.json
 
 Backbones of tokens are explained by their patch tokens, before the last layer if the head reads a

@@ -17,11 +17,13 @@ Draw the curves of trainings in one picture: losses, accuracies and other metric
 iterations.
 
 A log is the work folder of a training with tools/train.py (all its runs, resumed ones included), a
-file vis_data/scalars.json, a text log of MMEngine or mmcv, which the authors' detectors and
-segmentors have, a text log of Swin Transformer's code, which the classifiers of VMamba,
-EfficientVMamba and MSVMamba have, or a log.txt of DeiT's code, which Vim has. The zoo
-(docs/model_zoo.md) links the authors' logs. In the authors' logs of classifiers quantities are
-called as in ours: loss, accuracy/top1, accuracy/top5, and ema/accuracy/top1 of averaged weights.
+file vis_data/scalars.json, a text log or .log.json of MMEngine or mmcv, which the authors'
+detectors and segmentors have, or one of the authors' classifiers: a text log of Swin Transformer's
+code (VMamba, MSVMamba), of LocalMamba's (EfficientVMamba, too) or of timm (MambaVision), the
+log.txt of DeiT's (Vim), a summary.csv of timm or a metrics.csv of LocalMamba's. The zoo
+(docs/model_zoo.md) links the logs that are published. In the authors' logs of classifiers
+quantities are called as in ours: loss, test_loss, accuracy/top1, accuracy/top5, and
+ema/accuracy/top1 of averaged weights.
 """
 EXAMPLES = """\
 examples:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -12,6 +14,7 @@ from mmvssm.analysis import (
     build_without_weights,
     check_outputs,
     count_flops,
+    draw_complexity,
     image_size,
     write_outputs,
 )
@@ -31,7 +34,7 @@ EXAMPLES = """\
 examples:
   python tools/analysis_tools/get_flops.py configs/vmamba/vmamba-tiny-s1l8_8xb128_in1k.py
   python tools/analysis_tools/get_flops.py CONFIG --shape 384 384 --depth 4
-  python tools/analysis_tools/get_flops.py CONFIG --depth 9 --out cost.json
+  python tools/analysis_tools/get_flops.py CONFIG --depth 2 --out cost.png cost.svg cost.json
 """
 
 
@@ -54,9 +57,9 @@ def parse_args() -> argparse.Namespace:
         type=int,
         default=3,
         metavar="N",
-        help="how deep in the model the table goes; 0 leaves it out (default: 3)",
+        help="how deep in the model table and picture go; 0 leaves the table out (default: 3)",
     )
-    measuring.add_out_option(parser, "FILE.json, all layers included")
+    measuring.add_out_option(parser, "FILE.json with all layers, FILE.png or FILE.svg")
     cli.add_cfg_options(parser)
     args = parser.parse_args()
     if args.shape and min(args.shape) < 1:
@@ -90,19 +93,21 @@ def show(found: Complexity, depth: int) -> None:
     height, width = found.shape
     console.print(f"counted: {found.convention}", soft_wrap=True)
     print(f"parameters: {found.parameters / 1e6:.2f} M ({found.parameters})")
-    print(f"FLOPs: {found.macs / 1e9:.2f} G at {height}x{width}")
+    macs = f"{found.macs / 1e9:.2f} G" if found.macs >= 1e8 else number(found.macs)
+    print(f"FLOPs: {macs} at {height}x{width}")
 
 
 def main() -> None:
     args = parse_args()
     with measuring.refusals():
-        check_outputs(args.out, pictures=False)
+        check_outputs(args.out)
     cfg = cli.load_config(args.config, args.cfg_options)
     with measuring.refusals():
         found = count_flops(build_without_weights(cfg), args.shape or image_size(cfg))
     show(found, args.depth)
     with measuring.refusals():
-        write_outputs(args.out, found.as_dict())
+        draw = partial(draw_complexity, found, max(args.depth, 1), Path(args.config).stem)
+        write_outputs(args.out, found.as_dict(), draw)
 
 
 if __name__ == "__main__":

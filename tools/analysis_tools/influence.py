@@ -47,7 +47,8 @@ kinds of maps (d are the steps, S their sum along the route times A, q the query
 examples:
   python tools/analysis_tools/influence.py vmamba-tiny-s1l8 dog.jpg --size 512 --layer 6 \\
       --checkpoint mmvssm://vmamba-tiny-s1l8 --query 0.4 0.6 --out dog.png dog.json
-  python tools/analysis_tools/influence.py configs/demo/vim-micro_digits-cls.py 5.png --size 32 \\
+  python tools/analysis_tools/influence.py configs/demo/vim-micro_digits-cls.py \\
+      data/digits-cls/val/5/0033.png --size 32 \\
       --checkpoint work_dirs/vim-micro_digits-cls/epoch_15.pth --layer 3 --query-token 0 \\
       --out token.png
 

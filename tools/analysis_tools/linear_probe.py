@@ -31,9 +31,9 @@ SGD with momentum and a cosine schedule. Of the checkpoint only the backbone is 
 from a classifier of other classes, a detector or a segmentor.
 """
 EXAMPLES = """\
-examples, the first on the demo data (tools/make_demo_data.py data --task cls):
+examples, the first of what make demo leaves:
   python tools/analysis_tools/linear_probe.py configs/demo/vmamba-micro_digits-cls.py \\
-      work_dirs/vmamba-micro_digits-cls/epoch_15.pth --batch-size 256 --out probe.json probe.png
+      work_dirs/demo-cls/epoch_15.pth --batch-size 256 --out probe.json probe.png
   python tools/analysis_tools/linear_probe.py MY_CONFIG mmvssm://vmamba-tiny-s1l8 --device cuda
 
 A checkpoint is read safely: nothing that stands in the file is run.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+from contextlib import redirect_stdout
 from copy import deepcopy
 from pathlib import Path
 
@@ -15,10 +17,12 @@ from mmvssm.analysis import (
     check_outputs,
     draw_scaling,
     evaluate,
+    main_metrics,
     pipeline_at,
     scale,
     write_outputs,
 )
+from mmvssm.analysis.accuracy import MAIN_METRICS
 from mmvssm.analysis.benchmark import MODES, PRECISIONS
 from mmvssm.analysis.timing import machine
 from mmvssm.engine import cli, measuring
@@ -30,12 +34,15 @@ from mmvssm.zoo import build_model
 SIZES = (64, 112, 224, 384, 512, 640, 768, 1024, 1120, 1280)
 DESCRIPTION = """\
 Measure FLOPs, time and memory of a model against the size of its square images and, with the
-checkpoint of a classifier, its accuracy at each size without further training.
+checkpoint, its accuracy, mAP or mIoU at each size without further training.
 
 FLOPs, times and memory are those of get_flops.py and benchmark.py. At each size the powers of the
-number of pixels that they grow with tell whether a model scales linearly: about 1. For accuracy the
-config's test images are resized in the proportion of its own test (256 for a crop of 224) and
-cropped; position embeddings are resized.
+number of pixels that they grow with tell whether a model scales linearly: about 1.
+
+Metrics are those of the config's test data, which pass its own test pipeline, in proportion. Of a
+classifier the crop has the size, and images are resized before as in its own test (256 for a crop
+of 224). Of a detector or segmentor images are resized so that their shorter side has the size, as
+long as the longer one fits in proportion (1333 for 800). Position embeddings are resized.
 """
 EXAMPLES = f"""\
 examples:
@@ -59,8 +66,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--checkpoint",
         metavar="FILE",
-        help="measure accuracy, too: weights of the classifier, a file or mmvssm://NAME; the"
-        " config's test data must be there",
+        help="measure accuracy, mAP or mIoU, too: weights of the model, a file or mmvssm://NAME;"
+        " the config's test data must be there",
     )
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, metavar="N")
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="default: 1")
@@ -80,34 +87,44 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def check_accuracy(cfg: Config, checkpoint: str) -> None:
-    """Refuse what accuracy cannot be measured of, before any work is done."""
+def check_evaluation(cfg: Config, checkpoint: str) -> None:
+    """Refuse what metrics cannot be measured of, before any work is done."""
     cli.require_checkpoint(checkpoint)
-    if cli.library_of(cfg, "--checkpoint") != "mmpretrain":
-        cli.fail("accuracy at other sizes is measured of classifiers: leave out --checkpoint")
+    cli.library_of(cfg, "--checkpoint")
+    for part in ("test_dataloader", "test_evaluator"):
+        if cfg.get(part) is None:
+            cli.fail(f"--checkpoint needs a {part} in the config")
     require_data(cfg, "test_dataloader")
     with measuring.refusals():
-        pipeline_at(cfg.test_dataloader.dataset.pipeline, 224)
+        at_size(cfg, 224)
 
 
-def accuracy_at(model: BaseModel, cfg: Config, size: int) -> float:
-    """Top-1 accuracy at a size, in percent."""
+def at_size(cfg: Config, size: int) -> Config:
+    """Return the config with test pipelines for images of a size."""
     cfg = deepcopy(cfg)
-    dataset = cfg.test_dataloader.dataset
-    dataset.pipeline = pipeline_at(dataset.pipeline, size)
-    metrics = evaluate(model, cfg)
-    if "accuracy/top1" not in metrics:
-        raise ValueError(f"the test evaluator must give accuracy/top1, got {', '.join(metrics)}")
-    return float(metrics["accuracy/top1"])
+    for dataset in cli.leaf_datasets(cfg.test_dataloader.dataset):
+        dataset.pipeline = pipeline_at(dataset.pipeline, size)
+    return cfg
+
+
+def metrics_at(model: BaseModel, cfg: Config, size: int) -> dict[str, float]:
+    """Return the metrics at a size; COCO's tables, which are printed, are kept back."""
+    with redirect_stdout(io.StringIO()):
+        metrics = evaluate(model, at_size(cfg, size))
+    if not main_metrics(metrics):
+        wanted = ", ".join(MAIN_METRICS)
+        raise ValueError(f"the test evaluator must give one of {wanted}, got {', '.join(metrics)}")
+    return {name: float(value) for name, value in metrics.items()}
 
 
 def show(found: dict) -> None:
     table = Table(box=None)
-    for title in ("size", "accuracy", "GFLOPs", "ms", "images/s", "peak MiB"):
+    metrics = main_metrics(found["results"][0].get("metrics", {}))
+    for title in ("size", *metrics, "GFLOPs", "ms", "images/s", "peak MiB"):
         table.add_column(title, justify="right")
     for entry in found["results"]:
-        accuracy = f"{entry['accuracy']:.2f}" if "accuracy" in entry else "-"
-        row = [str(entry["size"]), accuracy, f"{entry['macs'] / 1e9:.2f}"]
+        row = [str(entry["size"]), *(f"{entry['metrics'][name]:.4g}" for name in metrics)]
+        row.append(f"{entry['macs'] / 1e9:#.3g}")
         if "error" in entry:
             row.append(entry["error"])
         else:
@@ -125,17 +142,18 @@ def main() -> None:
         check_outputs(args.out)
     cfg = cli.load_config(args.config, args.cfg_options)
     if args.checkpoint:
-        check_accuracy(cfg, args.checkpoint)
+        check_evaluation(cfg, args.checkpoint)
     with measuring.refusals():
         model = build_model(cfg)
         if args.checkpoint:
             load_weights(model, args.checkpoint)
     before = machine(args.device)
-    with measuring.refusals(), step_bar("sizes", len(args.sizes)) as progress:
+    parts = 2 if args.checkpoint else 1
+    with measuring.refusals(), step_bar("sizes", parts * len(args.sizes)) as progress:
         found = scale(
             model,
             args.sizes,
-            (lambda size: accuracy_at(model, cfg, size)) if args.checkpoint else None,
+            (lambda size: metrics_at(model, cfg, size)) if args.checkpoint else None,
             progress,
             batch_sizes=(args.batch_size,),
             modes=(args.mode,),

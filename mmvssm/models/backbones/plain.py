@@ -12,6 +12,7 @@ from mmengine.model import BaseModule, ModuleList
 from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
+from mmvssm.ops.backend import surely_equal
 from mmvssm.ops.precision import compute_dtype
 
 from ..layers import (
@@ -270,8 +271,11 @@ class PlainBackbone(LoadingMixin, FreezeMixin, BaseModule):
         """Return what the first layer reads: tokens ``(B, L, C)``, and the grid of the patches."""
         if self.odd_size == "pad":
             patch, (stride, _) = self.patch_size, self.patch_embed.conv1.stride
-            height, width = ((patch - side) % stride for side in x.shape[2:])
-            x = F.pad(x, (0, width, 0, height))
+            # no negative numbers, whose remainders torch.compile does not know
+            counts = [(side - patch + stride - 1) // stride for side in x.shape[2:]]
+            height, width = (n * stride + patch - side for n, side in zip(counts, x.shape[2:]))
+            if not (surely_equal(height, 0) and surely_equal(width, 0)):
+                x = F.pad(x, (0, width, 0, height))
         x = self.patch_embed(x)
         size, x = (x.shape[1], x.shape[2]), x.flatten(1, 2)
         positions = self.cls_positions(x.shape[1])

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from mmvssm.ops.backend import compiling
+
 from .basic import apply_norm, build_norm
 from .checks import one_of
 from .tokens import rotate
@@ -31,6 +33,9 @@ class CheckpointedBlock(BaseModule):
 
     def forward(self, x: Tensor, *context: Any) -> Any:
         """Return what ``_forward`` does: ``(B, H, W, C) -> (B, H, W, C)`` for a block of maps."""
+        if self.with_cp and x.requires_grad and compiling():
+            # a compiled graph updates statistics once, whatever it recomputes
+            return checkpoint(self._forward, x, *context, use_reentrant=False)
         if self.with_cp and x.requires_grad:
             contexts = nullcontext(), self._recomputing()
             return checkpoint(

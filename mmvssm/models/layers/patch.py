@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmvssm.ops.backend import surely_equal
+
 from .basic import StridedConv2d, apply_norm, build_norm
 from .checks import one_of
 
@@ -133,12 +135,11 @@ class PatchMerging(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C) -> (B, H', W', out_channels)``, H' being H/2 rounded up (pad) or down."""
         height, width = x.shape[1:3]
-        if height % 2 or width % 2:
-            if self.odd_size == "pad":
-                x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
-            else:
-                x = x[:, : height // 2 * 2, : width // 2 * 2]
-        x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # B, H', row, W', column, C
+        rows, columns = self.output_size(height), self.output_size(width)
+        if not (surely_equal(height, 2 * rows) and surely_equal(width, 2 * columns)):
+            # a negative number crops
+            x = F.pad(x, (0, 0, 0, 2 * columns - width, 0, 2 * rows - height))
+        x = x.unflatten(2, (columns, 2)).unflatten(1, (rows, 2))  # B, H', row, W', column, C
         # channel blocks in the order (row, column) = (0,0), (1,0), (0,1), (1,1)
         x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)
         return self.reduction(apply_norm(self.norm, x))

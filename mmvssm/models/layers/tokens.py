@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmvssm.ops.backend import surely_equal
 from mmvssm.ops.precision import compute_dtype
 
 #: Number of class tokens by the word for their place.
@@ -87,13 +88,11 @@ def format_tokens(
 
 
 def is_same_grid(size: Sequence[int], new_size: Sequence[int]) -> bool:
-    """Whether a table needs no resampling; False for a size that an exported graph leaves open.
+    """Whether a table needs no resampling; False for a size that a traced graph leaves open.
 
-    Such a size is not compared, which would bind the graph to other ones: to be resampled to its
-    own grid does not change a table.
+    To be resampled to its own grid does not change a table.
     """
-    is_open = any(isinstance(side, torch.SymInt) for side in new_size)
-    return not is_open and tuple(size) == tuple(new_size)
+    return all(map(surely_equal, size, new_size))
 
 
 def resize_table(table: Tensor, size: Sequence[int], new_size: Sequence[int]) -> Tensor:

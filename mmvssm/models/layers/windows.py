@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmvssm.ops.backend import tracing
+from mmvssm.ops.backend import surely_equal
 
 
 def to_windows(x: Tensor, side: int) -> Tensor:
@@ -20,8 +20,7 @@ def to_windows(x: Tensor, side: int) -> Tensor:
     """
     batch, height, width, channels = x.shape
     rows, columns = _windows_along(height, side), _windows_along(width, side)
-    # a traced graph is used for other sizes, too
-    if tracing() or height % side or width % side:
+    if not (surely_equal(height, rows * side) and surely_equal(width, columns * side)):
         x = F.pad(x, (0, 0, 0, columns * side - width, 0, rows * side - height))
     x = x.reshape(batch, rows, side, columns, side, channels)
     return x.transpose(2, 3).flatten(0, 2)

@@ -1,0 +1,131 @@
+"""``torch.compile`` of every family: one graph for all sizes, with the results of eager mode.
+
+What a branch, a loop or a remainder does to a graph is seen by Dynamo, whatever compiles the graph
+later; the slow tests compile all of it to machine code.
+"""
+
+import shutil
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from mmvssm import ops
+
+from .test_families import FAMILIES, Hierarchical
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+#: Batch, height and width; stages of odd sides among them.
+SIZES = [(2, 72, 104), (3, 91, 65), (2, 64, 64)]
+BACKENDS = [
+    pytest.param(
+        "auto",
+        marks=pytest.mark.skipif("cpu" not in ops.built_devices(), reason="no compiled kernels"),
+    ),
+    "torch",
+]
+
+
+def build(name, **options):
+    """The smallest network of a family that still has all kinds of its layers."""
+    family = FAMILIES[name]
+    if isinstance(family, Hierarchical):
+        options["arch"] = dict(
+            depths=(1, 0, 0, 2) if family.type == "MambaVision" else (1, 0, 0, 1)
+        )
+        if not isinstance(directions := family.options.get("directions", ""), str):
+            options["directions"] = directions[:2]
+    else:
+        options.update(arch=dict(num_layers=1), out_indices=(0,))
+    return family.build(drop_path_rate=0.0, **options)
+
+
+def features(model, images):
+    with torch.no_grad():
+        return list(model(images))
+
+
+def half_precision(model, images):
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        return list(model(images))
+
+
+def gradients(model, images):
+    """Features of a training step and the gradients of images and parameters."""
+    images = images.clone().requires_grad_()
+    outputs = model(images)
+    loss = sum((out * torch.linspace(-1, 1, out.shape[-1])).sum() for out in outputs)
+    wanted = [images, *(p for p in model.parameters() if p.requires_grad)]
+    grads = torch.autograd.grad(loss, wanted, allow_unused=True)
+    return [*outputs, *(grad for grad in grads if grad is not None)]
+
+
+def check(model, run, compiler, backend, tolerance=1e-4, sizes=SIZES, dynamic=True):
+    """Compare a compiled model with itself at all sizes; return the graphs made up to each."""
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend(compiler)
+    compiled = torch.compile(model, fullgraph=True, backend=counter, dynamic=dynamic)
+    graphs = []
+    with ops.backend(backend):
+        for batch, height, width in sizes:
+            images = torch.randn(batch, 3, height, width)
+            found, expected = run(compiled, images), run(model, images)
+            assert len(found) == len(expected)
+            for a, b in zip(found, expected):
+                assert a.dtype == b.dtype and a.shape == b.shape
+                a, b = a.float(), b.float()
+                assert (a - b).norm() <= tolerance * b.norm().clamp(min=1e-2)
+            graphs.append(counter.frame_count)
+    return graphs
+
+
+@pytest.mark.parametrize("name", ["VMamba v0", "VMamba crop", "LocalVim middle", "MambaVision"])
+def test_one_graph_for_all_sizes(name):
+    """Whether sides are odd, even or those of the position table changes no graph."""
+    assert check(build(name).eval(), features, "eager", "torch") == [1, 1, 1]
+
+
+def test_sizes_are_opened_on_the_way():
+    """Without a hint: a graph for the first size, one for open sides, one for an open batch."""
+    sizes = [(2, 64, 64), (2, 80, 72), (3, 72, 91), (4, 99, 67)]
+    model = build("VMamba v0").eval()
+    graphs = check(model, features, "eager", "torch", sizes=sizes, dynamic=None)
+    assert graphs[0] == 1 and graphs[-1] <= 3
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_training_step(backend):
+    model = build("Vim").train()
+    first, second = check(model, gradients, "aot_eager", backend, sizes=SIZES[:2])
+    assert first == second
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no compiler")
+def test_machine_code():
+    model = build("VMamba v0").eval()
+    check(model, features, "inductor", "torch", sizes=SIZES[:1], dynamic=False)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="no compiler")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("run", [features, gradients, half_precision])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_machine_code_of_every_family(name, run, backend):
+    model = build(name).train(run is gradients)
+    # bfloat16 is rounded at other places
+    tolerance = 0.03 if run is half_precision else 1e-4
+    graphs = check(model, run, "inductor", backend, tolerance)
+    assert graphs[0] == graphs[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_recomputed_blocks(name):
+    """Gradient checkpointing stays in the graph, and norms count each batch once."""
+    model = build(name, with_cp=True).train()
+    check(model, gradients, "aot_eager", "torch", sizes=SIZES[:1], dynamic=False)
+    counts = {n: b.item() for n, b in model.named_buffers() if n.endswith("num_batches_tracked")}
+    # a compiled step and an eager one
+    assert set(counts.values()) <= {2}

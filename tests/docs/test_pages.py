@@ -37,7 +37,8 @@ def blocks(language):
     for page in PAGES:
         found = re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
         for number, block in enumerate(found):
-            yield pytest.param(block, id=f"{page.relative_to(ROOT)}:{number}")
+            marks = [pytest.mark.slow] if "torch.compile(" in block else []
+            yield pytest.param(block, id=f"{page.relative_to(ROOT)}:{number}", marks=marks)
 
 
 def commands():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from .basic import apply_norm, build_norm
+from .basic import RMSNorm, apply_norm, build_norm
 from .checks import one_of
 from .tokens import rotate
 
@@ -113,7 +113,7 @@ def build_layer_scale(embed_dims: int, value: float | None) -> nn.Module:
 
 def norm_stream(norm: nn.Module, x: Tensor) -> Tensor:
     """Norm a residual stream, which may be more precise than the model that reads it."""
-    if isinstance(norm, nn.LayerNorm):
+    if isinstance(norm, nn.LayerNorm) and not isinstance(norm, RMSNorm):
         x = x.to(norm.weight.dtype)
     return norm(x)
 

@@ -11,10 +11,10 @@ from types import SimpleNamespace
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils import flop_counter
 
 from .precision import cast_parameters, compute_dtype, promote
+from .reference import selective_scan_2d_reference, selective_scan_chunked
 
 # Steps between two saved states; kChunk of ops/csrc/common/scan_common.h.
 CHUNK = 64
@@ -105,10 +105,42 @@ def _backward_meta(op: _Op):
     return run
 
 
+def _define_scan(a: SimpleNamespace, dy: Tensor) -> Tensor:
+    return selective_scan_chunked(a.u, a.delta, a.A, a.B, a.C, a.D, a.delta_bias, a.delta_softplus)[
+        0
+    ].to(dy.dtype)
+
+
+def _define_scan_2d(a: SimpleNamespace, dy: Tensor) -> Tensor:
+    return selective_scan_2d_reference(
+        *(a.x, a.x_dbl, a.routes, a.A, a.dt_weight, a.dt_bias, a.D),
+        out_routes=a.out_routes,
+        num_out=dy.shape[1],
+        merge="sum" if a.merge else "none",
+        scan=selective_scan_chunked,
+    ).to(dy.dtype)
+
+
+#: What a backward op differentiates, in plain PyTorch.
+_DEFINITIONS = {SCAN_BACKWARD: _define_scan, SCAN_2D_BACKWARD: _define_scan_2d}
+
+
+def _differentiable_gradients(op: _Op, dy: Tensor, values: dict[str, object]) -> dict[str, Tensor]:
+    """Gradients that can be differentiated again: those of the definition, as a graph."""
+    with torch.enable_grad():
+        # views: a tensor that was given twice gets the gradient of each place
+        values = {n: v.view_as(v) if isinstance(v, Tensor) else v for n, v in values.items()}
+        wanted = [n for n in op.gradients if getattr(values[n], "requires_grad", False)]
+        y = _DEFINITIONS[op](SimpleNamespace(**values), dy)
+        grads = torch.autograd.grad(y, [values[n] for n in wanted], dy, create_graph=True)
+    return dict(zip(wanted, grads))
+
+
 class _Scan(torch.autograd.Function):
     """A scan and its backward op, which takes ``dy`` and what the scan was given and gave, by name.
 
-    The gradient of argument ``a`` is the result ``da`` of the backward op.
+    The gradient of argument ``a`` is the result ``da`` of the backward op. Where the backward pass
+    itself is recorded (``create_graph=True``), for second derivatives, PyTorch computes it.
     """
 
     @staticmethod
@@ -129,10 +161,12 @@ class _Scan(torch.autograd.Function):
         return outputs
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dy, *_):
         # A checkpoint lets the saved tensors be read once only.
         values = dict(zip(ctx.tensors, ctx.saved_tensors))
+        if torch.is_grad_enabled():
+            grads = _differentiable_gradients(ctx.backward_op, dy, {**values, **ctx.others})
+            return None, None, *(grads.get(name) for name in ctx.arguments)
         grads = ctx.backward_op({"dy": dy.contiguous(), **values, **ctx.others})
         grads = {n: g for n, g in zip(ctx.backward_op.gradients, grads) if n in values}
         return None, None, *(grads.get(name) for name in ctx.arguments)

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmvssm.ops.backend import is_transformed
+
 from .basic import StridedConv2d, apply_norm, build_norm
 from .checks import one_of
 
@@ -29,7 +31,8 @@ class MapConv(StridedConv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W) -> (B, H', W', C')``."""
-        x = x.contiguous(memory_format=torch.channels_last)
+        if not is_transformed():  # vmap has no memory formats
+            x = x.contiguous(memory_format=torch.channels_last)
         return super().forward(x).permute(0, 2, 3, 1)
 
 

@@ -65,6 +65,23 @@ test-all: lint ## lint, then all tests, the slow ones too
 	$(SAY) "all tests"
 	@$(PY) -m pytest $(IN_PARALLEL) -m ''
 
+# The ops in a copy of the package (of links), with every access to memory checked. libasan must
+# be loaded first, and Python and torch do not free all they allocate.
+SANITIZED := build/sanitize
+.PHONY: sanitize
+sanitize: setup ## the CPU ops under AddressSanitizer and UndefinedBehaviorSanitizer: tests, 10,000 wrong calls
+	$(SAY) "ops with sanitizers (ten minutes)"
+	@MMVSSM_SANITIZE=1 $(PY) setup.py --quiet build_ext \
+	  --build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
+	@for part in mmvssm/* mmvssm/.mim; do case $$part in *.so | */__pycache__) ;; *) \
+	  ln -sfn "$(CURDIR)/$$part" $(SANITIZED)/$$part;; esac; done
+	$(SAY) "tests with sanitizers"
+	@LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
+	  $(PY) -m pytest -o pythonpath="$(SANITIZED) tests" -p no:cacheprovider -s -m '' \
+	  -k "not compiles and not opcheck and not many" \
+	  tests/ops tests/test_malformed.py
+
 .PHONY: lint
 lint: setup ## ruff, mypy and clang-format: rules, types and format
 	$(SAY) "lint"

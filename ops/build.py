@@ -6,6 +6,8 @@ Environment variables:
 * ``FORCE_CUDA=1``: compile the CUDA kernels although no GPU is visible (needs nvcc).
 * ``TORCH_CUDA_ARCH_LIST``: CUDA architectures, ``8.0 8.6 8.9 9.0+PTX`` if unset and no GPU is seen.
 * ``MAX_JOBS``: compilers to run side by side.
+* ``MMVSSM_SANITIZE=1``: CPU kernels that end the process at a wrong access to memory or undefined
+  behaviour, by GCC's sanitizers; Python needs their library preloaded (``make sanitize``).
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ SOURCES = ROOT / "ops" / "csrc"
 RELEASE_ARCHITECTURES = "8.0 8.6 8.9 9.0+PTX"
 # GCC takes its own AVX-512 header for uninitialised memory, and remarks on an internal ABI.
 CXX_FLAGS = ["-O3", "-fopenmp", "-Wno-psabi", "-Wno-maybe-uninitialized"]
+# vptr looks for type information that torch's libraries do not export
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all"]
 
 
 def extensions() -> list:
@@ -38,9 +42,10 @@ def extensions() -> list:
         return []
     includes = [str(_mmcv_headers()), str(SOURCES)]
     sources = [*SOURCES.glob("*.cpp"), *SOURCES.glob("cpu/*.cpp")]
-    flags = {"cxx": CXX_FLAGS}
+    sanitizers = SANITIZERS if _is_on("MMVSSM_SANITIZE", "0") else []
+    flags = {"cxx": [*CXX_FLAGS, *(["-O1", "-g1", *sanitizers] if sanitizers else [])]}
     macros = []
-    with_cuda = _prepare_cuda()
+    with_cuda = not sanitizers and _prepare_cuda()
     if with_cuda:
         sources += [*SOURCES.glob("cuda/*.cu"), *SOURCES.glob("cuda/*.cpp")]
         flags["nvcc"] = ["-O3"]
@@ -62,7 +67,7 @@ def extensions() -> list:
             define_macros=macros,
             extra_compile_args=flags,
             # Without it at::parallel_for is serial in this library.
-            extra_link_args=["-fopenmp"],
+            extra_link_args=["-fopenmp", *sanitizers],
         )
     ]
 
@@ -76,17 +81,22 @@ def cmdclass() -> dict:
     return {"build_ext": BuildExtension}
 
 
-def _wanted() -> bool:
-    value = os.environ.get("MMVSSM_WITH_OPS", "1")
+def _is_on(variable: str, default: str) -> bool:
+    value = os.environ.get(variable, default)
     if value not in ("0", "1"):
-        raise RuntimeError(f"MMVSSM_WITH_OPS must be 0 or 1, got {value!r}")
-    if value == "1" and importlib.util.find_spec("torch") is None:
+        raise RuntimeError(f"{variable} must be 0 or 1, got {value!r}")
+    return value == "1"
+
+
+def _wanted() -> bool:
+    wanted = _is_on("MMVSSM_WITH_OPS", "1")
+    if wanted and importlib.util.find_spec("torch") is None:
         raise RuntimeError(
             "torch is not visible to this build: install torch first and build with"
             " 'pip install --no-build-isolation .', or set MMVSSM_WITH_OPS=0 to go without"
             " native ops"
         )
-    return value == "1"
+    return wanted
 
 
 def _mmcv_headers() -> Path:

@@ -37,6 +37,7 @@ from mmengine.runner import load_checkpoint
 from mmengine.structures import BaseDataElement
 
 from mmvssm.engine import cli
+from mmvssm.engine.plain_files import read_files_safely
 from mmvssm.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -264,7 +265,7 @@ def main() -> int:
         help="settings of the config to change, e.g. train_cfg.max_epochs=5 randomness.seed=1",
     )
     args = parser.parse_args()
-    cli.trust_checkpoints()
+    read_files_safely()
     try:
         demo(args.task, args.cfg_options)
     except KeyboardInterrupt:

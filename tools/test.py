@@ -11,6 +11,7 @@ from mmengine.registry import METRICS
 import mmvssm  # noqa: F401  makes 'mmvssm::' bases known before the config is read
 from mmvssm.engine import cli, runtime
 from mmvssm.engine.data_check import require_data
+from mmvssm.engine.plain_files import read_files_safely
 from mmvssm.engine.tta import tta_model, tta_pipeline
 from mmvssm.files import atomic_write
 
@@ -24,8 +25,7 @@ EXAMPLES = """examples:
   the metrics as JSON:
     python tools/test.py CONFIG CHECKPOINT --out metrics.json --out-item metrics
 
-A checkpoint is read with pickle, so use only files that you trust; with
-TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=0 in the environment only plain tensors are read.
+No code in a checkpoint is run when it is read.
 """
 
 # The hook that draws predictions, by library.
@@ -140,7 +140,7 @@ def save_metrics(metrics: dict, out: str) -> None:
 
 def main() -> None:
     args = parse_args()
-    cli.trust_checkpoints()
+    read_files_safely()
     cfg = cli.load_config(args.config, args.cfg_options, args.option)
     cli.require_checkpoint(args.checkpoint)
     require_data(cfg, "test_dataloader")

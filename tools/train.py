@@ -13,6 +13,8 @@ import mmvssm  # noqa: F401  makes 'mmvssm::' bases known before the config is r
 from mmvssm.engine import cli, make_resumable, runtime
 from mmvssm.engine.data_check import require_data
 from mmvssm.engine.finetune import command
+from mmvssm.engine.plain_files import read_files_safely
+from mmvssm.engine.work_folder import claim_work_dir, full_disk_explained
 from mmvssm.families import arch_names
 
 EXAMPLES = """examples:
@@ -37,8 +39,8 @@ EXAMPLES = """examples:
 
 A resumed run ends with the weights of an uninterrupted one: all random numbers depend on the
 seed, the rank and the iteration alone. On GPUs also set randomness.deterministic=True.
-Checkpoints are read with pickle, so use only files that you trust; with
-TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=0 in the environment only plain tensors are read.
+No code in a checkpoint is run when it is read. What this script saves are plain values, which
+stock scripts and inferencers read as well (docs/checkpoints.md).
 """
 
 
@@ -145,11 +147,12 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
 
 def main() -> None:
     args = parse_args()
-    cli.trust_checkpoints()
+    read_files_safely()
     cfg = cli.load_config(args.config, args.cfg_options, args.option)
     cfg = merge_args(cfg, args)
+    claim_work_dir(cfg.work_dir)
     cli.set_up_launch(cfg, args)
-    with cli.foreign_weights_refused():
+    with cli.foreign_weights_refused(), full_disk_explained(cfg.work_dir):
         cli.build_runner(cfg).train()
 
 

@@ -118,8 +118,8 @@ def record_scans(backbone: nn.Module, layer: int, image: Tensor) -> LayerScans:
         image: ``(1, 3, H, W)``.
 
     Raises:
-        ValueError: If there is no such layer or it has no scan, the backbone does not run it, there
-            are more images, or the layer scans the output of another scan.
+        ValueError: If there is no such layer or it has no scan, there are more images, or the layer
+            scans the output of another scan.
     """
     if len(image) != 1:
         raise ValueError(f"image must be a single one, (1, C, H, W), got {tuple(image.shape)}")
@@ -139,8 +139,6 @@ def record_scans(backbone: nn.Module, layer: int, image: Tensor) -> LayerScans:
     finally:
         for handle in handles:
             handle.remove()
-    if "mixer" not in inputs:
-        raise ValueError(f"layer {layer} is behind the last of out_indices, so it does not run")
     x, *context = inputs["mixer"]
     size, positions = context if context else (tuple(x.shape[1:3]), ())
     height, width = size

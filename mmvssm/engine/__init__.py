@@ -5,6 +5,7 @@ from .collate import default_collate
 from .direction_search import DirectionSearchHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
 from .mesa import MESAHook
+from .plain_files import PlainCheckpointHook
 from .resume import ExactResumeHook, ResumableBatchSampler, SeededDataset, make_resumable
 from .schedule import CosineAnnealingLR, set_epochs
 
@@ -15,6 +16,7 @@ __all__ = [
     "ExactResumeHook",
     "LayerDecayOptimWrapperConstructor",
     "MESAHook",
+    "PlainCheckpointHook",
     "ResumableBatchSampler",
     "SeededDataset",
     "default_collate",

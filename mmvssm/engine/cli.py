@@ -14,6 +14,7 @@ import os
 import re
 import sys
 import time
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +30,9 @@ from mmengine.runner import Runner
 from mmengine.runner.checkpoint import find_latest_checkpoint
 from torch import distributed, nn
 
+from mmvssm.checkpoint.reading import CheckpointError, read_checkpoint
 from mmvssm.hub import ReleasedFileError, fetch
+from mmvssm.messages import join_names
 from mmvssm.models.layers import ForeignWeightsError
 from mmvssm.options import option_names, read_option
 from mmvssm.scheme import SCHEME
@@ -231,35 +234,59 @@ def require_place(path: Path) -> None:
         fail(f"there is no folder {str(path.parent)!r}")
 
 
-def trust_checkpoints() -> None:
-    """Let ``torch.load`` read what a runner saved.
-
-    Those files hold log buffers besides tensors, which torch >= 2.6 refuses by default. A value
-    that the user has set stays: 0 admits files of plain tensors only.
-    """
-    os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-
-
-def latest_checkpoint(work_dir: str) -> str | None:
-    """Return the newest checkpoint of a run, or None where nothing was saved yet.
+def saved_checkpoints(work_dir: str) -> list[str]:
+    """Return the checkpoints of a run, the newest first; none where nothing was saved yet.
 
     A run may be killed after it saved a checkpoint and before it noted so, and its folder may
-    have been moved since: then the newest file that is there counts.
+    have been moved since: what it noted comes first where it is there.
     """
+    saved = [*Path(work_dir).glob("epoch_*.pth"), *Path(work_dir).glob("iter_*.pth")]
+    paths = list(map(str, sorted(saved, key=lambda path: path.stat().st_mtime, reverse=True)))
     named = find_latest_checkpoint(work_dir)
     if named:
         for path in (named, os.path.join(work_dir, os.path.basename(named))):
             if os.path.isfile(path):
-                return path
-    saved = [*Path(work_dir).glob("epoch_*.pth"), *Path(work_dir).glob("iter_*.pth")]
-    return str(max(saved, key=lambda path: path.stat().st_mtime)) if saved else None
+                return [path, *(other for other in paths if not os.path.samefile(other, path))]
+    return paths
+
+
+def latest_checkpoint(work_dir: str) -> str | None:
+    """Return the newest checkpoint of a run that is whole, or None where nothing was saved yet.
+
+    Damaged ones are named; where all are, the program ends.
+    """
+    damaged = []
+    for path in saved_checkpoints(work_dir):
+        try:
+            require_whole(path)
+        except CheckpointError as error:
+            damaged.append(path)
+            print(f"Not resumed from, as it is damaged: {error}", flush=True)
+        else:
+            return path
+    if damaged:
+        fail(
+            f"all checkpoints in {work_dir!r} are damaged: move them away to start anew,"
+            f" {join_names(damaged, 3)}"
+        )
+    return None
+
+
+def require_whole(checkpoint: str) -> None:
+    """Raise CheckpointError unless a file is a checkpoint, and every byte as it was written."""
+    read_checkpoint(checkpoint)
+    if zipfile.is_zipfile(checkpoint):
+        with zipfile.ZipFile(checkpoint) as archive:
+            if part := archive.testzip():
+                raise CheckpointError(f"{checkpoint!r} is damaged: {part} has another checksum")
 
 
 def seed_of(checkpoint: str) -> int | None:
     """Return the random seed of the run that saved a local checkpoint."""
     if "://" in checkpoint:
         return None
-    return torch.load(checkpoint, map_location="cpu", mmap=True).get("meta", {}).get("seed")
+    meta = read_checkpoint(checkpoint).get("meta")
+    return meta.get("seed") if isinstance(meta, dict) else None
 
 
 def type_name(node: dict) -> str:
@@ -381,11 +408,16 @@ def build_runner(cfg: Config) -> Runner:
 
 @contextmanager
 def foreign_weights_refused() -> Iterator[None]:
-    """End the program with one sentence where a checkpoint is not of the config's backbone."""
+    """End the program with one sentence where a checkpoint is not of the config's backbone.
+
+    Likewise where it cannot be read.
+    """
     try:
         yield
     except ForeignWeightsError as error:
         fail(f"the checkpoint does not fit the config: {error}")
+    except CheckpointError as error:
+        fail(str(error))
 
 
 class CompleteWeightsHook(Hook):

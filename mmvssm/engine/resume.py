@@ -239,8 +239,9 @@ register_backend(WholeFileBackend.NAME, WholeFileBackend, force=True)
 def make_resumable(cfg: Config) -> None:
     """Let training by ``cfg`` resume exactly; a second call changes nothing.
 
-    Wraps the training dataset and batch sampler and adds :class:`ExactResumeHook`, all under
-    their full names, so that the config that MMEngine dumps also runs elsewhere.
+    Wraps the training dataset and batch sampler, adds :class:`ExactResumeHook` and
+    :class:`~.plain_files.PlainCheckpointHook`, all under their full names, so that the config that
+    MMEngine dumps also runs elsewhere.
 
     Args:
         cfg: Config whose ``train_dataloader`` is to be changed in place.
@@ -254,4 +255,5 @@ def make_resumable(cfg: Config) -> None:
         batch_sampler=loader.pop("batch_sampler", None),
         drop_last=loader.pop("drop_last", False),
     )
-    cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), dict(type="mmvssm.ExactResumeHook")]
+    hooks = [dict(type="mmvssm.ExactResumeHook"), dict(type="mmvssm.PlainCheckpointHook")]
+    cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), *hooks]

@@ -8,11 +8,13 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .extension import DEVICES
 
 BACKENDS = ("auto", "cuda", "cpu", "torch")
 _GRAPH = "graph"
+_TRANSFORMED = "torch.func and forward-mode derivatives go through the PyTorch definition alone"
 
 _choice = "auto"
 _warned: set[str] = set()
@@ -97,19 +99,25 @@ def resolve(tensor: Tensor) -> str:
         return "torch"
     if _choice == _GRAPH:
         return "native"
+    transformed = is_transformed()
     if _choice in ("cpu", "cuda"):
+        if transformed:
+            raise RuntimeError(
+                f"backend {_choice!r} was chosen, but {_TRANSFORMED}: choose 'auto' or 'torch'"
+            )
         if device not in (_choice, "meta"):
             raise ValueError(f"backend {_choice!r} was chosen, but the tensors lie on {device!r}")
         if _unsupported(tensor):
             raise TypeError("the cuda kernels take float32, float16 or bfloat16, got float64")
         return "native"
-    if device == "meta" or (device in built_devices() and not _unsupported(tensor)):
+    if transformed:
+        reason = _TRANSFORMED
+    elif device == "meta" or (device in built_devices() and not _unsupported(tensor)):
         return "native"
-    reason = (
-        "the cuda kernels do not take float64"
-        if device in built_devices()
-        else missing_reason(device)
-    )
+    elif device in built_devices():
+        reason = "the cuda kernels do not take float64"
+    else:
+        reason = missing_reason(device)
     if reason not in _warned and not tracing():
         _warned.add(reason)
         warnings.warn(f"mmvssm runs its slower PyTorch scan: {reason}", stacklevel=3)
@@ -118,6 +126,13 @@ def resolve(tensor: Tensor) -> str:
 
 def _unsupported(tensor: Tensor) -> bool:
     return tensor.device.type == "cuda" and tensor.dtype == torch.float64
+
+
+def is_transformed() -> bool:
+    """Whether a transform of ``torch.func`` or forward-mode differentiation surrounds this call."""
+    if tracing():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def tracing() -> bool:

@@ -14,7 +14,6 @@ from types import SimpleNamespace
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils import flop_counter
 
 from .precision import cast_parameters, compute_dtype, promote
@@ -123,56 +122,85 @@ def _without_states(meta):
     return run
 
 
-def _scan_torch(*args):
-    a = SimpleNamespace(**SCAN.bind(args))
-    y, last_state = selective_scan_chunked(
-        a.u, a.delta, a.A, a.B, a.C, a.D, a.delta_bias, a.delta_softplus
-    )
-    return y.to(a.out_dtype or a.u.dtype), last_state, last_state.new_empty(0)
+def _define_scan(a: SimpleNamespace) -> tuple[Tensor, Tensor]:
+    return selective_scan_chunked(a.u, a.delta, a.A, a.B, a.C, a.D, a.delta_bias, a.delta_softplus)
 
 
-def _scan_2d_torch(*args):
-    a = SimpleNamespace(**SCAN_2D.bind(args))
+def _define_scan_2d(a: SimpleNamespace) -> tuple[Tensor]:
     y = selective_scan_2d_reference(
-        a.x,
-        a.x_dbl,
-        a.routes,
-        a.A,
-        a.dt_weight,
-        a.dt_bias,
-        a.D,
+        *(a.x, a.x_dbl, a.routes, a.A, a.dt_weight, a.dt_bias, a.D),
         out_routes=a.out_routes,
         num_out=a.num_out,
         merge="sum" if a.merge else "none",
         scan=selective_scan_chunked,
     )
-    return y.to(a.out_dtype or a.x.dtype), y.new_empty(0)
+    return (y,)
 
 
-def _backward_torch(op: _Op, backward: _Op, scan):
+def _scan_torch(op: _Op, define):
+    """A scan as its definition in PyTorch computes it."""
+
+    def run(*args):
+        a = SimpleNamespace(**op.bind(args))
+        y, *others = define(a)
+        dtype = a.out_dtype or getattr(a, op.arguments[0]).dtype
+        return (y.to(dtype), *others, y.new_empty(0))
+
+    return run
+
+
+def _backward_torch(op: _Op, define):
     """The backward op of a PyTorch scan, which runs the scan again."""
 
     def run(*args):
-        values = backward.bind(args)
-        dy = values["dy"]
-        given = {n: values[n] for n in backward.gradients if values[n] is not None}
-        with torch.enable_grad():
-            leaves = {name: tensor.detach().requires_grad_() for name, tensor in given.items()}
-            # in the schema's order; what only the scan itself is given follows from dy
-            rest = dict(num_out=dy.shape[1], out_dtype=dy.dtype, save_states=False)
-            y = scan(*({**values, **rest, **leaves}[name] for name in op.arguments))[0]
-            grads = torch.autograd.grad(y, list(leaves.values()), dy)
-        grads = dict(zip(leaves, grads))
+        values = op.bind(args)
+        leaves = {
+            name: values[name].detach().requires_grad_()
+            for name in op.gradients
+            if values[name] is not None
+        }
+        grads = _differentiate(define, {**values, **leaves}, list(leaves))
         empty = values["A"].new_empty(0)
-        return tuple(grads[n].contiguous() if n in grads else empty for n in backward.gradients)
+        return tuple(grads[n].contiguous() if n in grads else empty for n in op.gradients)
 
     return run
+
+
+def _differentiable_gradients(op: _Op, values: dict[str, object]) -> dict[str, Tensor]:
+    """Gradients that can be differentiated again: those of the definition, as a graph."""
+    with torch.enable_grad():
+        # views: a tensor that was given twice gets the gradient of each place
+        values = {n: v.view_as(v) if isinstance(v, Tensor) else v for n, v in values.items()}
+    wanted = [n for n in op.gradients if getattr(values[n], "requires_grad", False)]
+    return _differentiate(_DEFINITIONS[op.name], values, wanted, create_graph=True)
+
+
+def _differentiate(
+    define, values: dict[str, object], names: Sequence[str], create_graph: bool = False
+) -> dict[str, Tensor]:
+    """Return the gradients of named arguments; ``dy`` is among the values."""
+    dy = values["dy"]
+    with torch.enable_grad():
+        y = define(SimpleNamespace(num_out=dy.shape[1], **values))[0].to(dy.dtype)
+        inputs = [values[name] for name in names]
+        grads = torch.autograd.grad(y, inputs, dy, create_graph=create_graph)
+    return dict(zip(names, grads))
+
+
+#: What backward ops differentiate, in plain PyTorch.
+_DEFINITIONS = {
+    SCAN_BACKWARD.name: _define_scan,
+    SCAN_BACKWARD_TORCH.name: _define_scan,
+    SCAN_2D_BACKWARD.name: _define_scan_2d,
+    SCAN_2D_BACKWARD_TORCH.name: _define_scan_2d,
+}
 
 
 class _Scan(torch.autograd.Function):
     """A scan and its backward op, which takes ``dy`` and what the scan was given and gave, by name.
 
-    The gradient of argument ``a`` is the result ``da`` of the backward op.
+    The gradient of argument ``a`` is the result ``da`` of the backward op. Where the backward pass
+    itself is recorded (``create_graph=True``), for second derivatives, PyTorch computes it.
     """
 
     @staticmethod
@@ -193,10 +221,13 @@ class _Scan(torch.autograd.Function):
         return outputs
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dy, *_):
         # A checkpoint lets the saved tensors be read once only.
         values = dict(zip(ctx.tensors, ctx.saved_tensors))
+        if torch.is_grad_enabled():
+            values = {"dy": dy, **values, **ctx.others}
+            grads = _differentiable_gradients(ctx.backward_op, values)
+            return None, None, *(grads.get(name) for name in ctx.arguments)
         grads = ctx.backward_op({"dy": dy.contiguous(), **values, **ctx.others})
         grads = {n: g for n, g in zip(ctx.backward_op.gradients, grads) if n in values}
         return None, None, *(grads.get(name) for name in ctx.arguments)
@@ -243,14 +274,13 @@ for _op, _backward, _meta, _casts in (
     for _key in ("AutocastCPU", "AutocastCUDA"):
         _library.impl(_op.name, _autocast(_op, _key, *_casts), _key)
 
-for _op, _backward, _run in (
-    (SCAN_TORCH, SCAN_BACKWARD_TORCH, _scan_torch),
-    (SCAN_2D_TORCH, SCAN_2D_BACKWARD_TORCH, _scan_2d_torch),
+for _op, _backward in (
+    (SCAN_TORCH, SCAN_BACKWARD_TORCH),
+    (SCAN_2D_TORCH, SCAN_2D_BACKWARD_TORCH),
 ):
-    _library.impl(_op.name, _run, "CompositeExplicitAutograd")
-    _library.impl(
-        _backward.name, _backward_torch(_op, _backward, _run), "CompositeExplicitAutograd"
-    )
+    _define = _DEFINITIONS[_backward.name]
+    _library.impl(_op.name, _scan_torch(_op, _define), "CompositeExplicitAutograd")
+    _library.impl(_backward.name, _backward_torch(_backward, _define), "CompositeExplicitAutograd")
 
 
 def scan_flops(batch: int, rows: int, length: int, d_state: int, has_D: bool = True) -> int:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from .backend import is_transformed
 from .precision import compute_dtype
 
 # Steps that the chunked form holds in memory at a time; autograd recomputes each segment.
@@ -77,18 +78,21 @@ def selective_scan_chunked(
     Every chunk of a segment is scanned from a zero state, all chunks side by side; the states that
     enter the chunks follow one after the other and are carried in by the decay since the chunk's
     start. Nothing is ever divided by a product of decays, which underflows. When gradients are
-    needed each segment is recomputed in the backward pass, so memory stays that of one segment.
+    needed each segment is recomputed in the backward pass, so memory stays that of one segment
+    (not under ``torch.func``).
 
     Arguments and returns are those of :func:`selective_scan_reference`.
     """
     u, step, A, B, C, D = _prepare(u, delta, A, B, C, D, delta_bias, delta_softplus)
     state = u.new_zeros(u.shape[0], *A.shape)
     needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (u, step, A, B, C))
+    # torch.func and forward mode do not know the hooks by which a segment is recomputed
+    recomputes = needs_grad and not is_transformed()
     outputs = []
     segments = zip(*(t.split(SEGMENT, dim=-1) for t in (u, step, B, C)))
     for u_part, step_part, B_part, C_part in segments:
         arguments = (u_part, step_part, B_part, C_part, A, state)
-        if needs_grad:
+        if recomputes:
             y, state = checkpoint(_scan_segment, *arguments, use_reentrant=False)
         else:
             y, state = _scan_segment(*arguments)

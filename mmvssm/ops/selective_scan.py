@@ -16,7 +16,7 @@ from .checks import (
     check_shape,
     check_tensor,
 )
-from .precision import autocast_enabled, cast_parameters, promote
+from .precision import autocast_enabled, cast_parameters, compute_dtype, promote
 from .reference import selective_scan_chunked
 
 
@@ -44,10 +44,12 @@ def selective_scan(
         delta: Step sizes ``(Bt, G, L)`` with ``G`` dividing ``K*D``; row ``r`` of ``u`` uses row
             ``r // (K*D // G)``. Dtype of ``u``.
         A: Negative decay rates ``(K*D, N)``.
-        B: Input maps ``(Bt, K, N, L)``, or ``(Bt, N, L)`` for one group. Dtype of ``u``.
-        C: Output maps, same layout and dtype as ``B``.
+        B: Input maps ``(Bt, K, N, L)``, or ``(Bt, N, L)`` for one group, in the dtype of ``u``; or
+            ``(K*D, N)``, the same at every step, which takes memory for one group a row.
+        C: Output maps, in one of these forms; of as many groups as ``B`` if both have an L.
         D: Skip weights ``(K*D,)``.
-        z: Gate ``(Bt, K*D, L)``: the output is multiplied by ``silu(z)``.
+        z: Gate ``(Bt, K*D, L)``: the output is multiplied by ``silu(z)``, in the precision of the
+            sums, and rounded to ``out_dtype`` then.
         delta_bias: Added to ``delta``, ``(G,)``.
         delta_softplus: Whether steps are ``softplus(delta + delta_bias)``.
         return_last_state: Whether to return the state after the last step as well.
@@ -64,13 +66,19 @@ def selective_scan(
     check_tensor("u", u, 3)
     check_tensor("delta", delta, 3)
     check_tensor("A", A, 2)
-    check_tensor("B", B, (3, 4))
-    check_tensor("C", C, B.dim())
+    check_tensor("B", B, (2, 3, 4))
+    check_tensor("C", C, (2, 3, 4) if B.dim() == 2 else (2, B.dim()))
     B, C = (t[:, None] if t.dim() == 3 else t for t in (B, C))
-    (batch, rows, length), d_state, groups = u.shape, A.shape[1], B.shape[1]
-    check_positive(rows=rows, L=length, N=d_state, K=groups)
+    maps = {name: t for name, t in (("B", B), ("C", C)) if t.dim() == 4}
+    constants = {name: t for name, t in (("B", B), ("C", C)) if t.dim() == 2}
+    (batch, rows, length), d_state = u.shape, A.shape[1]
+    check_positive(rows=rows, L=length, N=d_state)
+    groups = next((t.shape[1] for t in maps.values()), 1)
+    check_positive(K=groups)
     if rows % groups:
-        raise ValueError(f"B has {groups} groups, which do not divide the {rows} rows of u")
+        raise ValueError(
+            f"{next(iter(maps))} has {groups} groups, which do not divide the {rows} rows of u"
+        )
     delta_rows = delta.shape[1]
     if delta_rows < 1 or rows % delta_rows:
         raise ValueError(
@@ -78,8 +86,11 @@ def selective_scan(
         )
     check_shape("delta", delta, (batch, delta_rows, length), "(Bt, G, L)")
     check_shape("A", A, (rows, d_state), "(K*D, N)")
-    check_shape("B", B, (batch, groups, d_state, length), "(Bt, K, N, L)")
-    check_shape("C", C, (batch, groups, d_state, length), "(Bt, K, N, L)")
+    for name, value in maps.items():
+        check_shape(name, value, (batch, groups, d_state, length), "(Bt, K, N, L)")
+    for name, value in constants.items():
+        check_shape(name, value, (rows, d_state), "(K*D, N)")
+        check_parameter(name, value)
     optional = {"D": (D, rows), "delta_bias": (delta_bias, delta_rows)}
     for name, (value, size) in optional.items():
         if value is not None:
@@ -92,11 +103,19 @@ def selective_scan(
         check_parameter("z", z)
     check_parameter("A", A)
     if autocast_enabled(u.device.type):
-        u, delta, B, C = promote(u, delta, B, C)
-    check_float("u", u, delta=delta, B=B, C=C)
-    check_device("u", u, A=A, D=D, z=z, delta_bias=delta_bias)
-    out_dtype = check_out_dtype(out_dtype, u.dtype)
+        u, delta, *promoted = promote(u, delta, *maps.values())
+        maps = dict(zip(maps, promoted))
+    check_float("u", u, delta=delta, **maps)
+    check_device("u", u, A=A, D=D, z=z, delta_bias=delta_bias, **constants)
+    out_dtype, wide = check_out_dtype(out_dtype, u.dtype), compute_dtype(u.dtype)
 
+    if constants:  # parameters, which stay as precise as they are: as maps of one group a row
+        u, delta = u.to(wide), delta.to(wide)
+        spread = {name: t[None, :, :, None] for name, t in constants.items()}
+        spread |= {n: t.to(wide).repeat_interleave(rows // groups, 1) for n, t in maps.items()}
+        B, C = (spread[name].to(wide).expand(batch, -1, -1, length) for name in ("B", "C"))
+    else:
+        B, C = maps["B"], maps["C"]
     if delta_rows != rows:
         delta = delta.repeat_interleave(rows // delta_rows, dim=1)
         if delta_bias is not None:
@@ -105,12 +124,14 @@ def selective_scan(
     is_torch = resolve(u) == "torch"
     if is_torch and not compiling():
         y, last_state = selective_scan_chunked(u, delta, A, B, C, D, delta_bias, delta_softplus)
-        y, last_state = y.to(out_dtype), last_state.detach()
+        last_state = last_state.detach()
     else:
         u, delta, A, B, C = (t.contiguous() for t in (u, delta, A, B, C))
         D, delta_bias = (None if t is None else t.contiguous() for t in (D, delta_bias))
         op = torch.ops.mmvssm.selective_scan_torch if is_torch else torch.ops.mmvssm.selective_scan
-        y, last_state, _ = op(u, delta, A, B, C, D, delta_bias, delta_softplus, out_dtype)
+        op_dtype = out_dtype if z is None else wide
+        y, last_state, _ = op(u, delta, A, B, C, D, delta_bias, delta_softplus, op_dtype)
     if z is not None:
-        y = (y * F.silu(z.to(y.dtype))).to(out_dtype)
+        y = y * F.silu(z.to(wide))
+    y = y.to(out_dtype)
     return (y, last_state) if return_last_state else y

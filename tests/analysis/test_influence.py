@@ -153,8 +153,7 @@ def test_kinds():
         (dict(kind="attention"), "kind must be one of influence, activation, decayed, decay"),
         (dict(query=(0.5, 1.5)), "query must be two shares from 0 to 1"),
         (dict(query=0), "query must be a class token of 0, got number 0"),
-        (dict(layer=9), "layer must be from 0 to 1, got 9"),
-        (dict(layer=1), "layer 1 is behind the last of out_indices"),
+        (dict(layer=1), "layer must be from 0 to 0, got 1"),
         (dict(image=torch.zeros(2, 3, 32, 32)), "image must be a single one"),
     ],
 )

@@ -63,7 +63,6 @@ def quick(monkeypatch, one_thread):
 def train(data, tmp_path, monkeypatch):
     """Runs tools/train.py in this process, beside the demo data; returns the work folder."""
     monkeypatch.chdir(data.parent)
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     monkeypatch.setenv("LOCAL_RANK", "0")
 
     def run(config, *args, folder=tmp_path / "run", settings=(), validate=False):
@@ -107,7 +106,7 @@ def scalars(folder, key):
 
 
 def weights(folder, name="epoch_1.pth"):
-    return torch.load(folder / name, map_location="cpu", weights_only=False)["state_dict"]
+    return torch.load(folder / name, map_location="cpu", weights_only=True)["state_dict"]
 
 
 def assert_same_training(one, other, tolerance):
@@ -253,7 +252,7 @@ def test_channels_last_needs_a_backbone():
 def test_layer_decay_lowers_the_rates_of_early_layers(train):
     """The demo's Vim has four layers: patches at depth 0, layers at 1 to 4, the rest at 5."""
     folder = train("demo/vim-micro_digits-cls.py", "--option", "layer-decay")
-    saved = torch.load(folder / "epoch_1.pth", weights_only=False)
+    saved = torch.load(folder / "epoch_1.pth", weights_only=True)
     rates = {group["param_name"]: group["lr"] for group in saved["optimizer"]["param_groups"]}
     assert rates["head.fc.weight"] == pytest.approx(2e-3)
     assert rates["backbone.layers.3.norm.weight"] == pytest.approx(2e-3 * 0.8)
@@ -316,7 +315,7 @@ def test_bfloat16_reaches_the_backbone(train, monkeypatch):
 def test_mixed_precision_on_a_gpu(train, name):
     folder = train(CLS, "--option", name)
     assert all(math.isfinite(loss) for loss in scalars(folder, "loss"))
-    saved = torch.load(folder / "epoch_1.pth", weights_only=False)
+    saved = torch.load(folder / "epoch_1.pth", weights_only=True)
     assert (saved["optimizer"]["loss_scaler"]["scale"] > 1) == (name == "amp-fp16")
 
 
@@ -388,7 +387,7 @@ def train_in_two(data, tmp_path):
 
 def assert_same_end(one, other):
     """Two checkpoints hold the same weights, groups and moments, one of them by names."""
-    whole, sharded = (torch.load(path, weights_only=False) for path in (one, other))
+    whole, sharded = (torch.load(path, weights_only=True) for path in (one, other))
     assert whole["state_dict"].keys() == sharded["state_dict"].keys()
     for name, value in whole["state_dict"].items():
         torch.testing.assert_close(

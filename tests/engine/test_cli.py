@@ -28,7 +28,7 @@ def work_dir(tmp_path):
     """Checkpoints of two epochs, the first of them written later."""
     for name, age in (("epoch_1.pth", 10), ("epoch_2.pth", 20), ("best_top1_epoch_1.pth", 0)):
         path = tmp_path / name
-        path.touch()
+        torch.save(dict(meta={}, state_dict={}), path)
         os.utime(path, (1000 - age, 1000 - age))
     return tmp_path
 
@@ -48,6 +48,22 @@ def test_latest_checkpoint(work_dir, note, found):
     if note is not None:
         (work_dir / "last_checkpoint").write_text(note.format(here=work_dir))
     assert latest_checkpoint(str(work_dir)) == str(work_dir / found)
+
+
+def test_damaged_checkpoints_are_passed_over(work_dir, capsys):
+    newest, older = work_dir / "epoch_1.pth", work_dir / "epoch_2.pth"
+    whole = newest.read_bytes()
+    changed = bytearray(whole)
+    changed[whole.index(b"state_dict")] ^= 1  # inside of what the archive has a checksum of
+    for damaged in (b"", whole[:200], whole[: len(whole) // 2], bytes(len(whole)), bytes(changed)):
+        newest.write_bytes(damaged)
+        os.utime(newest, (2000, 2000))
+        assert latest_checkpoint(str(work_dir)) == str(older)
+        assert f"Not resumed from, as it is damaged: '{newest}'" in capsys.readouterr().out
+    older.write_bytes(b"")
+    message = r"all checkpoints in .* are damaged: move them away .*epoch_2.pth, .*epoch_1.pth"
+    with pytest.raises(SystemExit, match=message):
+        latest_checkpoint(str(work_dir))
 
 
 def test_nothing_to_resume(tmp_path):

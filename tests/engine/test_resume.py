@@ -48,8 +48,7 @@ class Dropping(BaseModel):
 
 
 @pytest.fixture(autouse=True)
-def _registered(monkeypatch):
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+def _registered():
     for registry, kind in ((DATASETS, NoisyNumbers), (MODELS, Dropping)):
         registry.register_module(module=kind, force=True)
     yield
@@ -166,7 +165,8 @@ def test_configured_batch_sampler_is_kept():
     once = cfg.to_dict()
     make_resumable(cfg)
     assert cfg.to_dict() == once
-    assert [hook["type"] for hook in cfg.custom_hooks] == ["EMAHook", "mmvssm.ExactResumeHook"]
+    hooks = ["EMAHook", "mmvssm.ExactResumeHook", "mmvssm.PlainCheckpointHook"]
+    assert [hook["type"] for hook in cfg.custom_hooks] == hooks
     cfg.train_dataloader.batch_size = 3
     loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
     assert [len(batch) for batch in loader.batch_sampler] == [3, 3, 3] and len(loader) == 3

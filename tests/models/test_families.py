@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 from mmengine.model import BaseModule
+from mmengine.optim import build_optim_wrapper
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import mmvssm.models
 from mmvssm.families import FAMILIES as DECLARED
-from mmvssm.models.layers import SelectiveScans
+from mmvssm.models.layers import RMSNorm, SelectiveScans
 from mmvssm.registry import MODELS
 
 SIZES = [(72, 104), (91, 65), (33, 32)]
@@ -275,6 +276,104 @@ def test_out_indices_do_not_change_the_maps(family):
     image = torch.randn(1, 3, 32, 32)
     for got, expected in zip(some(image), model(image)[1:3]):
         torch.testing.assert_close(got, expected)
+
+
+@families
+@pytest.mark.parametrize("last", [0, 1, 2])
+def test_nothing_is_built_behind_the_last_out_index(family, last):
+    """Every parameter gets a gradient, and the weights of a whole network can still be loaded."""
+    whole = family.build(out_indices=(last, 3)).eval()
+    model = family.build(out_indices=(last,)).eval()
+    own_norm = f"norm{last}." if isinstance(family, Hierarchical) else "norm0."
+    weights = {
+        k: v for k, v in whole.state_dict().items() if k[:4] != "norm" or k.startswith(own_norm)
+    }
+    model.load_state_dict(weights)
+    image = torch.randn(2, 3, 32, 32)
+    (out,) = model(image)
+    torch.testing.assert_close(out, whole(image)[0])
+    out.square().sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    assert len(model.state_dict()) < len(whole.state_dict()) - 4
+
+
+def train_one_step(rank, store, outcomes):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    for name, family in FAMILIES.items():
+        for last in (0, 1, 2):
+            torch.manual_seed(0)
+            model = nn.parallel.DistributedDataParallel(family.build(out_indices=(last,)))
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            for step in range(2):  # the second waits for all gradients of the first
+                torch.manual_seed(2 * step + rank)
+                optimizer.zero_grad()
+                sum(out.square().mean() for out in model(torch.randn(1, 3, 32, 32))).backward()
+                optimizer.step()
+            total = sum(p.double().sum() for p in model.parameters())
+            outcomes[f"{name} {last} {rank}"] = total.item()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_train_networks_that_end_early(tmp_path):
+    """With DistributedDataParallel as it is by default: find_unused_parameters=False."""
+    with torch.multiprocessing.Manager() as manager:
+        outcomes = manager.dict()
+        torch.multiprocessing.start_processes(
+            train_one_step, (f"file://{tmp_path}/store", outcomes), nprocs=2, start_method="fork"
+        )
+        done = dict(outcomes)
+    assert len(done) == 2 * 3 * len(FAMILIES)
+    for key, value in done.items():
+        assert value == done[f"{key[:-1]}0"], key
+
+
+#: What the libraries' stock schedules spare, and what mmpretrain's AdamW for Swin does.
+STOCK = dict(norm_decay_mult=0.0, bias_decay_mult=0.0, flat_decay_mult=0.0)
+#: Names of parameters of two or more axes that the authors' code spares as well, as custom_keys.
+SPARED = {
+    name: dict(decay_mult=0.0)
+    for name in ("A_logs", "Ds", "dt_projs_bias", "pos_embed", "cls_token", "merge.weights")
+}
+
+
+def decayed(model, **paramwise_cfg):
+    """Names of the parameters that a schedule decays."""
+    optimizer = dict(type="AdamW", lr=1e-3, weight_decay=0.05)
+    cfg = dict(type="OptimWrapper", optimizer=optimizer, paramwise_cfg=paramwise_cfg)
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = build_optim_wrapper(model, cfg).optimizer.param_groups
+    assert sum(len(group["params"]) for group in groups) == len(names)
+    decayed = {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]}
+    return {name for name, decay in decayed.items() if decay}
+
+
+@families
+def test_groups_of_weight_decay(family):
+    """Of every parameter, by the rules of MMEngine that stock schedules use."""
+    model = family.build(arch=dict(pos_embed=True) if family.type == "VMamba" else {})
+    every = dict(model.named_parameters())
+    norms, kernels = set(), set()
+    for module_name, module in model.named_modules():
+        own = {f"{module_name}.{name}" for name, _ in module.named_parameters(recurse=False)}
+        if isinstance(module, (nn.LayerNorm, RMSNorm, _BatchNorm)):
+            norms |= own
+        elif isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
+            kernels |= {name for name in own if name.endswith(".weight")}
+    biases = {name for name in every if name.endswith(".bias")}
+    assert len(norms) >= 2 and decayed(model) == every.keys()
+    assert decayed(model, norm_decay_mult=0.0) == every.keys() - norms
+    assert decayed(model, bias_decay_mult=0.0) == every.keys() - biases
+
+    tables = {name for name in every if name.endswith(tuple(SPARED))}
+    projections = {name for name in every if name.endswith(("x_proj_weight", "dt_projs_weight"))}
+    # a table of the scan has several axes, which is all that MMEngine sees
+    assert any(name.endswith("A_logs") for name in tables) and projections
+    stock = decayed(model, **STOCK)
+    assert stock == kernels | projections | {name for name in tables if every[name].ndim > 1}
+    # and the groups of docs/options.md
+    assert decayed(model, **STOCK, custom_keys=SPARED) == kernels | projections
 
 
 @families

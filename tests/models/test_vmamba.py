@@ -196,7 +196,33 @@ def test_bad_arguments(arguments, message):
         VMamba(**arguments)
 
 
-@pytest.mark.parametrize("patch_size", [1, 3])
-def test_stem_of_two_convolutions_needs_an_even_patch(patch_size):
-    with pytest.raises(ValueError, match=f"patch_size must be even for a 'conv'.*{patch_size}"):
+@pytest.mark.parametrize("patch_size", [1, 2, 3, 5, 8, 16])
+def test_stem_of_two_convolutions_takes_patches_of_four_pixels(patch_size):
+    with pytest.raises(ValueError, match=f"patch_size must be 4 for a 'conv' stem.*{patch_size}"):
         VMamba(dict(SECOND, patch_size=patch_size))
+
+
+@pytest.mark.parametrize("side", [32, 35])
+@pytest.mark.parametrize(
+    ("stem", "patch_size"), [("conv", 4), *(("patch", size) for size in (1, 2, 3, 4, 5, 8, 16))]
+)
+def test_maps_and_positions_have_the_stride_that_patch_size_says(stem, patch_size, side):
+    fields = dict(stem=stem, patch_size=patch_size, patch_norm=False, pos_embed=True)
+    arch = dict(SECOND, depths=(1,), **fields)
+    model = VMamba(arch, img_size=(side, 48), out_indices=(0,)).eval()
+    (out,) = model(torch.randn(1, 3, side, 48))
+    rounded = -(-side // 4) if stem == "conv" else side // patch_size
+    assert out.shape[2:] == model.pos_embed.shape[2:] == (rounded, 48 // patch_size)
+    # the second row of the map looks at the rows of the image that the stride says
+    image = torch.zeros(1, 3, side, 48, requires_grad=True)
+    model.patch_embed(image)[0, 1, 1, 0].backward()
+    rows = image.grad.abs().amax((0, 1, 3)).nonzero().flatten().tolist()
+    margin = 3 if stem == "conv" else 0
+    assert rows == list(range(patch_size - margin, 2 * patch_size))
+
+
+def test_position_embedding_needs_a_pixel():
+    arch = dict(SECOND, stem="patch", patch_size=8, pos_embed=True)
+    message = r"img_size must leave .* at least one pixel, got \(7, 32\)"
+    with pytest.raises(ValueError, match=message):
+        VMamba(arch, img_size=(7, 32))

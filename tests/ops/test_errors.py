@@ -61,7 +61,7 @@ BAD_1D = {
     "groups of B": ({"B": torch.randn(2, 4, 3, 10)}, ValueError, "B has 4 groups.*6 rows"),
     "states of B": ({"B": torch.randn(2, 2, 4, 10)}, ValueError, "B must have shape"),
     "C unlike B": ({"C": torch.randn(2, 1, 3, 10)}, ValueError, "C must have shape"),
-    "rank of C": ({"C": torch.randn(2, 3, 10)}, ValueError, "C must have 4 dimensions"),
+    "rank of C": ({"C": torch.randn(2, 3, 10)}, ValueError, "C must have 2 or 4 dimensions"),
     "size of D": ({"D": torch.randn(5)}, ValueError, r"D must have shape.*\(6,\), got \(5,\)"),
     "size of bias": ({"delta_bias": torch.randn(2)}, ValueError, "delta_bias must have shape"),
     "shape of z": ({"z": torch.randn(2, 6, 9)}, ValueError, "z must have shape"),

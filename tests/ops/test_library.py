@@ -1,10 +1,14 @@
 """``torch.ops.mmvssm.*`` as PyTorch's own tools see them."""
 
+import sys
+from functools import partial
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmvssm import ops
+from mmvssm.models import Vim, VMamba
 
 pytestmark = pytest.mark.skipif("cpu" not in ops.built_devices(), reason="no compiled kernels")
 
@@ -79,11 +83,143 @@ def test_gradcheck_1d(softplus):
     assert torch.autograd.gradcheck(run, tuple(t.values()))
 
 
-def test_second_derivative_is_refused():
+def scan_1d(t, *values):
+    return ops.selective_scan(**dict(zip(t, values)), delta_softplus=True)
+
+
+def scan_2d(t, *values, **options):
+    # zero tokens, and a pixel met twice
+    table = torch.tensor([[0, 5, -1, 5, 11], [3, -1, 2, 1, 0]] * 2).int()
+    return ops.selective_scan_2d(**dict(zip(t, values)), routes=table, **options)
+
+
+@pytest.mark.parametrize("merge", ["sum", "none"])
+def test_second_derivatives_2d(merge):
+    t = tensors_2d(torch.float64)
+    run = partial(scan_2d, t, merge=merge)
+    assert torch.autograd.gradgradcheck(run, tuple(t.values()), fast_mode=True)
+
+
+@pytest.mark.parametrize("segment", [256, 3])  # one and several, which are recomputed
+def test_second_derivatives_1d(monkeypatch, segment):
+    monkeypatch.setattr("mmvssm.ops.reference.SEGMENT", segment)
+    t = tensors_1d(torch.float64, length=5)
+    assert torch.autograd.gradgradcheck(partial(scan_1d, t), tuple(t.values()), fast_mode=True)
+
+
+def test_gradients_to_differentiate_are_those_of_the_kernels():
+    """Also where one tensor is given twice."""
     t = tensors_1d(torch.float64)
-    (grad,) = torch.autograd.grad(ops.selective_scan(**t).square().sum(), t["u"], create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
+    t["C"] = t["B"]
+    leaves = [t[name] for name in ("u", "delta", "A", "B", "D", "delta_bias")]
+    cotangent = torch.randn(2, 6, 7, dtype=torch.float64)
+    grads, expected = (
+        torch.autograd.grad(scan_1d(t, *t.values()), leaves, cotangent, create_graph=create_graph)
+        for create_graph in (True, False)
+    )
+    torch.testing.assert_close(grads, expected)
+    assert all(grad.requires_grad for grad in grads)
+
+
+def penalty(model, image):
+    """The gradient of a gradient penalty with regard to all parameters."""
+    image.requires_grad_()
+    total = sum(out.square().mean() for out in model(image))
+    (grad,) = torch.autograd.grad(total, image, create_graph=True)
+    return torch.autograd.grad(grad.square().sum(), list(model.parameters()), allow_unused=True)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: VMamba(dict(embed_dims=8, depths=(1,), mixer=dict(d_state=2)), out_indices=(0,)),
+        lambda: Vim(dict(embed_dims=8, num_layers=1, patch_size=8), img_size=16),
+    ],
+    ids=["VMamba", "Vim"],
+)
+def test_gradient_penalty_of_a_network(build):
+    model, image = build().double().eval(), torch.randn(1, 3, 16, 16, dtype=torch.float64)
+    with ops.backend("torch"):
+        expected = penalty(model, image)
+    for grad, wanted in zip(penalty(model, image), expected):
+        assert (grad is None) == (wanted is None)
+        if wanted is not None:
+            torch.testing.assert_close(grad, wanted)
+
+
+@pytest.mark.filterwarnings("ignore:mmvssm runs its slower PyTorch scan")
+@pytest.mark.parametrize(
+    ("scan", "tensors", "batched"),
+    [(scan_1d, tensors_1d, "u delta B C"), (scan_2d, tensors_2d, "x x_dbl")],
+)
+def test_torch_func(scan, tensors, batched):
+    t = tensors(torch.float64, requires_grad=False)
+    values, batched = tuple(t.values()), batched.split()
+    axes = tuple(0 if name in batched else None for name in t)
+
+    def one(*sample):
+        return scan(t, *(v[None] if n in batched else v for n, v in zip(t, sample))).squeeze(0)
+
+    expected = scan(t, *values)
+    torch.testing.assert_close(torch.func.vmap(one, axes)(*values), expected)
+
+    def loss(*sample):
+        return one(*sample).square().sum()
+
+    # gradients of each image, of the activations and of A, which all images share
+    wanted = (0, list(t).index("A"))
+    each = torch.func.vmap(torch.func.grad(loss, wanted), axes)(*values)
+    leaves = [v.clone().requires_grad_() for v in values]
+    scan(t, *leaves).square().sum().backward()
+    torch.testing.assert_close(each[0], leaves[0].grad)
+    torch.testing.assert_close(each[1].sum(0), leaves[wanted[1]].grad)
+
+    # one output, of the first image, by each input of it
+    sample = [v[0] if name in batched else v for name, v in t.items()]
+
+    def first(part):
+        return one(part, *sample[1:]).flatten()[:3]
+
+    jacobian = torch.autograd.functional.jacobian(first, sample[0])
+    for transform in (torch.func.jacrev, torch.func.jacfwd):
+        torch.testing.assert_close(transform(first)(sample[0]), jacobian)
+    hessian = torch.autograd.functional.hessian(lambda part: first(part).square().sum(), sample[0])
+    torch.testing.assert_close(
+        torch.func.hessian(lambda part: first(part).square().sum())(sample[0]), hessian
+    )
+    direction = torch.randn_like(sample[0])
+    expected = torch.einsum("i...,...->i", jacobian, direction)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(sample[0], direction)
+        tangent = torch.autograd.forward_ad.unpack_dual(first(dual)).tangent
+    torch.testing.assert_close(tangent, expected)
+
+
+@pytest.mark.filterwarnings("ignore:mmvssm runs its slower PyTorch scan")
+def test_per_sample_gradients_of_a_network():
+    arch = dict(embed_dims=8, depths=(1,), mixer=dict(d_state=2))
+    model = VMamba(arch, out_indices=(0,)).double().eval()
+    parameters, images = dict(model.named_parameters()), torch.randn(3, 3, 16, 16).double()
+
+    def loss(parameters, image):
+        return torch.func.functional_call(model, parameters, (image[None],))[0].square().mean()
+
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, images)
+    for i, image in enumerate(images):
+        model.zero_grad()
+        model(image[None])[0].square().mean().backward()
+        for name, parameter in parameters.items():
+            torch.testing.assert_close(each[name][i], parameter.grad)
+
+
+def test_transforms_need_the_definition():
+    t = tensors_1d(torch.float64, requires_grad=False)
+    message = "backend 'cpu' was chosen, but torch.func and forward-mode derivatives go through"
+    with ops.backend("cpu"), pytest.raises(RuntimeError, match=message):
+        torch.func.grad(lambda u: ops.selective_scan(**{**t, "u": u}).sum())(t["u"])
+    with pytest.warns(UserWarning, match="PyTorch definition alone"):
+        sys.modules[ops.backend.__module__]._warned.clear()
+        torch.func.grad(lambda u: ops.selective_scan(**{**t, "u": u}).sum())(t["u"])
 
 
 def test_runs_inside_a_checkpoint():

@@ -128,7 +128,7 @@ class Tools:
 
     def load(self, path: str) -> dict:
         """A checkpoint that a tool saved."""
-        return torch.load(self.folder / path, map_location="cpu", weights_only=False)
+        return torch.load(self.folder / path, map_location="cpu", weights_only=True)
 
     def scalars(self, work_dir: str, key: str) -> list[float]:
         """The values logged for ``key`` by all runs in a work folder, oldest first."""

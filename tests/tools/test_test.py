@@ -19,9 +19,8 @@ from torchvision.ops import batched_nms
 
 @pytest.fixture(autouse=True)
 def _in_place(place, monkeypatch):
-    """Paths are relative to the folder of the data; runner checkpoints may be read."""
+    """Paths are relative to the folder of the data."""
     monkeypatch.chdir(place)
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
 
 
 def image_tensor(path):

@@ -20,6 +20,7 @@ from ..layers import (
     PatchMerging,
     apply_out_norm,
     build_out_norm,
+    drop_parts,
 )
 from ..layers.checks import at_least, check_images, complete_arch, one_of, read_indices
 
@@ -65,7 +66,8 @@ class HierarchicalBackbone(LoadingMixin, FreezeMixin, BaseModule):
         arch: A name of ``arch_settings``, or a dict of fields.
         in_channels: Channels of the image.
         drop_path_rate: Drop-path rate of the last block; it grows linearly from 0.
-        out_indices: Stages whose last block output is returned, before the downsampling.
+        out_indices: Stages whose last block output is returned, before the downsampling. Stages
+            behind the last of them are not built, and their weights in a checkpoint left out.
         out_norm: Whether every returned map passes its own norm ``norm{i}``: True for one of the
             layers' kind, or the kind. Either way the module ``norm{i}`` gives ``(B, C, H, W)``.
         frozen_stages: Stages, counted from 0, up to which parameters are frozen and modules
@@ -117,14 +119,16 @@ class HierarchicalBackbone(LoadingMixin, FreezeMixin, BaseModule):
         self.patch_embed = self.build_stem(arch, in_channels, dims[0])
         rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist()
         self.stages = ModuleList()
-        for i, depth in enumerate(depths):
+        # a stage that nothing reads would get no gradient, which DistributedDataParallel refuses
+        num_built = max(self.out_indices) + 1
+        for i, depth in enumerate(depths[:num_built]):
             first = sum(depths[:i])
             blocks = [
                 self.build_block(arch, dims[i], i, layer, drop_path=rates[layer], with_cp=with_cp)
                 for layer in range(first, first + depth)
             ]
             downsample = None
-            if i < num_stages - 1:
+            if i < num_built - 1:
                 downsample = self.build_downsample(arch, dims[i], dims[i + 1], odd_size)
             self.stages.append(self.build_stage(arch, i, blocks, downsample))
         kind = norm if out_norm is True else out_norm
@@ -201,8 +205,7 @@ class HierarchicalBackbone(LoadingMixin, FreezeMixin, BaseModule):
         check_images(x, self.in_channels, self.min_size, reason)
         x = self.embed(x)
         outs = []
-        for i in range(max(self.out_indices) + 1):
-            stage = self.stages[i]
+        for i, stage in enumerate(self.stages):
             if i > 0:
                 x = self.stages[i - 1].downsample(x)
             x = stage(x)
@@ -213,6 +216,14 @@ class HierarchicalBackbone(LoadingMixin, FreezeMixin, BaseModule):
     def embed(self, x: Tensor) -> Tensor:
         """Return what the first stage reads: ``(B, in_channels, H, W) -> (B, H', W', C)``."""
         return self.patch_embed(x)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        """Leave out the weights of stages that are not built."""
+        last = len(self.stages) - 1
+        drop_parts(state_dict, f"{prefix}stages.", last + 1)
+        if self.stages[last].downsample is None:
+            drop_parts(state_dict, f"{prefix}stages.{last}.downsample.")
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def frozen_parts(self) -> Iterator[nn.Module | nn.Parameter]:
         """Yield the stem, stages and their output norms."""

@@ -24,6 +24,7 @@ from ..layers import (
     PositionGrid,
     build_norm,
     check_mixer,
+    drop_parts,
     norm_stream,
 )
 from ..layers.checks import (
@@ -77,7 +78,8 @@ class PlainBackbone(LoadingMixin, FreezeMixin, BaseModule):
         norm: Field ``norm``; None for that of ``arch``.
         drop_path_rate: Drop-path rate of the last layer; it grows linearly from 0.
         out_indices: Layers, counted from 0 or with negative numbers from the end, whose output is
-            returned.
+            returned. Layers behind the last of them are not built, and their weights in a
+            checkpoint left out.
         out_type: ``'cls_token'`` (class token, the mean of two, ``(B, C)``), ``'featmap'``
             (patch tokens as ``(B, C, H, W)``), ``'avg_featmap'`` (their mean, ``(B, C)``),
             ``'last_token'`` (the last of the sequence, ``(B, C)``) or ``'raw'`` (the sequence
@@ -183,7 +185,8 @@ class PlainBackbone(LoadingMixin, FreezeMixin, BaseModule):
         rates = torch.linspace(0, drop_path_rate, self.num_layers, device="cpu").tolist()
         self.layers = ModuleList(
             PlainLayer(self.embed_dims, self.build_mixer(arch, i), norm, rate, with_cp)
-            for i, rate in enumerate(rates)
+            # a layer that nothing reads would get no gradient, which DDP refuses
+            for i, rate in enumerate(rates[: max(self.out_indices) + 1])
         )
         kind = norm if out_norm is True else out_norm
         for k in range(len(self.out_indices)):
@@ -251,8 +254,8 @@ class PlainBackbone(LoadingMixin, FreezeMixin, BaseModule):
         positions = self.cls_positions(size[0] * size[1])
         rope = None if self.rope is None else self.rope(size, positions)
         kept = {}
-        for i in range(max(self.out_indices) + 1):
-            x, h = self.layers[i](x, size, positions, rope)
+        for i, layer in enumerate(self.layers):
+            x, h = layer(x, size, positions, rope)
             if i in self.out_indices:
                 kept[i] = x, h
         outs = []
@@ -290,7 +293,11 @@ class PlainBackbone(LoadingMixin, FreezeMixin, BaseModule):
         return cls_positions(self.positions.used_cls_place, num_patches)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        """Bring position tables of other grids into this model's form first."""
+        """Bring position tables of other grids into this model's form first.
+
+        The weights of layers that are not built are left out.
+        """
+        drop_parts(state_dict, f"{prefix}layers.", len(self.layers))
         if self.pos_embed is not None and f"{prefix}pos_embed" in state_dict:
             table, grid = f"{prefix}pos_embed", f"{prefix}pos_grid"
             state_dict[table] = self.positions.fit(state_dict[table], state_dict.get(grid))

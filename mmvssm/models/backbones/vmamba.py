@@ -60,10 +60,11 @@ class VMamba(HierarchicalBackbone):
               stage to stage, or the width of every stage. Required.
             - depths (Sequence[int]): Blocks per stage. Required.
             - stem (str): ``'conv'`` (two 3x3 convolutions, default) or ``'patch'`` (one
-              4x4 convolution).
+              convolution that cuts the image into patches).
             - downsample (str): ``'conv3'`` (3x3 convolution, default), ``'conv2'`` (2x2)
               or ``'patch_merge'`` (concatenation of 2x2 pixels, norm, linear layer).
-            - patch_size (int): Pixels per side that the stem makes one. Default 4.
+            - patch_size (int): Pixels per side that the stem makes one. Default 4, the only
+              one for ``stem='conv'``.
             - patch_norm (bool): Whether the stem has norms. Default True.
             - norm (str): ``'ln'`` (default; ``'ln2d'`` is the same function) or ``'bn'``,
               everywhere except inside the mixer.
@@ -151,7 +152,12 @@ class VMamba(HierarchicalBackbone):
         )
         self.pos_embed = None
         if arch["pos_embed"]:
-            grid = [side // arch["patch_size"] for side in to_2tuple(img_size)]
+            grid = [self.patch_embed.output_size(side) for side in to_2tuple(img_size)]
+            if min(grid) < 1:
+                raise ValueError(
+                    "img_size must leave the position embedding at least one pixel, got"
+                    f" {img_size} for patch_size={arch['patch_size']}"
+                )
             self.positions = PositionGrid(tuple(grid))
             self.pos_embed = nn.Parameter(torch.zeros(1, self.embed_dims[0], *grid))
         self.freeze()

@@ -17,7 +17,7 @@ from .basic import (
 from .block import CheckpointedBlock, MixerBlock, PlainLayer, build_layer_scale, norm_stream
 from .freezing import FreezeMixin
 from .half_scan import HalfScanMixer
-from .loading import ForeignWeightsError, LoadingMixin
+from .loading import ForeignWeightsError, LoadingMixin, drop_parts
 from .mamba_mixer import MambaMixer
 from .merges import SEARCH_DIRECTIONS, RouteMerge, top_directions
 from .ms2d import MS2D
@@ -67,6 +67,7 @@ __all__ = [
     "build_norm",
     "build_out_norm",
     "check_mixer",
+    "drop_parts",
     "from_windows",
     "norm_stream",
     "to_windows",

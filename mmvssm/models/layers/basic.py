@@ -15,10 +15,13 @@ from .checks import one_of
 ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU}
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(nn.LayerNorm):
     """Division by the root mean square of the channels, computed in float32 at least.
 
     `Root Mean Square Layer Normalization <https://arxiv.org/abs/1910.07467>`_
+
+    It is a subclass of ``nn.LayerNorm`` for the sake of MMEngine, whose ``norm_decay_mult`` looks
+    for the norms of a model by their classes.
 
     Args:
         num_features: Channels C.
@@ -26,9 +29,7 @@ class RMSNorm(nn.Module):
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(num_features))
+        super().__init__(num_features, eps=eps, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., C) -> (..., C)`` in the dtype of the weight."""

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmvssm.ops.backend import compiling
 
-from .basic import apply_norm, build_norm
+from .basic import RMSNorm, apply_norm, build_norm
 from .checks import one_of
 from .tokens import rotate
 
@@ -118,7 +118,7 @@ def build_layer_scale(embed_dims: int, value: float | None) -> nn.Module:
 
 def norm_stream(norm: nn.Module, x: Tensor) -> Tensor:
     """Norm a residual stream, which may be more precise than the model that reads it."""
-    if isinstance(norm, nn.LayerNorm):
+    if isinstance(norm, nn.LayerNorm) and not isinstance(norm, RMSNorm):
         x = x.to(norm.weight.dtype)
     return norm(x)
 

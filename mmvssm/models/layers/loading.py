@@ -74,6 +74,20 @@ class LoadingMixin(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+def drop_parts(state_dict: dict, prefix: str, first: int | None = None) -> None:
+    """Take weights out of a state dict.
+
+    Args:
+        state_dict: Weights by name, changed in place.
+        prefix: What their names begin with.
+        first: Of parts that are numbered behind ``prefix``, the first to leave out; None for all.
+    """
+    for key in [key for key in state_dict if key.startswith(prefix)]:
+        number = key.removeprefix(prefix).partition(".")[0]
+        if first is None or (number.isdigit() and int(number) >= first):
+            del state_dict[key]
+
+
 def _checkpoint_of(init_cfg: dict | Sequence[dict] | None) -> str | None:
     """Return the checkpoint that an initialisation starts from."""
     entries = [init_cfg] if isinstance(init_cfg, dict) else init_cfg or []

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmvssm.ops.backend import surely_equal
+from mmvssm.ops.backend import is_transformed, surely_equal
 
 from .basic import StridedConv2d, apply_norm, build_norm
 from .checks import one_of
@@ -31,7 +31,8 @@ class MapConv(StridedConv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W) -> (B, H', W', C')``."""
-        x = x.contiguous(memory_format=torch.channels_last)
+        if not is_transformed():  # vmap has no memory formats
+            x = x.contiguous(memory_format=torch.channels_last)
         return super().forward(x).permute(0, 2, 3, 1)
 
 
@@ -68,18 +69,18 @@ class PatchEmbed(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """Two overlapping convolutions of half the stride each, with norms and a GELU in between.
+    """Two overlapping 3x3 convolutions of stride 2, with norms and a GELU in between.
 
     Args:
         in_channels: Channels of the image.
         embed_dims: Channels of the map.
-        patch_size: Product of the two strides, even.
+        patch_size: Product of the two strides: 4. Other sizes take :class:`PatchEmbed`.
         norm: Kind of norm, None for none.
         hidden_dims: Channels that the first convolution gives; None for half of ``embed_dims``.
         bias: Whether the convolutions have biases.
 
     Raises:
-        ValueError: If ``patch_size`` is odd.
+        ValueError: If ``patch_size`` is not 4.
     """
 
     def __init__(
@@ -92,11 +93,13 @@ class ConvStem(nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        if patch_size < 2 or patch_size % 2:
-            raise ValueError(f"patch_size must be even for a 'conv' stem, got {patch_size}")
+        if patch_size != 4:
+            raise ValueError(
+                "patch_size must be 4 for a 'conv' stem, whose two convolutions have stride 2,"
+                f" got {patch_size}; stem='patch' takes any"
+            )
         hidden = embed_dims // 2 if hidden_dims is None else hidden_dims
-        stride = patch_size // 2
-        options = dict(kernel_size=stride + 1, stride=stride, padding=1, bias=bias)
+        options = dict(kernel_size=3, stride=2, padding=1, bias=bias)
         self.conv1 = MapConv(in_channels, hidden, **options)
         self.norm1 = build_norm(norm, hidden) if norm else nn.Identity()
         self.act = nn.GELU()

@@ -35,7 +35,6 @@ def plain_text(cfg):
 def in_place(request, tmp_path, monkeypatch):
     """Tools run in an empty folder; what they set must not outlive the test."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setattr(Runner, "_log_env", lambda runner, env_cfg: None)
     if not request.node.get_closest_marker("slow"):
@@ -93,7 +92,7 @@ def refusal(run, capsys):
 
 
 def weights(path, part):
-    state = torch.load(path, map_location="cpu", weights_only=False)["state_dict"]
+    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     return {key: value for key, value in state.items() if key.startswith(part)}
 
 

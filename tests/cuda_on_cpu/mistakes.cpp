@@ -15,7 +15,7 @@ using namespace mmvssm::cuda;
 
 constexpr int kThreads = 64;
 
-struct Params {
+struct MistakenParams {
   std::string mistake;
   const float* in;  // (kThreads)
   float* out;       // (kThreads)
@@ -23,7 +23,7 @@ struct Params {
 
 // out[i] = in[i] + in[last - i], by way of shared memory, plus 0 times the sum
 // of each warp.
-void kernel(Params p) {
+void run(const MistakenParams& p) {
   SharedArena arena(dynamic_shared());
   float* values = arena.take<float>(kThreads);
   float* other = arena.take<float>(4);
@@ -61,6 +61,12 @@ void kernel(Params p) {
   if (is("copy_never_awaited")) copy_async<4>(other, p.in);
 }
 
+struct Mistaken {
+  using Params = MistakenParams;
+  static constexpr int kThreads = 64;
+  static void run(const Params& p) { ::run(p); }
+};
+
 }  // namespace
 
 int main(int, char** words) {
@@ -74,8 +80,8 @@ int main(int, char** words) {
        {shim::Order::kAscending, shim::Order::kDescending}) {
     shim::options().order = order;
     std::vector<float> out(kThreads);
-    const Params params{words[1], in.data(), out.data()};
-    launch(kernel, 2, kThreads, arena.bytes(), nullptr, params);
+    const MistakenParams params{words[1], in.data(), out.data()};
+    launch<Mistaken>(2, kThreads, arena.bytes(), nullptr, params);
     for (int i = 0; i < kThreads; ++i) {
       if (out[i] != in[i] + in[kThreads - 1 - i]) {
         std::printf("wrong result\n");

@@ -3,7 +3,18 @@
 //
 // Kernels reach the device through this file and CUDA's own headers only.
 // Where no GPU is, the tests compile the same kernels as C++: their shim
-// stands in for CUDA's headers and offers the functions below.
+// stands in for CUDA's headers and offers the functions below. Where no nvcc
+// is, NVRTC compiles them at run time over nvrtc/headers.h; MMVSSM_PLAN is then
+// defined, and the host code notes what it would start (nvrtc/launch_plan.h).
+//
+// A kernel is a type, whose name tells which instantiation it is:
+//   Params            what it takes, one struct
+//   kThreads          of a block, at most
+//   kBlocks           that shall fit a multiprocessor (0: the compiler's
+//                     choice); it bounds registers
+//   run(params)       what each thread does
+// and not in an unnamed namespace: NVRTC keeps what lies there to itself.
+// launch<Kernel>(blocks, threads, shared_bytes, stream, params) starts it.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -59,20 +70,28 @@ __device__ __forceinline__ unsigned char* dynamic_shared() {
 constexpr int kSharedGap = 0;
 __host__ __device__ __forceinline__ void forbid_shared(unsigned char*, int) {}
 
-// Starts a kernel that takes one struct of parameters.
-template <typename Params>
-cudaError_t launch(void (*kernel)(Params), int64_t blocks, int threads,
-                   int shared_bytes, cudaStream_t stream,
-                   const Params& params) {
+template <typename Kernel>
+__global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
+    run_kernel(const typename Kernel::Params params) {
+  Kernel::run(params);
+}
+
+#ifndef MMVSSM_PLAN
+template <typename Kernel>
+cudaError_t launch(int64_t blocks, int threads, int shared_bytes,
+                   cudaStream_t stream, const typename Kernel::Params& params) {
   if (shared_bytes > 48 * 1024) {
     const cudaError_t status = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+        run_kernel<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+        shared_bytes);
     if (status != cudaSuccess) return status;
   }
-  kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, stream>>>(
-      params);
+  run_kernel<Kernel>
+      <<<static_cast<unsigned>(blocks), threads, shared_bytes, stream>>>(
+          params);
   return cudaGetLastError();
 }
+#endif
 
 }  // namespace mmvssm::cuda
 #endif

@@ -3,7 +3,6 @@
 #include "cuda/sequence_tiles.cuh"
 
 namespace mmvssm::cuda {
-namespace {
 
 struct SequenceBackwardParams {
   ScanShape shape;
@@ -131,8 +130,6 @@ cudaError_t backward_of(const Scan1dArgs& args, Workspace& workspace,
   then([&] { return batch_sums.add_up(); });
   return status;
 }
-
-}  // namespace
 
 cudaError_t scan_1d_backward(const Scan1dArgs& args, Workspace& workspace,
                              cudaStream_t stream) {

@@ -3,7 +3,6 @@
 #include "cuda/sequence_tiles.cuh"
 
 namespace mmvssm::cuda {
-namespace {
 
 struct SequenceForwardParams {
   ScanShape shape;
@@ -71,8 +70,6 @@ cudaError_t forward_of(const Scan1dArgs& args, Workspace& workspace,
   if (status != cudaSuccess) return status;
   return convert_rows(p.y, args.y, args.y_type, args, stream);
 }
-
-}  // namespace
 
 cudaError_t scan_1d_forward(const Scan1dArgs& args, Workspace& workspace,
                             cudaStream_t stream) {

@@ -3,7 +3,6 @@
 #include "cuda/scan_backward.cuh"
 
 namespace mmvssm::cuda {
-namespace {
 
 // dx_dbl of the channels of one block, in pixel order: at batch * batch_stride
 // + route * route_stride + part * part_stride + pixel * pixel_stride + column.
@@ -254,8 +253,6 @@ cudaError_t backward_of(const Scan2dArgs& args, Workspace& workspace,
   if (status != cudaSuccess) return status;
   return dx.end();
 }
-
-}  // namespace
 
 cudaError_t scan_2d_backward(const Scan2dArgs& args, Workspace& workspace,
                              cudaStream_t stream) {

@@ -3,7 +3,6 @@
 #include "cuda/scan_forward.cuh"
 
 namespace mmvssm::cuda {
-namespace {
 
 struct RouteForwardParams {
   ScanShape shape;
@@ -63,8 +62,6 @@ cudaError_t forward_of(const Scan2dArgs& args, Workspace& workspace,
   if (status != cudaSuccess) return status;
   return y.end();
 }
-
-}  // namespace
 
 cudaError_t scan_2d_forward(const Scan2dArgs& args, Workspace& workspace,
                             cudaStream_t stream) {

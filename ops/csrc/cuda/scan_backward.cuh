@@ -325,12 +325,16 @@ class BackwardThread {
 constexpr int backward_occupancy(int states) { return states <= 4 ? 3 : 2; }
 
 template <typename Tiles, int NT>
-__global__ void __launch_bounds__(kMaxThreads, backward_occupancy(NT))
-    scan_backward_kernel(const typename Tiles::Params p) {
-  SharedArena arena(dynamic_shared());
-  BackwardThread<Tiles, NT> thread(p, blockDim.x, arena);
-  thread.run(p);
-}
+struct ScanBackward {
+  using Params = typename Tiles::Params;
+  static constexpr int kThreads = kMaxThreads, kBlocks = backward_occupancy(NT);
+
+  static __device__ __forceinline__ void run(const Params& p) {
+    SharedArena arena(dynamic_shared());
+    BackwardThread<Tiles, NT> thread(p, blockDim.x, arena);
+    thread.run(p);
+  }
+};
 
 // Chooses the block, lets `prepare(params, parts)` set and clear what depends
 // on it, and starts the kernel.
@@ -346,8 +350,8 @@ cudaError_t launch_backward(const ScanArgs& args, typename Tiles::Params p,
   p.shape = scan_shape(args, block.threads);
   const cudaError_t status = prepare(p, p.shape.parts);
   if (status != cudaSuccess) return status;
-  return launch(scan_backward_kernel<Tiles, NT>, num_blocks(p.shape),
-                block.threads, block.shared_bytes, stream, p);
+  return launch<ScanBackward<Tiles, NT>>(num_blocks(p.shape), block.threads,
+                                         block.shared_bytes, stream, p);
 }
 
 // Gradients of parameters that are kept per batch and then summed.

@@ -8,12 +8,16 @@
 
 namespace mmvssm::cuda {
 
+#ifdef MMVSSM_PLAN
+class Workspace;  // nvrtc/launch_plan.h
+#else
 // Device memory that lives until the kernels started on the stream are done.
 class Workspace {
  public:
   virtual ~Workspace() = default;
   virtual void* allocate(int64_t bytes) = 0;  // aligned to 16 bytes
 };
+#endif
 
 // Sizes and parameters of both forms. Pointers are to contiguous arrays on
 // the device; those marked * may be null. What is written is aligned to 16

@@ -21,10 +21,11 @@ inline void forbid_shared(unsigned char* begin, int bytes) {
   if (bytes > 0) shim::forbid(begin, bytes);
 }
 
-template <typename Params>
-cudaError_t launch(void (*kernel)(Params), int64_t blocks, int threads,
-                   int shared_bytes, cudaStream_t, const Params& params) {
-  shim::run_grid(blocks, threads, shared_bytes, [&] { kernel(params); });
+template <typename Kernel>
+cudaError_t launch(int64_t blocks, int threads, int shared_bytes, cudaStream_t,
+                   const typename Kernel::Params& params) {
+  if (threads > Kernel::kThreads) shim::fail("%d threads in a block", threads);
+  shim::run_grid(blocks, threads, shared_bytes, [&] { Kernel::run(params); });
   return cudaSuccess;
 }
 

@@ -71,6 +71,18 @@ __device__ void copy_out(const T* from, T* to, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = from[i];
 }
 
+}  // namespace mmvssm::cuda
+
+// Outside of the namespace, for GCC leaves the names of enclosing ones out.
+template <typename Kernel>
+__device__ void mmvssm_copy_name(char* to) {
+  using mmvssm::cuda::kMaxKernelName;
+  static_assert(sizeof(__PRETTY_FUNCTION__) <= kMaxKernelName, "name too long");
+  mmvssm::cuda::copy_out(__PRETTY_FUNCTION__, to, sizeof(__PRETTY_FUNCTION__));
+}
+
+namespace mmvssm::cuda {
+
 template <typename Kernel>
 __device__ cudaError_t launch(int64_t blocks, int threads, int shared_bytes,
                               cudaStream_t stream,
@@ -80,8 +92,7 @@ __device__ cudaError_t launch(int64_t blocks, int threads, int shared_bytes,
   PlannedLaunch* to = reinterpret_cast<LaunchPlan*>(stream)->add(
       blocks, threads, shared_bytes, bytes);
   if (to == nullptr) return cudaErrorInvalidValue;
-  static_assert(sizeof(__PRETTY_FUNCTION__) <= kMaxKernelName, "name too long");
-  copy_out(__PRETTY_FUNCTION__, to->kernel, sizeof(__PRETTY_FUNCTION__));
+  mmvssm_copy_name<Kernel>(to->kernel);
   copy_out(reinterpret_cast<const unsigned char*>(&params), to->params, bytes);
   return cudaSuccess;
 }

@@ -1,10 +1,16 @@
-// Makes the plan of one call; mmvssm/ops/nvrtc/planner.py writes the kernel
+// Makes the plan of one call; mmvssm/ops/nvrtc/plans.py writes the kernel
 // around it.
 #pragma once
 
 #include "cuda/scan_cuda.h"
 
 namespace mmvssm::cuda {
+
+struct PlannerParams {
+  const int64_t* values;      // fields of the scan's arguments, workspace
+  const int32_t* attributes;  // of the device
+  LaunchPlan* plans;
+};
 
 template <typename T>
 __device__ void set_field(T*& field, int64_t value) {

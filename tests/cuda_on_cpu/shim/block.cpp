@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <numeric>
 #include <random>
 #include <vector>
@@ -319,6 +320,28 @@ void copy_async_wait() {
 
 void forbid([[maybe_unused]] unsigned char* begin, [[maybe_unused]] int bytes) {
   ASAN_POISON_MEMORY_REGION(begin, static_cast<size_t>(bytes));
+}
+
+namespace {
+std::map<std::string, RegisteredKernel>& kernels() {
+  static std::map<std::string, RegisteredKernel> instance;
+  return instance;
+}
+}  // namespace
+
+bool register_kernel(const std::string& type, const RegisteredKernel& kernel) {
+  return kernels().emplace(type, kernel).second;
+}
+const RegisteredKernel* find_kernel(const std::string& type) {
+  const auto found = kernels().find(without_spaces(type));
+  return found == kernels().end() ? nullptr : &found->second;
+}
+std::string without_spaces(const std::string& text) {
+  std::string result;
+  for (const char c : text) {
+    if (c != ' ') result += c;
+  }
+  return result;
 }
 
 void run_grid(int64_t blocks, int threads, int shared_bytes,

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <string>
 
 namespace shim {
 
@@ -50,6 +51,23 @@ void copy_async_wait();
 
 // No access to these bytes of shared memory (seen by AddressSanitizer).
 void forbid(unsigned char* begin, int bytes);
+
+// Kernels by the text of their type, without spaces.
+struct RegisteredKernel {
+  void (*run)(const void* params);
+  int threads;  // of a block, at most
+  size_t param_bytes;
+};
+bool register_kernel(const std::string& type, const RegisteredKernel& kernel);
+const RegisteredKernel* find_kernel(const std::string& type);
+std::string without_spaces(const std::string& text);
+
+template <typename T>
+std::string type_name() {
+  const std::string text = __PRETTY_FUNCTION__;  // ... [with T = TYPE; ...]
+  const size_t begin = text.find("T = ") + 4;
+  return without_spaces(text.substr(begin, text.find(';', begin) - begin));
+}
 
 void run_grid(int64_t blocks, int threads, int shared_bytes,
               const std::function<void()>& kernel);

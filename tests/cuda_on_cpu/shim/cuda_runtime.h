@@ -33,6 +33,9 @@ enum cudaError_t {
 };
 enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
 
+#ifdef MMVSSM_PLAN
+#include "nvrtc/launch_plan.h"
+#else
 inline cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;
@@ -46,6 +49,7 @@ inline cudaError_t cudaMemsetAsync(void* begin, int value, size_t bytes,
   std::memset(begin, value, bytes);
   return cudaSuccess;
 }
+#endif
 
 inline void __syncthreads() { shim::block_barrier(); }
 inline void __syncwarp(unsigned mask = 0xffffffffu) {

@@ -37,4 +37,6 @@ class RouteFacts(enum.IntFlag):
         """What kernels may rely on: the worst of tables that nobody vouches for."""
         if given & cls.CHECKED:
             return given
-        return int(cls.READ_REPEATS | cls.READ_GAPS | cls.OUT_REPEATS | cls.OUT_GAPS | cls.UNION_GAPS)
+        return int(
+            cls.READ_REPEATS | cls.READ_GAPS | cls.OUT_REPEATS | cls.OUT_GAPS | cls.UNION_GAPS
+        )

@@ -13,8 +13,16 @@ import torch
 from torch import Tensor
 
 from ..checks import check_out_dtype, check_positive, check_range, check_shape, check_tensor
-from ..library import CHUNK, SCAN, SCAN_2D, SCAN_2D_BACKWARD, SCAN_BACKWARD
-from ..library import gradient_results, scan_2d_results, scan_results
+from ..library import (
+    CHUNK,
+    SCAN,
+    SCAN_2D,
+    SCAN_2D_BACKWARD,
+    SCAN_BACKWARD,
+    gradient_results,
+    scan_2d_results,
+    scan_results,
+)
 from ..route_facts import RouteFacts
 
 # DType of csrc/common/scan_common.h.

@@ -37,7 +37,9 @@ STREAM = 4711
 def scan_1d(batch=2, groups=2, channels=5, d_state=3, length=70, dtype=torch.float32):
     """Arguments of ``torch.ops.mmvssm.selective_scan``."""
     rows = groups * channels
-    shapes = [(batch, rows, length)] * 2 + [(rows, d_state)] + [(batch, groups, d_state, length)] * 2
+    shapes = (
+        [(batch, rows, length)] * 2 + [(rows, d_state)] + [(batch, groups, d_state, length)] * 2
+    )
     u, delta, A, B, C = (torch.randn(*shape) for shape in shapes)
     u, delta, B, C = (t.to(dtype) for t in (u, delta, B, C))
     return [u, delta, -A.abs(), B, C, torch.randn(rows), torch.randn(rows), True]
@@ -111,7 +113,7 @@ def build():
         source = work / "objects" / f"{name}.cpp"
         scan = name.removeprefix("plan_")
         source.write_text(
-            f"{text}\nextern \"C\" void run_planner(const void* params) {{\n"
+            f'{text}\nextern "C" void run_planner(const void* params) {{\n'
             f"  using namespace mmvssm::cuda;\n"
             f"  plan_{scan}(*static_cast<const PlannerParams*>(params));\n}}\n"
         )
@@ -138,6 +140,7 @@ class StandIn(Device):
         self.library.standin_log.restype = ctypes.c_char_p
         self.capturing = False
         super().__init__(0, compiler or find_compiler(), Driver(str(folder / "libcuda.so")))
+        self.log()  # another's
 
     torch_device = torch.device("cpu")
 
@@ -153,7 +156,7 @@ class StandIn(Device):
     def log(self):
         """What the driver was asked for since the last call, as lists of words."""
         lines = self.library.standin_log().decode().splitlines()
-        return [line.split() for line in lines]
+        return [line.split(maxsplit=5) for line in lines]
 
 
 class NoCompiler:

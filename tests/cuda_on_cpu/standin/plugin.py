@@ -6,8 +6,8 @@ Float64, which no CUDA kernel takes, stays with the compiled CPU kernels.
 import warnings
 
 import torch
-from cuda_on_cpu.standin import NoCompiler, StandIn, build
 
+from cuda_on_cpu.standin import NoCompiler, StandIn, build
 from mmvssm import ops
 from mmvssm.ops.nvrtc import scans
 

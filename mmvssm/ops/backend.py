@@ -94,8 +94,9 @@ def missing_reason(device: str) -> str:
         )
     if device == "cuda":
         return (
-            "mmvssm was compiled without CUDA kernels; install a CUDA toolkit with nvcc and run"
-            " 'FORCE_CUDA=1 pip install --no-build-isolation .' in its repository"
+            f"mmvssm was compiled without CUDA kernels ({EXTENSION.build_note()}); install the CUDA"
+            " toolkit of torch's version and run 'FORCE_CUDA=1 pip install --no-build-isolation .'"
+            " in its repository"
         )
     return f"there is no kernel for {device} tensors"
 
@@ -109,7 +110,7 @@ def gpu_kernels(index: int) -> tuple[str, str]:
     Returns:
         ``'cuda'``, ``'nvrtc'`` or ``'torch'``, and why not the ones before.
     """
-    reason = _compiled_missing(index)
+    reason = compiled_missing(index)
     if not reason:
         return "cuda", ""
     other_reason = _nvrtc_missing(index)
@@ -119,7 +120,7 @@ def gpu_kernels(index: int) -> tuple[str, str]:
 
 
 @cache
-def _compiled_missing(index: int) -> str:
+def compiled_missing(index: int) -> str:
     """Why the compiled CUDA kernels cannot run on a GPU; empty if they can."""
     if "cuda" not in built_devices():
         return missing_reason("cuda")

@@ -13,11 +13,11 @@ import torch
 
 from .compiler import NvrtcError, find_compiler
 from .device import Device
-from .driver import Driver, DriverError
+from .driver import CLOCK_KHZ, Driver, DriverError
 from .programs import folder
 from .scans import IMPLEMENTATIONS
 
-__all__ = ["describe", "find_device", "missing_reason", "register"]
+__all__ = ["CLOCK_KHZ", "Driver", "describe", "find_device", "missing_reason", "register"]
 
 _registered: list[torch.library.Library] = []
 

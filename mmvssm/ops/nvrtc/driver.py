@@ -7,7 +7,7 @@ from ctypes import byref, c_char_p, c_int, c_size_t, c_uint, c_void_p
 
 #: Of cuDeviceGetAttribute; those that a driver does not know are left zero.
 NUM_ATTRIBUTES = 128
-CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76
+CLOCK_KHZ, CAPABILITY_MAJOR, CAPABILITY_MINOR = 13, 75, 76
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 #: Bytes of shared memory above which a kernel must ask for them.
 _PLAIN_SHARED = 48 * 1024

@@ -91,7 +91,8 @@ class HeapDevice : public mmvssm::cuda::Device {
   void launch(const mmvssm::cuda::Launch& launch) override {
     const auto handle = mmvssm::cuda::find_kernel(launch.kernel);
     if (!handle) {
-      shim::fail("no kernel %s", launch.kernel.expression().c_str());
+      shim::fail("no %s of %d states", name_of(launch.kernel.function),
+                 launch.kernel.states);
     }
     shim::run_grid(launch.blocks, launch.threads, launch.shared_bytes,
                    [&] { handle(launch.params); });

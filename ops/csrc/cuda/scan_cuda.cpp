@@ -47,8 +47,9 @@ class StreamDevice : public Device {
 
   void launch(const Launch& launch) override {
     const KernelHandle kernel = find_kernel(launch.kernel);
-    TORCH_INTERNAL_ASSERT(kernel != nullptr, launch.kernel.expression(),
-                          " was not compiled");
+    TORCH_INTERNAL_ASSERT(kernel != nullptr, name_of(launch.kernel.function),
+                          " was not compiled for ", launch.kernel.states,
+                          " states");
     if (launch.shared_bytes > 48 * 1024) {
       C10_CUDA_CHECK(cudaFuncSetAttribute(
           kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,

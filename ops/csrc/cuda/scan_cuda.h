@@ -1,10 +1,11 @@
-// Host interface of the CUDA kernels: plain C++ without torch and without CUDA
-// headers. It turns a scan into launches; a Device carries them out. The
-// extension's Device launches kernels that nvcc built, another one may compile
-// the same sources when they are first needed, the tests run them on the CPU.
+// Host interface of the CUDA kernels. It turns a scan into launches; a Device
+// carries them out: the extension's launches kernels that nvcc built, another
+// may compile the same sources when they are first needed, the tests run them
+// on the CPU.
+//
+// This and the *_host.cpp files are plain C++ without torch, CUDA headers and
+// the standard library, so that they compile wherever a Device is.
 #pragma once
-
-#include <string>
 
 #include "common/scan_common.h"
 
@@ -32,13 +33,14 @@ struct Kernel {
   DType type;         // T: of the inputs; of the result where it only gathers
   int states;         // NT: states of a lane, or values of a thread
   int lane_channels;  // CH: channels of a lane
-
-  // "mmvssm::cuda::route_forward_kernel<float, 1, 2>": what NVRTC and cu++filt
-  // call it.
-  std::string expression() const;
-  // The file under ops/csrc that defines it.
-  std::string header() const;
 };
+
+// "route_forward_kernel", of namespace mmvssm::cuda; its template arguments are
+// the type ("float"), `states` and `lane_channels`.
+const char* name_of(Function);
+const char* name_of(DType);
+// The file under ops/csrc that defines it, "cuda/route_forward.cuh".
+const char* header_of(Function);
 
 struct Launch {
   Kernel kernel;
@@ -63,7 +65,6 @@ class Device {
  public:
   Device(int multiprocessors, int shared_limit)
       : multiprocessors(multiprocessors), shared_limit(shared_limit) {}
-  virtual ~Device() = default;
 
   // Memory aligned to 16 bytes that lives until the work asked for is done.
   virtual void* allocate(int64_t bytes) = 0;
@@ -74,6 +75,9 @@ class Device {
 
   const int multiprocessors;
   const int shared_limit;  // bytes of shared memory that a block may have
+
+ protected:
+  ~Device() = default;
 };
 
 // Sizes and parameters of both forms. Pointers are to contiguous arrays on

@@ -1,57 +1,62 @@
 #include "cuda/scan_host.h"
 
 namespace mmvssm::cuda {
-namespace {
 
-struct Description {
-  const char *name, *header;
-};
-
-Description describe(Function function) {
+const char* name_of(Function function) {
   switch (function) {
     case Function::kRouteForward:
-      return {"route_forward_kernel", "route_forward"};
+      return "route_forward_kernel";
     case Function::kRouteForwardCarry:
-      return {"route_forward_carry_kernel", "route_forward"};
+      return "route_forward_carry_kernel";
     case Function::kRouteBackward:
-      return {"route_backward_kernel", "route_backward"};
+      return "route_backward_kernel";
     case Function::kRouteBackwardCarry:
-      return {"route_backward_carry_kernel", "route_backward"};
+      return "route_backward_carry_kernel";
     case Function::kSequenceForward:
-      return {"sequence_forward_kernel", "sequence_forward"};
+      return "sequence_forward_kernel";
     case Function::kSequenceForwardCarry:
-      return {"sequence_forward_carry_kernel", "sequence_forward"};
+      return "sequence_forward_carry_kernel";
     case Function::kSequenceBackward:
-      return {"sequence_backward_kernel", "sequence_backward"};
+      return "sequence_backward_kernel";
     case Function::kSequenceBackwardCarry:
-      return {"sequence_backward_carry_kernel", "sequence_backward"};
+      return "sequence_backward_carry_kernel";
     case Function::kSumSlots:
-      return {"sum_slots_kernel", "collect"};
+      return "sum_slots_kernel";
     case Function::kLinkVisits:
-      return {"link_visits_kernel", "collect"};
+      return "link_visits_kernel";
     case Function::kGatherRows:
-      return {"gather_rows_kernel", "collect"};
+      return "gather_rows_kernel";
     case Function::kGatherProjections:
-      return {"gather_projections_kernel", "collect"};
+      return "gather_projections_kernel";
     case Function::kGatherRanks:
-      return {"gather_ranks_kernel", "collect"};
+      return "gather_ranks_kernel";
   }
-  return {};
+  return nullptr;
 }
 
-}  // namespace
-
-std::string Kernel::expression() const {
-  const char* type_name = type == DType::kFloat  ? "float"
-                          : type == DType::kHalf ? "__half"
-                                                 : "__nv_bfloat16";
-  return std::string("mmvssm::cuda::") + describe(function).name + "<" +
-         type_name + ", " + std::to_string(states) + ", " +
-         std::to_string(lane_channels) + ">";
+const char* name_of(DType type) {
+  return type == DType::kFloat  ? "float"
+         : type == DType::kHalf ? "__half"
+                                : "__nv_bfloat16";
 }
 
-std::string Kernel::header() const {
-  return std::string("cuda/") + describe(function).header + ".cuh";
+const char* header_of(Function function) {
+  switch (function) {
+    case Function::kRouteForward:
+    case Function::kRouteForwardCarry:
+      return "cuda/route_forward.cuh";
+    case Function::kRouteBackward:
+    case Function::kRouteBackwardCarry:
+      return "cuda/route_backward.cuh";
+    case Function::kSequenceForward:
+    case Function::kSequenceForwardCarry:
+      return "cuda/sequence_forward.cuh";
+    case Function::kSequenceBackward:
+    case Function::kSequenceBackwardCarry:
+      return "cuda/sequence_backward.cuh";
+    default:
+      return "cuda/collect.cuh";
+  }
 }
 
 void sum_slots(Device& device, const float* slots, void* out, DType out_type,

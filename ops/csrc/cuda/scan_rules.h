@@ -1,9 +1,6 @@
 // How a scan is cut up: the one place that decides it, from shape and device.
 #pragma once
 
-#include <algorithm>
-#include <functional>
-
 #include "cuda/scan_cuda.h"
 #include "cuda/scan_params.h"
 
@@ -58,15 +55,24 @@ inline int64_t warps_of(const ScanArgs& args, const Cut& cut) {
   return args.batch * args.num_routes * cut.parts * (cut.threads / 32);
 }
 
-// Lays the block's arrays out; returns their bytes.
-using LayOut = std::function<int(const Cut&)>;
+// How many chunks a sequence of `tiles` is cut into where `warps` walk whole
+// ones.
+inline int64_t choose_chunks(int64_t tiles, int64_t warps,
+                             int64_t multiprocessors) {
+  if (warps >= kFullWarps * multiprocessors) return 1;
+  const int64_t wanted = (kWantedWarps * multiprocessors + warps - 1) / warps;
+  const int64_t most = tiles / kFewestTiles;
+  const int64_t chunks = wanted < most ? wanted : most;
+  return chunks > 1 ? chunks : 1;
+}
 
 // False if not even one warp fits a block of this device. `pairs`: whether a
 // lane may hold two channels, which spares instructions where they have one
 // state and fill whole warps, and as many warps are left as the device takes.
-inline bool choose_cut(const ScanArgs& args, const Device& device,
-                       bool backward, bool pairs, const LayOut& lay_out,
-                       Cut& cut) {
+// `lay_out(cut)` lays the block's arrays out and returns their bytes.
+template <typename LayOut>
+bool choose_cut(const ScanArgs& args, const Device& device, bool backward,
+                bool pairs, const LayOut& lay_out, Cut& cut) {
   share_states(args.d_state, backward, cut);
   if (cut.state_lanes > 32) return false;
   const int64_t full = kFullWarps * device.multiprocessors;
@@ -90,13 +96,8 @@ inline bool choose_cut(const ScanArgs& args, const Device& device,
   const int64_t tiles = (args.length + kTile - 1) / kTile;
   int64_t chunk_tiles = args.chunk_tiles;
   if (chunk_tiles == 0) {
-    const int64_t warps = warps_of(args, cut);
-    const int64_t wanted = kWantedWarps * device.multiprocessors;
     const int64_t chunks =
-        warps >= full
-            ? 1
-            : std::clamp<int64_t>((wanted + warps - 1) / warps, 1,
-                                  std::max<int64_t>(tiles / kFewestTiles, 1));
+        choose_chunks(tiles, warps_of(args, cut), device.multiprocessors);
     chunk_tiles = (tiles + chunks - 1) / chunks;
   }
   cut.chunk_tiles = static_cast<int>(chunk_tiles);

@@ -25,6 +25,7 @@ COMPILER = os.environ.get("CXX", "g++")
 FLAGS = [
     *("-std=c++17", "-O1", "-g1", "-fsanitize=address"),
     *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
+    *("-include", "shim/shared_gap.h"),
 ]
 
 CASES_2D = """
@@ -32,26 +33,31 @@ L=1 D=1 N=1 R=1
 L=2 D=3 N=2 R=3 K=2 batch=2
 L=17 D=33 N=1 R=6 K=4
 L=17 D=70 N=1 R=6 K=4 threads=96 batch=2
+L=192 D=70 N=1 R=6 K=2 batch=2 chunk=1 pair=1
+L=1100 D=3 N=1 R=2 K=2 chunk=1
+L=400 D=3 N=5 R=6 K=2 chunk=2 pair=1 batch=2
+L=257 D=33 N=6 R=5 chunk=3 holes=10
+L=129 D=5 N=33 R=3 chunk=1
 L=63 D=3 N=3 R=1 K=4 merge=0
 L=64 D=33 N=5 R=6 K=2 threads=64
-L=65 D=70 N=16 R=6 K=2 threads=96
-L=130 D=33 N=1 R=3 K=4 batch=2 threads=64
-L=130 D=3 N=16 R=17 K=2
+L=65 D=70 N=16 R=6 K=2 threads=96 chunk=1
+L=130 D=33 N=1 R=3 K=4 batch=2 threads=64 chunk=1
+L=130 D=3 N=16 R=17 K=2 chunk=1
 L=65 D=3 N=20 R=48 K=1
-L=130 D=70 N=20 R=6 threads=32
+L=130 D=70 N=20 R=6 threads=32 chunk=1
 L=64 D=1 N=8 R=65 K=2 skip=0
 L=2 D=1 N=4 R=33
 L=17 D=3 N=2 R=3 P=29 K=2
 L=65 D=33 N=2 R=4 K=4 holes=30
-L=130 D=3 N=16 R=6 K=2 holes=30 repeats=1 P=40
-L=130 D=33 N=1 R=3 K=4 repeats=1 P=5 batch=2
+L=130 D=3 N=16 R=6 K=2 holes=30 repeats=1 P=40 chunk=1
+L=130 D=33 N=1 R=3 K=4 repeats=1 P=5 batch=2 chunk=2 pair=1
 L=64 D=3 N=20 R=1 K=2 repeats=1 P=30 merge=0
 L=17 D=3 N=3 R=3 K=2 holes=100
 L=65 D=70 N=3 R=35 K=2 repeats=1 holes=10 P=40 threads=96
 L=65 D=33 N=1 R=6 K=4 out=1 Q=80
 L=65 D=3 N=5 R=6 K=2 out=1 Q=195 merge=0 holes=10
 L=63 D=3 N=16 R=3 K=2 out=1 Q=20 repeats=1 P=100 batch=2
-L=64 D=33 N=2 R=3 K=4 x_per_route=1
+L=129 D=33 N=2 R=3 K=4 x_per_route=1 chunk=1
 L=65 D=3 N=16 R=17 K=2 x_per_route=1 merge=0 holes=10
 L=17 D=70 N=1 R=3 K=4 shared=1 P=68 threads=64
 L=65 D=3 N=20 R=6 K=4 shared=1 x_per_route=1 holes=20
@@ -59,20 +65,20 @@ L=65 D=33 N=1 R=3 K=4 type=half y=float threads=64
 L=65 D=3 N=16 R=6 K=2 type=half y=half merge=0
 L=64 D=3 N=5 R=1 K=4 type=half y=half shared=1
 L=63 D=33 N=20 R=3 K=2 type=half y=float x_per_route=1 batch=2
-L=130 D=3 N=1 R=48 K=2 type=half y=half holes=20
-L=65 D=33 N=1 R=6 K=4 type=bfloat16 y=bfloat16
+L=130 D=3 N=1 R=48 K=2 type=half y=half holes=20 chunk=1
+L=65 D=33 N=1 R=6 K=4 type=bfloat16 y=bfloat16 pair=1 chunk=1
 L=64 D=33 N=16 R=6 K=2 type=bfloat16 y=float threads=64
 L=17 D=3 N=3 R=17 K=1 type=bfloat16 y=bfloat16 x_per_route=1
-L=130 D=3 N=20 R=3 K=2 type=bfloat16 y=bfloat16 merge=0 out=1 Q=140
+L=130 D=3 N=20 R=3 K=2 type=bfloat16 y=bfloat16 merge=0 out=1 Q=140 chunk=2
 L=65 D=33 N=2 R=4 K=4 facts=0
-L=65 D=3 N=16 R=6 K=2 repeats=1 P=40 shared=1 facts=0
+L=65 D=3 N=16 R=6 K=2 repeats=1 P=40 shared=1 facts=0 chunk=1
 L=64 D=33 N=1 R=3 K=2 type=half y=half repeats=1 P=40 merge=0
 L=64 D=3 N=20 R=3 K=2 type=bfloat16 y=bfloat16 out=1 Q=70 holes=10 facts=0
 L=17 D=33 N=1 R=6 K=4 disjoint=1 P=68 shared=1
 L=17 D=70 N=1 R=6 K=4 disjoint=1 P=70 shared=1 batch=2 threads=64
 L=17 D=33 N=3 R=6 K=4 disjoint=1 P=68
 L=33 D=3 N=20 R=3 K=2 disjoint=1 P=66 holes=20 shared=1 x_per_route=1
-L=65 D=33 N=5 R=3 K=2 disjoint=1 P=60 repeats=1 shared=1
+L=65 D=33 N=5 R=3 K=2 disjoint=1 P=60 repeats=1 shared=1 chunk=1
 L=65 D=3 N=16 R=3 K=3 disjoint=1 P=90 repeats=1 shared=1 type=half y=half
 L=33 D=33 N=20 R=3 K=2 disjoint=1 P=67 shared=1 type=bfloat16 y=bfloat16
 L=33 D=3 N=1 R=3 K=2 disjoint=1 P=66 shared=1 type=half y=half threads=64
@@ -87,14 +93,16 @@ L=17 D=70 N=1 K=4 threads=96
 L=63 D=33 N=3 K=2 bias=0
 L=64 D=3 N=16 K=4 skip=0
 L=65 D=70 N=5 K=2 threads=64 softplus=0
-L=130 D=33 N=20 K=1 batch=2
-L=130 D=3 N=1 K=4 bias=0 skip=0 softplus=0
+L=130 D=33 N=20 K=1 batch=2 chunk=1
+L=130 D=3 N=1 K=4 bias=0 skip=0 softplus=0 chunk=1
 L=65 D=33 N=16 K=1 threads=32
 L=65 D=33 N=1 K=2 type=half y=float
 L=64 D=3 N=20 K=2 type=half y=half
-L=130 D=3 N=4 K=1 type=half y=half softplus=0 skip=0
+L=130 D=3 N=4 K=1 type=half y=half softplus=0 skip=0 chunk=1
 L=63 D=33 N=16 K=2 type=bfloat16 y=bfloat16
-L=65 D=70 N=2 K=1 type=bfloat16 y=float threads=64
+L=65 D=70 N=2 K=1 type=bfloat16 y=float threads=64 chunk=1
+L=1100 D=3 N=7 K=1 batch=2 chunk=1
+L=320 D=33 N=40 K=1 chunk=2
 L=2 D=1 N=20 K=1 type=bfloat16 y=bfloat16 bias=0
 """.strip().splitlines()
 
@@ -144,7 +152,8 @@ def programs(tmp_path_factory):
     """``driver`` and ``mistakes``, built once for as long as their sources stay the same."""
     if shutil.which(COMPILER) is None:
         pytest.skip(f"needs the C++ compiler {COMPILER}")
-    sources = [*KERNELS.glob("*.cu"), *HERE.glob("*.cpp"), *HERE.glob("shim/*.cpp")]
+    kernels = [*KERNELS.glob("*.cu"), *KERNELS.glob("*_host.cpp")]
+    sources = [*kernels, *HERE.glob("*.cpp"), *HERE.glob("shim/*.cpp")]
     headers = [*KERNELS.parent.glob("c*/*.*h"), *HERE.glob("**/*.h")]
     digest = hashlib.sha256(" ".join([COMPILER, *FLAGS]).encode())
     for path in sorted([*sources, *headers]):
@@ -161,10 +170,10 @@ def programs(tmp_path_factory):
         results = pool.map(compile_object, sources, [objects[p.stem] for p in sources])
         for result in results:
             assert result.returncode == 0, result.stderr
-    kernels = [path.stem for path in KERNELS.glob("*.cu")]
     built.mkdir()
+    drivers = [path.stem for path in HERE.glob("driver*.cpp")]
     for program, parts in {
-        "driver": ["driver", "block", *kernels],
+        "driver": [*drivers, "block", *(path.stem for path in kernels)],
         "mistakes": ["mistakes", "block"],
     }.items():
         link = [COMPILER, "-fsanitize=address", *(objects[p] for p in parts)]
@@ -200,7 +209,7 @@ def test_shim_runs_a_correct_kernel(programs):
 def test_too_much_shared_memory_is_an_error(programs):
     status, output = run(programs / "driver", "2d", "R=4000", "L=2", "D=1")
     assert status == 3
-    assert "forward: error 9" in output
+    assert "forward: does not fit a block" in output
 
 
 def read_dump(path):

@@ -13,12 +13,19 @@ from torch import Tensor
 
 from . import plans
 from .compiler import Compiler
-from .driver import CAPABILITY_MAJOR, CAPABILITY_MINOR, Driver
-from .plans import Plan
+from .driver import (
+    CAPABILITY_MAJOR,
+    CAPABILITY_MINOR,
+    MULTIPROCESSORS,
+    SHARED_LIMIT,
+    Driver,
+)
+from .plans import FILL, LAUNCH, Act, Plan
 from .programs import compiled
-from .sources import program
 
-_INVALID_CONFIGURATION = 9  # cudaErrorInvalidConfiguration
+# Product of csrc/cuda/scan_cuda.h: addresses of a, b and out; batch, rows, inner, columns;
+# whether a is transposed.
+_PRODUCT = struct.Struct("<3Q4q?")
 #: Plans that are kept: a model has some 60 for each size of its images.
 _MAX_PLANS = 8192
 
@@ -82,28 +89,47 @@ class Device:
             self.driver.ensure_context(self.index)
             pointers = tuple(zip(tensors, lows))
             plan = self._plan(scan, args, tuple(fields), numbers, pointers)
-            if plan.status == _INVALID_CONFIGURATION:
+            if not plan.fits:
                 raise ValueError(
-                    "the CUDA scan needs more shared memory than this device has for"
+                    "the CUDA scan needs more than a block of this device has for"
                     f" N = {fields['d_state']} and this step rank R; choose backend('torch')"
                 )
             workspace = torch.empty(
                 plan.workspace_bytes, dtype=torch.uint8, device=self.torch_device
             )
-            self._start(scan, plan, [*addresses, workspace.data_ptr()])
+            memory = [*tensors.values(), workspace]
+            stream = self.stream()
+            for act in plan.acts:
+                self._do(act, memory, [*addresses, workspace.data_ptr()], stream)
 
-    def _start(self, scan: str, plan: Plan, addresses: list[int]) -> None:
-        stream = self.stream()
-        for launch in plan.launches:
-            params = bytearray(launch.params)
-            for at, index, offset in launch.addresses:
-                struct.pack_into("<Q", params, at, addresses[index] + offset)
-            if not launch.kernel:
-                self.driver.clear(*struct.unpack_from("<Q", params), launch.size, stream)
-                continue
-            entry = self._entry(program(scan), launch.kernel)
-            sizes = (launch.blocks, launch.threads, launch.shared_bytes)
-            self.driver.launch(entry, *sizes, stream, params)
+    def _do(self, act: Act, memory: list, addresses: list[int], stream: int) -> None:
+        if act.kind not in (LAUNCH, FILL):
+            self._multiply(act, memory)
+            return
+        params = bytearray(act.params)
+        for at, index, offset in act.addresses:
+            struct.pack_into("<Q", params, at, addresses[index] + offset)
+        if act.kind == FILL:
+            self.driver.fill(*struct.unpack_from("<Q", params), act.value, act.size, stream)
+            return
+        entry = self._entry(act.source, act.kernel)
+        self.driver.launch(entry, act.blocks, act.threads, act.shared_bytes, stream, params)
+
+    @staticmethod
+    def _multiply(act: Act, memory: list) -> None:
+        """Products of float32 matrices, as precise as torch is set to make them."""
+        *_, batch, rows, inner, columns, transposed = _PRODUCT.unpack_from(act.params)
+        left = (inner, rows) if transposed else (rows, inner)
+        matrices = []
+        for (_, index, offset), shape in zip(
+            act.addresses, (left, (inner, columns), (rows, columns))
+        ):
+            flat = memory[index].detach().view(-1).view(torch.uint8)
+            size = 4 * batch * shape[0] * shape[1]
+            matrices.append(flat[offset : offset + size].view(torch.float32).view(batch, *shape))
+        a, b, out = matrices
+        with torch.no_grad():
+            torch.bmm(a.mT if transposed else a, b, out=out)
 
     def _make_plan(self, scan, args, names, numbers, pointers) -> Plan:
         if self.is_capturing():
@@ -113,22 +139,25 @@ class Device:
             )
         pointers = dict(pointers)
         values = {**dict(numbers), **pointers}
-        request = plans.request({name: values[name] for name in names}, pointers)
-        attributes = torch.tensor(self._attributes, dtype=torch.int32)
-        request, attributes = request.to(self.torch_device), attributes.to(self.torch_device)
+        request = plans.request(
+            {name: values[name] for name in names},
+            pointers,
+            self._attributes[MULTIPROCESSORS],
+            self._attributes[SHARED_LIMIT],
+        ).to(self.torch_device)
         reply = plans.empty_reply(self.torch_device)
         source = plans.planner_source(scan, args, names)
         planner = self._entry(source, plans.planner_name(scan))
-        params = struct.pack("<3Q", *(t.data_ptr() for t in (request, attributes, reply)))
+        params = struct.pack("<2Q", request.data_ptr(), reply.data_ptr())
         self.driver.launch(planner, 1, 1, 0, self.stream(), bytearray(params))
         plan = plans.read_reply(reply, pointers)
         # Everything is loaded now: it could not be while a graph is captured.
-        for launch in plan.launches:
-            if launch.kernel:
-                entry = self._entry(program(scan), launch.kernel)
-                if launch.shared_bytes > self._shared.get(launch.kernel, 0):
-                    self.driver.allow_shared_memory(entry, launch.shared_bytes)
-                    self._shared[launch.kernel] = launch.shared_bytes
+        for act in plan.acts:
+            if act.kind == LAUNCH:
+                entry = self._entry(act.source, act.kernel)
+                if act.shared_bytes > self._shared.get(act.kernel, 0):
+                    self.driver.allow_shared_memory(entry, act.shared_bytes)
+                    self._shared[act.kernel] = act.shared_bytes
         return plan
 
     def _entry(self, source: str, kernel: str) -> c_void_p:

@@ -7,7 +7,7 @@ from ctypes import byref, c_char_p, c_int, c_size_t, c_uint, c_void_p
 
 #: Of cuDeviceGetAttribute; those that a driver does not know are left zero.
 NUM_ATTRIBUTES = 128
-CLOCK_KHZ, CAPABILITY_MAJOR, CAPABILITY_MINOR = 13, 75, 76
+CLOCK_KHZ, MULTIPROCESSORS, CAPABILITY_MAJOR, CAPABILITY_MINOR, SHARED_LIMIT = 13, 16, 75, 76, 97
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 #: Bytes of shared memory above which a kernel must ask for them.
 _PLAIN_SHARED = 48 * 1024
@@ -78,9 +78,9 @@ class Driver:
         sizes = (c_uint(size) for size in (blocks, 1, 1, threads, 1, 1, shared_bytes))
         self._call("cuLaunchKernel", function, *sizes, c_void_p(stream), pointers, None)
 
-    def clear(self, address: int, size: int, stream: int) -> None:
-        """Set ``size`` bytes to zero."""
-        arguments = (ctypes.c_uint64(address), ctypes.c_ubyte(0), c_size_t(size))
+    def fill(self, address: int, value: int, size: int, stream: int) -> None:
+        """Set each of ``size`` bytes."""
+        arguments = (ctypes.c_uint64(address), ctypes.c_ubyte(value), c_size_t(size))
         self._call("cuMemsetD8Async", *arguments, c_void_p(stream))
 
     def _call(self, function: str, *arguments) -> None:

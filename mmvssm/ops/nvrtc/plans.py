@@ -1,8 +1,8 @@
-"""What a scan launches: found out by the host code of the CUDA sources, once for each size.
+"""What a scan launches: found out by the host functions of the CUDA sources, once for each size.
 
-``csrc/cuda`` decides in C++ which kernels run, over how many blocks, with how much shared memory
-and which parameters. NVRTC compiles that code, too, as a kernel of one thread, which writes its
-decisions down instead of starting anything (``csrc/nvrtc/launch_plan.h``). So they stand in one
+``csrc/cuda/*_host.cpp`` decide in C++ which kernels run, over how many blocks, with how much shared
+memory and which parameters. NVRTC compiles them, too, as a kernel of one thread, which notes what
+the host would do instead of doing it (``csrc/nvrtc/plan_device.h``). So the decisions stand in one
 place, and nothing here knows a particular kernel.
 
 The plan is made with made-up addresses in place of the tensors'. It is made twice, with other
@@ -12,51 +12,58 @@ ones; what differs, is an address.
 from __future__ import annotations
 
 import ctypes
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from .sources import program
-
-#: Positions of the addresses' last bits that kernels look at: alignment to 16 bytes.
+#: Positions of the addresses' last bits that the host functions look at: alignment to 16 bytes.
 ALIGNMENT = 16
+#: Kinds of acts.
+LAUNCH, FILL, MULTIPLY = range(3)
 
 _RUNS = 2
-_MAX_LAUNCHES, _MAX_NAME, _MAX_PARAMS = 32, 512, 1024
+_MAX_ACTS, _MAX_WORDS = 40, 128
+# Both halves of an address differ between the runs: left-overs between the fields of a struct,
+# which may hold half an address, are never taken for one.
+_STEP = 2**40 + 2**20
 
 
-class _Launch(ctypes.Structure):
+class _Act(ctypes.Structure):
     _fields_ = (
-        ("kernel", ctypes.c_char * _MAX_NAME),
-        ("blocks", ctypes.c_int64),
+        ("act", ctypes.c_int32),
         ("threads", ctypes.c_int32),
         ("shared_bytes", ctypes.c_int32),
+        ("value", ctypes.c_int32),
+        ("blocks", ctypes.c_int64),
         ("bytes", ctypes.c_int64),
-        ("padding", ctypes.c_int64),
-        ("params", ctypes.c_uint64 * (_MAX_PARAMS // 8)),
+        ("header", ctypes.c_char * 64),
+        ("kernel", ctypes.c_char * 160),
+        ("params", ctypes.c_uint64 * _MAX_WORDS),
     )
 
 
 class _Plan(ctypes.Structure):
     _fields_ = (
-        ("status", ctypes.c_int32),
+        ("fits", ctypes.c_int32),
         ("count", ctypes.c_int32),
         ("workspace_bytes", ctypes.c_int64),
-        ("launches", _Launch * _MAX_LAUNCHES),
+        ("acts", _Act * _MAX_ACTS),
     )
 
 
 @dataclass(frozen=True)
-class Launch:
-    """One kernel to start, or memory to clear."""
+class Act:
+    """One thing that a plan asks for."""
 
-    kernel: str  # C++ expression; '' clears `size` bytes at the only address
+    kind: int
+    source: str  # of a kernel: program that holds it
+    kernel: str  # its C++ expression
     blocks: int
     threads: int
     shared_bytes: int
-    size: int  # of the parameters, or of what to clear
+    value: int  # of every byte to fill
+    size: int  # bytes of the parameters, or to fill
     params: bytes
     # (where in the parameters, which address, bytes behind it); the last address is the workspace
     addresses: tuple[tuple[int, int, int], ...]
@@ -64,11 +71,11 @@ class Launch:
 
 @dataclass(frozen=True)
 class Plan:
-    """What one call launches, in this order."""
+    """What one call does, in this order."""
 
-    status: int  # a cudaError_t
+    fits: bool  # false: a block of this device is too small
     workspace_bytes: int
-    launches: tuple[Launch, ...]
+    acts: tuple[Act, ...]
 
 
 def planner_name(scan: str) -> str:
@@ -80,27 +87,28 @@ def planner_source(scan: str, args: str, fields: Sequence[str]) -> str:
     """Source of the kernel that plans the calls of a scan.
 
     Args:
-        scan: As of :func:`~.sources.program`.
-        args: Struct of ``csrc/cuda/scan_cuda.h`` that the scan takes.
+        scan: Host function of ``csrc/cuda/scan_cuda.h``.
+        args: Struct that it takes.
         fields: Its fields, in the order of the values of :func:`request`.
     """
+    form = scan.rpartition("_")[0]
     sets = "\n".join(f"    set_field(args.{name}, values[{i}]);" for i, name in enumerate(fields))
-    return f"""{program(scan)}
-#include "nvrtc/planner.h"
+    return f"""#include "nvrtc/planner.h"
+#include "cuda/scan_host.cpp"
+#include "cuda/{form}_host.cpp"
 
 namespace mmvssm::cuda {{
 
-static_assert(sizeof(PlannedLaunch) == {ctypes.sizeof(_Launch)}, "plans.py differs");
-static_assert(sizeof(LaunchPlan) == {ctypes.sizeof(_Plan)}, "plans.py differs");
+static_assert(sizeof(PlannedAct) == {ctypes.sizeof(_Act)}, "plans.py differs");
+static_assert(sizeof(Plan) == {ctypes.sizeof(_Plan)}, "plans.py differs");
 
 extern "C" __global__ void plan_{scan}(const PlannerParams p) {{
-  device_attributes = p.attributes;
 #pragma unroll 1
   for (int run = 0; run < {_RUNS}; ++run) {{
-    const int64_t* values = p.values + run * {len(fields) + 1};
+    const int64_t* values = p.values + run * {len(fields) + 3};
     {args} args{{}};
 {sets}
-    make_plan({scan}, args, values[{len(fields)}], p.plans[run]);
+    make_plan({scan}, args, values + {len(fields)}, p.plans[run]);
   }}
 }}
 
@@ -108,12 +116,19 @@ extern "C" __global__ void plan_{scan}(const PlannerParams p) {{
 """
 
 
-def request(fields: Mapping[str, int | None], pointers: Mapping[str, int | None]) -> torch.Tensor:
-    """Values of the fields for both runs, the workspace's address last: int64 ``(2, fields + 1)``.
+def request(
+    fields: Mapping[str, int | None],
+    pointers: Mapping[str, int | None],
+    multiprocessors: int,
+    shared_limit: int,
+) -> torch.Tensor:
+    """Values of both runs: int64 ``(2, fields + 3)``.
 
     Args:
         fields: Value of each field, in the planner's order.
         pointers: Those of them that are addresses, each modulo :data:`ALIGNMENT`, or None.
+        multiprocessors: Of the device.
+        shared_limit: Bytes of shared memory that a block may have.
     """
     rows = []
     for run in range(_RUNS):
@@ -125,17 +140,12 @@ def request(fields: Mapping[str, int | None], pointers: Mapping[str, int | None]
             else:
                 low = pointers[name]
                 row.append(0 if low is None else _address(addresses[name], run) + low)
-        rows.append([*row, _address(len(pointers), run)])
+        rows.append([*row, multiprocessors, shared_limit, _address(len(pointers), run)])
     return torch.tensor(rows, dtype=torch.int64)
 
 
 def _address(index: int, run: int) -> int:
     return (index + 1) * _STEP * (run + 1)
-
-
-# Both halves of an address differ between the runs: left-overs between the fields of a struct,
-# which may hold half an address, are never taken for one.
-_STEP = 2**40 + 2**20
 
 
 def empty_reply(device: torch.device) -> torch.Tensor:
@@ -151,44 +161,39 @@ def read_reply(reply: torch.Tensor, pointers: Mapping[str, int | None]) -> Plan:
         pointers: As given to :func:`request`.
 
     Raises:
-        RuntimeError: If the two runs disagree in more than addresses.
+        RuntimeError: If the two runs disagree in more than addresses, or it did not fit.
     """
-    memory = reply.cpu().numpy().tobytes()
-    first, second = (_Plan * _RUNS).from_buffer_copy(memory)
-    lows = [*pointers.values(), 0]
-    launches = tuple(
-        _launch(first.launches[i], second.launches[i], lows) for i in range(first.count)
-    )
-    if (first.status, first.count, first.workspace_bytes) != (
-        second.status,
-        second.count,
-        second.workspace_bytes,
-    ):
+    first, second = (_Plan * _RUNS).from_buffer_copy(reply.cpu().numpy().tobytes())
+    sizes = (first.fits, first.count, first.workspace_bytes)
+    if sizes != (second.fits, second.count, second.workspace_bytes):
         raise RuntimeError("the plan of the CUDA kernels depends on where tensors lie")
-    return Plan(first.status, first.workspace_bytes, launches)
+    too_long = any(a.act != FILL and a.bytes > 8 * _MAX_WORDS for a in first.acts[: first.count])
+    if first.count > _MAX_ACTS or too_long:
+        raise RuntimeError("the plan of the CUDA kernels is longer than plan_device.h has room for")
+    lows = [low or 0 for low in (*pointers.values(), 0)]
+    acts = (_act(*pair, lows) for pair in zip(first.acts[: first.count], second.acts))
+    return Plan(bool(first.fits), first.workspace_bytes, tuple(acts))
 
 
-def _launch(first: _Launch, second: _Launch, lows: Sequence[int | None]) -> Launch:
-    kernel = _kernel_name(first.kernel.decode())
-    size = first.bytes
-    words = range((size + 7) // 8 if kernel else 1)
+def _act(first: _Act, second: _Act, lows: Sequence[int]) -> Act:
+    words = 1 if first.act == FILL else (first.bytes + 7) // 8
     addresses = []
-    for word in words:
+    for word in range(words):
         number, rest = divmod(second.params[word] - first.params[word], _STEP)
         if rest == 0 and 0 < number <= len(lows):
             index = number - 1
-            addresses.append((8 * word, index, first.params[word] - _address(index, 0)))
-    params = bytes(first.params)[: 8 * len(words)]
-    addresses = tuple((at, i, offset - (lows[i] or 0)) for at, i, offset in addresses)
-    sizes = (first.blocks, first.threads, first.shared_bytes, size)
-    return Launch(kernel, *sizes, params, addresses)
-
-
-def _kernel_name(text: str) -> str:
-    """The type in ``... [with Kernel = TYPE]`` or ``... [with Kernel=TYPE]``, as an expression."""
-    if not text:
-        return ""
-    found = re.search(r"\[with .*?Kernel ?= ?([^;\]]+)", text)
-    if found is None:
-        raise RuntimeError(f"no kernel is named in {text!r}")
-    return f"mmvssm::cuda::run_kernel<{found[1]}>"
+            offset = first.params[word] - _address(index, 0) - lows[index]
+            addresses.append((8 * word, index, offset))
+    is_launch = first.act == LAUNCH
+    return Act(
+        first.act,
+        f'#include "{first.header.decode()}"\n' if is_launch else "",
+        f"mmvssm::cuda::{first.kernel.decode()}" if is_launch else "",
+        first.blocks,
+        first.threads,
+        first.shared_bytes,
+        first.value,
+        first.bytes,
+        bytes(first.params)[: 8 * words],
+        tuple(addresses),
+    )

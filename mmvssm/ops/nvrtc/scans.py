@@ -91,7 +91,7 @@ def _sequences(a: SimpleNamespace) -> dict[str, object]:
     _check("D", a.D, a.u, wide, (rows,), "(K*D,)")
     _check("delta_bias", a.delta_bias, a.u, wide, (rows,), "(K*D,)")
     _check_counts(
-        blocks=batch * groups * -(-rows // groups // 32),
+        blocks=batch * rows * -(-length // CHUNK),
         parameters_in_A=rows * d_state,
         elements_of_u_in_an_image=rows * length,
         elements_of_B_in_an_image=groups * d_state * length,
@@ -130,12 +130,13 @@ def _maps(a: SimpleNamespace, num_out: int) -> dict[str, object]:
         check_range("routes", a.routes, pixels)
         check_range("out_routes", a.out_routes, num_out)
     _check_counts(
-        blocks=batch * routes * -(-channels // 32),
+        blocks=batch * rows * -(-length // CHUNK),
         parameters_in_A=rows * d_state,
         elements_of_x_in_an_image_for_all_routes=pixels * rows,
         elements_of_the_output_in_an_image_for_all_routes=num_out * rows,
         elements_of_x_dbl_in_an_image=pixels * routes * width,
         route_entries=routes * length,
+        steps_of_a_route_times_channels=length * channels,
     )
     return dict(
         batch=batch,

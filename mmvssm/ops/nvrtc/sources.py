@@ -8,7 +8,7 @@ from pathlib import Path
 #: A copy of, or a link to, ``ops/csrc`` of the repository.
 FOLDER = Path(__file__).resolve().parents[1] / "csrc"
 _FOLDERS = ("common", "cuda", "nvrtc")
-_SUFFIXES = (".cu", ".cuh", ".h")
+_SUFFIXES = (".cpp", ".cuh", ".h")
 # What the sources include of C++ and CUDA; one file holds what they need of it.
 _STANDARD = ("cstdint", "type_traits", "cuda_bf16.h", "cuda_fp16.h", "cuda_runtime.h")
 
@@ -29,12 +29,3 @@ def headers() -> dict[str, str]:
     if "nvrtc/headers.h" not in files:
         raise FileNotFoundError(f"the CUDA sources of mmvssm are not in {str(FOLDER)!r}")
     return {**files, **dict.fromkeys(_STANDARD, files["nvrtc/headers.h"])}
-
-
-def program(scan: str) -> str:
-    """Source of all kernels of one scan and of the sums that follow it.
-
-    Args:
-        scan: Name of a host function in ``csrc/cuda/scan_cuda.h``, and of the file that has it.
-    """
-    return f'#include "cuda/{scan}.cu"\n#include "cuda/reduce.cu"\n'

@@ -78,6 +78,4 @@ __device__ __forceinline__ __nv_bfloat16 __float2bfloat16_rn(float x) {
 #endif
 }
 
-#include "nvrtc/launch_plan.h"
-
 #endif

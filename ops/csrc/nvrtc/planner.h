@@ -7,29 +7,26 @@
 namespace mmvssm::cuda {
 
 struct PlannerParams {
-  const int64_t* values;      // fields of the scan's arguments, workspace
-  const int32_t* attributes;  // of the device
-  LaunchPlan* plans;
+  const int64_t* values;
+  Plan* plans;
 };
 
 template <typename T>
-__device__ void set_field(T*& field, int64_t value) {
+void set_field(T*& field, int64_t value) {
   field = reinterpret_cast<T*>(value);
 }
 template <typename T>
-__device__ void set_field(T& field, int64_t value) {
+void set_field(T& field, int64_t value) {
   field = static_cast<T>(value);
 }
 
+// `rest`: multiprocessors, shared memory of a block, address of the workspace.
 template <typename Args>
-__device__ void make_plan(cudaError_t (*scan)(const Args&, Workspace&,
-                                              cudaStream_t),
-                          const Args& args, int64_t workspace,
-                          LaunchPlan& plan) {
-  plan.count = 0;
-  plan.workspace_bytes = 0;
-  Workspace memory(plan, workspace);
-  plan.status = scan(args, memory, reinterpret_cast<cudaStream_t>(&plan));
+void make_plan(bool (*scan)(const Args&, Device&), const Args& args,
+               const int64_t* rest, Plan& plan) {
+  Device device(static_cast<int>(rest[0]), static_cast<int>(rest[1]), rest[2],
+                plan);
+  plan.fits = scan(args, device);
 }
 
 }  // namespace mmvssm::cuda

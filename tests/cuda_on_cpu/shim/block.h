@@ -7,7 +7,6 @@
 
 #include <cstdint>
 #include <functional>
-#include <string>
 
 namespace shim {
 
@@ -49,25 +48,9 @@ const uint32_t* warp_exchange(unsigned mask, WarpOp op, uint32_t value);
 void copy_async(void* shared, const void* global, int bytes);
 void copy_async_wait();
 
-// No access to these bytes of shared memory (seen by AddressSanitizer).
-void forbid(unsigned char* begin, int bytes);
-
-// Kernels by the text of their type, without spaces.
-struct RegisteredKernel {
-  void (*run)(const void* params);
-  int threads;  // of a block, at most
-  size_t param_bytes;
-};
-bool register_kernel(const std::string& type, const RegisteredKernel& kernel);
-const RegisteredKernel* find_kernel(const std::string& type);
-std::string without_spaces(const std::string& text);
-
-template <typename T>
-std::string type_name() {
-  const std::string text = __PRETTY_FUNCTION__;  // ... [with T = TYPE; ...]
-  const size_t begin = text.find("T = ") + 4;
-  return without_spaces(text.substr(begin, text.find(';', begin) - begin));
-}
+// No access to these bytes of the shared memory of the launches to come (seen
+// by AddressSanitizer), until memory is laid out anew, from offset 0 on.
+void note_gap(int offset, int bytes);
 
 void run_grid(int64_t blocks, int threads, int shared_bytes,
               const std::function<void()>& kernel);

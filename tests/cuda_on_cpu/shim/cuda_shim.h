@@ -16,30 +16,9 @@ inline void copy_async_wait() { shim::copy_async_wait(); }
 
 inline unsigned char* dynamic_shared() { return shim::dynamic_shared(); }
 
-constexpr int kSharedGap = 32;
-inline void forbid_shared(unsigned char* begin, int bytes) {
-  if (bytes > 0) shim::forbid(begin, bytes);
+template <typename T>
+T* fixed_address(T* address) {
+  return address;
 }
-
-#ifndef MMVSSM_PLAN
-template <typename Kernel>
-void run_with(const void* params) {
-  Kernel::run(*static_cast<const typename Kernel::Params*>(params));
-}
-// Whoever has the name of a kernel that the program starts finds it.
-template <typename Kernel>
-inline const bool kRegistered = shim::register_kernel(
-    shim::type_name<Kernel>(),
-    {run_with<Kernel>, Kernel::kThreads, sizeof(typename Kernel::Params)});
-
-template <typename Kernel>
-cudaError_t launch(int64_t blocks, int threads, int shared_bytes, cudaStream_t,
-                   const typename Kernel::Params& params) {
-  (void)kRegistered<Kernel>;
-  if (threads > Kernel::kThreads) shim::fail("%d threads in a block", threads);
-  shim::run_grid(blocks, threads, shared_bytes, [&] { Kernel::run(params); });
-  return cudaSuccess;
-}
-#endif
 
 }  // namespace mmvssm::cuda

@@ -28,6 +28,8 @@ ROOT = HERE.parents[2]
 SOURCES = ROOT / "ops" / "csrc"
 COMPILER = os.environ.get("CXX", "g++")
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-w"]  # warnings are looked at elsewhere
+# As the emulation's own programs.
+EMULATED = ["-include", "shim/shared_gap.h"]
 INCLUDES = [f"-I{HERE.parent / 'shim'}", f"-I{SOURCES}", f"-I{HERE.parent}"]
 
 #: The stream that the stand-in for torch.cuda names.
@@ -96,7 +98,7 @@ def compile_source(source, target, *options):
 def build():
     """The folder of the stand-in, built once for as long as its sources stay the same."""
     planners = planner_sources()
-    kernels = sorted((SOURCES / "cuda").glob("*.cu"))
+    kernels = [*sorted((SOURCES / "cuda").glob("*.cu")), SOURCES / "cuda" / "scan_host.cpp"]
     shim = [HERE / "driver.cpp", HERE.parent / "shim" / "block.cpp"]
     headers = [*SOURCES.glob("c*/*.*h"), *SOURCES.glob("nvrtc/*"), *HERE.parent.glob("shim/*.h")]
     digest = hashlib.sha256(" ".join([COMPILER, *FLAGS, *planners.values()]).encode())
@@ -108,7 +110,8 @@ def build():
     shutil.rmtree(kept.parent, ignore_errors=True)
     work = kept.with_suffix(".partial")
     (work / "objects").mkdir(parents=True)
-    jobs = [(path, work / "objects" / f"{path.stem}.o", "-c") for path in [*kernels, *shim]]
+    objects = {path: work / "objects" / f"{path.stem}.o" for path in [*kernels, *shim]}
+    jobs = [(path, target, "-c", *EMULATED) for path, target in objects.items()]
     for name, text in planners.items():
         source = work / "objects" / f"{name}.cpp"
         scan = name.removeprefix("plan_")
@@ -117,11 +120,11 @@ def build():
             f"  using namespace mmvssm::cuda;\n"
             f"  plan_{scan}(*static_cast<const PlannerParams*>(params));\n}}\n"
         )
-        jobs.append((source, work / f"{name}.so", "-shared", "-DMMVSSM_PLAN", "-fno-gnu-unique"))
+        options = ["-shared", "-DMMVSSM_PLAN", "-D__global__="]
+        jobs.append((source, work / f"{name}.so", *options))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(lambda job: compile_source(*job), jobs))
-    objects = sorted((work / "objects").glob("*.o"))
-    link = [COMPILER, "-shared", *objects, "-o", work / "libcuda.so", "-ldl"]
+    link = [COMPILER, "-shared", *objects.values(), "-o", work / "libcuda.so", "-ldl"]
     subprocess.run(link, check=True)
     shutil.rmtree(work / "objects")
     return work.rename(kept)

@@ -9,11 +9,13 @@
 #include <cstdlib>
 #include <cstring>
 #include <string>
-#include <vector>
 
+#include "cuda/kernel_table.h"
 #include "shim/block.h"
 
 namespace {
+
+using mmvssm::cuda::KernelHandle;
 
 constexpr int kSuccess = 0, kInvalidValue = 1, kInvalidImage = 200,
               kNotFound = 500;
@@ -21,9 +23,7 @@ constexpr int kMaxShared = 97, kMajor = 75, kMinor = 76, kProcessors = 16;
 
 struct Function {
   std::string name;
-  void (*run)(const void*);
-  int threads;
-  size_t param_bytes;
+  KernelHandle run;
   int shared_bytes = 48 * 1024;
 };
 
@@ -31,18 +31,39 @@ std::string log_text;
 
 void log(const std::string& line) { log_text += line + "\n"; }
 
-// TYPE of "... run_kernel<TYPE>(...)", the kernel's name mangled or not.
-std::string kernel_type(const std::string& name) {
+// "route_forward_kernel<float, 1, 2>", the kernel's name mangled or not.
+std::string kernel_name(const std::string& entry) {
   int status = 0;
-  char* readable = abi::__cxa_demangle(name.c_str(), nullptr, nullptr, &status);
-  const std::string text = status == 0 ? readable : name;
-  std::free(readable);
-  const std::string prefix = "run_kernel<";
-  const size_t begin = text.find(prefix);
-  if (begin == std::string::npos) return "";
-  const size_t end =
-      text.find(">(") == std::string::npos ? text.rfind('>') : text.find(">(");
-  return text.substr(begin + prefix.size(), end - begin - prefix.size());
+  char* text = abi::__cxa_demangle(entry.c_str(), nullptr, nullptr, &status);
+  std::string name = status == 0 ? text : entry;
+  std::free(text);
+  const size_t begin = name.find("cuda::");
+  const size_t end = name.find('>');
+  if (begin == std::string::npos || end == std::string::npos) return entry;
+  return name.substr(begin + 6, end - begin - 5);
+}
+
+// Empty if the emulation has no such kernel.
+KernelHandle find_by_name(const std::string& name) {
+  char function[64], type[32];
+  int states, lane_channels;
+  if (std::sscanf(name.c_str(), "%63[^<]<%31[^,], %d, %d>", function, type,
+                  &states, &lane_channels) != 4) {
+    return KernelHandle();
+  }
+  using mmvssm::DType;
+  using mmvssm::cuda::Function;
+  using mmvssm::cuda::name_of;
+  for (int f = 0; f <= static_cast<int>(Function::kGatherRanks); ++f) {
+    for (const DType t : {DType::kFloat, DType::kHalf, DType::kBFloat16}) {
+      const auto id = static_cast<Function>(f);
+      if (name_of(id) == std::string(function) &&
+          name_of(t) == std::string(type)) {
+        return mmvssm::cuda::find_kernel({id, t, states, lane_channels});
+      }
+    }
+  }
+  return KernelHandle();
 }
 
 }  // namespace
@@ -99,21 +120,20 @@ int cuModuleLoadData(void** module, const void* image) {
 
 // Planners are in libraries of their own, plan_*.so beside this one.
 int cuModuleGetFunction(void** function, void*, const char* name) {
-  if (const shim::RegisteredKernel* kernel =
-          shim::find_kernel(kernel_type(name))) {
-    *function = new Function{kernel_type(name), kernel->run, kernel->threads,
-                             kernel->param_bytes};
+  const std::string readable = kernel_name(name);
+  if (const KernelHandle kernel = find_by_name(readable)) {
+    *function = new Function{readable, kernel};
     return kSuccess;
   }
   Dl_info here;
-  dladdr(reinterpret_cast<void*>(&kernel_type), &here);
+  dladdr(reinterpret_cast<void*>(&kernel_name), &here);
   std::string path = here.dli_fname;
   path = path.substr(0, path.rfind('/') + 1) + name + ".so";
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   void* entry = library == nullptr ? nullptr : dlsym(library, "run_planner");
   if (entry == nullptr) return kNotFound;
-  *function = new Function{name, reinterpret_cast<void (*)(const void*)>(entry),
-                           1, 3 * sizeof(void*)};
+  *function =
+      new Function{name, reinterpret_cast<void (*)(const void*)>(entry)};
   return kSuccess;
 }
 
@@ -130,7 +150,6 @@ int cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y,
                    void** params, void** extra) {
   const Function& f = *static_cast<Function*>(function);
   if (grid_y * grid_z * block_y * block_z != 1 || extra != nullptr ||
-      static_cast<int>(block_x) > f.threads ||
       static_cast<int>(shared_bytes) > f.shared_bytes) {
     return kInvalidValue;
   }
@@ -138,21 +157,18 @@ int cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y,
   std::snprintf(line, sizeof(line), " %u %u %u %zu ", grid_x, block_x,
                 shared_bytes, reinterpret_cast<size_t>(stream));
   log("launch" + std::string(line) + f.name);
-  // Nothing may look at the caller's memory behind the parameters.
-  std::vector<uint64_t> copy((f.param_bytes + 7) / 8);
-  std::memcpy(copy.data(), params[0], f.param_bytes);
   if (block_x == 1) {
-    f.run(copy.data());
+    f.run(params[0]);
   } else {
     shim::run_grid(grid_x, static_cast<int>(block_x),
-                   static_cast<int>(shared_bytes), [&] { f.run(copy.data()); });
+                   static_cast<int>(shared_bytes), [&] { f.run(params[0]); });
   }
   return kSuccess;
 }
 
 int cuMemsetD8Async(uint64_t address, unsigned char value, size_t bytes,
                     void* stream) {
-  log("clear " + std::to_string(bytes) + " " +
+  log("fill " + std::to_string(value) + " " + std::to_string(bytes) + " " +
       std::to_string(reinterpret_cast<size_t>(stream)));
   std::memset(reinterpret_cast<void*>(address), value, bytes);
   return kSuccess;

@@ -13,11 +13,18 @@ from mmvssm.ops.problems import Scan
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path):
+def run(monkeypatch, tmp_path, one_thread):
     """Function: exit status of the command, and what it wrote."""
     small = Scan("small", 1, 8, 2, 4, 4, 2)
     monkeypatch.setattr(self_test, "_CPU_SCANS", [(small, torch.float32)])
     monkeypatch.setattr(self_test, "_PATIENCE", 0.001)
+    problems = list(self_test._awkward())
+    assert {name.split()[0] for name, _ in problems} == {"sequences", "routes"}
+    few = [
+        ("sequences", lambda: self_test._sequences(1, 2, 3, 2, 9)),
+        ("routes", lambda: self_test._routes(1, 9, 3, 2, 2, 2, "separate")),
+    ]
+    monkeypatch.setattr(self_test, "_awkward", lambda: few)
     file = tmp_path / "report.json"
 
     def run_command():

@@ -136,6 +136,7 @@ class RouteTiles {
   // Starts a walk, which advance(-1, first, second) continues.
   __device__ __forceinline__ void begin(int first) {
     half_ = 0;
+    clear_rows();
     fetch_entries(first, half_);
   }
 
@@ -311,7 +312,7 @@ class RouteTiles {
   __device__ __forceinline__ void copy_rows(const int* pixels, int width) {
     constexpr int count = Bytes / static_cast<int>(sizeof(T));
     each_element((width + count - 1) / count, [&](int c, int step, int rows) {
-#pragma unroll 2
+#pragma unroll 1
       for (; step < kTile; step += rows) {
         const int pixel = pixels[step];
         if (pixel < 0) continue;
@@ -341,29 +342,38 @@ class RouteTiles {
   }
 
   // Converts the rows that have arrived; steps without a pixel become zeros.
+  // Columns of padding are zero since the start.
   __device__ __forceinline__ void unpack(int half) {
     const int* pixels = entries(half, 0);
-    const int ranks = 4 * layout_.rank_quads;
     const int states = NT * shape_.state_lanes;
-    each_element(ranks + 2 * states, [&](int c, int step, int rows) {
+    const int rank = in_.dt_rank;
+    each_element(rank + 2 * shape_.d_state, [&](int c, int step, int rows) {
       int column = c;
-      bool exists = c < in_.dt_rank;
       float scale = 1.0f;
-      if (c >= ranks) {
-        const bool is_C = c - ranks >= states;
-        const int n = c - ranks - (is_C ? states : 0);
-        column = in_.dt_rank + n + (is_C ? shape_.d_state : 0);
-        exists = n < shape_.d_state;
-        scale = is_C ? 1.0f : kLn2;
+      if (c >= rank) {
+        const int n = c - rank;
+        const bool is_B = n < shape_.d_state;
+        column =
+            4 * layout_.rank_quads + n + (is_B ? 0 : states - shape_.d_state);
+        scale = is_B ? kLn2 : 1.0f;
       }
-      if (!exists) column = 0;
-      float* to = shared_array<float>(layout_.rows) + c / 4 * kQuad + c % 4;
-#pragma unroll 4
+      float* to = rows_of(column);
+#pragma unroll 1
       for (; step < kTile; step += rows) {
-        const float value = to_float(raw(step)[column]) * scale;
-        to[4 * step] = exists && pixels[step] >= 0 ? value : 0.0f;
+        const float value = to_float(raw(step)[c]) * scale;
+        to[4 * step] = pixels[step] >= 0 ? value : 0.0f;
       }
     });
+  }
+  __device__ __forceinline__ float* rows_of(int column) const {
+    return shared_array<float>(layout_.rows) + column / 4 * kQuad + column % 4;
+  }
+  __device__ __forceinline__ void clear_rows() {
+    const int quads = layout_.rank_quads + map_quads(NT * shape_.state_lanes);
+#pragma unroll 1
+    for (int i = threadIdx.x; i < quads * kQuad; i += blockDim.x) {
+      shared_array<float>(layout_.rows)[i] = 0.0f;
+    }
   }
 
   // What softplus is applied to, bias + weights . dt rank, times log2(e).

@@ -22,13 +22,18 @@ inline size_t size_of(DType type) { return type == DType::kFloat ? 4 : 2; }
 // AddressSanitizer sees any access outside, and poisoned.
 class DeviceArray {
  public:
-  DeviceArray(size_t count, DType type)
-      : count_(count), type_(type), bytes_(new unsigned char[bytes()]) {
-    shim::poison(bytes_.get(), static_cast<int64_t>(bytes()));
+  // `offset` elements behind an address that every vector may have.
+  DeviceArray(size_t count, DType type, size_t offset = 0)
+      : count_(count),
+        type_(type),
+        offset_(offset * size_of(type)),
+        bytes_(new unsigned char[offset_ + bytes()]) {
+    shim::poison(bytes_.get(), static_cast<int64_t>(offset_ + bytes()));
   }
 
   // Stores values rounded to the type, and rounds the caller's likewise.
-  DeviceArray(Array& values, DType type) : DeviceArray(values.size(), type) {
+  DeviceArray(Array& values, DType type, size_t offset = 0)
+      : DeviceArray(values.size(), type, offset) {
     for (size_t i = 0; i < count_; ++i) {
       const auto value = static_cast<float>(values[i]);
       if (type == DType::kFloat) {
@@ -59,16 +64,17 @@ class DeviceArray {
   size_t count() const { return count_; }
   size_t bytes() const { return count_ * size_of(type_); }
   DType type() const { return type_; }
-  const unsigned char* data() const { return bytes_.get(); }
-  operator float*() { return reinterpret_cast<float*>(bytes_.get()); }
-  void* raw() { return bytes_.get(); }
+  const unsigned char* data() const { return at(0); }
+  operator float*() { return reinterpret_cast<float*>(at(0)); }
+  void* raw() { return at(0); }
 
  private:
   unsigned char* at(size_t i) const {
-    return bytes_.get() + i * size_of(type_);
+    return bytes_.get() + offset_ + i * size_of(type_);
   }
   size_t count_;
   DType type_;
+  size_t offset_;
   std::unique_ptr<unsigned char[]> bytes_;
 };
 

@@ -3,6 +3,7 @@
 //
 //   driver 2d NAME=VALUE...      one case of the scan along routes
 //   driver 1d NAME=VALUE...      one case of the scan of sequences
+//   driver rule NAME=VALUE...    how a scan would be cut on a device
 //
 // Prints the relative error of each output; ends with status 1 if one is above
 // its bound or if results depend on the order in which threads run. With
@@ -13,11 +14,14 @@
 namespace driver {
 int run_1d(Options& options);
 int run_2d(Options& options);
+int run_rule(Options& options);
 }  // namespace driver
 
 int main(int count, char** words) {
   const std::string form = count > 1 ? words[1] : "";
-  if (form != "1d" && form != "2d") shim::fail("want 1d or 2d");
   driver::Options options(count - 2, words + 2);
-  return form == "2d" ? driver::run_2d(options) : driver::run_1d(options);
+  if (form == "1d") return driver::run_1d(options);
+  if (form == "2d") return driver::run_2d(options);
+  if (form == "rule") return driver::run_rule(options);
+  shim::fail("want 1d, 2d or rule");
 }

@@ -17,6 +17,8 @@ int run_1d(Options& options) {
   const bool with_D = options.number("skip", 1) != 0;
   const bool with_bias = options.number("bias", 1) != 0;
   const LaunchShape shape(options);
+  const size_t offset = options.number("offset", 0);
+  const bool long_steps = options.number("long_steps", 0) != 0;
   const DType type = options.type("type");
   const DType y_type = options.type("y");
   const std::string dump_path = options.text("dump");
@@ -32,14 +34,15 @@ int run_1d(Options& options) {
   want.C = normal(maps);
   if (with_D) want.D = normal(rows);
   if (with_bias) {
-    want.bias = want.softplus ? step_biases(rows) : uniform(rows, 0.0, 0.1);
+    want.bias =
+        want.softplus ? step_biases(rows, long_steps) : uniform(rows, 0.0, 0.1);
   }
   want.dy = normal(want.u.size());
 
-  DeviceArray u(want.u, type), delta(want.delta, type),
-      A(want.A, DType::kFloat), B(want.B, type), C(want.C, type),
-      D(want.D, DType::kFloat), bias(want.bias, DType::kFloat),
-      dy(want.dy, y_type);
+  DeviceArray u(want.u, type, offset), delta(want.delta, type, offset),
+      A(want.A, DType::kFloat), B(want.B, type, offset),
+      C(want.C, type, offset), D(want.D, DType::kFloat),
+      bias(want.bias, DType::kFloat), dy(want.dy, y_type, offset);
   want.run(static_cast<size_t>(kChunk));
 
   const auto run = [&] {

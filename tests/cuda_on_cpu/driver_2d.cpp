@@ -26,6 +26,8 @@ int run_2d(Options& options) {
   want.merge = options.number("merge", 1) != 0;
   const bool with_D = options.number("skip", 1) != 0;
   const LaunchShape shape(options);
+  const size_t offset = options.number("offset", 0);
+  const bool long_steps = options.number("long_steps", 0) != 0;
   const DType type = options.type("type");
   const DType y_type = options.type("y");
   const std::string dump_path = options.text("dump");
@@ -45,15 +47,15 @@ int run_2d(Options& options) {
   want.A = decay_rates(rows, want.d_state);
   want.dt_weight = normal(rows * want.dt_rank,
                           1.0 / std::sqrt(static_cast<double>(want.dt_rank)));
-  want.bias = step_biases(rows);
+  want.bias = step_biases(rows, long_steps);
   if (with_D) want.D = normal(rows);
   want.dy =
       normal(want.batch * want.out_rows * (want.merge ? want.channels : rows));
 
-  DeviceArray x(want.x, type), x_dbl(want.x_dbl, type),
+  DeviceArray x(want.x, type, offset), x_dbl(want.x_dbl, type, offset),
       A(want.A, DType::kFloat), weight(want.dt_weight, DType::kFloat),
       bias(want.bias, DType::kFloat), D(want.D, DType::kFloat),
-      dy(want.dy, y_type);
+      dy(want.dy, y_type, offset);
   want.run(static_cast<size_t>(kChunk));
 
   const auto run = [&] {

@@ -32,8 +32,11 @@ inline Array decay_rates(size_t rows, size_t d_state) {
   }
   return A;
 }
-// Most step sizes lie between 1e-3 and 0.1, some above 1.
-inline Array step_biases(size_t rows) { return uniform(rows, -7.0, 1.0); }
+// Most step sizes lie between 1e-3 and 0.1, some above 1; long ones between 1
+// and 20.
+inline Array step_biases(size_t rows, bool long_steps) {
+  return long_steps ? uniform(rows, 3.0, 17.0) : uniform(rows, -7.0, 1.0);
+}
 
 // Routes with `holes` percent of -1; else permutations (of a part) of the
 // pixels, or any pixels when they may repeat. Disjoint ones share the pixels

@@ -38,6 +38,10 @@ L=1100 D=3 N=1 R=2 K=2 chunk=1
 L=400 D=3 N=5 R=6 K=2 chunk=2 pair=1 batch=2
 L=257 D=33 N=6 R=5 chunk=3 holes=10
 L=129 D=5 N=33 R=3 chunk=1
+L=70 D=33 N=1 R=6 K=2 offset=1 chunk=1
+L=70 D=33 N=4 R=6 K=2 offset=1 type=bfloat16 y=bfloat16
+L=70 D=3 N=16 R=3 K=2 offset=1 type=half y=float pair=1
+L=300 D=33 N=1 R=2 long_steps=1 chunk=2
 L=63 D=3 N=3 R=1 K=4 merge=0
 L=64 D=33 N=5 R=6 K=2 threads=64
 L=65 D=70 N=16 R=6 K=2 threads=96 chunk=1
@@ -103,6 +107,8 @@ L=63 D=33 N=16 K=2 type=bfloat16 y=bfloat16
 L=65 D=70 N=2 K=1 type=bfloat16 y=float threads=64 chunk=1
 L=1100 D=3 N=7 K=1 batch=2 chunk=1
 L=320 D=33 N=40 K=1 chunk=2
+L=70 D=33 N=1 K=2 offset=1 type=half y=half chunk=1
+L=300 D=3 N=16 K=1 long_steps=1 offset=1 chunk=2
 L=2 D=1 N=20 K=1 type=bfloat16 y=bfloat16 bias=0
 """.strip().splitlines()
 
@@ -193,6 +199,88 @@ def test_scan_along_routes(programs, case):
 def test_scan_of_sequences(programs, case):
     status, output = run(programs / "driver", "1d", *case.split())
     assert status == 0, output
+
+
+LONG = [
+    "2d L=65536 D=1 N=1 R=1 chunk=64",
+    "2d L=65536 D=1 N=4 R=1 chunk=64 long_steps=1",
+    "1d L=65536 D=1 N=1 chunk=64 long_steps=1",
+    "1d L=65536 D=1 N=1",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", LONG)
+def test_long_sequences(programs, case):
+    status, output = run(programs / "driver", *case.split())
+    assert status == 0, output
+
+
+def rule(programs, sizes):
+    """How scan_rules.h cuts a scan on a device of 132 multiprocessors."""
+    status, output = run(programs / "driver", "rule", *sizes.split())
+    assert status == 0, output
+    words = output.split()
+    return dict(zip(words[::2], map(int, words[1::2])))
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        "batch=128 K=4 D=96 N=1 L=3136",
+        "batch=128 K=4 D=192 N=16 L=3136",
+        "batch=128 K=4 D=768 N=1 L=49",
+    ],
+)
+def test_batches_that_fill_the_device_are_not_cut(programs, sizes):
+    assert rule(programs, sizes)["chunks"] == 1
+
+
+@pytest.mark.parametrize("backward", [0, 1])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        "batch=1 K=4 D=96 N=1 L=67200",
+        "batch=2 K=4 D=192 N=16 L=67200",
+        "batch=4 K=4 D=192 N=1 L=16384",
+    ],
+)
+def test_long_sequences_are_cut_until_the_device_is_full(programs, sizes, backward):
+    cut = rule(programs, f"{sizes} backward={backward}")
+    batch, routes = (int(word.split("=")[1]) for word in sizes.split()[:2])
+    warps = batch * routes * cut["parts"] * cut["chunks"] * cut["threads"] // 32
+    assert 132 * 8 <= warps <= 132 * 24
+    assert cut["chunks"] * cut["chunk_tiles"] * 64 >= int(sizes.split("L=")[1])
+
+
+def test_chunks_are_never_too_short_to_pay(programs):
+    cut = rule(programs, "batch=1 K=4 D=96 N=1 L=784")
+    assert cut["chunk_tiles"] >= 2
+    assert rule(programs, "batch=1 K=4 D=96 N=1 L=196")["chunks"] <= 2
+
+
+def test_lanes_hold_two_channels_where_they_fill_whole_warps(programs):
+    assert rule(programs, "batch=128 K=4 D=192 N=1 L=784")["lane_channels"] == 2
+    assert rule(programs, "batch=128 K=4 D=96 N=1 L=784")["lane_channels"] == 1
+    assert rule(programs, "batch=128 K=4 D=192 N=4 L=784")["lane_channels"] == 1
+
+
+def test_lanes_share_the_states_that_one_cannot_hold(programs):
+    for d_state in (1, 4, 8, 16, 17, 256):
+        for backward in (0, 1):
+            cut = rule(programs, f"D=64 N={d_state} L=64 backward={backward}")
+            padded = cut["states"] * cut["state_lanes"]
+            assert d_state <= padded < 2 * max(d_state, 4)
+
+
+def test_blocks_shrink_until_they_fit_shared_memory(programs):
+    assert rule(programs, "D=128 L=64 bytes=1000 shared=100000")["threads"] == 64
+
+
+def test_too_many_states_are_an_error(programs):
+    status, output = run(programs / "driver", "rule", "D=1", "N=257", "L=64", "backward=1")
+    assert status == 3
+    assert "does not fit a block" in output
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

@@ -57,6 +57,23 @@ __device__ __forceinline__ T* fixed_address(T* address) {
   return address;
 }
 
+// The same value; what is derived from it is not kept in registers meanwhile.
+__device__ __forceinline__ int anew(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+// threadIdx.x and blockIdx.x, likewise.
+__device__ __forceinline__ int thread_anew() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
+__device__ __forceinline__ int block_anew() {
+  int block;
+  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(block));
+  return block;
+}
+
 __device__ __forceinline__ unsigned char* dynamic_shared() {
   extern __shared__ __align__(16) unsigned char mmvssm_dynamic_shared[];
   return mmvssm_dynamic_shared;

@@ -28,13 +28,16 @@ class RouteBackward : public RouteTiles<T, NT, CH, 3> {
     this->from_out_[2] = false;
     const ScanShape& s = p.shape;
     // (K, Bt, L, .)
-    first_row_ =
+    const int64_t row =
         (static_cast<int64_t>(place.route) * s.batch + place.batch) * s.length;
+    map_grads_ = fixed_address(p.map_grads + place.part * p.part_stride +
+                               row * 2 * NT * s.state_lanes);
 #pragma unroll
     for (int i = 0; i < CH; ++i) {
-      d_raw_step_[i] = fixed_address(p.d_raw_step + first_row_ * s.channels +
-                                     place.channel[i]);
+      d_raw_step_[i] =
+          fixed_address(p.d_raw_step + row * s.channels + place.channel[i]);
       active_[i] = place.active[i];
+      writes_[i] = place.writes(i);
     }
   }
 
@@ -60,7 +63,7 @@ class RouteBackward : public RouteTiles<T, NT, CH, 3> {
     const int there = this->shape_.length - l;
 #pragma unroll
     for (int i = 0; i < CH; ++i) {
-      if (!this->place_.writes(i)) continue;
+      if (!writes_[i]) continue;
       float* to = d_raw_step_[i] + static_cast<int64_t>(l) * channels;
       if (there >= kSub) {
 #pragma unroll
@@ -81,10 +84,9 @@ class RouteBackward : public RouteTiles<T, NT, CH, 3> {
     const int l = this->tile() * kTile + step;
     const int count = steps * columns;
     const int there = min(steps, this->shape_.length - l) * columns;
-    float* to = p_.map_grads + this->place_.part * p_.part_stride +
-                (first_row_ + l) * columns;
+    float* to = map_grads_ + static_cast<int64_t>(l) * columns;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < there; i += blockDim.x) {
+    for (int i = thread_anew(); i < there; i += blockDim.x) {
       const bool is_B = (i & (columns - 1)) < columns / 2;
       to[i] = warp_sums(p_.backward, i, count) * (is_B ? kLn2 : 1.0f);
     }
@@ -95,9 +97,9 @@ class RouteBackward : public RouteTiles<T, NT, CH, 3> {
  private:
   const Params& p_;
   const RouteColumns<T, CH> dy_, dx_;
-  int64_t first_row_;
+  float* map_grads_;
   float* d_raw_step_[CH];
-  bool active_[CH];
+  bool active_[CH], writes_[CH];
 };
 
 template <typename T, int NT, int CH>

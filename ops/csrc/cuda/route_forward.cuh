@@ -23,7 +23,8 @@ class RouteForward : public RouteTiles<T, NT, CH, 2> {
                                         const float (&y)[CH][kSub]) const {
     y_.store(this->offsets(1, this->ring(step)), y);
   }
-  __device__ __forceinline__ void store_last_state(const float (&)[CH][NT]) {}
+  __device__ __forceinline__ void store_last_state(const Place<CH>&,
+                                                   const float (&)[CH][NT]) {}
 
  private:
   const RouteColumns<T, CH> y_;

@@ -114,6 +114,7 @@ class RouteTiles {
                                         const ScanShape& s,
                                         const Place<CH>& place)
       : in_(in), layout_(layout), shape_(s), place_(place) {
+    first_entry_ = place.route * s.length;
     const T* x = static_cast<const T*>(in.x) + place.batch * in.x_batch_stride +
                  static_cast<int64_t>(place.route) * in.x_route_stride;
     x_dbl_ = static_cast<const T*>(in.x_dbl) +
@@ -132,29 +133,24 @@ class RouteTiles {
     }
   }
 
-  // Starts a walk: the first call of advance() finds no tile yet, the second
-  // makes `first` the current one.
+  // Starts a walk, which advance(-1, first, second) continues.
   __device__ __forceinline__ void begin(int first) {
     half_ = 0;
-    tile_ = coming_ = -1;
-    after_ = first;
-    fetch_entries(after_, half_);
+    clear_rows();
+    fetch_entries(first, half_);
   }
 
-  // Makes the coming tile the current one and starts on those after it; `third`
-  // (-1: none) is the second after it.
-  __device__ __forceinline__ void advance(int third) {
+  // Makes `tile` the current one and starts on the next two; -1: there is none.
+  __device__ __forceinline__ void advance(int tile, int second, int third) {
+    tile_ = tile;
     copy_async_wait();
     __syncthreads();
     half_ ^= 1;
-    if (coming_ >= 0) unpack(half_);
-    tile_ = coming_;
-    coming_ = after_;
-    make_offsets(coming_, half_ ^ 1);
+    if (tile >= 0) unpack(half_);
+    make_offsets(second, half_ ^ 1);
     __syncthreads();
-    if (coming_ >= 0) fetch_rows(half_ ^ 1);
+    if (second >= 0) fetch_rows(half_ ^ 1);
     fetch_entries(third, half_);
-    after_ = third;
   }
 
   // The rows of B and C of this lane's states.
@@ -256,15 +252,14 @@ class RouteTiles {
     return shared_array<T>(layout_.raw) + step * layout_.raw_pitch;
   }
   __device__ __forceinline__ void fetch_entries(int tile, int half) {
+    const int first = anew(first_entry_) + tile * kTile;
+    const int there = tile < 0 ? 0 : shape_.length - tile * kTile;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < 2 * kTile; i += blockDim.x) {
-      const int step = tile * kTile + i % kTile;
+    for (int i = thread_anew(); i < 2 * kTile; i += blockDim.x) {
       int* to = entries(half, 0) + i;
-      if (tile >= 0 && step < shape_.length) {
+      if (i % kTile < there) {
         const int32_t* table = i < kTile ? in_.routes : in_.out_routes;
-        copy_async<4>(
-            to,
-            table + static_cast<int64_t>(place_.route) * shape_.length + step);
+        copy_async<4>(to, table + first + i % kTile);
       } else {
         *to = -1;
       }
@@ -273,7 +268,7 @@ class RouteTiles {
 
   __device__ __forceinline__ void make_offsets(int tile, int half) {
 #pragma unroll 1
-    for (int i = threadIdx.x; i < kTile; i += blockDim.x) {
+    for (int i = thread_anew(); i < kTile; i += blockDim.x) {
       const int step = tile * kTile + i;
       const bool exists = tile >= 0 && step < shape_.length;
       int* to = offsets(0, half * kTile + i);
@@ -306,9 +301,10 @@ class RouteTiles {
     const int lanes = lanes_for(count);
     const int shift = __ffs(lanes) - 1;
     const int rows = blockDim.x >> shift;
+    const int thread = thread_anew();
 #pragma unroll 1
-    for (int c = threadIdx.x & (lanes - 1); c < count; c += lanes) {
-      visit(c, static_cast<int>(threadIdx.x) >> shift, rows);
+    for (int c = thread & (lanes - 1); c < count; c += lanes) {
+      visit(c, thread >> shift, rows);
     }
   }
 
@@ -316,7 +312,7 @@ class RouteTiles {
   __device__ __forceinline__ void copy_rows(const int* pixels, int width) {
     constexpr int count = Bytes / static_cast<int>(sizeof(T));
     each_element((width + count - 1) / count, [&](int c, int step, int rows) {
-#pragma unroll 2
+#pragma unroll 1
       for (; step < kTile; step += rows) {
         const int pixel = pixels[step];
         if (pixel < 0) continue;
@@ -346,29 +342,38 @@ class RouteTiles {
   }
 
   // Converts the rows that have arrived; steps without a pixel become zeros.
+  // Columns of padding are zero since the start.
   __device__ __forceinline__ void unpack(int half) {
     const int* pixels = entries(half, 0);
-    const int ranks = 4 * layout_.rank_quads;
     const int states = NT * shape_.state_lanes;
-    each_element(ranks + 2 * states, [&](int c, int step, int rows) {
+    const int rank = in_.dt_rank;
+    each_element(rank + 2 * shape_.d_state, [&](int c, int step, int rows) {
       int column = c;
-      bool exists = c < in_.dt_rank;
       float scale = 1.0f;
-      if (c >= ranks) {
-        const bool is_C = c - ranks >= states;
-        const int n = c - ranks - (is_C ? states : 0);
-        column = in_.dt_rank + n + (is_C ? shape_.d_state : 0);
-        exists = n < shape_.d_state;
-        scale = is_C ? 1.0f : kLn2;
+      if (c >= rank) {
+        const int n = c - rank;
+        const bool is_B = n < shape_.d_state;
+        column =
+            4 * layout_.rank_quads + n + (is_B ? 0 : states - shape_.d_state);
+        scale = is_B ? kLn2 : 1.0f;
       }
-      if (!exists) column = 0;
-      float* to = shared_array<float>(layout_.rows) + c / 4 * kQuad + c % 4;
-#pragma unroll 4
+      float* to = rows_of(column);
+#pragma unroll 1
       for (; step < kTile; step += rows) {
-        const float value = to_float(raw(step)[column]) * scale;
-        to[4 * step] = exists && pixels[step] >= 0 ? value : 0.0f;
+        const float value = to_float(raw(step)[c]) * scale;
+        to[4 * step] = pixels[step] >= 0 ? value : 0.0f;
       }
     });
+  }
+  __device__ __forceinline__ float* rows_of(int column) const {
+    return shared_array<float>(layout_.rows) + column / 4 * kQuad + column % 4;
+  }
+  __device__ __forceinline__ void clear_rows() {
+    const int quads = layout_.rank_quads + map_quads(NT * shape_.state_lanes);
+#pragma unroll 1
+    for (int i = threadIdx.x; i < quads * kQuad; i += blockDim.x) {
+      shared_array<float>(layout_.rows)[i] = 0.0f;
+    }
   }
 
   // What softplus is applied to, bias + weights . dt rank, times log2(e).
@@ -405,8 +410,9 @@ class RouteTiles {
   const T* x_dbl_;
   float bias_[CH];
   T coming_x_[CH][kSub];
-  int tile_, coming_, after_;  // the current one and those after; -1: none
-  int half_;                   // of entries and offsets, for the current tile
+  int first_entry_;  // of this route in the tables
+  int tile_;         // the current one
+  int half_;         // of entries and offsets, that is its own
 };
 
 }  // namespace mmvssm::cuda

@@ -38,7 +38,8 @@ __device__ __forceinline__ void scan_backward_carry(
   tiles.begin(first);
 #pragma unroll 1
   for (int tile = first - 1; tile < end; ++tile) {
-    tiles.advance(tile + 2 < end ? tile + 2 : -1);
+    tiles.advance(tile >= first ? tile : -1, tile + 1 < end ? tile + 1 : -1,
+                  tile + 2 < end ? tile + 2 : -1);
     if (tile < first) continue;
     const MapRows<NT> maps = tiles.maps();
     const int subs = subs_of_tile(s, tile);
@@ -65,7 +66,7 @@ __device__ __forceinline__ void scan_backward_carry(
       }
     }
   }
-  store_carry(s, place, total, out);
+  store_carry(s, Place<CH>::anew(s), total, out);
 }
 
 template <typename Tiles, int NT, int CH>
@@ -95,14 +96,18 @@ class BackwardThread {
 
     const int first = place_.first_tile(s);
     const int last = place_.end_tile(s) - 1;
+    SavedStates<NT, CH> saved(s, place_, last);
     tiles_.begin(last);
 #pragma unroll 1
     for (int tile = last + 1; tile >= first; --tile) {
-      tiles_.advance(tile - 2 >= first ? tile - 2 : -1);
+      tiles_.advance(tile <= last ? tile : -1,
+                     tile - 1 >= first ? tile - 1 : -1,
+                     tile - 2 >= first ? tile - 2 : -1);
       if (tile > last) {
         tiles_.request(tiles_.ring(kTile));
       } else {
-        visit(tile);
+        visit(tile, saved);
+        saved.move(s, -1);
       }
     }
     store_sums();
@@ -111,10 +116,13 @@ class BackwardThread {
  private:
   static constexpr int kFlush = BackwardLayout::flush_steps(NT);
 
-  __device__ __forceinline__ void visit(int tile) {
+  __device__ __forceinline__ void visit(int tile,
+                                        const SavedStates<NT, CH>& saved) {
     const ScanShape& s = p_.shape;
-    float h[CH][NT];
-    load_state(tile, h);
+    float h[CH][NT] = {};
+    if (tile > 0) {
+      saved.each(s, [&](int i, int n, const float* from) { h[i][n] = *from; });
+    }
     const MapRows<NT> maps = tiles_.maps();
     const int subs = subs_of_tile(s, tile);
 #pragma unroll 1
@@ -149,21 +157,6 @@ class BackwardThread {
         __syncthreads();
         tiles_.flush(step, kFlush);
         __syncthreads();
-      }
-    }
-  }
-
-  __device__ __forceinline__ void load_state(int tile, float (&h)[CH][NT]) {
-    const ScanShape& s = p_.shape;
-#pragma unroll
-    for (int i = 0; i < CH; ++i) {
-      const float* saved =
-          tile > 0 ? saved_state<NT>(s, place_, tile, i) : nullptr;
-#pragma unroll
-      for (int n = 0; n < NT; ++n) {
-        const bool exists = place_.state_lane * NT + n < s.d_state;
-        h[i][n] = tile > 0 && exists ? *saved : 0.0f;
-        saved = fixed_address(saved + s.channels);
       }
     }
   }
@@ -321,21 +314,22 @@ class BackwardThread {
   // The chunk's share of the parameters' gradients.
   __device__ __forceinline__ void store_sums() const {
     const ScanShape& s = p_.shape;
+    const auto place = Place<CH>::anew(s);
     const int64_t rows = s.num_routes * s.channels;
     const int64_t piece =
-        (static_cast<int64_t>(place_.batch) * s.chunks + place_.chunk) * rows;
+        (static_cast<int64_t>(place.batch) * s.chunks + place.chunk) * rows;
 #pragma unroll
     for (int i = 0; i < CH; ++i) {
-      if (!place_.active[i]) continue;
-      const int64_t row = piece + place_.row(s, i);
+      if (!place.active[i]) continue;
+      const int64_t row = piece + place.row(s, i);
 #pragma unroll
       for (int n = 0; n < NT; ++n) {
-        const int state = place_.state_lane * NT + n;
+        const int state = place.state_lane * NT + n;
         if (state < s.d_state) {
           p_.sums.dA[row * s.d_state + state] = dA_[i][n] * kLn2;
         }
       }
-      if (!place_.writes(i)) continue;
+      if (!place.writes(i)) continue;
       if (p_.sums.dD != nullptr) p_.sums.dD[row] = dD_[i];
       if (p_.sums.dbias != nullptr) p_.sums.dbias[row] = dbias_[i];
     }

@@ -30,22 +30,28 @@ struct Place {
   int channel[CH];
   bool active[CH];
 
-  __device__ __forceinline__ explicit Place(const ScanShape& s) {
-    const int above = blockIdx.x / s.parts;
-    part = blockIdx.x - above * s.parts;
+  __device__ __forceinline__ explicit Place(const ScanShape& s)
+      : Place(s, blockIdx.x, threadIdx.x) {}
+  __device__ __forceinline__ Place(const ScanShape& s, int block, int thread) {
+    const int above = block / s.parts;
+    part = block - above * s.parts;
     const int image = above / s.chunks;
     chunk = above - image * s.chunks;
     batch = image / s.num_routes;
     route = image - batch * s.num_routes;
-    state_lane = threadIdx.x % s.state_lanes;
+    state_lane = thread % s.state_lanes;
     const int slots = blockDim.x / s.state_lanes;
 #pragma unroll
     for (int i = 0; i < CH; ++i) {
-      const int wanted = (part * CH + i) * slots +
-                         static_cast<int>(threadIdx.x) / s.state_lanes;
+      const int wanted = (part * CH + i) * slots + thread / s.state_lanes;
       active[i] = wanted < s.channels;
       channel[i] = active[i] ? wanted : s.channels - 1;
     }
+  }
+
+  // Worked out anew rather than kept in registers all along.
+  static __device__ __forceinline__ Place anew(const ScanShape& s) {
+    return Place(s, block_anew(), thread_anew());
   }
 
   // Of this block's (batch, route) among all.
@@ -100,6 +106,22 @@ class MapRows {
       : B_(quads + state_lane * (NT / 4) * kQuad),
         to_C_(NT == 1 ? 1 : NT / 4 * state_lanes * kQuad) {}
 
+  // States read at a time.
+  static constexpr int kWidth = NT == 1 ? 1 : 4;
+
+  // Those of a step for the states from n on.
+  __device__ __forceinline__ void read(int step, int n, float (&B)[kWidth],
+                                       float (&C)[kWidth]) const {
+    if constexpr (NT == 1) {
+      const float2 both = *reinterpret_cast<const float2*>(B_ + 4 * step);
+      B[0] = both.x;
+      C[0] = both.y;
+    } else {
+      const float* from = B_ + n / 4 * kQuad + 4 * step;
+      read_broadcast<4>(from, B);
+      read_broadcast<4>(from + to_C_, C);
+    }
+  }
   __device__ __forceinline__ void read(int step, float (&B)[NT],
                                        float (&C)[NT]) const {
     if constexpr (NT == 1) {
@@ -154,18 +176,48 @@ __device__ __forceinline__ void step_state(const float (&A)[NT], float d,
   }
 }
 
-// Where a thread's first channel, first state has its place among the saved
-// states that enter `tile` >= 1 (see scan_common.h); the next state is
-// `channels` further.
+// The saved states of a thread's channels that enter `tile` (see scan_common.h;
+// there are none for tile 0): of its first state, the next one is `channels`
+// further, the next tile's N * channels.
 template <int NT, int CH>
-__device__ __forceinline__ float* saved_state(const ScanShape& s,
-                                              const Place<CH>& place, int tile,
-                                              int i) {
-  const int64_t saved = (s.length - 1) / kTile;
-  const int64_t row =
-      (place.image(s) * saved + tile - 1) * s.d_state + place.state_lane * NT;
-  return s.states + row * s.channels + place.channel[i];
-}
+class SavedStates {
+ public:
+  __device__ __forceinline__ SavedStates(const ScanShape& s,
+                                         const Place<CH>& place, int tile)
+      : there_(s.d_state - place.state_lane * NT) {
+    const int64_t saved = (s.length - 1) / kTile;
+    const int64_t row =
+        (place.image(s) * saved + tile - 1) * s.d_state + place.state_lane * NT;
+#pragma unroll
+    for (int i = 0; i < CH; ++i) {
+      at_[i] = fixed_address(s.states + row * s.channels + place.channel[i]);
+    }
+  }
+
+  __device__ __forceinline__ void move(const ScanShape& s, int tiles) {
+#pragma unroll
+    for (int i = 0; i < CH; ++i) at_[i] += tiles * s.d_state * s.channels;
+  }
+
+  // visit(i, n, address) for each channel and state of this thread.
+  template <typename Visit>
+  __device__ __forceinline__ void each(const ScanShape& s,
+                                       const Visit& visit) const {
+#pragma unroll
+    for (int i = 0; i < CH; ++i) {
+      float* at = at_[i];
+#pragma unroll
+      for (int n = 0; n < NT; ++n) {
+        if (n < there_) visit(i, n, at);
+        at = fixed_address(at + s.channels);
+      }
+    }
+  }
+
+ private:
+  float* at_[CH];
+  int there_;  // states
+};
 
 // Entry 0 of a chunk's carry is the sum of its step sizes, entry 1 + n what
 // comes out of it for state n.
@@ -204,17 +256,18 @@ __device__ __forceinline__ void fold_carries(const ScanShape& s,
                                              const float (&A)[CH][NT],
                                              float (&value)[CH][NT]) {
   const int n0 = place.state_lane * NT;
-  // Several at a time, so that their loads do not wait for each other.
-#pragma unroll(NT <= 4 ? 4 : 1)
-  for (int c = 0; c < count; ++c) {
 #pragma unroll
-    for (int i = 0; i < CH; ++i) {
+  for (int i = 0; i < CH; ++i) {
+    // Several at a time, so that their loads do not wait for each other.
+#pragma unroll(NT == 1 ? 4 : 1)
+    for (int c = 0; c < count; ++c) {
       const float* from = carry_entry(s, place, chunk + c * by, 0, i);
-      const float total = from[0];
+      const float total = *from;
+      from += n0 * s.channels;
 #pragma unroll
       for (int n = 0; n < NT; ++n) {
-        const float out =
-            n0 + n < s.d_state ? from[(1 + n0 + n) * s.channels] : 0.0f;
+        from = fixed_address(from + s.channels);
+        const float out = n0 + n < s.d_state ? *from : 0.0f;
         value[i][n] = fmaf(exp2_approx(total * A[i][n]), value[i][n], out);
       }
     }

@@ -7,22 +7,6 @@
 
 namespace mmvssm::cuda {
 
-template <int NT, int CH>
-__device__ __forceinline__ void save_states(const ScanShape& s,
-                                            const Place<CH>& place, int tile,
-                                            const float (&h)[CH][NT]) {
-#pragma unroll
-  for (int i = 0; i < CH; ++i) {
-    if (!place.active[i]) continue;
-    float* saved = saved_state<NT>(s, place, tile, i);
-#pragma unroll
-    for (int n = 0; n < NT; ++n) {
-      if (place.state_lane * NT + n < s.d_state) *saved = h[i][n];
-      saved = fixed_address(saved + s.channels);
-    }
-  }
-}
-
 // One thread's scan over its chunk.
 template <typename Tiles, int NT, int CH, bool kCarry>
 __device__ __forceinline__ void scan_forward(const typename Tiles::Params& p) {
@@ -45,15 +29,20 @@ __device__ __forceinline__ void scan_forward(const typename Tiles::Params& p) {
   tiles.begin(first);
 #pragma unroll 1
   for (int tile = first - 1; tile < end; ++tile) {
-    tiles.advance(tile + 2 < end ? tile + 2 : -1);
+    tiles.advance(tile >= first ? tile : -1, tile + 1 < end ? tile + 1 : -1,
+                  tile + 2 < end ? tile + 2 : -1);
     if (tile < first) {
       tiles.request(tiles.ring(kTile));
       continue;
     }
     if (!kCarry && s.states != nullptr && tile > 0) {
-      save_states(s, place, tile, h);
+      const auto again = Place<CH>::anew(s);
+      SavedStates<NT, CH>(s, again, tile).each(s, [&](int i, int n, float* to) {
+        if (again.active[i]) *to = h[i][n];
+      });
     }
-    const MapRows<NT> maps = tiles.maps();
+    using Maps = MapRows<NT>;
+    const Maps maps = tiles.maps();
     const int subs = subs_of_tile(s, tile);
 #pragma unroll 1
     for (int sub = 0; sub < subs; ++sub) {
@@ -64,17 +53,27 @@ __device__ __forceinline__ void scan_forward(const typename Tiles::Params& p) {
       float y[CH][kSub];
 #pragma unroll
       for (int t = 0; t < kSub; ++t) {
-        float B[NT], C[NT];
-        maps.read(step + t, B, C);
+        float input[CH];
 #pragma unroll
         for (int i = 0; i < CH; ++i) {
           if (kCarry) total[i] += d[i][t];
-          step_state<NT>(A[i], d[i][t], d[i][t] * u[i][t], B, h[i]);
-          if (kCarry) continue;
+          input[i] = d[i][t] * u[i][t];
           y[i][t] = skip[i] * u[i][t];
+        }
+        // A few states at a time, so that few values of B and C are at hand.
 #pragma unroll
-          for (int n = 0; n < NT; ++n) {
-            y[i][t] = fmaf(h[i][n], C[n], y[i][t]);
+        for (int n0 = 0; n0 < NT; n0 += Maps::kWidth) {
+          float B[Maps::kWidth], C[Maps::kWidth];
+          maps.read(step + t, n0, B, C);
+#pragma unroll
+          for (int i = 0; i < CH; ++i) {
+#pragma unroll
+            for (int j = 0; j < Maps::kWidth; ++j) {
+              const int n = n0 + j;
+              h[i][n] = fmaf(exp2_approx(d[i][t] * A[i][n]), h[i][n],
+                             input[i] * B[j]);
+              y[i][t] = fmaf(h[i][n], C[j], y[i][t]);
+            }
           }
         }
       }
@@ -95,10 +94,11 @@ __device__ __forceinline__ void scan_forward(const typename Tiles::Params& p) {
       }
     }
   }
+  const auto again = Place<CH>::anew(s);
   if (kCarry) {
-    store_carry(s, place, total, h);
-  } else if (place.chunk == s.chunks - 1) {
-    tiles.store_last_state(h);
+    store_carry(s, again, total, h);
+  } else if (again.chunk == s.chunks - 1) {
+    tiles.store_last_state(again, h);
   }
 }
 

@@ -27,12 +27,12 @@ class SequenceForward : public SequenceTiles<T, NT> {
     this->u_.store(p_.y, this->tile() * kTile + step);
   }
 
-  __device__ __forceinline__ void store_last_state(const float (&h)[1][NT]) {
-    if (!this->place_.active[0]) return;
+  __device__ __forceinline__ void store_last_state(const Place<1>& place,
+                                                   const float (&h)[1][NT]) {
+    if (!place.active[0]) return;
     const ScanShape& s = this->shape_;
-    const int n0 = this->place_.state_lane * NT;
-    const int64_t row =
-        this->place_.image(s) * s.channels + this->place_.channel[0];
+    const int n0 = place.state_lane * NT;
+    const int64_t row = place.image(s) * s.channels + place.channel[0];
 #pragma unroll
     for (int n = 0; n < NT; ++n) {
       if (n0 + n < s.d_state) {

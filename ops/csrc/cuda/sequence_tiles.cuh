@@ -91,15 +91,10 @@ class SequenceTiles {
   }
 
   // As RouteTiles::begin and advance, but nothing is fetched ahead.
-  __device__ __forceinline__ void begin(int first) {
-    tile_ = coming_ = -1;
-    after_ = first;
-  }
-  __device__ __forceinline__ void advance(int third) {
-    tile_ = coming_;
-    coming_ = after_;
-    after_ = third;
-    if (tile_ < 0) return;
+  __device__ __forceinline__ void begin(int) {}
+  __device__ __forceinline__ void advance(int tile, int, int) {
+    tile_ = tile;
+    if (tile < 0) return;
     const int states = NT * shape_.state_lanes;
     float* rows = shared_array<float>(layout_.rows);
     __syncthreads();  // the tile before this one may still be in use
@@ -186,7 +181,7 @@ class SequenceTiles {
 
   const T *B_, *C_;
   float bias_;
-  int tile_, coming_, after_;
+  int tile_;
 };
 
 }  // namespace mmvssm::cuda

@@ -37,9 +37,6 @@ def main() -> int:
     )
     parser.add_argument("toolkits", nargs="+", type=Path, help="an nvcc, or a folder to look in")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilers side by side")
-    parser.add_argument(
-        "--flags", nargs=argparse.REMAINDER, default=[], help="what else nvcc is given"
-    )
     args = parser.parse_args()
     failed = 0
     for place in args.toolkits:
@@ -48,7 +45,7 @@ def main() -> int:
         print(f"{nvcc}: {version.strip().splitlines()[-2]}", flush=True)
         architectures = [int(name.replace(".", "")) for name in _architectures_of(nvcc)]
         jobs = [
-            (nvcc, [*flags, *args.flags], source, architecture)
+            (nvcc, flags, source, architecture)
             for source in sorted(SOURCES.glob("cuda/*.cu"))
             for architecture in architectures
             if architecture >= OLDEST

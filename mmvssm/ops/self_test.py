@@ -218,7 +218,8 @@ def _routes(batch: int, pixels: int, channels: int, k: int, d_state: int, dt_ran
 def _gpu() -> dict[str, object]:
     """The GPU, with the rates that floors are computed from."""
     properties = torch.cuda.get_device_properties(0)
-    clock = nvrtc.Driver().attributes(0)[nvrtc.CLOCK_KHZ] * 1e3
+    driver = nvrtc.Driver()
+    clock = driver.attributes(driver.device(0))[nvrtc.CLOCK_KHZ] * 1e3
     return {
         "name": properties.name,
         "capability": f"{properties.major}.{properties.minor}",

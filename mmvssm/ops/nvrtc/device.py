@@ -44,7 +44,8 @@ class Device:
 
     def __init__(self, index: int, compiler: Compiler, driver: Driver) -> None:
         self.index, self.compiler, self.driver = index, compiler, driver
-        self._attributes = driver.attributes(index)
+        self._handle = driver.device(index)
+        self._attributes = driver.attributes(self._handle)
         capability = 10 * self._attributes[CAPABILITY_MAJOR] + self._attributes[CAPABILITY_MINOR]
         self.target = compiler.target(capability)
         self._entries: dict[tuple[str, str], c_void_p] = {}
@@ -86,7 +87,7 @@ class Device:
         numbers = tuple((n, int(v)) for n, v in fields.items() if n not in tensors)
         lows = tuple(a % plans.ALIGNMENT if a else None for a in addresses)
         with self.guard():
-            self.driver.ensure_context(self.index)
+            self.driver.ensure_context(self._handle)
             pointers = tuple(zip(tensors, lows))
             plan = self._plan(scan, args, tuple(fields), numbers, pointers)
             if not plan.fits:

@@ -34,6 +34,12 @@ class Driver:
             raise DriverError(f"the NVIDIA driver does not load ({error})") from None
         self._call("cuInit", c_uint(0))
 
+    def device(self, index: int) -> int:
+        """The driver's handle of the device that it counts as ``index``."""
+        handle = c_int()
+        self._call("cuDeviceGet", byref(handle), index)
+        return handle.value
+
     def attributes(self, device: int) -> list[int]:
         """All attributes of a device, by their number."""
         values = []

@@ -77,7 +77,14 @@ int cuGetErrorString(int error, const char** words) {
   return kSuccess;
 }
 
-int cuDeviceGetAttribute(int* value, int attribute, int) {
+// A handle that is not the index.
+int cuDeviceGet(int* device, int index) {
+  *device = index + 40;
+  return kSuccess;
+}
+
+int cuDeviceGetAttribute(int* value, int attribute, int device) {
+  if (device != 40) return kInvalidValue;
   switch (attribute) {
     case kMaxShared:
       *value = shim::options().shared_limit;

@@ -5,6 +5,7 @@ The ops compile against the installed torch, so build in its environment:
 """
 
 import importlib.util
+import os
 import re
 from pathlib import Path
 
@@ -32,19 +33,21 @@ def load_ops_build():
 
 
 def link_shared_files() -> None:
-    """Let ``mmvssm/.mim`` show what MIM and ``mmvssm::`` look for in a package.
+    """Let the package hold what stands outside of it.
 
-    A source archive holds copies of the folders there, which stay. A checkout holds links, which
-    some ways of copying a tree turn into text files or leave out.
+    ``mmvssm/.mim`` shows what MIM and ``mmvssm::`` look for in a package, ``mmvssm/ops/csrc`` the
+    CUDA sources that NVRTC compiles. A source archive holds copies of the folders there, which
+    stay. A checkout holds links, which some ways of copying a tree turn into text files or leave
+    out.
     """
-    folder = ROOT / "mmvssm" / ".mim"
-    folder.mkdir(exist_ok=True)
-    for name in ("configs", "model-index.yml", "tools"):
-        link = folder / name
-        if not (ROOT / name).exists() or link.is_dir() or link.is_symlink():
+    links = {f"mmvssm/.mim/{name}": name for name in ("configs", "model-index.yml", "tools")}
+    for name, target in {**links, "mmvssm/ops/csrc": "ops/csrc"}.items():
+        link = ROOT / name
+        if not (ROOT / target).exists() or link.is_dir() or link.is_symlink():
             continue
+        link.parent.mkdir(exist_ok=True)
         link.unlink(missing_ok=True)
-        link.symlink_to(Path("..", "..", name))
+        link.symlink_to(os.path.relpath(ROOT / target, link.parent))
 
 
 ops_build = load_ops_build()

@@ -2,80 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from mmvssm import ops
+from mmvssm.ops.problems import Scan
 from mmvssm.ops.routes import RouteSet
 
 # H200: memory bandwidth in bytes/s and special-function operations/s, for the floors.
-H200_BANDWIDTH, H200_SPECIAL = 4.3e12, 132 * 16 * 1.98e9
-
-
-@dataclass(frozen=True)
-class Scan:
-    """One scan problem: ``routes`` routes of ``channels`` channels over a map."""
-
-    name: str
-    batch: int
-    channels: int
-    d_state: int
-    height: int
-    width: int
-    dt_rank: int
-    routes: int = 4
-
-    @property
-    def length(self) -> int:
-        """Steps of a route."""
-        return self.height * self.width
-
-    def inputs_1d(self, dtype: torch.dtype, device: str, stress: bool = False) -> dict[str, Tensor]:
-        """Random inputs of ``selective_scan``; steps in [1e-3, 0.1], or [1, 20] for stress."""
-        rows = self.routes * self.channels
-        low, high = (1.0, 20.0) if stress else (1e-3, 0.1)
-        step = torch.empty(self.batch, rows, self.length).uniform_(low, high)
-        maps = torch.randn(2, self.batch, self.routes, self.d_state, self.length)
-        tensors = {
-            "u": torch.randn(self.batch, rows, self.length).to(dtype),
-            "delta": torch.log(torch.expm1(step)).to(dtype),
-            "A": -torch.rand(rows, self.d_state) * self.d_state,
-            "B": maps[0].to(dtype),
-            "C": maps[1].to(dtype),
-            "D": torch.randn(rows),
-            "delta_bias": 0.01 * torch.randn(rows),
-        }
-        return {name: t.to(device) for name, t in tensors.items()}
-
-    def inputs_2d(self, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
-        """Fresh random inputs of ``selective_scan_2d``, without the route table."""
-        width = self.dt_rank + 2 * self.d_state
-        scale = self.dt_rank**-0.5
-        tensors = {
-            "x": torch.randn(self.batch, self.length, self.channels).to(dtype),
-            "x_dbl": torch.randn(self.batch, self.length, self.routes, width).to(dtype),
-            "A": -torch.rand(self.routes * self.channels, self.d_state) * self.d_state,
-            "dt_weight": scale * torch.randn(self.routes, self.channels, self.dt_rank),
-            "dt_bias": torch.randn(self.routes, self.channels) - 4.5,
-            "D": torch.randn(self.routes * self.channels),
-        }
-        return {name: t.to(device) for name, t in tensors.items()}
-
-    def floor_1d_ms(self, itemsize: int, out_itemsize: int, backward: bool) -> float:
-        """Time that an H200 needs at least: the larger of memory traffic and exponentials.
-
-        The backward pass reads the inputs and the output's gradient and writes every input's
-        gradient, and recomputes the exponentials.
-        """
-        steps = self.batch * self.routes * self.channels * self.length
-        maps = 2 * self.batch * self.routes * self.d_state * self.length * itemsize
-        forward = steps * (2 * itemsize + out_itemsize) + maps
-        traffic = forward + (steps * 2 * itemsize + maps + forward if backward else 0)
-        special = steps * (self.d_state + 2) * (2 if backward else 1)
-        return 1e3 * max(traffic / H200_BANDWIDTH, special / H200_SPECIAL)
+H200 = dict(bandwidth=4.3e12, special=132 * 16 * 1.98e9)
 
 
 def stages(name: str, batch: int, size: tuple[int, int], widths, d_state: int) -> list[Scan]:

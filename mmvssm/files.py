@@ -14,6 +14,16 @@ Progress = Callable[[int, int], object]
 _CHUNK = 2**22
 
 
+def home() -> Path:
+    """Return the folder of what is kept: ``MMVSSM_HOME``, else ``mmvssm`` in torch.hub's folder."""
+    named = os.environ.get("MMVSSM_HOME")
+    if named:
+        return Path(named).expanduser().absolute()
+    import torch  # not needed by those who only write a file
+
+    return Path(torch.hub.get_dir(), "mmvssm")
+
+
 @contextmanager
 def temporary_sibling(path: str | Path) -> Iterator[Path]:
     """Name a temporary file in the folder of ``path``, with the same suffix.

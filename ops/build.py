@@ -4,7 +4,10 @@ Environment variables:
 
 * ``MMVSSM_WITH_OPS=0``: no native code; the package runs on its PyTorch path.
 * ``FORCE_CUDA=1``: compile the CUDA kernels although no GPU is visible (needs nvcc).
-* ``TORCH_CUDA_ARCH_LIST``: CUDA architectures, ``8.0 8.6 8.9 9.0+PTX`` if unset and no GPU is seen.
+* ``TORCH_CUDA_ARCH_LIST``: CUDA architectures; unset, those of the GPUs that are seen, and without
+  any 7.5 to 12.0, as far as the toolkit goes, with PTX of the last.
+* ``CUDA_HOME`` or ``CUDA_PATH``: root of the toolkit; unset, that of ``nvcc`` on the path, else
+  ``/usr/local/cuda``.
 * ``MAX_JOBS``: compilers to run side by side.
 * ``MMVSSM_SANITIZE=1``: CPU kernels that end the process at a wrong access to memory or undefined
   behaviour, by GCC's sanitizers; Python needs their library preloaded (``make sanitize``).
@@ -21,7 +24,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "ops" / "csrc"
-RELEASE_ARCHITECTURES = "8.0 8.6 8.9 9.0+PTX"
+USUAL_TOOLKIT = Path("/usr/local/cuda")
+RELEASE_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+# What was built and why not more, for the end of the build.
+REPORT: list[str] = []
 # GCC takes its own AVX-512 header for uninitialised memory, and remarks on an internal ABI.
 CXX_FLAGS = ["-O3", "-fopenmp", "-Wno-psabi", "-Wno-maybe-uninitialized"]
 # vptr looks for type information that torch's libraries do not export
@@ -45,20 +51,25 @@ def extensions() -> list:
     sanitizers = SANITIZERS if _is_on("MMVSSM_SANITIZE", "0") else []
     flags = {"cxx": [*CXX_FLAGS, *(["-O1", "-g1", *sanitizers] if sanitizers else [])]}
     macros = []
-    with_cuda = not sanitizers and _prepare_cuda()
-    if with_cuda:
+    architectures, note = (None, "") if sanitizers else _prepare_cuda()
+    if architectures:
         sources += [*SOURCES.glob("cuda/*.cu"), *SOURCES.glob("cuda/*.cpp")]
         flags["nvcc"] = ["-O3"]
-        architectures = os.environ["TORCH_CUDA_ARCH_LIST"]
+        if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
+            # Own flags: torch knows fewer architectures than a newer toolkit.
+            flags["nvcc"] += _flags_of(architectures)
         macros += [
             ("MMVSSM_WITH_CUDA", None),
             ("MMVSSM_CUDA_ARCHITECTURES", f'"{architectures}"'),
         ]
+    macros.append(("MMVSSM_BUILD_NOTE", f'"{note}"'))
 
     from torch.utils.cpp_extension import CppExtension, CUDAExtension
 
-    print(f"mmvssm: building native ops for cpu{' and cuda' if with_cuda else ''}")
-    extension = CUDAExtension if with_cuda else CppExtension
+    built = f"cpu and cuda ({architectures})" if architectures else "cpu, and none for cuda"
+    REPORT.append(f"mmvssm: native ops for {built}" + (f": {note}" if note else ""))
+    print(REPORT[-1].replace("native", "building native"))
+    extension = CUDAExtension if architectures else CppExtension
     return [
         extension(
             name="mmvssm._vssm_ext",
@@ -78,7 +89,14 @@ def cmdclass() -> dict:
         return {}
     from torch.utils.cpp_extension import BuildExtension
 
-    return {"build_ext": BuildExtension}
+    class ReportingBuild(BuildExtension):
+        """Says in the end what was built, and why not more."""
+
+        def run(self) -> None:
+            super().run()
+            print("\n".join(REPORT))
+
+    return {"build_ext": ReportingBuild}
 
 
 def _is_on(variable: str, default: str) -> bool:
@@ -113,35 +131,77 @@ def _mmcv_headers() -> Path:
     )
 
 
-def _prepare_cuda() -> bool:
-    """Whether to build CUDA kernels; points CUDA_HOME and the architecture list where needed."""
+def _prepare_cuda() -> tuple[str, str]:
+    """Which CUDA architectures to build for; points CUDA_HOME where needed.
+
+    Returns:
+        The architectures as ``'8.0 9.0+PTX'``, empty for none, and why there are not more.
+
+    Raises:
+        RuntimeError: If ``FORCE_CUDA=1`` cannot be followed.
+    """
     import torch
 
     forced = os.environ.get("FORCE_CUDA", "0") == "1"
-    if not (forced or torch.cuda.is_available()):
-        return False
+    seen = torch.cuda.is_available()
     home, reason = cuda_toolkit()
+    if home is None and forced:
+        raise RuntimeError(f"FORCE_CUDA=1, but {reason}")
+    if not (forced or seen):
+        return "", "torch saw no GPU, and FORCE_CUDA=1 was not set"
     if home is None:
-        if forced:
-            raise RuntimeError(f"FORCE_CUDA=1, but {reason}")
-        print(f"mmvssm: a GPU is visible, but {reason}: building CPU kernels only")
-        return False
+        return "", reason
     # torch.utils.cpp_extension reads it when it is first imported.
     os.environ["CUDA_HOME"] = str(home)
-    if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
-        os.environ["TORCH_CUDA_ARCH_LIST"] = _visible_architectures() or RELEASE_ARCHITECTURES
-    return True
+    given = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    if given:
+        return given, ""
+    wanted = _visible_architectures() if seen else list(RELEASE_ARCHITECTURES)
+    known = _architectures_of(home / "bin" / "nvcc")
+    fitting = [name for name in wanted if name in known]
+    missing = [name for name in wanted if name not in known]
+    note = f"not for {' '.join(missing)}: nvcc in {home} does not know them" if missing else ""
+    if not seen or any(_number(name) > _number(known[-1]) for name in missing):
+        # PTX of the last one lets later GPUs run it, too.
+        fitting = list(dict.fromkeys([*fitting, *([] if fitting else known[-1:])]))
+        fitting[-1] += "+PTX"
+    if not fitting:
+        return "", note
+    return " ".join(fitting), note
 
 
-def _visible_architectures() -> str:
+def _number(architecture: str) -> int:
+    return int(architecture.replace(".", ""))
+
+
+def _visible_architectures() -> list[str]:
     import torch
 
     found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
-    return " ".join(f"{major}.{minor}" for major, minor in sorted(found))
+    return [f"{major}.{minor}" for major, minor in sorted(found)]
+
+
+def _architectures_of(nvcc: Path) -> list[str]:
+    """Architectures that a compiler knows, as ``['7.5', '8.0', ...]``."""
+    numbers = {int(n) for n in re.findall(r"\bsm_(\d+)\b", _run(nvcc, "--list-gpu-code"))}
+    return [f"{number // 10}.{number % 10}" for number in sorted(numbers)]
+
+
+def _flags_of(architectures: str) -> list[str]:
+    """Flags of nvcc for ``'8.0 9.0+PTX'``."""
+    flags = []
+    for name in architectures.split():
+        number = _number(name.removesuffix("+PTX"))
+        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if name.endswith("+PTX"):
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return flags
 
 
 def cuda_toolkit() -> tuple[Path | None, str]:
     """The CUDA toolkit to compile with, also for mmcv's build.
+
+    Looks where torch does: ``CUDA_HOME``, ``CUDA_PATH``, ``nvcc`` on the path, ``/usr/local/cuda``.
 
     Returns:
         Its root and ``''``; or None and the reason, if nvcc is missing or torch cannot use it:
@@ -151,21 +211,28 @@ def cuda_toolkit() -> tuple[Path | None, str]:
 
     if torch.version.cuda is None:
         return None, "torch is a build without CUDA"
-    home = os.environ.get("CUDA_HOME")
-    nvcc = os.path.join(home, "bin", "nvcc") if home else shutil.which("nvcc")
-    if nvcc is None or not os.path.exists(nvcc):
-        return None, "nvcc was not found"
-    # nvcc may be a wrapper script far from its toolkit: ask it.
-    plan = _run(nvcc, "--dryrun", "-E", "-x", "cu", os.devnull)
-    top = re.search(r"^#\$ TOP=(.+)$", plan, re.MULTILINE)
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    on_path = shutil.which("nvcc")
+    if home:
+        nvcc = Path(home, "bin", "nvcc")
+    else:
+        nvcc = Path(on_path) if on_path else USUAL_TOOLKIT / "bin" / "nvcc"
+    if not nvcc.exists():
+        named = (
+            f"{home} has no bin/nvcc" if home else f"nvcc is not on the path or in {nvcc.parent}"
+        )
+        return None, named
     release = re.search(r"release (\d+)", _run(nvcc, "-V"))
-    if top is None or release is None:
+    if release is None:
         return None, f"{nvcc} does not run"
     if release[1] != torch.version.cuda.split(".")[0]:
         return None, f"nvcc is of CUDA {release[1]} and torch of CUDA {torch.version.cuda}"
-    return Path(top[1].strip()).resolve(), ""
+    # nvcc may be a wrapper script far from its toolkit: ask it. Debian's does not say; there the
+    # headers lie where the system's do.
+    top = re.search(r"^#\$ TOP=(.+)$", _run(nvcc, "--dryrun", "-E", "-x", "cu", os.devnull), re.M)
+    return (Path(top[1].strip()).resolve() if top else nvcc.parent.parent), ""
 
 
-def _run(*command: str) -> str:
+def _run(*command: str | Path) -> str:
     done = subprocess.run(command, capture_output=True, text=True)
     return done.stdout + done.stderr

@@ -6,6 +6,8 @@ file is downloaded once, converted without running code in it, held against its 
 
 # ruff: noqa: F401  the names are for others
 
+from mmvssm.files import home
+
 from .address import Address, released_files
 from .loading import load_weights, read_weights_file
-from .store import ReleasedFileError, fetch, home
+from .store import ReleasedFileError, fetch

@@ -10,14 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
 from mmvssm.checkpoint import Converted, convert, read_checkpoint, write_checkpoint
-from mmvssm.files import temporary_sibling
+from mmvssm.files import home, temporary_sibling
 from mmvssm.progress import byte_bar
 from mmvssm.version import __version__
 
@@ -31,12 +30,6 @@ _PATIENCE = 3.0
 
 class ReleasedFileError(RuntimeError):
     """Weights cannot be had; the message is one sentence that says why, and what to do."""
-
-
-def home() -> Path:
-    """Return the folder of all files: ``MMVSSM_HOME``, else ``mmvssm`` in torch.hub's folder."""
-    named = os.environ.get("MMVSSM_HOME")
-    return Path(named).expanduser().absolute() if named else Path(torch.hub.get_dir(), "mmvssm")
 
 
 def _mirrored(url: str) -> str:

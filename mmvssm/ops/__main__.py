@@ -1,8 +1,13 @@
-"""``python -m mmvssm.ops``: print what is built and check it with one small scan."""
+"""``python -m mmvssm.ops``: print what is built and what runs, and check it.
+
+Without options one small scan is checked, on each kind of device.
+"""
 
 from __future__ import annotations
 
+import argparse
 import sys
+from pathlib import Path
 
 import torch
 
@@ -35,7 +40,28 @@ def check(device: str) -> float:
 
 
 def main() -> int:
-    """Print the facts and the check; the exit status is 1 if the check fails."""
+    """Print the facts and the check; the exit status is 1 if a check fails."""
+    parser = argparse.ArgumentParser(prog="python -m mmvssm.ops", description=__doc__)
+    parser.add_argument(
+        "--self-test",
+        action="store_true",
+        help="check every kernel path on awkward shapes and time it: about two minutes on a GPU;"
+        " prints tables and writes a JSON file to send in",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("mmvssm-self-test.json"),
+        metavar="FILE",
+        help="the file that --self-test writes (default: %(default)s)",
+    )
+    args = parser.parse_args()
+    if args.self_test:
+        from .self_test import self_test
+
+        if not args.out.absolute().parent.is_dir():
+            parser.error(f"--out: there is no folder {str(args.out.absolute().parent)!r}")
+        return 0 if self_test(args.out) else 1
     for name, value in info().items():
         print(f"{name + ':':26}{value}")
     passed = True

@@ -1,18 +1,21 @@
-"""Which implementation runs: the compiled kernels of a device, or PyTorch."""
+"""Which implementation runs: kernels for the tensors' device, or PyTorch."""
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .extension import DEVICES
+from . import nvrtc
+from .extension import DEVICES, EXTENSION
 
-BACKENDS = ("auto", "cuda", "cpu", "torch")
+BACKENDS = ("auto", "cuda", "nvrtc", "cpu", "torch")
 _GRAPH = "graph"
 _TRANSFORMED = "torch.func and forward-mode derivatives go through the PyTorch definition alone"
 
@@ -23,15 +26,17 @@ _warned: set[str] = set()
 class backend:
     """Choose the implementation of the ops, for good or for a ``with`` block.
 
-    ``'auto'`` takes the compiled kernel of the tensors' device, and PyTorch with one warning where
-    there is none; ``'cuda'`` and ``'cpu'`` insist on that kernel; ``'torch'`` is the PyTorch path.
+    ``'auto'`` takes the compiled kernel of the tensors' device; on a GPU that none was compiled
+    for, the same kernel compiled by NVRTC when it is first called; and PyTorch with one warning
+    where there is neither. ``'cuda'`` and ``'cpu'`` insist on the compiled kernel, ``'nvrtc'`` on
+    the other; ``'torch'`` is the PyTorch path.
 
     Args:
-        name: One of ``'auto'``, ``'cuda'``, ``'cpu'``, ``'torch'``.
+        name: One of ``'auto'``, ``'cuda'``, ``'nvrtc'``, ``'cpu'``, ``'torch'``.
 
     Raises:
         ValueError: For another name.
-        RuntimeError: If ``'cuda'`` or ``'cpu'`` is asked for and was not built.
+        RuntimeError: If kernels are asked for that are not to be had.
 
     Example:
         >>> backend('torch')            # from here on
@@ -45,6 +50,11 @@ class backend:
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
         if name in ("cpu", "cuda") and name not in built_devices():
             raise RuntimeError(f"backend {name!r} is not built: {missing_reason(name)}")
+        if name == "nvrtc":
+            reason = _nvrtc_missing(0)
+            if reason:
+                raise RuntimeError(f"backend 'nvrtc' cannot run: {reason}")
+            _register_nvrtc()
         self.previous, self.name = _choice, name
         _choice = name
 
@@ -86,36 +96,115 @@ def missing_reason(device: str) -> str:
         )
     if device == "cuda":
         return (
-            "mmvssm was compiled without CUDA kernels; install a CUDA toolkit with nvcc and run"
-            " 'FORCE_CUDA=1 pip install --no-build-isolation .' in its repository"
+            f"mmvssm was compiled without CUDA kernels ({EXTENSION.build_note()}); install the CUDA"
+            " toolkit of torch's version and run 'FORCE_CUDA=1 pip install --no-build-isolation .'"
+            " in its repository"
         )
     return f"there is no kernel for {device} tensors"
+
+
+def gpu_kernels(index: int) -> tuple[str, str]:
+    """Which kernels ``'auto'`` takes on a GPU.
+
+    Args:
+        index: Its number, as torch counts.
+
+    Returns:
+        ``'cuda'``, ``'nvrtc'`` or ``'torch'``, and why not the ones before.
+    """
+    reason = compiled_missing(index)
+    if not reason:
+        return "cuda", ""
+    other_reason = _nvrtc_missing(index)
+    if other_reason:
+        return "torch", f"{reason}; and NVRTC cannot compile them now: {other_reason}"
+    return "nvrtc", reason
+
+
+@cache
+def compiled_missing(index: int) -> str:
+    """Why the compiled CUDA kernels cannot run on a GPU; empty if they can."""
+    if "cuda" not in built_devices():
+        return missing_reason("cuda")
+    capability = torch.cuda.get_device_capability(index)
+    built = EXTENSION.cuda_architectures()
+    if covers(built, capability):
+        return ""
+    wanted = "{}.{}".format(*capability)
+    return (
+        f"mmvssm's CUDA kernels were compiled for {built}, and this GPU is {wanted}; build them"
+        f" with TORCH_CUDA_ARCH_LIST={wanted}"
+    )
+
+
+def covers(architectures: str, capability: tuple[int, int]) -> bool:
+    """Whether code for ``'8.0 9.0+PTX'`` runs on a GPU of a compute capability."""
+    for major, minor, ptx in re.findall(r"(\d+)\.(\d+)[af]?(\+PTX)?", architectures):
+        built = (int(major), int(minor))
+        # Machine code runs on later devices of its major version, PTX on all later ones.
+        if built <= capability and (ptx or built[0] == capability[0]):
+            return True
+    return False
+
+
+@cache
+def _nvrtc_missing(index: int) -> str:
+    if not torch.cuda.is_available():
+        return "torch sees no GPU"
+    return nvrtc.missing_reason(index)
+
+
+def _serves_nvrtc(device: torch.device) -> bool:
+    """Whether a call of the registered ops on a GPU runs what NVRTC compiled."""
+    return _choice == "nvrtc" or (
+        _choice != "cuda" and gpu_kernels(device.index or 0)[0] == "nvrtc"
+    )
+
+
+def _register_nvrtc() -> None:
+    compiled = {}
+    if "cuda" in built_devices():
+        compiled = {
+            "selective_scan": EXTENSION.selective_scan_forward,
+            "selective_scan_backward": EXTENSION.selective_scan_backward,
+            "selective_scan_2d": EXTENSION.selective_scan_2d_forward,
+            "selective_scan_2d_backward": EXTENSION.selective_scan_2d_backward,
+        }
+    nvrtc.register(_serves_nvrtc, compiled)
 
 
 def resolve(tensor: Tensor) -> str:
     """``'native'`` or ``'torch'`` for a call on ``tensor``; warns once per reason of a fallback."""
     device = tensor.device.type
+    on_gpu = device == "cuda"
     if _choice == "torch":
         return "torch"
     if _choice == _GRAPH:
         return "native"
     transformed = is_transformed()
-    if _choice in ("cpu", "cuda"):
+    if _choice in ("cpu", "cuda", "nvrtc"):
         if transformed:
             raise RuntimeError(
                 f"backend {_choice!r} was chosen, but {_TRANSFORMED}: choose 'auto' or 'torch'"
             )
-        if device not in (_choice, "meta"):
+        wanted = "cpu" if _choice == "cpu" else "cuda"
+        if device not in (wanted, "meta"):
             raise ValueError(f"backend {_choice!r} was chosen, but the tensors lie on {device!r}")
-        if _unsupported(tensor):
+        if on_gpu and tensor.dtype == torch.float64:
             raise TypeError("the cuda kernels take float32, float16 or bfloat16, got float64")
         return "native"
     if transformed:
         reason = _TRANSFORMED
-    elif device == "meta" or (device in built_devices() and not _unsupported(tensor)):
+    elif device == "meta":
         return "native"
-    elif device in built_devices():
+    elif on_gpu and tensor.dtype == torch.float64:
         reason = "the cuda kernels do not take float64"
+    elif on_gpu:
+        kernels, reason = _gpu_kernels_when_traced(tensor.device.index or 0)
+        if kernels != "torch":
+            return "native"
+    elif device in built_devices():
+        return "native"
     else:
         reason = missing_reason(device)
     if reason not in _warned and not tracing():
@@ -124,8 +213,19 @@ def resolve(tensor: Tensor) -> str:
     return "torch"
 
 
-def _unsupported(tensor: Tensor) -> bool:
-    return tensor.device.type == "cuda" and tensor.dtype == torch.float64
+def _gpu_kernels_for_call(index: int) -> tuple[str, str]:
+    """As :func:`gpu_kernels`; what NVRTC compiled is registered."""
+    kernels = gpu_kernels(index)
+    if kernels[0] == "nvrtc":
+        _register_nvrtc()
+    return kernels
+
+
+if "cuda" not in built_devices():  # for those who call the registered ops themselves, too
+    _register_nvrtc()
+
+# torch.compile asks once and takes the answer for a constant.
+_gpu_kernels_when_traced = torch.compiler.assume_constant_result(_gpu_kernels_for_call)
 
 
 def is_transformed() -> bool:

@@ -84,7 +84,8 @@ def _empty_states(x: Tensor, routes: int, channels: int, d_state: int, length: i
     return x.new_empty(shape, dtype=compute_dtype(x.dtype))
 
 
-def _scan_meta(*args):
+def scan_results(*args):
+    """Results of ``selective_scan``, unfilled."""
     a = SimpleNamespace(**SCAN.bind(args))
     routes, channels, d_state = a.B.shape[1], a.u.shape[1] // a.B.shape[1], a.A.shape[1]
     last_state = a.u.new_empty((a.u.shape[0], *a.A.shape), dtype=compute_dtype(a.u.dtype))
@@ -92,7 +93,8 @@ def _scan_meta(*args):
     return torch.empty_like(a.u, dtype=a.out_dtype or a.u.dtype), last_state, states
 
 
-def _scan_2d_meta(*args):
+def scan_2d_results(*args):
+    """Results of ``selective_scan_2d``, unfilled."""
     a = SimpleNamespace(**SCAN_2D.bind(args))
     num_routes, channels, _ = a.dt_weight.shape
     rows = (channels,) if a.merge else (num_routes, channels)
@@ -101,8 +103,8 @@ def _scan_2d_meta(*args):
     return y, _empty_states(a.x, num_routes, channels, d_state, length, a.save_states)
 
 
-def _backward_meta(op: _Op):
-    """Every gradient is like its argument, and empty where that is None."""
+def gradient_results(op: _Op):
+    """Results of a backward op, unfilled: each is like its argument, empty where that is None."""
 
     def run(*args):
         values = op.bind(args)
@@ -262,14 +264,14 @@ def _autocast(op: _Op, key: str, activations: Sequence[str], parameters: Sequenc
 
 _CASTS = ("u", "delta", "B", "C"), ("A", "D", "delta_bias")
 _CASTS_2D = ("x", "x_dbl"), ("A", "dt_weight", "dt_bias", "D")
-for _op, _backward, _meta, _casts in (
-    (SCAN, SCAN_BACKWARD, _scan_meta, _CASTS),
-    (SCAN_2D, SCAN_2D_BACKWARD, _scan_2d_meta, _CASTS_2D),
-    (SCAN_TORCH, SCAN_BACKWARD_TORCH, _without_states(_scan_meta), _CASTS),
-    (SCAN_2D_TORCH, SCAN_2D_BACKWARD_TORCH, _without_states(_scan_2d_meta), _CASTS_2D),
+for _op, _backward, _results, _casts in (
+    (SCAN, SCAN_BACKWARD, scan_results, _CASTS),
+    (SCAN_2D, SCAN_2D_BACKWARD, scan_2d_results, _CASTS_2D),
+    (SCAN_TORCH, SCAN_BACKWARD_TORCH, _without_states(scan_results), _CASTS),
+    (SCAN_2D_TORCH, SCAN_2D_BACKWARD_TORCH, _without_states(scan_2d_results), _CASTS_2D),
 ):
-    _library.impl(_op.name, _meta, "Meta")
-    _library.impl(_backward.name, _backward_meta(_backward), "Meta")
+    _library.impl(_op.name, _results, "Meta")
+    _library.impl(_backward.name, gradient_results(_backward), "Meta")
     _library.impl(_op.name, _autograd(_op, _backward), "Autograd")
     for _key in ("AutocastCPU", "AutocastCUDA"):
         _library.impl(_op.name, _autocast(_op, _key, *_casts), _key)

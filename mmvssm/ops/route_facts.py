@@ -31,3 +31,12 @@ class RouteFacts(enum.IntFlag):
     """Both tables are the same, and no pixel belongs to two routes."""
     UNION_GAPS = 64
     """Some output row is written by no route at all."""
+
+    @classmethod
+    def reliable(cls, given: int) -> int:
+        """What kernels may rely on: the worst of tables that nobody vouches for."""
+        if given & cls.CHECKED:
+            return given
+        return int(
+            cls.READ_REPEATS | cls.READ_GAPS | cls.OUT_REPEATS | cls.OUT_GAPS | cls.UNION_GAPS
+        )

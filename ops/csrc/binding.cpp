@@ -25,6 +25,9 @@ std::string cuda_architectures() {
 #endif
 }
 
+// Why the build holds no more than it does; empty where it holds all.
+std::string build_note() { return MMVSSM_BUILD_NOTE; }
+
 void register_kernels(torch::Library& m) {
   m.impl("selective_scan", &mmvssm::selective_scan_forward);
   m.impl("selective_scan_backward", &mmvssm::selective_scan_backward);
@@ -51,4 +54,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         "Instruction sets this processor can run.");
   m.def("cuda_architectures", &cuda_architectures,
         "CUDA architectures compiled for.");
+  m.def("build_note", &build_note, "Why no more was built.");
 }

@@ -1,13 +1,17 @@
 """The choice of implementation, what is reported of it, and mmcv's doors to the ops."""
 
 import os
+import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from mmvssm import ops
+
+backend_module = sys.modules["mmvssm.ops.backend"]
 
 native = pytest.mark.skipif("cpu" not in ops.built_devices(), reason="no compiled kernels")
 
@@ -57,7 +61,7 @@ def test_context_manager_restores_after_an_error():
 
 
 def test_unknown_backend():
-    with pytest.raises(ValueError, match="one of auto, cuda, cpu, torch, got 'triton'"):
+    with pytest.raises(ValueError, match="one of auto, cuda, nvrtc, cpu, torch, got 'triton'"):
         ops.backend("triton")
 
 
@@ -78,6 +82,97 @@ def test_backend_that_is_not_built():
     with pytest.raises(RuntimeError, match=r"backend 'cuda' is not built: .*no-build-isolation"):
         ops.backend("cuda")
     assert ops.current_backend() == "auto"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_nvrtc_without_a_gpu():
+    with pytest.raises(RuntimeError, match="backend 'nvrtc' cannot run: torch sees no GPU"):
+        ops.backend("nvrtc")
+    assert ops.current_backend() == "auto"
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "runs"),
+    [
+        ("8.0 9.0", (9, 0), True),
+        ("8.0 9.0", (8, 9), True),
+        ("8.6 9.0", (8, 0), False),
+        ("8.0 9.0", (7, 5), False),
+        ("8.0 9.0", (12, 0), False),
+        ("8.0 9.0+PTX", (12, 0), True),
+        ("9.0a 10.0f", (9, 0), True),
+        ("", (9, 0), False),
+    ],
+)
+def test_gpus_that_compiled_kernels_run_on(architectures, capability, runs):
+    assert backend_module.covers(architectures, capability) == runs
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU of capability 9.0 that torch sees; a function says which kernels there are."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *a: (9, 0))
+    caches = (backend_module.compiled_missing, backend_module._nvrtc_missing)
+
+    def choose(built, nvrtc_reason):
+        extension = SimpleNamespace(
+            cuda_architectures=lambda: built or "",
+            build_note=lambda: "nvcc was not found",
+            cpu_capability=lambda: "avx2",
+            cpu_variants=lambda: "avx2",
+            __file__="ext.so",
+            **{f"selective_scan{form}_{way}": None
+               for form in ("", "_2d") for way in ("forward", "backward")},
+        )  # fmt: skip
+        devices = ("cpu", "cuda") if built is not None else ("cpu",)
+        for module in (backend_module, sys.modules["mmvssm.ops.info"]):
+            monkeypatch.setattr(module, "EXTENSION", extension)
+        monkeypatch.setattr(backend_module, "DEVICES", devices)
+        monkeypatch.setattr(backend_module.nvrtc, "missing_reason", lambda index: nvrtc_reason)
+        monkeypatch.setattr(backend_module.nvrtc, "register", lambda *a: None)
+        for function in caches:
+            function.cache_clear()
+
+    yield choose
+    for function in caches:
+        function.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("built", "nvrtc_reason", "runs", "why"),
+    [
+        ("8.0 9.0", "", "cuda", ""),
+        (None, "", "nvrtc", r"compiled without CUDA kernels \(nvcc was not found\)"),
+        ("8.0 12.0", "", "nvrtc", "compiled for 8.0 12.0, and this GPU is 9.0; build them with"),
+        (None, "NVRTC does not load", "torch", "cannot compile them now: NVRTC does not load"),
+    ],
+)
+def test_kernels_of_a_gpu(gpu, built, nvrtc_reason, runs, why):
+    gpu(built, nvrtc_reason)
+    chosen, reason = backend_module.gpu_kernels(0)
+    assert chosen == runs
+    assert re.search(why, reason)
+    words = ops.info()["runs for cuda:0 tensors"]
+    assert re.match(
+        {"cuda": "compiled CUDA", "nvrtc": "CUDA kernels that NVRTC"}.get(runs, "PyTorch"), words
+    )
+    assert bool(reason) == (", because " in words)
+    tensor = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float32)
+    if runs == "torch":
+        with pytest.warns(UserWarning, match="slower PyTorch scan: .*NVRTC does not load"):
+            assert backend_module.resolve(tensor) == "torch"
+    else:
+        assert backend_module.resolve(tensor) == "native"
+    assert backend_module._serves_nvrtc(tensor.device) == (runs == "nvrtc")
+    if not nvrtc_reason:
+        with ops.backend("nvrtc"):
+            assert backend_module._serves_nvrtc(tensor.device)
+            tensor.dtype = torch.float64
+            with pytest.raises(TypeError, match="got float64"):
+                backend_module.resolve(tensor)
 
 
 def test_without_extension_warns_once_and_computes():

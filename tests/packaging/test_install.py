@@ -9,7 +9,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
+ROOT = Path(__file__).resolve().parents[2]
 # Runs as a stock script would: MMEngine only, mmvssm not imported first.
 LOAD = """
 import json, sys
@@ -133,8 +135,26 @@ def test_wheel_holds_package_and_shared_files_only(wheel):
                    "tools/dist_train.sh", "model-index.yml"):  # fmt: skip
         assert f"mmvssm/.mim/{shared}" in names
     assert "mmvssm/py.typed" in names
+    # what NVRTC compiles, and no more of the native code
+    sources = {name.removeprefix("mmvssm/ops/csrc/") for name in names if "/csrc/" in name}
+    folder = ROOT / "ops" / "csrc"
+    wanted = [*folder.glob("c[ou]*/*.h"), *folder.glob("cuda/*.cuh"), *folder.glob("nvrtc/*")]
+    wanted = {path.relative_to(folder).as_posix() for path in wanted}
+    wanted |= {f"cuda/scan{form}_host.cpp" for form in ("", "_1d", "_2d")}
+    assert sources == wanted
     # its code is part of the tests
     assert "mmvssm/.mim/tools/verify_golden.py" not in names
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="torch is without CUDA")
+def test_installed_sources_compile(python, output, tmp_path):
+    """NVRTC finds them in the package, wherever that is."""
+    code = """
+from mmvssm.ops.nvrtc.compiler import find_compiler
+program = '#include "cuda/collect.cuh"'
+print(*find_compiler().compile(program, "sm_90", "mmvssm::cuda::sum_slots_kernel<float, 4, 1>")[:1])
+"""
+    assert "sum_slots_kernel" in output(python, "-W", "ignore", "-c", code, cwd=tmp_path)
 
 
 def test_lost_links_are_mended(sources, output, tmp_path):
@@ -146,10 +166,12 @@ def test_lost_links_are_mended(sources, output, tmp_path):
         (folder / name).unlink()
         (folder / name).write_text(f"../../{name}")
     (folder / "tools").unlink()
+    (copy / "mmvssm" / "ops" / "csrc").unlink()
     output(sys.executable, "setup.py", "--version", cwd=copy, MMVSSM_WITH_OPS="0")
     assert (folder / "configs" / DEMO).samefile(copy / "configs" / DEMO)
     assert (folder / "model-index.yml").samefile(copy / "model-index.yml")
     assert (folder / "tools" / "train.py").is_file()
+    assert (copy / "mmvssm" / "ops" / "csrc" / "cuda" / "device.cuh").is_file()
 
 
 def test_without_ops_pytorch_runs(wheel_python, output, tmp_path):

@@ -1,0 +1,171 @@
+"""NVRTC, CUDA's compiler at run time: found as torch finds it, called through ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import sys
+from ctypes import byref, c_char_p, c_int, c_size_t, c_void_p
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from .sources import headers
+
+#: Every function of the sources is device code: NVRTC takes nothing else.
+OPTIONS = ("--std=c++17", "--device-as-default-execution-space", "--define-macro=MMVSSM_PLAN")
+
+
+class NvrtcError(RuntimeError):
+    """NVRTC is missing, or refuses what it is given."""
+
+
+def library_files(cuda: str) -> list[Path]:
+    """Where NVRTC for a version of CUDA may be, the best first: torch's wheels, then toolkits.
+
+    Args:
+        cuda: Version that torch was built for, as ``torch.version.cuda``.
+
+    Returns:
+        Files that exist, and last a bare name, which the system's loader may know.
+    """
+    major = cuda.split(".")[0]
+    number = "11.2" if major == "11" else major  # one name from CUDA 11.2 on
+    places = [
+        Path(entry, "nvidia", folder, "lib")
+        for entry in sys.path
+        for folder in (f"cu{major}", "cuda_nvrtc")
+    ]
+    places.append(Path(torch.__file__).parent / "lib")
+    for variable in ("CUDA_HOME", "CUDA_PATH"):
+        if variable in os.environ:
+            places.append(Path(os.environ[variable], "lib64"))
+    found = [file for place in places for file in sorted(place.glob(f"libnvrtc*.so.{number}"))]
+    # torch's wheels for CUDA 11 put some digits into the name.
+    found = [file for file in found if re.match(r"libnvrtc(-[0-9a-f]+)?\.so", file.name)]
+    return [*found, Path(f"libnvrtc.so.{number}")]
+
+
+class Compiler:
+    """One NVRTC.
+
+    Args:
+        file: The library; a bare name is looked for as the system's loader does.
+
+    Raises:
+        NvrtcError: If it does not load.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        try:
+            # NVRTC looks for this by name only: it must be loaded already.
+            for builtins in sorted(file.parent.glob("libnvrtc-builtins*.so*")):
+                if ".alt." not in builtins.name:
+                    ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)
+            self._library = ctypes.CDLL(str(file))
+        except OSError as error:
+            raise NvrtcError(f"NVRTC does not load ({error})") from None
+        self._library.nvrtcGetErrorString.restype = c_char_p
+        major, minor, count = c_int(), c_int(), c_int()
+        self._call("nvrtcVersion", byref(major), byref(minor))
+        self.version = f"{major.value}.{minor.value}"
+        self._call("nvrtcGetNumSupportedArchs", byref(count))
+        supported = (c_int * count.value)()
+        self._call("nvrtcGetSupportedArchs", supported)
+        #: Architectures as 75, 80, ..., ascending.
+        self.architectures = sorted(supported)
+
+    def target(self, capability: int) -> str:
+        """What to compile for a device: its own machine code, or what its driver can translate.
+
+        Args:
+            capability: Compute capability as 90 for 9.0.
+
+        Returns:
+            ``'sm_90'``, or ``'compute_90'`` for a device newer than this NVRTC.
+
+        Raises:
+            NvrtcError: If the device is older than all that this NVRTC compiles for.
+        """
+        known = [number for number in self.architectures if number <= capability]
+        if not known:
+            raise NvrtcError(
+                f"NVRTC {self.version} compiles for sm_{self.architectures[0]} and newer,"
+                f" and this GPU is sm_{capability}"
+            )
+        # Machine code runs on later devices of the same major version.
+        kind = "sm" if known[-1] // 10 == capability // 10 else "compute"
+        return f"{kind}_{known[-1]}"
+
+    def compile(self, source: str, target: str, kernel: str) -> tuple[str, bytes]:
+        """Compile one kernel.
+
+        Args:
+            source: Text of the program, which may include :func:`~.sources.headers`.
+            target: As of :meth:`target`.
+            kernel: C++ expression that names the kernel, with its template arguments.
+
+        Returns:
+            Name of the kernel in the machine code, and the machine code, or PTX for a
+            ``compute_`` target.
+
+        Raises:
+            NvrtcError: If the program is wrong; the message holds the compiler's.
+        """
+        program = c_void_p()
+        texts = headers()
+        self._call(
+            "nvrtcCreateProgram",
+            byref(program),
+            source.encode(),
+            b"mmvssm.cu",
+            len(texts),
+            _strings(texts.values()),
+            _strings(texts),
+        )
+        try:
+            self._call("nvrtcAddNameExpression", program, kernel.encode())
+            options = (f"--gpu-architecture={target}", *OPTIONS)
+            status = self._library.nvrtcCompileProgram(program, len(options), _strings(options))
+            if status:
+                log = self._read(program, "nvrtcGetProgramLog").rstrip(b"\0").decode()
+                raise NvrtcError(f"NVRTC {self.version} cannot compile {kernel}:\n{log}")
+            lowered = c_char_p()
+            self._call("nvrtcGetLoweredName", program, kernel.encode(), byref(lowered))
+            kind = "nvrtcGetCUBIN" if target.startswith("sm_") else "nvrtcGetPTX"
+            return lowered.value.decode(), self._read(program, kind)
+        finally:
+            self._call("nvrtcDestroyProgram", byref(program))
+
+    def _read(self, program: c_void_p, function: str) -> bytes:
+        size = c_size_t()
+        self._call(f"{function}Size", program, byref(size))
+        buffer = ctypes.create_string_buffer(size.value)
+        self._call(function, program, buffer)
+        return buffer.raw
+
+    def _call(self, function: str, *arguments) -> None:
+        status = getattr(self._library, function)(*arguments)
+        if status:
+            words = self._library.nvrtcGetErrorString(status).decode()
+            raise NvrtcError(f"{function} of {self.file}: {words}")
+
+
+def _strings(texts):
+    encoded = [text.encode() for text in texts]
+    return (c_char_p * len(encoded))(*encoded)
+
+
+@cache
+def find_compiler() -> Compiler:
+    """Load the NVRTC of torch's CUDA.
+
+    Raises:
+        NvrtcError: If there is none.
+    """
+    if torch.version.cuda is None:
+        raise NvrtcError("torch is a build without CUDA")
+    return Compiler(library_files(torch.version.cuda)[0])

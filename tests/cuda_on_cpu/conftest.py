@@ -1,0 +1,21 @@
+"""The stand-in for CUDA's driver library, and folders for what NVRTC compiles."""
+
+import shutil
+
+import pytest
+
+from cuda_on_cpu import standin
+
+
+@pytest.fixture(scope="session")
+def standin_folder():
+    """Libraries of the stand-in; what needs them is skipped where no C++ compiler is."""
+    if shutil.which(standin.COMPILER) is None:
+        pytest.skip(f"needs the C++ compiler {standin.COMPILER}")
+    return standin.build()
+
+
+@pytest.fixture(scope="session")
+def kept_kernels(tmp_path_factory):
+    """A folder for compiled kernels that the tests of a run share."""
+    return tmp_path_factory.mktemp("kept")

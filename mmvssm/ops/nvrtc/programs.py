@@ -66,7 +66,7 @@ def _tell(compiler: Compiler, target: str, place: Path) -> None:
         _told.add(place)
         print(
             f"mmvssm: NVRTC {compiler.version} compiles the CUDA kernels that are used, for"
-            f" {target}; a few seconds each, once: they are kept in {place}",
+            f" {target}, about a second each, once: they are kept in {place}",
             file=sys.stderr,
             flush=True,
         )

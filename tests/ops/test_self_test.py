@@ -72,6 +72,12 @@ def test_wrong_results_are_seen(run, monkeypatch, capsys):
     assert "WRONG" in capsys.readouterr().out
 
 
+def test_paths_of_a_gpu(monkeypatch):
+    monkeypatch.setattr(self_test, "compiled_missing", lambda index: "not built")
+    monkeypatch.setattr(self_test.nvrtc, "missing_reason", lambda index: "")
+    assert self_test._paths("cuda") == {"cuda": "not built", "nvrtc": "", "torch": ""}
+
+
 def test_folder_must_exist(monkeypatch, capsys, tmp_path):
     out = tmp_path / "absent" / "report.json"
     monkeypatch.setattr(sys, "argv", ["ops", "--self-test", "--out", str(out)])

@@ -51,8 +51,8 @@ def compiled(compiler: Compiler, source: str, target: str, kernel: str) -> tuple
                 f"compiled kernels cannot be kept in {str(file.parent)!r} ({error.strerror}); let"
                 " MMVSSM_HOME name another folder",
             ) from None
-    name, _, code = file.read_bytes().partition(b"\n")
-    return name.decode(), code
+    entry, _, code = file.read_bytes().partition(b"\n")
+    return entry.decode(), code
 
 
 def _parts():

@@ -221,6 +221,7 @@ def _gpu() -> dict[str, object]:
     driver = nvrtc.Driver()
     clock = driver.attributes(driver.device(0))[nvrtc.CLOCK_KHZ] * 1e3
     return {
+        "device": "cuda",
         "name": properties.name,
         "capability": f"{properties.major}.{properties.minor}",
         "memory": properties.total_memory,
@@ -239,7 +240,7 @@ def _copy_bandwidth() -> float:
 
 
 def _timings(gpu: dict | None) -> Iterator[dict]:
-    device, scans = ("cuda", _GPU_SCANS) if gpu else ("cpu", _CPU_SCANS)
+    device, scans = (gpu["device"], _GPU_SCANS) if gpu else ("cpu", _CPU_SCANS)
     other = _mamba_ssm() if gpu else None
     print(
         f"\n{'scan':42}{'form':11}{'pass':10}{'path':12}{'time/us':>12}{'floor/us':>10}{'ratio':>8}"

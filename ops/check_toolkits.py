@@ -36,6 +36,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("toolkits", nargs="+", type=Path, help="an nvcc, or a folder to look in")
+    parser.add_argument(
+        "--architectures", nargs="+", type=int, help="such as 75 90 (default: all from 75 on)"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilers side by side")
     args = parser.parse_args()
     failed = 0
@@ -48,7 +51,7 @@ def main() -> int:
             (nvcc, flags, source, architecture)
             for source in sorted(SOURCES.glob("cuda/*.cu"))
             for architecture in architectures
-            if architecture >= OLDEST
+            if architecture in (args.architectures or range(OLDEST, 1000))
         ]
         with ThreadPoolExecutor(args.jobs) as pool:
             for job, words in zip(jobs, pool.map(lambda job: compile_one(*job), jobs)):

@@ -14,15 +14,15 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmvssm.files import atomic_write
 
-from . import backend as backends
 from . import nvrtc, routes
-from .backend import backend, built_devices
+from .backend import backend, built_devices, compiled_missing, missing_reason
 from .info import info
 from .problems import Scan
 from .reference import selective_scan_2d_reference, selective_scan_reference
@@ -76,7 +76,7 @@ def self_test(file: Path) -> bool:
         print("\nno GPU is visible to torch: only what runs on the CPU is tested")
     start = time.perf_counter()
     gpu = _gpu() if on_gpu else None
-    report = {
+    report: dict[str, Any] = {
         "facts": facts,
         "platform": platform.platform(),
         "gpu": gpu,
@@ -96,9 +96,9 @@ def _paths(device: str) -> dict[str, str]:
     """Backends that can run on a device, and why others cannot."""
     if device == "cpu":
         built = "cpu" in built_devices()
-        return {"cpu": "" if built else backends.missing_reason("cpu"), "torch": ""}
+        return {"cpu": "" if built else missing_reason("cpu"), "torch": ""}
     return {
-        "cuda": backends.compiled_missing(0),
+        "cuda": compiled_missing(0),
         "nvrtc": nvrtc.missing_reason(0),
         "torch": "",
     }
@@ -221,6 +221,7 @@ def _gpu() -> dict[str, object]:
     driver = nvrtc.Driver()
     clock = driver.attributes(driver.device(0))[nvrtc.CLOCK_KHZ] * 1e3
     return {
+        "device": "cuda",
         "name": properties.name,
         "capability": f"{properties.major}.{properties.minor}",
         "memory": properties.total_memory,
@@ -239,21 +240,20 @@ def _copy_bandwidth() -> float:
 
 
 def _timings(gpu: dict | None) -> Iterator[dict]:
-    device, scans = ("cuda", _GPU_SCANS) if gpu else ("cpu", _CPU_SCANS)
+    device, scans = (gpu["device"], _GPU_SCANS) if gpu else ("cpu", _CPU_SCANS)
     other = _mamba_ssm() if gpu else None
     print(
         f"\n{'scan':42}{'form':11}{'pass':10}{'path':12}{'time/us':>12}{'floor/us':>10}{'ratio':>8}"
     )
     for scan, dtype in scans:
         table = routes.route_set("cross2d", scan.height, scan.width, device=device)
-        forms = {
+        forms: dict[str, tuple[Callable, dict, Callable]] = {
             "routes": (selective_scan_2d, {"routes": table}, scan.inputs_2d),
             "sequences": (selective_scan, {"delta_softplus": True}, scan.inputs_1d),
         }
         for form, (function, options, inputs) in forms.items():
-            paths: dict[str, Callable] = {
-                path: function for path, missing in _paths(device).items() if not missing
-            }
+            able = [path for path, missing in _paths(device).items() if not missing]
+            paths = dict.fromkeys(able, function)
             if form == "sequences" and other is not None:
                 paths["mamba_ssm"] = other
             for path, run in paths.items():
@@ -266,7 +266,13 @@ def _timings(gpu: dict | None) -> Iterator[dict]:
 def _row(scan, form, dtype, name, path, value, gpu) -> dict:
     itemsize = torch.empty(0, dtype=dtype).element_size()
     words = str(dtype).removeprefix("torch.")
-    row = {"shape": scan.name, "form": form, "dtype": words, "pass": name, "path": path}
+    row: dict[str, Any] = {
+        "shape": scan.name,
+        "form": form,
+        "dtype": words,
+        "pass": name,
+        "path": path,
+    }
     time_us = None if isinstance(value, str) else value
     floor_us = None
     if gpu is not None and gpu["special"]:
@@ -277,8 +283,10 @@ def _row(scan, form, dtype, name, path, value, gpu) -> dict:
     figures += f"{floor_us:10.1f}" if floor_us else f"{'':10}"
     figures += f"{ratio:8.2f}" if ratio else ""
     print(f"{scan.name:42}{form:11}{name:10}{path:12}{figures}", flush=True)
-    figures = dict(time_us=time_us, floor_us=floor_us, ratio=ratio, kind="measured")
-    return {**row, **figures, **({"error": value} if time_us is None else {})}
+    row.update(time_us=time_us, floor_us=floor_us, ratio=ratio, kind="measured")
+    if time_us is None:
+        row["error"] = value
+    return row
 
 
 def _time_passes(function, inputs, options, dtype, device) -> dict[str, float | str]:
@@ -336,6 +344,7 @@ def _measure(run: Callable[[], object], device: str) -> float:
     while not pairs or (len(pairs) < 100 and time.perf_counter() - start < _PATIENCE):
         pair = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
         flush.zero_()
+        torch.cuda._sleep(1_000_000)  # so that the host is ahead, and not waited for
         pair[0].record()
         run()
         pair[1].record()

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -70,6 +71,30 @@ def test_wrong_results_are_seen(run, monkeypatch, capsys):
     assert {row["passed"] for row in report["checks"] if "sequences" in row["shape"]} == {False}
     assert {row["passed"] for row in report["checks"] if "routes" in row["shape"]} == {True}
     assert "WRONG" in capsys.readouterr().out
+
+
+def test_times_stand_beside_floors(run, monkeypatch, capsys):
+    """As on a GPU: with a device of known rates; another package's kernel is timed, too."""
+    small = Scan("small", 1, 8, 2, 4, 4, 2)
+    monkeypatch.setattr(self_test, "_GPU_SCANS", [(small, torch.bfloat16)])
+    monkeypatch.setattr(self_test, "_paths", lambda device: {"cuda": "not built", "torch": ""})
+    monkeypatch.setattr(self_test, "_mamba_ssm", lambda: partial(ops.selective_scan))
+    rows = list(self_test._timings(dict(device="cpu", bandwidth=1e9, special=1e9)))
+    assert [(r["form"], r["path"], r["pass"]) for r in rows] == [
+        (form, path, way)
+        for form, path in (("routes", "torch"), ("sequences", "torch"), ("sequences", "mamba_ssm"))
+        for way in ("forward", "backward")
+    ]
+    for row in rows:
+        floor = small.floor_us(row["pass"] == "backward", 2, 4, bandwidth=1e9, special=1e9)
+        assert row["floor_us"] == floor and row["ratio"] == row["time_us"] / floor
+    assert capsys.readouterr().out.count("small") == len(rows)
+
+
+def test_paths_of_a_gpu(monkeypatch):
+    monkeypatch.setattr(self_test, "compiled_missing", lambda index: "not built")
+    monkeypatch.setattr(self_test.nvrtc, "missing_reason", lambda index: "")
+    assert self_test._paths("cuda") == {"cuda": "not built", "nvrtc": "", "torch": ""}
 
 
 def test_folder_must_exist(monkeypatch, capsys, tmp_path):

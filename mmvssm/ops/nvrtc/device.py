@@ -111,7 +111,8 @@ class Device:
         for at, index, offset in act.addresses:
             struct.pack_into("<Q", params, at, addresses[index] + offset)
         if act.kind == FILL:
-            self.driver.fill(*struct.unpack_from("<Q", params), act.value, act.size, stream)
+            (address,) = struct.unpack_from("<Q", params)
+            self.driver.fill(address, act.value, act.size, stream)
             return
         entry = self._entry(act.source, act.kernel)
         self.driver.launch(entry, act.blocks, act.threads, act.shared_bytes, stream, params)

@@ -51,8 +51,8 @@ def compiled(compiler: Compiler, source: str, target: str, kernel: str) -> tuple
                 f"compiled kernels cannot be kept in {str(file.parent)!r} ({error.strerror}); let"
                 " MMVSSM_HOME name another folder",
             ) from None
-    name, _, code = file.read_bytes().partition(b"\n")
-    return name.decode(), code
+    entry, _, code = file.read_bytes().partition(b"\n")
+    return entry.decode(), code
 
 
 def _parts():
@@ -66,7 +66,7 @@ def _tell(compiler: Compiler, target: str, place: Path) -> None:
         _told.add(place)
         print(
             f"mmvssm: NVRTC {compiler.version} compiles the CUDA kernels that are used, for"
-            f" {target}; a few seconds each, once: they are kept in {place}",
+            f" {target}, about a second each, once: they are kept in {place}",
             file=sys.stderr,
             flush=True,
         )

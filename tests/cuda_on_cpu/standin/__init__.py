@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -107,9 +108,9 @@ def build():
     kept = ROOT / "build" / "cuda_standin" / digest.hexdigest()[:16]
     if kept.is_dir():
         return kept
-    shutil.rmtree(kept.parent, ignore_errors=True)
-    work = kept.with_suffix(".partial")
-    (work / "objects").mkdir(parents=True)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=".partial", dir=kept.parent))
+    (work / "objects").mkdir()
     objects = {path: work / "objects" / f"{path.stem}.o" for path in [*kernels, *shim]}
     jobs = [(path, target, "-c", *EMULATED) for path, target in objects.items()]
     for name, text in planners.items():
@@ -127,6 +128,8 @@ def build():
     link = [COMPILER, "-shared", *objects.values(), "-o", work / "libcuda.so", "-ldl"]
     subprocess.run(link, check=True)
     shutil.rmtree(work / "objects")
+    for old in kept.parent.glob("[0-9a-f]*"):
+        shutil.rmtree(old)
     return work.rename(kept)
 
 

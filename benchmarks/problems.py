@@ -64,17 +64,28 @@ class Scan:
         }
         return {name: t.to(device) for name, t in tensors.items()}
 
-    def floor_1d_ms(self, itemsize: int, out_itemsize: int, backward: bool) -> float:
-        """Time that an H200 needs at least: the larger of memory traffic and exponentials.
+    @property
+    def steps(self) -> int:
+        """Steps of the recurrence, over batch, routes, channels and length."""
+        return self.batch * self.routes * self.channels * self.length
 
-        The backward pass reads the inputs and the output's gradient and writes every input's
-        gradient, and recomputes the exponentials.
+    def needs(self, itemsize: int, out_itemsize: int, backward: bool) -> tuple[int, int]:
+        """Bytes of memory traffic and special-function operations that one pass takes at least.
+
+        The forward pass reads the inputs of the 1-D scan and writes its output. The backward pass
+        reads the inputs and the output's gradient, writes every input's gradient, and computes the
+        exponentials again.
         """
-        steps = self.batch * self.routes * self.channels * self.length
         maps = 2 * self.batch * self.routes * self.d_state * self.length * itemsize
-        forward = steps * (2 * itemsize + out_itemsize) + maps
-        traffic = forward + (steps * 2 * itemsize + maps + forward if backward else 0)
-        special = steps * (self.d_state + 2) * (2 if backward else 1)
+        traffic = self.steps * (2 * itemsize + out_itemsize) + maps
+        if backward:
+            traffic += self.steps * 2 * itemsize + maps
+        return traffic, self.steps * (self.d_state + 2)
+
+    def floor_1d_ms(self, itemsize: int, out_itemsize: int, backward: bool) -> float:
+        """Time that an H200 needs at least: the larger of memory traffic and exponentials."""
+        passes = [self.needs(itemsize, out_itemsize, b) for b in (False, True)[: 1 + backward]]
+        traffic, special = (sum(needs) for needs in zip(*passes, strict=True))
         return 1e3 * max(traffic / H200_BANDWIDTH, special / H200_SPECIAL)
 
 

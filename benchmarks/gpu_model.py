@@ -53,7 +53,7 @@ def compile_kernels() -> dict[str, Kernel]:
     kernels: dict[str, Kernel] = {}
     for source in sorted((SOURCES / "cuda").glob("*.cu")):
         with console.status(f"compiling {source.name} for {ARCHITECTURE}"):
-            kernels |= compile_source(source, SOURCES)
+            kernels |= compile_source(source, f"-I{SOURCES}")
     return kernels
 
 

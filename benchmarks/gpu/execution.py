@@ -24,40 +24,14 @@ LOCAL_TOP = 0x100_0000  # where the stack starts
 MAX_INSTRUCTIONS = 20_000_000
 # The result is a float, hence zero here.
 FLOATING = set(
-    [
-        "FADD",
-        "FMUL",
-        "FFMA",
-        "FSEL",
-        "FMNMX",
-        "F2F",
-        "F2FP",
-        "HADD2",
-        "HMUL2",
-        "FCHK",
-        "FSWZADD",
-        "HMNMX2",
-        "FRND",
-    ]
+    "FADD FMUL FFMA FSEL FMNMX F2F F2FP HADD2 HMUL2 FSWZADD HMNMX2 FRND".split()  # noqa: SIM905
 )
 NOTHING = set(
-    [
-        "NOP",
-        "BSSY",
-        "BSYNC",
-        "WARPSYNC",
-        "DEPBAR",
-        "LDGDEPBAR",
-        "BAR",
-        "MEMBAR",
-        "ERRBAR",
-        "YIELD",
-        "BREAK",
-        "CCTL",
-    ]
+    "NOP BSSY BSYNC WARPSYNC DEPBAR LDGDEPBAR BAR MEMBAR ERRBAR YIELD BREAK CCTL".split()  # noqa: SIM905
 )
+SPACES = {"LDS": "shared", "STS": "shared", "ATOMS": "shared", "LDL": "local", "STL": "local"}
 LOADS = set(["LDG", "LD", "LDS", "LDL", "ATOM", "ATOMG", "ATOMS"])
-STORES = set(["STG", "ST", "STS", "STL", "RED"])
+STORES = set(["STG", "ST", "STS", "STL", "RED", "REDG"])
 COMPARE = {
     "EQ": operator.eq,
     "NE": operator.ne,
@@ -167,8 +141,8 @@ class Lane:
             for i, ins in enumerate(kernel.code)
         ]
 
-    def run(self) -> Trace:
-        """Execute from the first instruction to the exit."""
+    def run(self, limit: int | None = None) -> Trace:
+        """Execute from the first instruction to the exit, or so many instructions."""
         at, code, steps = 0, self.code, self.trace.steps
         while at >= 0:
             guard, action = code[at]
@@ -179,6 +153,8 @@ class Lane:
             steps.append(at)
             target = action()
             at = at + 1 if target is None else target
+            if len(steps) == limit:
+                break
             if len(steps) > MAX_INSTRUCTIONS:
                 raise RuntimeError(
                     f"{self.launch.kernel} has not ended after {MAX_INSTRUCTIONS} instructions"
@@ -237,7 +213,8 @@ class Lane:
             if words == 1 or index == len(file) - 1:
                 return lambda: file[index]
             return lambda: file[index] | file[index + 1] << 32
-        number = int(text, 0) & full
+        digits = re.fullmatch(r"-?(0x[0-9a-f]+|\d+)", text)
+        number = int(text, 0) & full if digits else 0  # a float, like those in registers
         return lambda: number
 
     def constant(self, text: str, words: int = 1) -> Getter:
@@ -290,8 +267,8 @@ class Lane:
         if name in LOADS or name in STORES or name == "LDGSTS":
             return self.access(index, ins)
         base = name.removeprefix("U")
-        method = getattr(self, "do_" + name.lower(), None) or getattr(
-            self, "do_" + base.lower(), None
+        method = getattr(self, "_do_" + name.lower(), None) or getattr(
+            self, "_do_" + base.lower(), None
         )
         if method is None:  # an error only where it is reached
 
@@ -313,7 +290,7 @@ class Lane:
         flags = [self.predicate(o) for o in operands]
         return lambda: sum(flag() for flag in flags)
 
-    def do_iadd3(self, modifiers, operands):
+    def _do_iadd3(self, modifiers, operands):
         target, carries, rest = self._outputs(operands)
         write = self.result(target)
         a, b, c = (self.value(o) for o in rest[:3])
@@ -327,10 +304,10 @@ class Lane:
 
         return run
 
-    def do_viadd(self, modifiers, operands):
-        return self.do_iadd3(modifiers, [*operands, "RZ"])
+    def _do_viadd(self, modifiers, operands):
+        return self._do_iadd3(modifiers, [*operands, "RZ"])
 
-    def do_imad(self, modifiers, operands):
+    def _do_imad(self, modifiers, operands):
         target, carries, rest = self._outputs(operands)
         unsigned = "U32" in modifiers
         wide = "WIDE" in modifiers or "HI" in modifiers
@@ -351,7 +328,7 @@ class Lane:
 
         return run
 
-    def do_lea(self, modifiers, operands):
+    def _do_lea(self, modifiers, operands):
         target, carries, rest = self._outputs(operands)
         write = self.result(target)
         low, add = self.value(rest[0]), self.value(rest[1])
@@ -372,7 +349,7 @@ class Lane:
 
         return run
 
-    def do_shf(self, modifiers, operands):
+    def _do_shf(self, modifiers, operands):
         target, low, count, high = operands
         write, a, s, b = self.result(target), self.value(low), self.value(count), self.value(high)
         left, kind = modifiers[0] == "L", modifiers[-2] if "HI" in modifiers else modifiers[-1]
@@ -388,7 +365,7 @@ class Lane:
 
         return run
 
-    def do_lop3(self, modifiers, operands):
+    def _do_lop3(self, modifiers, operands):
         flags = []
         while re.fullmatch(r"U?P[\dT]", operands[0]):
             flags.append(self.set_predicate(operands[0]))
@@ -405,7 +382,7 @@ class Lane:
 
         return run
 
-    def do_plop3(self, modifiers, operands):
+    def _do_plop3(self, modifiers, operands):
         writes = [self.set_predicate(o) for o in operands[:2]]
         inputs = [self.predicate(o) for o in operands[2:5]]
         tables = [int(o, 0) for o in operands[5:7]]
@@ -418,7 +395,7 @@ class Lane:
 
         return run
 
-    def do_isetp(self, modifiers, operands):
+    def _do_isetp(self, modifiers, operands):
         compare, combine = (
             COMPARE[modifiers[0]],
             COMBINE[modifiers[-2 if "EX" in modifiers else -1]],
@@ -440,8 +417,10 @@ class Lane:
 
         return run
 
-    def do_fsetp(self, modifiers, operands):
-        writes = [self.set_predicate(o) for o in operands[:2]]
+    def _do_fsetp(self, modifiers, operands):
+        # FSETP and HSETP2 write two, FCHK one; a third is read
+        flags = [o for o in operands if re.fullmatch(r"P[\dT]", o)]
+        writes = [self.set_predicate(o) for o in flags[:2]]
 
         def run() -> None:
             for write in writes:
@@ -449,14 +428,15 @@ class Lane:
 
         return run
 
-    do_hsetp2 = do_fsetp
+    _do_hsetp2 = _do_fsetp
+    _do_fchk = _do_fsetp
 
-    def do_sel(self, modifiers, operands):
+    def _do_sel(self, modifiers, operands):
         write = self.result(operands[0])
         a, b, choice = self.value(operands[1]), self.value(operands[2]), self.predicate(operands[3])
         return lambda: write(a() if choice() else b())
 
-    def do_vimnmx(self, modifiers, operands):
+    def _do_vimnmx(self, modifiers, operands):
         write, choose_min = self.result(operands[0]), self.predicate(operands[-1])
         values = [self.value(o) for o in operands[1:-1]]
         read = (lambda v: v) if "U32" in modifiers else signed
@@ -467,9 +447,9 @@ class Lane:
 
         return run
 
-    do_imnmx = do_vimnmx
+    _do_imnmx = _do_vimnmx
 
-    def do_viaddmnmx(self, modifiers, operands):
+    def _do_viaddmnmx(self, modifiers, operands):
         write, choose_min = self.result(operands[0]), self.predicate(operands[4])
         a, b, c = (self.value(o) for o in operands[1:4])
         read = (lambda v: v) if "U32" in modifiers else signed
@@ -480,43 +460,43 @@ class Lane:
 
         return run
 
-    def do_iabs(self, modifiers, operands):
+    def _do_iabs(self, modifiers, operands):
         write, a = self.result(operands[0]), self.value(operands[1])
         return lambda: write(abs(signed(a() & MASK)))
 
-    def do_popc(self, modifiers, operands):
+    def _do_popc(self, modifiers, operands):
         write, a = self.result(operands[0]), self.value(operands[1])
         return lambda: write((a() & MASK).bit_count())
 
-    def do_flo(self, modifiers, operands):
+    def _do_flo(self, modifiers, operands):
         write, a = self.result(operands[0]), self.value(operands[1])
         return lambda: write((a() & MASK).bit_length() - 1)
 
-    def do_mov(self, modifiers, operands):
+    def _do_mov(self, modifiers, operands):
         write, a = self.result(operands[0]), self.value(operands[1])
         return lambda: write(a())
 
-    do_r2ur = do_mov
+    _do_r2ur = _do_mov
 
-    def do_cs2r(self, modifiers, operands):
+    def _do_cs2r(self, modifiers, operands):
         value = self.special[operands[1]]
         write = (self.result if "32" in modifiers else self.result_pair)(operands[0])
         return lambda: write(value)
 
-    def do_s2r(self, modifiers, operands):
+    def _do_s2r(self, modifiers, operands):
         write, value = self.result(operands[0]), self.special[operands[1]]
         return lambda: write(value)
 
-    do_s2ur = do_s2r
+    _do_s2ur = _do_s2r
 
-    def do_ldc(self, modifiers, operands):
+    def _do_ldc(self, modifiers, operands):
         sizes = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8}
         size = next((sizes[m] for m in modifiers if m in sizes), 4)
         read = self.constant(operands[1], 2 if size == 8 else 1)
         write = (self.result_pair if size == 8 else self.result)(operands[0])
         return lambda: write(read() & (1 << 8 * size) - 1)
 
-    def do_prmt(self, modifiers, operands):
+    def _do_prmt(self, modifiers, operands):
         write, a, selector, b = (
             self.result(operands[0]),
             *(self.value(o) for o in operands[1:4]),
@@ -534,7 +514,7 @@ class Lane:
 
         return run
 
-    def do_p2r(self, modifiers, operands):
+    def _do_p2r(self, modifiers, operands):
         write, rest, mask = self.result(operands[0]), self.value(operands[2]), int(operands[3], 0)
         flags = self.predicates["P"]
 
@@ -544,7 +524,7 @@ class Lane:
 
         return run
 
-    def do_r2p(self, modifiers, operands):
+    def _do_r2p(self, modifiers, operands):
         a, mask, flags = self.value(operands[1]), int(operands[2], 0), self.predicates["P"]
 
         def run() -> None:
@@ -554,7 +534,7 @@ class Lane:
 
         return run
 
-    def do_vote(self, modifiers, operands):
+    def _do_vote(self, modifiers, operands):
         # as if every lane held what this one holds
         held = self.predicate(operands[-1])
         flags = [self.set_predicate(o) for o in operands[:-1] if re.fullmatch(r"U?P[\dT]", o)]
@@ -568,13 +548,13 @@ class Lane:
 
         return run
 
-    do_voteu = do_vote
+    _do_voteu = _do_vote
 
-    def do_shfl(self, modifiers, operands):
+    def _do_shfl(self, modifiers, operands):
         write, a = self.result(operands[1]), self.value(operands[2])
         return lambda: write(a())
 
-    def do_hfma2(self, modifiers, operands):
+    def _do_hfma2(self, modifiers, operands):
         write = self.result(operands[0])
         if operands[1:3] == ["-RZ", "RZ"]:  # the compiler's way to load a constant
             high, low = (struct.unpack("<H", struct.pack("<e", float(o)))[0] for o in operands[3:5])
@@ -583,7 +563,7 @@ class Lane:
 
     # Integer division goes by way of a reciprocal.
 
-    def do_mufu(self, modifiers, operands):
+    def _do_mufu(self, modifiers, operands):
         write, a = self.result(operands[0]), self.value(operands[1].strip("|-"))
         if modifiers[0] != "RCP":
             return lambda: write(0)
@@ -594,16 +574,16 @@ class Lane:
 
         return run
 
-    def do_i2f(self, modifiers, operands):
+    def _do_i2f(self, modifiers, operands):
         words = 2 if "U64" in modifiers else 1
         write, a = self.result(operands[0]), self.value(operands[1].strip("|"), words)
         return lambda: write(to_bits(a()))
 
-    def do_i2fp(self, modifiers, operands):
+    def _do_i2fp(self, modifiers, operands):
         write = self.result(operands[0])
         return lambda: write(0)
 
-    def do_f2i(self, modifiers, operands):
+    def _do_f2i(self, modifiers, operands):
         wide = "U64" in modifiers
         write, a = (self.result_pair if wide else self.result)(operands[0]), self.value(operands[1])
 
@@ -615,7 +595,7 @@ class Lane:
 
     # Branches.
 
-    def do_bra(self, modifiers, operands):
+    def _do_bra(self, modifiers, operands):
         target = self.position[int(operands[-1], 0)]
         if "DIV" in modifiers:  # taken where lanes have come apart
             return lambda: None
@@ -624,15 +604,15 @@ class Lane:
             return lambda: target
         return lambda: target if all(c() for c in conditions) else None
 
-    def do_call(self, modifiers, operands):
+    def _do_call(self, modifiers, operands):
         target = self.position[int(operands[-1], 0)]
         return lambda: target
 
-    def do_ret(self, modifiers, operands):
+    def _do_ret(self, modifiers, operands):
         address = self.value(operands[0].split()[0])
         return lambda: self.position[address()]
 
-    def do_exit(self, modifiers, operands):
+    def _do_exit(self, modifiers, operands):
         return lambda: -1
 
     # Memory.
@@ -642,15 +622,15 @@ class Lane:
         inner = re.fullmatch(r"(?:desc\[\w+\])?\[(.*)\]", text)
         if inner is None:
             raise NotImplementedError(f"address {text}")
-        terms = []
-        for term in re.findall(r"[+-]?[^+-]+", inner[1]):
-            term = term.lstrip("+")
-            name, _, suffix = term.partition(".")
-            scale = {"X4": 4, "X8": 8, "X16": 16}.get(suffix, 1)
-            terms.append((self.value(name, 2 if suffix == "64" else 1), scale))
-        if len(terms) == 1:
-            return terms[0][0]
-        return lambda: sum(read() * scale for read, scale in terms)
+        offset, registers = 0, []
+        for term in re.findall(r"-?[^+-]+", inner[1]):
+            if re.fullmatch(r"-?0x[0-9a-f]+", term):
+                offset = int(term, 0)
+            else:
+                name, _, suffix = term.partition(".")
+                scale = {"X4": 4, "X8": 8, "X16": 16}.get(suffix, 1)
+                registers.append((self.value(name, 2 if suffix == "64" else 1), scale))
+        return lambda: offset + sum(read() * scale for read, scale in registers)
 
     def access(self, index: int, ins: Instruction) -> Callable[[], None]:
         """A load, a store or a copy."""
@@ -659,14 +639,7 @@ class Lane:
         write = ins.name in STORES
         where = next(o for o in reversed(ins.operands) if "[" in o and not o.startswith("c["))
         find = self.address(where)
-        space = {
-            "LDS": "shared",
-            "STS": "shared",
-            "ATOMS": "shared",
-            "LDL": "local",
-            "STL": "local",
-        }
-        fixed = space.get(ins.name)
+        fixed = SPACES.get(ins.name)
         words = max(1, width // 4)
         moved = None if ins.name == "LDGSTS" else self._moved(ins, write)
         accesses, memory = self.trace.accesses, self.memory

@@ -80,8 +80,8 @@ def find_tool(name: str) -> str:
     )
 
 
-def compile_source(source: Path, include: Path) -> dict[str, Kernel]:
-    """Compile a CUDA source for an H100; return its kernels by name.
+def compile_source(source: Path, *options: str) -> dict[str, Kernel]:
+    """Compile a CUDA source for an H100, with further options; return its kernels by name.
 
     Raises:
         FileNotFoundError: If nvcc or cuobjdump is missing.
@@ -90,7 +90,7 @@ def compile_source(source: Path, include: Path) -> dict[str, Kernel]:
     nvcc, cuobjdump = find_tool("nvcc"), find_tool("cuobjdump")
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernels.cubin"
-        options = ["-O3", "-std=c++17", f"-arch={ARCHITECTURE}", f"-I{include}"]
+        options = ("-O3", "-std=c++17", f"-arch={ARCHITECTURE}", *options)
         subprocess.run([nvcc, *options, "-cubin", source, "-o", cubin], check=True)
         printed = [
             subprocess.run(
@@ -161,7 +161,7 @@ def demangle(symbols: Iterable[str]) -> dict[str, str]:
 def short_name(demangled: str) -> str:
     """``void a::f<a::(anonymous namespace)::T, 4>(a::P)`` becomes ``f<T, 4>``."""
     name = demangled.replace("(anonymous namespace)::", "").removeprefix("void ")
-    name = re.sub(r"\b(?:mmvssm::)?cuda::|\bmmvssm::", "", name)
+    name = re.sub(r"\b\w+::", "", name)
     depth = 0
     for i, letter in enumerate(name):
         depth += (letter == "<") - (letter == ">")

@@ -29,6 +29,7 @@ class Device:
     l2_bytes: float  # that data in use may take
     l2_bytes_per_cycle: float = 64  # and multiprocessor
     specials_per_cycle: int = 16  # exponentials and the like, of a multiprocessor
+    operations: float = 40e12  # floating-point, a second, as float32 matrix products reach
     registers: int = 65536
     shared_bytes: int = 227 * 1024
     warps: int = 64
@@ -61,7 +62,7 @@ _PIPE_OF = {
     "constant": "LDC",
     "system": "S2R S2UR CS2R R2UR VOTEU",
     "control": "BRA BSSY BSYNC WARPSYNC NOP EXIT CALL RET BREAK DEPBAR LDGDEPBAR BAR MEMBAR YIELD",
-    "memory": "LDG STG LD ST LDS STS LDL STL LDGSTS SHFL ATOM ATOMG ATOMS RED",
+    "memory": "LDG STG LD ST LDS STS LDL STL LDGSTS SHFL ATOM ATOMG ATOMS RED REDG",
 }
 PIPE_OF = {name: pipe for pipe, names in _PIPE_OF.items() for name in names.split()}
 

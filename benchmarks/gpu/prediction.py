@@ -9,30 +9,37 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .execution import Access, Lane, Launch, Region, Trace
+from .execution import Lane, Launch, Region, Trace
 from .machine_code import Kernel
 from .multiprocessor import Device, Multiprocessor, Transfer, resident_blocks
 
 SECTOR = 32  # bytes that global memory moves at least
 LANES = 32
+BANKS = 32  # of shared memory, words wide
+PROBE = 50_000  # instructions after which a lane has come by every access
 
 
-def transfer_size(access: Access, neighbour: Access | None) -> tuple[int, int]:
-    """Cycles of the load/store unit and bytes in sectors, for all lanes of a warp.
+def lane_addresses(addresses: Sequence[int]) -> list[int]:
+    """Addresses of all lanes of a warp from those of lanes 0, 1, 2, 4, 8 and 16.
 
-    Args:
-        access: Of lane 0.
-        neighbour: Of lane 1, whose distance all other lanes are taken to keep; None where lane 1
-            does not come by.
+    Every bit of the number of a lane is taken to move the address by as much in all lanes.
     """
-    stride = access.width if neighbour is None else abs(neighbour.first - access.first)
-    if stride == 0:
-        return 1, SECTOR
-    span = LANES * (max(stride, access.width) if stride < SECTOR else SECTOR)
-    banks = math.gcd(max(1, stride // 4), LANES) if stride > access.width else 1
-    return max(banks, LANES * access.width // 128), span
+    first, *others = addresses
+    return [
+        first + sum(a - first for bit, a in enumerate(others) if lane >> bit & 1)
+        for lane in range(LANES)
+    ]
+
+
+def transfer_size(addresses: Sequence[int], width: int) -> tuple[int, int]:
+    """Cycles of the load/store unit and bytes in sectors, for all lanes of a warp."""
+    words = {a // 4 + i for a in addresses for i in range(max(1, width // 4))}
+    sectors = {(a + i) // SECTOR for a in addresses for i in range(0, width, 4)}
+    cycles = max(Counter(word % BANKS for word in words).values())
+    return cycles, SECTOR * len(sectors)
 
 
 @dataclass
@@ -54,15 +61,26 @@ class Sample:
 def sample(launch: Launch, kernel: Kernel) -> Sample:
     """Trace a block of the launch that does as much as most."""
     places = sorted({launch.blocks * i // 16 for i in (3, 6, 10, 13)})
-    firsts = [(len(Lane(kernel, launch, b, 0).run().steps), b) for b in places]
-    block = sorted(firsts)[len(firsts) // 2][1]
+    lengths = [(len(Lane(kernel, launch, b, 0).run().steps), b) for b in places]
+    block = sorted(lengths)[len(lengths) // 2][1]
     warps = range(0, launch.threads, LANES)
     traces = [Lane(kernel, launch, block, thread).run() for thread in warps]
-    neighbour = Lane(kernel, launch, block, 1).run().accesses if launch.threads > 1 else {}
-    sizes, moved = {}, Counter()
+    probes = [
+        Lane(kernel, launch, block, lane).run(PROBE).accesses
+        for lane in (1, 2, 4, 8, 16)
+        if lane < launch.threads
+    ]
+    sizes: dict[int, tuple[int, int]] = {}
+    moved: Counter = Counter()
     for trace in traces:
         for i, access in trace.accesses.items():
-            sizes.setdefault(i, transfer_size(access, neighbour.get(i)))
+            if i not in sizes:
+                # a lane that does not come by is taken to keep the distance of a coalesced access
+                firsts = [
+                    probe[i].first if i in probe else access.first + access.width * 2**bit
+                    for bit, probe in enumerate(probes)
+                ]
+                sizes[i] = transfer_size(lane_addresses([access.first, *firsts]), access.width)
             if access.region is not None:
                 bytes_moved = sizes[i][1] * access.count * launch.blocks
                 moved[access.region, access.write] += bytes_moved
@@ -98,10 +116,19 @@ class Traffic:
 
 
 @dataclass(frozen=True)
+class Bulk:
+    """Work that runs at full speed: a copy, a fill, a matrix product in float32."""
+
+    name: str
+    bytes: int  # of global memory
+    operations: int = 0  # floating-point
+
+
+@dataclass(frozen=True)
 class LaunchTime:
     """What is predicted of one launch."""
 
-    kernel: str
+    name: str
     blocks: int
     threads: int
     resident: int  # blocks that a multiprocessor holds
@@ -110,11 +137,21 @@ class LaunchTime:
     seconds: float
 
 
-def predict(launches: list[Launch], kernels: dict[str, Kernel], device: Device) -> list[LaunchTime]:
+def predict(
+    work: Sequence[Launch | Bulk], kernels: dict[str, Kernel], device: Device
+) -> list[LaunchTime]:
     """Predict every launch of a pass; the pass takes the sum."""
-    samples = [sample(launch, kernels[launch.kernel]) for launch in launches]
-    traffic = Traffic(device, samples)
-    return [_predict(s, traffic, device) for s in samples]
+    samples = [sample(w, kernels[w.kernel]) if isinstance(w, Launch) else w for w in work]
+    traffic = Traffic(device, [s for s in samples if isinstance(s, Sample)])
+    return [
+        _predict(s, traffic, device) if isinstance(s, Sample) else _predict_bulk(s, device)
+        for s in samples
+    ]
+
+
+def _predict_bulk(bulk: Bulk, device: Device) -> LaunchTime:
+    seconds = max(bulk.bytes / device.bandwidth, bulk.operations / device.operations)
+    return LaunchTime(bulk.name, 0, 0, 0, 0, bulk.bytes, seconds + device.launch_seconds)
 
 
 def _predict(s: Sample, traffic: Traffic, device: Device) -> LaunchTime:

@@ -51,7 +51,10 @@ class Region:
     name: str
     base: int
     size: int  # bytes
-    period: int = 0  # of a table of routes: int32, counting from 0 to this again and again
+    # Of tables of steps or pixels, int32: so many entries count from 0 to `period`, again and
+    # again; those after them are -1. Other arrays hold zeros.
+    counted: int = 0
+    period: int = 1
 
 
 @dataclass(frozen=True)
@@ -469,8 +472,18 @@ class Lane:
         return lambda: write((a() & MASK).bit_count())
 
     def _do_flo(self, modifiers, operands):
+        # the position of the highest bit, or what would shift it to the top
+        write, a, from_top = self.result(operands[0]), self.value(operands[1]), "SH" in modifiers
+
+        def run() -> None:
+            position = (a() & MASK).bit_length() - 1
+            write(31 - position if from_top and position >= 0 else position)
+
+        return run
+
+    def _do_brev(self, modifiers, operands):
         write, a = self.result(operands[0]), self.value(operands[1])
-        return lambda: write((a() & MASK).bit_length() - 1)
+        return lambda: write(int(f"{a() & MASK:032b}"[::-1], 2))
 
     def _do_mov(self, modifiers, operands):
         write, a = self.result(operands[0]), self.value(operands[1])
@@ -691,6 +704,7 @@ class Lane:
 
 
 def _stored(region: Region | None, address: int) -> int:
-    if region is None or not region.period:
+    if region is None or not region.counted:
         return 0
-    return (address - region.base) // 4 % region.period
+    entry = (address - region.base) // 4
+    return entry % region.period if entry < region.counted else MASK

@@ -13,6 +13,7 @@
 namespace {
 
 using mmvssm::DType;
+using mmvssm::cuda::name_of;
 
 // A device that only takes notes; nothing stands behind its addresses.
 class Notes : public mmvssm::cuda::Device {
@@ -50,7 +51,9 @@ class Notes : public mmvssm::cuda::Device {
                 l.threads, l.shared_bytes);
     const auto* bytes = static_cast<const unsigned char*>(l.params);
     for (int i = 0; i < l.params_bytes; ++i) std::printf("%02x", bytes[i]);
-    std::printf(" %s\n", l.kernel.expression().c_str());
+    std::printf(" %s<%s, %d, %d>\n", name_of(l.kernel.function),
+                name_of(l.kernel.type), l.kernel.states,
+                l.kernel.lane_channels);
   }
 
  private:

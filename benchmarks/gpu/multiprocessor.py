@@ -12,6 +12,7 @@ from __future__ import annotations
 import heapq
 import math
 import random
+from array import array
 from dataclasses import dataclass
 
 from .execution import Trace
@@ -125,30 +126,38 @@ class Multiprocessor:
         self.device = device
         self.bytes_per_cycle = bytes_per_cycle
 
-    def cycles(self, traces: list[Trace], blocks: int, budget: int = 150_000) -> float:
+    def cycles(self, traces: list[Trace], blocks: int, budget: int = 300_000) -> float:
         """Cycles until ``blocks`` blocks, of one warp a trace, are done.
 
         Args:
             traces: Of the warps of a block.
             blocks: That run at once.
-            budget: Instructions to simulate; the rest is taken to run as the second half of these.
+            budget: Instructions to simulate at most. Of longer traces the start is simulated, then
+                a piece from the middle again and again; the whole runs at the speed of this.
         """
-        longest = max(len(t.steps) for t in traces)
         total = blocks * sum(len(t.steps) for t in traces)
-        kept = min(1.0, budget / total)
-        warps = [
-            _Warp(trace.steps[: max(1, int(kept * len(trace.steps)))], block)
-            for block in range(blocks)
-            for trace in traces
-        ]
-        end = self._run(warps, len(traces))
-        if kept == 1.0:
-            return end
-        half = sum(w.half for w in warps) / len(warps)
-        simulated = kept * longest
-        return end + (longest - simulated) * (end - half) / (simulated / 2)
+        if total <= budget:
+            warps = [_Warp(t.steps, block) for block in range(blocks) for t in traces]
+            return self._run(warps, len(traces), None)[0]
+        warps = []
+        for block in range(blocks):
+            for steps in (t.steps for t in traces):
+                piece = max(1, len(steps) * budget // (4 * total))
+                middle = (len(steps) - piece) // 2
+                window = steps[:piece] + steps[middle : middle + piece]
+                warps.append(_Warp(window, block, repeats_from=piece))
+        end, begin, issued = self._run(warps, len(traces), budget)
+        left = total - sum(w.repeats_from for w in warps)
+        return begin + left * (end - begin) / issued
 
-    def _run(self, warps: list[_Warp], warps_of_block: int) -> float:
+    def _run(
+        self, warps: list[_Warp], warps_of_block: int, budget: int | None
+    ) -> tuple[float, float, int]:
+        """Run the warps to their ends or, where they repeat a piece, for so many instructions.
+
+        Returns:
+            When the last ends; when the last came to its piece; instructions issued since then.
+        """
         random_latency = random.Random(1)
         busy = [dict.fromkeys(PIPES, 0.0) for _ in range(SCHEDULERS)]
         issue = [0.0] * SCHEDULERS
@@ -156,8 +165,9 @@ class Multiprocessor:
         at_barrier: dict[int, list[int]] = {}
         ready = [(0.0, i) for i in range(len(warps))]
         heapq.heapify(ready)
-        end = 0.0
-        while ready:
+        end = begin = 0.0
+        issued = entered = since = 0
+        while ready and issued != budget:
             now, index = heapq.heappop(ready)
             warp, scheduler = warps[index], index % SCHEDULERS
             step = warp.steps[warp.at]
@@ -203,12 +213,18 @@ class Multiprocessor:
             for board in frees:
                 warp.boards[board] = max(warp.boards[board], now + 12)
             warp.at += 1
-            if warp.at == len(warp.steps) // 2:
-                warp.half = now
+            issued += 1
+            if warp.at == warp.repeats_from and not warp.entered:
+                warp.entered = True
+                entered += 1
+                if entered == len(warps):
+                    begin, since = now, issued
             next_start = now + stall
             if warp.at == len(warp.steps):
                 end = max(end, done)
-                continue
+                if not warp.repeats_from:
+                    continue
+                warp.at = warp.repeats_from
             if name == "BAR" and step >= 0:
                 waiting = at_barrier.setdefault(warp.block, [])
                 waiting.append(index)
@@ -218,14 +234,17 @@ class Multiprocessor:
                     waiting.clear()
                 continue
             heapq.heappush(ready, (next_start, index))
-        return end
+        return (end if budget is None else now), begin, issued - since
 
 
 class _Warp:
-    __slots__ = ("at", "block", "boards", "copy_done", "groups", "half", "steps")
+    """A warp that runs its steps, and then those from ``repeats_from`` on without end."""
 
-    def __init__(self, steps, block: int) -> None:
-        self.steps, self.block, self.at = steps, block, 0
+    __slots__ = ("at", "block", "boards", "copy_done", "entered", "groups", "repeats_from", "steps")
+
+    def __init__(self, steps: array, block: int, repeats_from: int = 0) -> None:
+        self.steps, self.block, self.repeats_from = steps, block, repeats_from
+        self.at, self.entered = 0, False
         self.boards = [0.0] * 6
-        self.copy_done = self.half = 0.0
+        self.copy_done = 0.0
         self.groups: list[float] = []

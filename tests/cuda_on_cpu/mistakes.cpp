@@ -17,16 +17,16 @@ constexpr int kThreads = 64;
 
 struct Params {
   std::string mistake;
-  const float* in;  // (kThreads)
-  float* out;       // (kThreads)
+  const float* in;    // (kThreads)
+  float* out;         // (kThreads)
+  int values, other;  // arrays in shared memory
 };
 
 // out[i] = in[i] + in[last - i], by way of shared memory, plus 0 times the sum
 // of each warp.
 void kernel(Params p) {
-  SharedArena arena(dynamic_shared());
-  float* values = arena.take<float>(kThreads);
-  float* other = arena.take<float>(4);
+  float* values = shared_array<float>(p.values);
+  float* other = shared_array<float>(p.other);
   const int thread = static_cast<int>(threadIdx.x);
   const auto is = [&](const char* name) { return p.mistake == name; };
 
@@ -64,9 +64,9 @@ void kernel(Params p) {
 }  // namespace
 
 int main(int, char** words) {
-  SharedArena arena(nullptr);
-  arena.take<float>(kThreads);
-  arena.take<float>(4);
+  SharedArena arena;
+  const int values = arena.floats(kThreads);
+  const int other = arena.floats(4);
   std::vector<float> in(kThreads);
   for (int i = 0; i < kThreads; ++i) in[i] = static_cast<float>(i * i);
 
@@ -74,8 +74,8 @@ int main(int, char** words) {
        {shim::Order::kAscending, shim::Order::kDescending}) {
     shim::options().order = order;
     std::vector<float> out(kThreads);
-    const Params params{words[1], in.data(), out.data()};
-    launch(kernel, 2, kThreads, arena.bytes(), nullptr, params);
+    const Params params{words[1], in.data(), out.data(), values, other};
+    shim::run_grid(2, kThreads, arena.bytes(), [&] { kernel(params); });
     for (int i = 0; i < kThreads; ++i) {
       if (out[i] != in[i] + in[kThreads - 1 - i]) {
         std::printf("wrong result\n");

@@ -25,6 +25,7 @@ COMPILER = os.environ.get("CXX", "g++")
 FLAGS = [
     *("-std=c++17", "-O1", "-g1", "-fsanitize=address"),
     *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
+    *("-include", "shim/shared_gap.h"),
 ]
 
 CASES_2D = """
@@ -32,26 +33,35 @@ L=1 D=1 N=1 R=1
 L=2 D=3 N=2 R=3 K=2 batch=2
 L=17 D=33 N=1 R=6 K=4
 L=17 D=70 N=1 R=6 K=4 threads=96 batch=2
+L=192 D=70 N=1 R=6 K=2 batch=2 chunk=1 pair=1
+L=1100 D=3 N=1 R=2 K=2 chunk=1
+L=400 D=3 N=5 R=6 K=2 chunk=2 pair=1 batch=2
+L=257 D=33 N=6 R=5 chunk=3 holes=10
+L=129 D=5 N=33 R=3 chunk=1
+L=70 D=33 N=1 R=6 K=2 offset=1 chunk=1
+L=70 D=33 N=4 R=6 K=2 offset=1 type=bfloat16 y=bfloat16
+L=70 D=3 N=16 R=3 K=2 offset=1 type=half y=float pair=1
+L=300 D=33 N=1 R=2 long_steps=1 chunk=2
 L=63 D=3 N=3 R=1 K=4 merge=0
 L=64 D=33 N=5 R=6 K=2 threads=64
-L=65 D=70 N=16 R=6 K=2 threads=96
-L=130 D=33 N=1 R=3 K=4 batch=2 threads=64
-L=130 D=3 N=16 R=17 K=2
+L=65 D=70 N=16 R=6 K=2 threads=96 chunk=1
+L=130 D=33 N=1 R=3 K=4 batch=2 threads=64 chunk=1
+L=130 D=3 N=16 R=17 K=2 chunk=1
 L=65 D=3 N=20 R=48 K=1
-L=130 D=70 N=20 R=6 threads=32
+L=130 D=70 N=20 R=6 threads=32 chunk=1
 L=64 D=1 N=8 R=65 K=2 skip=0
 L=2 D=1 N=4 R=33
 L=17 D=3 N=2 R=3 P=29 K=2
 L=65 D=33 N=2 R=4 K=4 holes=30
-L=130 D=3 N=16 R=6 K=2 holes=30 repeats=1 P=40
-L=130 D=33 N=1 R=3 K=4 repeats=1 P=5 batch=2
+L=130 D=3 N=16 R=6 K=2 holes=30 repeats=1 P=40 chunk=1
+L=130 D=33 N=1 R=3 K=4 repeats=1 P=5 batch=2 chunk=2 pair=1
 L=64 D=3 N=20 R=1 K=2 repeats=1 P=30 merge=0
 L=17 D=3 N=3 R=3 K=2 holes=100
 L=65 D=70 N=3 R=35 K=2 repeats=1 holes=10 P=40 threads=96
 L=65 D=33 N=1 R=6 K=4 out=1 Q=80
 L=65 D=3 N=5 R=6 K=2 out=1 Q=195 merge=0 holes=10
 L=63 D=3 N=16 R=3 K=2 out=1 Q=20 repeats=1 P=100 batch=2
-L=64 D=33 N=2 R=3 K=4 x_per_route=1
+L=129 D=33 N=2 R=3 K=4 x_per_route=1 chunk=1
 L=65 D=3 N=16 R=17 K=2 x_per_route=1 merge=0 holes=10
 L=17 D=70 N=1 R=3 K=4 shared=1 P=68 threads=64
 L=65 D=3 N=20 R=6 K=4 shared=1 x_per_route=1 holes=20
@@ -59,20 +69,20 @@ L=65 D=33 N=1 R=3 K=4 type=half y=float threads=64
 L=65 D=3 N=16 R=6 K=2 type=half y=half merge=0
 L=64 D=3 N=5 R=1 K=4 type=half y=half shared=1
 L=63 D=33 N=20 R=3 K=2 type=half y=float x_per_route=1 batch=2
-L=130 D=3 N=1 R=48 K=2 type=half y=half holes=20
-L=65 D=33 N=1 R=6 K=4 type=bfloat16 y=bfloat16
+L=130 D=3 N=1 R=48 K=2 type=half y=half holes=20 chunk=1
+L=65 D=33 N=1 R=6 K=4 type=bfloat16 y=bfloat16 pair=1 chunk=1
 L=64 D=33 N=16 R=6 K=2 type=bfloat16 y=float threads=64
 L=17 D=3 N=3 R=17 K=1 type=bfloat16 y=bfloat16 x_per_route=1
-L=130 D=3 N=20 R=3 K=2 type=bfloat16 y=bfloat16 merge=0 out=1 Q=140
+L=130 D=3 N=20 R=3 K=2 type=bfloat16 y=bfloat16 merge=0 out=1 Q=140 chunk=2
 L=65 D=33 N=2 R=4 K=4 facts=0
-L=65 D=3 N=16 R=6 K=2 repeats=1 P=40 shared=1 facts=0
+L=65 D=3 N=16 R=6 K=2 repeats=1 P=40 shared=1 facts=0 chunk=1
 L=64 D=33 N=1 R=3 K=2 type=half y=half repeats=1 P=40 merge=0
 L=64 D=3 N=20 R=3 K=2 type=bfloat16 y=bfloat16 out=1 Q=70 holes=10 facts=0
 L=17 D=33 N=1 R=6 K=4 disjoint=1 P=68 shared=1
 L=17 D=70 N=1 R=6 K=4 disjoint=1 P=70 shared=1 batch=2 threads=64
 L=17 D=33 N=3 R=6 K=4 disjoint=1 P=68
 L=33 D=3 N=20 R=3 K=2 disjoint=1 P=66 holes=20 shared=1 x_per_route=1
-L=65 D=33 N=5 R=3 K=2 disjoint=1 P=60 repeats=1 shared=1
+L=65 D=33 N=5 R=3 K=2 disjoint=1 P=60 repeats=1 shared=1 chunk=1
 L=65 D=3 N=16 R=3 K=3 disjoint=1 P=90 repeats=1 shared=1 type=half y=half
 L=33 D=33 N=20 R=3 K=2 disjoint=1 P=67 shared=1 type=bfloat16 y=bfloat16
 L=33 D=3 N=1 R=3 K=2 disjoint=1 P=66 shared=1 type=half y=half threads=64
@@ -87,14 +97,18 @@ L=17 D=70 N=1 K=4 threads=96
 L=63 D=33 N=3 K=2 bias=0
 L=64 D=3 N=16 K=4 skip=0
 L=65 D=70 N=5 K=2 threads=64 softplus=0
-L=130 D=33 N=20 K=1 batch=2
-L=130 D=3 N=1 K=4 bias=0 skip=0 softplus=0
+L=130 D=33 N=20 K=1 batch=2 chunk=1
+L=130 D=3 N=1 K=4 bias=0 skip=0 softplus=0 chunk=1
 L=65 D=33 N=16 K=1 threads=32
 L=65 D=33 N=1 K=2 type=half y=float
 L=64 D=3 N=20 K=2 type=half y=half
-L=130 D=3 N=4 K=1 type=half y=half softplus=0 skip=0
+L=130 D=3 N=4 K=1 type=half y=half softplus=0 skip=0 chunk=1
 L=63 D=33 N=16 K=2 type=bfloat16 y=bfloat16
-L=65 D=70 N=2 K=1 type=bfloat16 y=float threads=64
+L=65 D=70 N=2 K=1 type=bfloat16 y=float threads=64 chunk=1
+L=1100 D=3 N=7 K=1 batch=2 chunk=1
+L=320 D=33 N=40 K=1 chunk=2
+L=70 D=33 N=1 K=2 offset=1 type=half y=half chunk=1
+L=300 D=3 N=16 K=1 long_steps=1 offset=1 chunk=2
 L=2 D=1 N=20 K=1 type=bfloat16 y=bfloat16 bias=0
 """.strip().splitlines()
 
@@ -144,7 +158,8 @@ def programs(tmp_path_factory):
     """``driver`` and ``mistakes``, built once for as long as their sources stay the same."""
     if shutil.which(COMPILER) is None:
         pytest.skip(f"needs the C++ compiler {COMPILER}")
-    sources = [*KERNELS.glob("*.cu"), *HERE.glob("*.cpp"), *HERE.glob("shim/*.cpp")]
+    kernels = [*KERNELS.glob("*.cu"), *KERNELS.glob("*_host.cpp")]
+    sources = [*kernels, *HERE.glob("*.cpp"), *HERE.glob("shim/*.cpp")]
     headers = [*KERNELS.parent.glob("c*/*.*h"), *HERE.glob("**/*.h")]
     digest = hashlib.sha256(" ".join([COMPILER, *FLAGS]).encode())
     for path in sorted([*sources, *headers]):
@@ -161,10 +176,10 @@ def programs(tmp_path_factory):
         results = pool.map(compile_object, sources, [objects[p.stem] for p in sources])
         for result in results:
             assert result.returncode == 0, result.stderr
-    kernels = [path.stem for path in KERNELS.glob("*.cu")]
     built.mkdir()
+    drivers = [path.stem for path in HERE.glob("driver*.cpp")]
     for program, parts in {
-        "driver": ["driver", "block", *kernels],
+        "driver": [*drivers, "block", *(path.stem for path in kernels)],
         "mistakes": ["mistakes", "block"],
     }.items():
         link = [COMPILER, "-fsanitize=address", *(objects[p] for p in parts)]
@@ -186,6 +201,88 @@ def test_scan_of_sequences(programs, case):
     assert status == 0, output
 
 
+LONG = [
+    "2d L=65536 D=1 N=1 R=1 chunk=64",
+    "2d L=65536 D=1 N=4 R=1 chunk=64 long_steps=1",
+    "1d L=65536 D=1 N=1 chunk=64 long_steps=1",
+    "1d L=65536 D=1 N=1",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", LONG)
+def test_long_sequences(programs, case):
+    status, output = run(programs / "driver", *case.split())
+    assert status == 0, output
+
+
+def rule(programs, sizes):
+    """How scan_rules.h cuts a scan on a device of 132 multiprocessors."""
+    status, output = run(programs / "driver", "rule", *sizes.split())
+    assert status == 0, output
+    words = output.split()
+    return dict(zip(words[::2], map(int, words[1::2])))
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        "batch=128 K=4 D=96 N=1 L=3136",
+        "batch=128 K=4 D=192 N=16 L=3136",
+        "batch=128 K=4 D=768 N=1 L=49",
+    ],
+)
+def test_batches_that_fill_the_device_are_not_cut(programs, sizes):
+    assert rule(programs, sizes)["chunks"] == 1
+
+
+@pytest.mark.parametrize("backward", [0, 1])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        "batch=1 K=4 D=96 N=1 L=67200",
+        "batch=2 K=4 D=192 N=16 L=67200",
+        "batch=4 K=4 D=192 N=1 L=16384",
+    ],
+)
+def test_long_sequences_are_cut_until_the_device_is_full(programs, sizes, backward):
+    cut = rule(programs, f"{sizes} backward={backward}")
+    batch, routes = (int(word.split("=")[1]) for word in sizes.split()[:2])
+    warps = batch * routes * cut["parts"] * cut["chunks"] * cut["threads"] // 32
+    assert 132 * 8 <= warps <= 132 * 24
+    assert cut["chunks"] * cut["chunk_tiles"] * 64 >= int(sizes.split("L=")[1])
+
+
+def test_chunks_are_never_too_short_to_pay(programs):
+    cut = rule(programs, "batch=1 K=4 D=96 N=1 L=784")
+    assert cut["chunk_tiles"] >= 2
+    assert rule(programs, "batch=1 K=4 D=96 N=1 L=196")["chunks"] <= 2
+
+
+def test_lanes_hold_two_channels_where_they_fill_whole_warps(programs):
+    assert rule(programs, "batch=128 K=4 D=192 N=1 L=784")["lane_channels"] == 2
+    assert rule(programs, "batch=128 K=4 D=96 N=1 L=784")["lane_channels"] == 1
+    assert rule(programs, "batch=128 K=4 D=192 N=4 L=784")["lane_channels"] == 1
+
+
+def test_lanes_share_the_states_that_one_cannot_hold(programs):
+    for d_state in (1, 4, 8, 16, 17, 256):
+        for backward in (0, 1):
+            cut = rule(programs, f"D=64 N={d_state} L=64 backward={backward}")
+            padded = cut["states"] * cut["state_lanes"]
+            assert d_state <= padded < 2 * max(d_state, 4)
+
+
+def test_blocks_shrink_until_they_fit_shared_memory(programs):
+    assert rule(programs, "D=128 L=64 bytes=1000 shared=100000")["threads"] == 64
+
+
+def test_too_many_states_are_an_error(programs):
+    status, output = run(programs / "driver", "rule", "D=1", "N=257", "L=64", "backward=1")
+    assert status == 3
+    assert "does not fit a block" in output
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_shim_notices(programs, mistake):
     status, output = run(programs / "mistakes", mistake)
@@ -200,7 +297,7 @@ def test_shim_runs_a_correct_kernel(programs):
 def test_too_much_shared_memory_is_an_error(programs):
     status, output = run(programs / "driver", "2d", "R=4000", "L=2", "D=1")
     assert status == 3
-    assert "forward: error 9" in output
+    assert "forward: does not fit a block" in output
 
 
 def read_dump(path):

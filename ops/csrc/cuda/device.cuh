@@ -1,5 +1,5 @@
-// The device as the kernels see it: vector and 16-bit types, shared memory,
-// launches, and the few PTX instructions, each behind a function.
+// The device as the kernels see it: vector and 16-bit types, shared memory, and
+// the few PTX instructions, each behind a function.
 //
 // Kernels reach the device through this file and CUDA's own headers only.
 // Where no GPU is, the tests compile the same kernels as C++: their shim
@@ -8,11 +8,11 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#ifndef __CUDACC_RTC__
 #include <cuda_runtime.h>
+#endif
 
-#include <cstdint>
-
-#include "common/scan_common.h"
+#include "cuda/scan_params.h"
 
 #ifndef __CUDACC__
 #include "cuda_shim.h"
@@ -49,29 +49,34 @@ __device__ __forceinline__ void copy_async_wait() {
 #endif
 }
 
+// The same address, computed once: the compiler would otherwise carry its parts
+// along and add them up at every access.
+template <typename T>
+__device__ __forceinline__ T* fixed_address(T* address) {
+  asm("" : "+l"(address));
+  return address;
+}
+
+// The same value; what is derived from it is not kept in registers meanwhile.
+__device__ __forceinline__ int anew(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+// threadIdx.x and blockIdx.x, likewise.
+__device__ __forceinline__ int thread_anew() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
+__device__ __forceinline__ int block_anew() {
+  int block;
+  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(block));
+  return block;
+}
+
 __device__ __forceinline__ unsigned char* dynamic_shared() {
   extern __shared__ __align__(16) unsigned char mmvssm_dynamic_shared[];
   return mmvssm_dynamic_shared;
-}
-
-// Nothing lies between arrays in shared memory; the tests put a forbidden
-// zone there.
-constexpr int kSharedGap = 0;
-__host__ __device__ __forceinline__ void forbid_shared(unsigned char*, int) {}
-
-// Starts a kernel that takes one struct of parameters.
-template <typename Params>
-cudaError_t launch(void (*kernel)(Params), int64_t blocks, int threads,
-                   int shared_bytes, cudaStream_t stream,
-                   const Params& params) {
-  if (shared_bytes > 48 * 1024) {
-    const cudaError_t status = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-    if (status != cudaSuccess) return status;
-  }
-  kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, stream>>>(
-      params);
-  return cudaGetLastError();
 }
 
 }  // namespace mmvssm::cuda
@@ -79,29 +84,16 @@ cudaError_t launch(void (*kernel)(Params), int64_t blocks, int threads,
 
 namespace mmvssm::cuda {
 
-// Lays arrays out one after the other in the block's dynamic shared memory.
-// The host walks the same calls with a null base to learn the size.
-class SharedArena {
- public:
-  __host__ __device__ explicit SharedArena(unsigned char* base)
-      : base_(base), bytes_(0) {}
+// An array of the block at an offset that the host laid out.
+template <typename T>
+__device__ __forceinline__ T* shared_array(int offset) {
+  return reinterpret_cast<T*>(dynamic_shared() + offset);
+}
 
-  template <typename T>
-  __host__ __device__ T* take(int count) {
-    unsigned char* array = base_ == nullptr ? nullptr : base_ + bytes_;
-    const int used = count * static_cast<int>(sizeof(T));
-    const int padded = (used + 15) / 16 * 16 + kSharedGap;
-    if (array != nullptr) forbid_shared(array + used, padded - used);
-    bytes_ += padded;
-    return reinterpret_cast<T*>(array);
-  }
-
-  __host__ __device__ int bytes() const { return bytes_; }
-
- private:
-  unsigned char* base_;
-  int bytes_;
-};
+template <typename T>
+constexpr bool is_float = false;
+template <>
+inline constexpr bool is_float<float> = true;
 
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
@@ -122,26 +114,6 @@ __device__ __forceinline__ __half from_float<__half>(float x) {
 template <>
 __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
   return __float2bfloat16_rn(x);
-}
-
-// launch(InputType<T>{}) for the element type T that dtype stands for.
-template <typename T>
-struct InputType {
-  using type = T;
-};
-
-template <typename Launch>
-cudaError_t with_input_type(DType dtype, const Launch& launch) {
-  switch (dtype) {
-    case DType::kFloat:
-      return launch(InputType<float>{});
-    case DType::kHalf:
-      return launch(InputType<__half>{});
-    case DType::kBFloat16:
-      return launch(InputType<__nv_bfloat16>{});
-    default:
-      return cudaErrorInvalidValue;
-  }
 }
 
 }  // namespace mmvssm::cuda

@@ -1,315 +1,418 @@
 // Reading the map through a route: tiles of x_dbl rows, x, and the step sizes;
 // and where results along routes go.
+//
+// While a tile is computed, the rows of the next one travel to shared memory as
+// they are, by cp.async, and so do the entries of the routes of the one after
+// it, on which the addresses of its rows depend. Between two tiles the block
+// turns raw rows into float32 rows and entries into offsets. x is loaded by
+// each thread for itself, the next kSub steps before these are computed.
 #pragma once
 
 #include "cuda/scan_block.cuh"
 
 namespace mmvssm::cuda {
 
-struct RouteInputs {
-  const void* x;
-  const void* x_dbl;
-  const int32_t *routes, *out_routes;
-  const float* dt_weight;  // (K, D, R)
-  int64_t x_batch_stride, x_dbl_batch_stride;
-  int x_pixel_stride, x_route_stride;          // in elements
-  int x_dbl_pixel_stride, x_dbl_route_stride;  // likewise
-  int dt_rank;
-  int copy_bytes;  // 16 or 4: what rows of x_dbl are aligned to; else 0
+// Whether none of the steps is -1: the same in all threads.
+__device__ __forceinline__ bool all_there(const int (&offset)[kSub]) {
+  int sign = 0;
+#pragma unroll
+  for (int t = 0; t < kSub; ++t) sign |= offset[t];
+  return sign >= 0;
+}
+
+// One thread's columns of rows of D channels, addressed by offsets from the
+// tile: y, dy or dx.
+template <typename T, int CH>
+class RouteColumns {
+ public:
+  __device__ __forceinline__ RouteColumns(const RouteRows& rows,
+                                          const Place<CH>& place)
+      : is_float_(is_float<T> || rows.is_float) {
+    const int64_t first = place.batch * rows.batch_stride +
+                          static_cast<int64_t>(place.route) * rows.route_stride;
+#pragma unroll
+    for (int i = 0; i < CH; ++i) {
+      data_[i] = fixed_address(
+          static_cast<char*>(rows.data) +
+          (first + place.channel[i]) *
+              static_cast<int>(is_float_ ? sizeof(float) : sizeof(T)));
+      writes_[i] = place.writes(i);
+    }
+  }
+
+  // Writes kSub steps at offsets `at`, but none at -1.
+  __device__ __forceinline__ void store(const int* at,
+                                        const float (&values)[CH][kSub]) const {
+    if (is_float<T> || is_float_) {
+      store_as<float>(at, values);
+    } else {
+      store_as<T>(at, values);
+    }
+  }
+
+  // Reads kSub steps; 0 at -1.
+  __device__ __forceinline__ void load(const int* at,
+                                       float (&values)[CH][kSub]) const {
+    if (is_float<T> || is_float_) {
+      load_as<float>(at, values);
+    } else {
+      load_as<T>(at, values);
+    }
+  }
+
+ private:
+  template <typename S>
+  __device__ __forceinline__ void store_as(
+      const int* at, const float (&values)[CH][kSub]) const {
+    int offset[kSub];
+    read_broadcast(at, offset);
+    const bool all = all_there(offset);
+#pragma unroll
+    for (int i = 0; i < CH; ++i) {
+      S* to = static_cast<S*>(static_cast<void*>(data_[i]));
+      if (!writes_[i]) continue;
+      if (all) {
+#pragma unroll
+        for (int t = 0; t < kSub; ++t) {
+          to[offset[t]] = from_float<S>(values[i][t]);
+        }
+      } else {
+#pragma unroll
+        for (int t = 0; t < kSub; ++t) {
+          if (offset[t] >= 0) to[offset[t]] = from_float<S>(values[i][t]);
+        }
+      }
+    }
+  }
+
+  template <typename S>
+  __device__ __forceinline__ void load_as(const int* at,
+                                          float (&values)[CH][kSub]) const {
+    int offset[kSub];
+    read_broadcast(at, offset);
+#pragma unroll
+    for (int i = 0; i < CH; ++i) {
+      const S* from = static_cast<const S*>(static_cast<void*>(data_[i]));
+#pragma unroll
+      for (int t = 0; t < kSub; ++t) {
+        values[i][t] = offset[t] < 0 ? 0.0f : to_float(from[offset[t]]);
+      }
+    }
+  }
+
+ private:
+  char* data_[CH];
+  bool is_float_, writes_[CH];
 };
 
-// T is the type of x and x_dbl. A thread keeps the weights of its channel in
-// its column of shared memory: any rank does, and registers stay free.
-//
-// Rows of the tile, float32: [dt rank, padded with zeros | B of NT states | C].
-// The rows of the next tile travel to `raw_` as they are, by cp.async, while
-// this one is computed; the entries of the routes come one tile earlier still,
-// since the addresses of the rows depend on them.
-template <typename T, int NT>
+// T is the type of x and x_dbl; kAccesses counts x and the RouteRows.
+template <typename T, int NT, int CH, int kAccesses>
 class RouteTiles {
  public:
-  static __host__ __device__ int rank_pitch(const RouteInputs& in) {
-    return (in.dt_rank + 3) / 4 * 4;
-  }
-  static __host__ __device__ int row_pitch(const RouteInputs& in) {
-    return (rank_pitch(in) + 2 * NT + 3) / 4 * 4;
-  }
-
-  __host__ __device__ RouteTiles(const RouteInputs& in, const ScanShape& s,
-                                 int threads, SharedArena& arena)
-      : in_(in), shape_(s) {
-    width_ = in.dt_rank + 2 * s.d_state;
-    constexpr int per_16_bytes = 16 / sizeof(T);
-    raw_pitch_ = (width_ + per_16_bytes - 1) / per_16_bytes * per_16_bytes;
-    raw_ = arena.take<T>(kTile * raw_pitch_);
-    rows_ = arena.take<float>(kTile * row_pitch(in));
-    entries_ = arena.take<int>(2 * 2 * kTile);
-    weights_ = arena.take<float>(rank_pitch(in) * threads);
-  }
-
-  __device__ void attach(const Place& place) {
-    const T* x = static_cast<const T*>(in_.x);
-    const T* x_dbl = static_cast<const T*>(in_.x_dbl);
-    x_ = x + place.batch * in_.x_batch_stride +
-         static_cast<int64_t>(place.route) * in_.x_route_stride + place.channel;
-    x_dbl_ = x_dbl + place.batch * in_.x_dbl_batch_stride +
-             place.route * in_.x_dbl_route_stride;
-    route_ = (threadIdx.x < kTile ? in_.routes : in_.out_routes) +
-             static_cast<int64_t>(place.route) * shape_.length;
-    bias_ = shape_.bias[place.row(shape_)];
-    const float* w =
-        in_.dt_weight + static_cast<int64_t>(place.row(shape_)) * in_.dt_rank;
+  __device__ __forceinline__ RouteTiles(const RouteInputs& in,
+                                        const RouteLayout& layout,
+                                        const ScanShape& s,
+                                        const Place<CH>& place)
+      : in_(in), layout_(layout), shape_(s), place_(place) {
+    first_entry_ = place.route * s.length;
+    const T* x = static_cast<const T*>(in.x) + place.batch * in.x_batch_stride +
+                 static_cast<int64_t>(place.route) * in.x_route_stride;
+    x_dbl_ = static_cast<const T*>(in.x_dbl) +
+             place.batch * in.x_dbl_batch_stride +
+             static_cast<int64_t>(place.route) * in.x_dbl_route_stride;
+#pragma unroll
+    for (int i = 0; i < CH; ++i) {
+      x_[i] = fixed_address(x + place.channel[i]);
+      const int row = place.row(s, i);
+      bias_[i] = s.bias[row] * kLog2E;
+      const float* w = in.dt_weight + static_cast<int64_t>(row) * in.dt_rank;
 #pragma unroll 1
-    for (int r = 0; r < rank_pitch(in_); ++r) {
-      weights_[r * blockDim.x + threadIdx.x] = r < in_.dt_rank ? w[r] : 0.0f;
+      for (int r = 0; r < 4 * layout_.rank_quads; ++r) {
+        weights(r / 4, i)[r % 4] = r < in.dt_rank ? w[r] * kLog2E : 0.0f;
+      }
     }
   }
 
-  // Starts a walk over tiles for the states from n0: `first` will be the
-  // current tile after one advance(), `second` (-1: none) after two.
-  __device__ void begin(int n0, int first, int second) {
-    n0_ = n0;
-    next_ = 0;
-    __syncthreads();  // the walk before this one may still be reading
-    if (threadIdx.x < 2 * kTile) {
-      entries_[threadIdx.x] = route_entry(first);
-      coming_entry_ = route_entry(second);
-    }
-    __syncthreads();
-    fetch();
+  // Starts a walk, which advance(-1, first, second) continues.
+  __device__ __forceinline__ void begin(int first) {
+    half_ = 0;
+    clear_rows();
+    fetch_entries(first, half_);
   }
 
-  // Makes the next tile the current one, and starts on those after it; `third`
-  // (-1: none) is the one after the next.
-  __device__ void advance(const Place&, int third) {
+  // Makes `tile` the current one and starts on the next two; -1: there is none.
+  __device__ __forceinline__ void advance(int tile, int second, int third) {
+    tile_ = tile;
     copy_async_wait();
     __syncthreads();
-    unpack();
-    current_ = entries_ + next_ * 2 * kTile;
-    next_ ^= 1;
-    if (threadIdx.x < 2 * kTile) {
-      entries_[next_ * 2 * kTile + threadIdx.x] = coming_entry_;
-      coming_entry_ = route_entry(third);
-    }
+    half_ ^= 1;
+    if (tile >= 0) unpack(half_);
+    make_offsets(second, half_ ^ 1);
     __syncthreads();
-    fetch();
+    if (second >= 0) fetch_rows(half_ ^ 1);
+    fetch_entries(third, half_);
   }
 
-  // The pixel read, the row written at a step of the tile; -1: none.
-  __device__ __forceinline__ int source(int step) const {
-    return current_[step];
-  }
-  __device__ __forceinline__ int target(int step) const {
-    return current_[kTile + step];
-  }
-  __device__ __forceinline__ const float* row(int step) const {
-    return rows_ + step * row_pitch(in_);
-  }
-  __device__ __forceinline__ const float* B_row(int step) const {
-    return row(step) + rank_pitch(in_);
+  // The rows of B and C of this lane's states.
+  __device__ __forceinline__ MapRows<NT> maps() const {
+    return MapRows<NT>(
+        shared_array<float>(layout_.rows) + layout_.rank_quads * kQuad,
+        place_.state_lane, shape_.state_lanes);
   }
 
-  // Input, step size and its derivative (by what softplus is applied to).
-  __device__ __forceinline__ void load(int step, float (&u)[kSub],
-                                       float (&d)[kSub],
-                                       float (&slope)[kSub]) const {
+  __device__ __forceinline__ int tile() const { return tile_; }
+
+  __device__ __forceinline__ void enter_group(int) {}
+  __device__ __forceinline__ void leave_group(int) {}
+
+  // The place of a step in the ring of this tile and the next one.
+  __device__ __forceinline__ int ring(int step) const {
+    return (half_ * kTile + step) % (2 * kTile);
+  }
+
+  // Starts loading x at kSub steps, from a place in the ring on.
+  __device__ __forceinline__ void request(int at) {
+    int offset[kSub];
+    read_broadcast(offsets(0, at), offset);
+    const bool all = all_there(offset);
 #pragma unroll
-    for (int t = 0; t < kSub; ++t) {
-      const int pixel = source(step + t);
-      u[t] = pixel < 0 ? 0.0f : to_float(x_[pixel * in_.x_pixel_stride]);
+    for (int i = 0; i < CH; ++i) {
+      if (all) {
+#pragma unroll
+        for (int t = 0; t < kSub; ++t) coming_x_[i][t] = x_[i][offset[t]];
+      } else {
+#pragma unroll
+        for (int t = 0; t < kSub; ++t) {
+          coming_x_[i][t] =
+              offset[t] < 0 ? from_float<T>(0.0f) : x_[i][offset[t]];
+        }
+      }
     }
+  }
+  // The step sizes, times log2(e).
+  __device__ __forceinline__ void load_steps(int step,
+                                             float (&d)[CH][kSub]) const {
     project(step, d);
 #pragma unroll
-    for (int t = 0; t < kSub; ++t) d[t] = softplus(d[t], slope[t]);
+    for (int i = 0; i < CH; ++i) {
+#pragma unroll
+      for (int t = 0; t < kSub; ++t) d[i][t] = softplus2(d[i][t]);
+    }
+  }
+  // x as last requested, the step sizes times log2(e) and the slope of
+  // softplus.
+  __device__ __forceinline__ void load(int step, float (&u)[CH][kSub],
+                                       float (&d)[CH][kSub]) const {
+    load_steps(step, d);
+#pragma unroll
+    for (int i = 0; i < CH; ++i) {
+#pragma unroll
+      for (int t = 0; t < kSub; ++t) {
+        u[i][t] = to_float(coming_x_[i][t]);
+      }
+    }
+  }
+  __device__ __forceinline__ void load(int step, float (&u)[CH][kSub],
+                                       float (&d)[CH][kSub],
+                                       float (&slope)[CH][kSub]) const {
+    project(step, d);
+#pragma unroll
+    for (int i = 0; i < CH; ++i) {
+#pragma unroll
+      for (int t = 0; t < kSub; ++t) {
+        d[i][t] = softplus2(d[i][t], slope[i][t]);
+        u[i][t] = to_float(coming_x_[i][t]);
+      }
+    }
   }
 
  protected:
-  // Of rank r; 0 for the padding.
-  __device__ __forceinline__ float weight(int r) const {
-    return weights_[r * blockDim.x + threadIdx.x];
+  // Of x (0) and of the form's other rows (1, 2), from a place in the ring on;
+  // -1 for a step that has none.
+  __device__ __forceinline__ int* offsets(int access, int at) const {
+    return shared_array<int>(layout_.offsets) + access * 2 * kTile + at;
   }
 
-  const RouteInputs in_;
-  const ScanShape shape_;
-  int width_;  // of a row of x_dbl
-  int n0_;
+  const RouteInputs& in_;
+  const RouteLayout& layout_;
+  const ScanShape& shape_;
+  const Place<CH>& place_;
+  const RouteRows* rows_[kAccesses];  // set by the form, from 1 on
+  bool from_out_[kAccesses];          // whether they follow out_routes
 
  private:
-  __device__ __forceinline__ int route_entry(int tile) const {
-    const int step = tile * kTile + static_cast<int>(threadIdx.x % kTile);
-    return tile >= 0 && step < shape_.length ? route_[step] : -1;
+  __device__ __forceinline__ float* weights(int quad, int i) const {
+    return shared_array<float>(layout_.weights) +
+           ((quad * CH + i) * blockDim.x + threadIdx.x) * 4;
+  }
+  __device__ __forceinline__ int* entries(int half, int table) const {
+    return shared_array<int>(layout_.entries) + (half * 2 + table) * kTile;
+  }
+  __device__ __forceinline__ T* raw(int step) const {
+    return shared_array<T>(layout_.raw) + step * layout_.raw_pitch;
+  }
+  __device__ __forceinline__ void fetch_entries(int tile, int half) {
+    const int first = anew(first_entry_) + tile * kTile;
+    const int there = tile < 0 ? 0 : shape_.length - tile * kTile;
+#pragma unroll 1
+    for (int i = thread_anew(); i < 2 * kTile; i += blockDim.x) {
+      int* to = entries(half, 0) + i;
+      if (i % kTile < there) {
+        const int32_t* table = i < kTile ? in_.routes : in_.out_routes;
+        copy_async<4>(to, table + first + i % kTile);
+      } else {
+        *to = -1;
+      }
+    }
   }
 
-  // Starts copying the rows of the next tile; a warp takes a row at a time.
-  __device__ void fetch() {
-    const int lane = threadIdx.x % 32;
-    const int warps = blockDim.x / 32;
+  __device__ __forceinline__ void make_offsets(int tile, int half) {
 #pragma unroll 1
-    for (int step = threadIdx.x / 32; step < kTile; step += warps) {
-      const int pixel = entries_[next_ * 2 * kTile + step];
-      if (pixel < 0) continue;
-      const T* from = x_dbl_ + pixel * in_.x_dbl_pixel_stride;
-      T* to = raw_ + step * raw_pitch_;
-      if (in_.copy_bytes == 16) {
-        constexpr int count = 16 / sizeof(T);
-#pragma unroll 1
-        for (int c = lane * count; c < width_; c += 32 * count) {
-          copy_async<16>(to + c, from + c);
-        }
-      } else if (in_.copy_bytes == 4) {
-        constexpr int count = 4 / sizeof(T);
-#pragma unroll 1
-        for (int c = lane * count; c < width_; c += 32 * count) {
-          copy_async<4>(to + c, from + c);
-        }
-      } else {
-#pragma unroll 1
-        for (int c = lane; c < width_; c += 32) to[c] = from[c];
+    for (int i = thread_anew(); i < kTile; i += blockDim.x) {
+      const int step = tile * kTile + i;
+      const bool exists = tile >= 0 && step < shape_.length;
+      int* to = offsets(0, half * kTile + i);
+      const int pixel = entries(half, 0)[i];
+      to[0] = pixel < 0 ? -1 : pixel * in_.x_pixel_stride;
+#pragma unroll
+      for (int a = 1; a < kAccesses; ++a) {
+        const int row = rows_[a]->by_step ? (exists ? step : -1)
+                        : from_out_[a]    ? entries(half, 1)[i]
+                                          : pixel;
+        to[a * 2 * kTile] = row < 0 ? -1 : row * rows_[a]->row_stride;
       }
+    }
+  }
+
+  // Lanes that share a row: a power of two that covers `count` columns, or 32.
+  static __device__ __forceinline__ int lanes_for(int count) {
+    return count <= 1    ? 1
+           : count <= 2  ? 2
+           : count <= 4  ? 4
+           : count <= 8  ? 8
+           : count <= 16 ? 16
+                         : 32;
+  }
+
+  // visit(column, step) for every step of the tile and column below `count`, a
+  // column always by the same threads.
+  template <typename Visit>
+  __device__ __forceinline__ void each_element(int count, const Visit& visit) {
+    const int lanes = lanes_for(count);
+    const int shift = __ffs(lanes) - 1;
+    const int rows = blockDim.x >> shift;
+    const int thread = thread_anew();
+#pragma unroll 1
+    for (int c = thread & (lanes - 1); c < count; c += lanes) {
+      visit(c, thread >> shift, rows);
+    }
+  }
+
+  template <int Bytes>
+  __device__ __forceinline__ void copy_rows(const int* pixels, int width) {
+    constexpr int count = Bytes / static_cast<int>(sizeof(T));
+    each_element((width + count - 1) / count, [&](int c, int step, int rows) {
+#pragma unroll 1
+      for (; step < kTile; step += rows) {
+        const int pixel = pixels[step];
+        if (pixel < 0) continue;
+        copy_async<Bytes>(raw(step) + c * count,
+                          x_dbl_ + pixel * in_.x_dbl_pixel_stride + c * count);
+      }
+    });
+  }
+
+  __device__ __forceinline__ void fetch_rows(int half) {
+    const int* pixels = entries(half, 0);
+    const int width = in_.dt_rank + 2 * shape_.d_state;
+    if (in_.copy_bytes == 16) {
+      copy_rows<16>(pixels, width);
+    } else if (in_.copy_bytes == 4) {
+      copy_rows<4>(pixels, width);
+    } else {
+      each_element(width, [&](int c, int step, int rows) {
+#pragma unroll 1
+        for (; step < kTile; step += rows) {
+          const int pixel = pixels[step];
+          if (pixel < 0) continue;
+          raw(step)[c] = x_dbl_[pixel * in_.x_dbl_pixel_stride + c];
+        }
+      });
     }
   }
 
   // Converts the rows that have arrived; steps without a pixel become zeros.
-  __device__ void unpack() {
-    const int lane = threadIdx.x % 32;
-    const int warps = blockDim.x / 32;
-    const int ranks = rank_pitch(in_);
-#pragma unroll 1
-    for (int step = threadIdx.x / 32; step < kTile; step += warps) {
-      const bool visible = entries_[next_ * 2 * kTile + step] >= 0;
-      const T* raw = raw_ + step * raw_pitch_;
-      float* row = rows_ + step * row_pitch(in_);
-#pragma unroll 1
-      for (int c = lane; c < ranks + 2 * NT; c += 32) {
-        int column = c;
-        bool exists = c < in_.dt_rank;
-        if (c >= ranks) {
-          const int n = n0_ + (c - ranks) % NT;
-          const bool is_C = c - ranks >= NT;
-          column = in_.dt_rank + n + (is_C ? shape_.d_state : 0);
-          exists = n < shape_.d_state;
-        }
-        row[c] = visible && exists ? to_float(raw[column]) : 0.0f;
+  // Columns of padding are zero since the start.
+  __device__ __forceinline__ void unpack(int half) {
+    const int* pixels = entries(half, 0);
+    const int states = NT * shape_.state_lanes;
+    const int rank = in_.dt_rank;
+    each_element(rank + 2 * shape_.d_state, [&](int c, int step, int rows) {
+      int column = c;
+      float scale = 1.0f;
+      if (c >= rank) {
+        const int n = c - rank;
+        const bool is_B = n < shape_.d_state;
+        column =
+            4 * layout_.rank_quads + n + (is_B ? 0 : states - shape_.d_state);
+        scale = is_B ? kLn2 : 1.0f;
       }
+      float* to = rows_of(column);
+#pragma unroll 1
+      for (; step < kTile; step += rows) {
+        const float value = to_float(raw(step)[c]) * scale;
+        to[4 * step] = pixels[step] >= 0 ? value : 0.0f;
+      }
+    });
+  }
+  __device__ __forceinline__ float* rows_of(int column) const {
+    return shared_array<float>(layout_.rows) + column / 4 * kQuad + column % 4;
+  }
+  __device__ __forceinline__ void clear_rows() {
+    const int quads = layout_.rank_quads + map_quads(NT * shape_.state_lanes);
+#pragma unroll 1
+    for (int i = threadIdx.x; i < quads * kQuad; i += blockDim.x) {
+      shared_array<float>(layout_.rows)[i] = 0.0f;
     }
   }
 
-  // raw step = bias + weights . dt rank, of each step
+  // What softplus is applied to, bias + weights . dt rank, times log2(e).
   __device__ __forceinline__ void project(int step,
-                                          float (&raw_step)[kSub]) const {
+                                          float (&raw_step)[CH][kSub]) const {
 #pragma unroll
-    for (int t = 0; t < kSub; ++t) raw_step[t] = bias_;
+    for (int i = 0; i < CH; ++i) {
+#pragma unroll
+      for (int t = 0; t < kSub; ++t) raw_step[i][t] = bias_[i];
+    }
+    const float* row = shared_array<float>(layout_.rows) + 4 * step;
+    int quad = 0;
 #pragma unroll 1
-    for (int r = 0; r < rank_pitch(in_); r += 4) {
-      float w[4];
+    do {  // there is at least one
+      float w[CH][4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) w[i] = weight(r + i);
+      for (int i = 0; i < CH; ++i) read_broadcast<4>(weights(quad, i), w[i]);
 #pragma unroll
       for (int t = 0; t < kSub; ++t) {
         float q[4];
-        read_broadcast<4>(row(step + t) + r, q);
+        read_broadcast<4>(row + quad * kQuad + 4 * t, q);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) raw_step[t] = fmaf(w[i], q[i], raw_step[t]);
+        for (int i = 0; i < CH; ++i) {
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            raw_step[i][t] = fmaf(w[i][j], q[j], raw_step[i][t]);
+          }
+        }
       }
-    }
+    } while (++quad < layout_.rank_quads);
   }
 
-  int raw_pitch_;
-  T* raw_;
-  float* rows_;
-  int* entries_;  // two tiles of kTile sources and kTile targets
-  float* weights_;
-  int next_;            // half of entries_ that describes the next tile
-  const int* current_;  // the other half
-  int coming_entry_;    // of the tile after the next
-  const T* x_;
+  const T* x_[CH];
   const T* x_dbl_;
-  const int32_t* route_;
-  float bias_;
-};
-
-template <typename T>
-RouteInputs route_inputs(const Scan2dArgs& args) {
-  const int64_t width = args.dt_rank + 2 * args.d_state;
-  const int64_t x_width =
-      (args.x_per_route ? args.num_routes : 1) * args.channels;
-  const int64_t x_dbl_width =
-      (args.shared_projection ? 1 : args.num_routes) * width;
-  const auto row_bytes = static_cast<uintptr_t>(width) * sizeof(T);
-  const uintptr_t alignment =
-      reinterpret_cast<uintptr_t>(args.x_dbl) | row_bytes;
-  return {args.x,
-          args.x_dbl,
-          args.routes,
-          args.out_routes,
-          args.dt_weight,
-          args.pixels * x_width,
-          args.pixels * x_dbl_width,
-          static_cast<int>(x_width),
-          static_cast<int>(args.x_per_route ? args.channels : 0),
-          static_cast<int>(x_dbl_width),
-          static_cast<int>(args.shared_projection ? 0 : width),
-          static_cast<int>(args.dt_rank),
-          alignment % 16 == 0  ? 16
-          : alignment % 4 == 0 ? 4
-                               : 0};
-}
-
-// A result with rows of D channels that the routes write: y, or the gradient
-// of x. Rows are (Bt, rows, D), or (Bt, rows, K, D) where routes are `apart`.
-// Routes that share rows write to slots, which are summed afterwards; disjoint
-// ones write to the rows themselves.
-class RouteRows {
- public:
-  RouteRows(const Scan2dArgs& args, const RouteWrites& writes, bool apart,
-            int64_t rows, int64_t states_at_once, void* total, DType type,
-            Workspace& workspace, cudaStream_t stream)
-      : total_(total), type_(type), batch_(args.batch), stream_(stream) {
-    const int64_t row = (apart ? args.num_routes : 1) * args.channels;
-    image_ = rows * row;
-    count_ = writes.exclusive ? 1 : args.num_routes;
-    // Sums are taken in float32: over routes, over visits of one route, over
-    // walks for more states.
-    const bool sums = writes.repeats || args.d_state > states_at_once;
-    is_total_ = writes.exclusive && (type == DType::kFloat || !sums);
-    bytes_ = batch_ * count_ * image_ * static_cast<int64_t>(sizeof(float));
-    slots_.data = is_total_ ? total : workspace.allocate(bytes_);
-    slots_.is_float = !is_total_ || type == DType::kFloat;
-    if (!slots_.is_float) bytes_ /= 2;
-    slots_.batch_stride = count_ * image_;
-    slots_.route_stride = !writes.exclusive ? image_
-                          : apart           ? args.channels
-                                            : 0;
-    slots_.row_stride = static_cast<int>(row);
-    slots_.rows = static_cast<int>(rows);
-    slots_.repeats = writes.repeats;
-    // Disjoint routes cannot clear what is another's, or nobody's.
-    const bool each_its_own = apart || !writes.exclusive;
-    slots_.clears = writes.cleared() && each_its_own;
-    clear_all_ = writes.cleared() && !each_its_own;
-  }
-
-  // Prepares what the kernel finds; to be called before it starts.
-  cudaError_t begin() const {
-    return clear_all_ ? cudaMemsetAsync(slots_.data, 0,
-                                        static_cast<size_t>(bytes_), stream_)
-                      : cudaSuccess;
-  }
-  const Slots& slots() const { return slots_; }
-  // After the kernel: sums and converts.
-  cudaError_t end() const {
-    return is_total_ ? cudaSuccess
-                     : sum_slots(static_cast<const float*>(slots_.data), total_,
-                                 type_, batch_, count_, image_, stream_);
-  }
-
- private:
-  void* total_;
-  DType type_;
-  int64_t batch_, count_, image_, bytes_;
-  cudaStream_t stream_;
-  Slots slots_;
-  bool is_total_, clear_all_;
+  float bias_[CH];
+  T coming_x_[CH][kSub];
+  int first_entry_;  // of this route in the tables
+  int tile_;         // the current one
+  int half_;         // of entries and offsets, that is its own
 };
 
 }  // namespace mmvssm::cuda

@@ -1,6 +1,6 @@
-// The backward scan, for either form. Tiles supplies what the form reads and
-// writes: RouteBackward (scan_2d_backward.cu), SequenceBackward
-// (scan_1d_backward.cu).
+// The backward scan, for either form, its carry pass and its main pass. Tiles
+// supplies what the form reads and writes: RouteBackward (route_backward.cuh),
+// SequenceBackward (sequence_backward.cuh).
 //
 // With e = dL/dy and a_l = exp(d_l A), per channel and state:
 //   g_l = e_l C_l + a_{l+1} g_{l+1}          (dL/dh_l)
@@ -8,389 +8,366 @@
 //   du_l = D e_l + d_l sum_n g_l B_l
 //   dd_l = u_l sum_n g_l B_l + sum_n A g_l a_l h_{l-1}
 //   dA = sum_l d_l g_l a_l h_{l-1},  dD = sum_l e_l u_l
-// The states h are not kept: chunk after chunk from the end, a thread scans
-// forward from the saved state, notes the state that enters each kSub steps,
+// d is kept times log2(e) and B times ln(2), so that d B needs no factor.
+//
+// What enters a chunk from its right is a_{l+1} g_{l+1} of its last step; the
+// carry pass finds what a chunk hands on to its left if nothing enters:
+//   sum_l 2^(A (d_first + ... + d_l)) e_l C_l.
+// The states h are not kept: tile after tile from the end, a thread scans
+// forward from the saved state, marks the state that enters each kSub steps,
 // and then goes back, scanning kSub steps once more into registers before it
 // sweeps over them.
 #pragma once
-
-#include <type_traits>
 
 #include "cuda/scan_block.cuh"
 
 namespace mmvssm::cuda {
 
-// States that a thread carries at a time: registers hold kSub times as many.
-template <typename Launch>
-cudaError_t with_backward_states(int64_t d_state, const Launch& launch) {
-  if (d_state == 1) return launch(std::integral_constant<int, 1>());
-  if (d_state <= 4) return launch(std::integral_constant<int, 4>());
-  return launch(std::integral_constant<int, 8>());
-}
-constexpr int64_t kBackwardStates = 8;
+template <typename Tiles, int NT, int CH>
+__device__ __forceinline__ void scan_backward_carry(
+    const typename Tiles::Params& p) {
+  const ScanShape& s = p.shape;
+  const Place<CH> place(s);
+  if (place.chunk == 0) return;  // nothing comes before it
+  Tiles tiles(p, place);
+  float A[CH][NT], out[CH][NT] = {}, total[CH] = {};
+  load_rates(s, place, A);
 
-// Gradients of parameters, one of each per batch.
-struct ParamSums {
-  float* dA;     // (Bt, K, D, N)
-  float* dD;     // (Bt, K, D) or null
-  float* dbias;  // (Bt, K, D) or null
-};
-
-// The order in which tiles are visited: in each chunk, from the last to the
-// first, forward to the chunk's end (`sweeping` is false), then back; the last
-// tile of a chunk is visited once and does both.
-struct BackwardWalk {
-  int tile;  // -1: the walk is over
-  bool sweeping;
-  int last;  // of all tiles
-
-  __device__ explicit BackwardWalk(int num_tiles) : last(num_tiles - 1) {
-    tile = first_of(last);
-    sweeping = tile == last;
-  }
-  static __device__ int first_of(int tile) {
-    return tile - tile % kTilesPerChunk;
-  }
-  __device__ int first() const { return first_of(tile); }
-  __device__ int turn() const {
-    return min(first() + kTilesPerChunk - 1, last);
-  }
-  __device__ bool enters_chunk() const {
-    return tile == first() && (!sweeping || tile == turn());
-  }
-  __device__ BackwardWalk next() const {
-    BackwardWalk walk = *this;
-    if (tile < 0) return walk;
-    if (!sweeping) {
-      ++walk.tile;
-      walk.sweeping = walk.tile == turn();
-    } else if (tile > first()) {
-      --walk.tile;
-    } else {
-      walk.tile = tile > 0 ? tile - kTilesPerChunk : -1;
-      walk.sweeping = false;
-    }
-    return walk;
-  }
-};
-
-// What the channels of a block add to the rows of kSub steps: each warp puts
-// its sum, flush() adds the warps up. A column always falls to the same
-// thread, which may therefore add to a row that it wrote before.
-class RowSums {
- public:
-  __host__ __device__ RowSums(int columns, int threads, SharedArena& arena)
-      : columns_(columns),
-        sums_(arena.take<float>(threads / 32 * kSub * columns)) {}
-
-  __device__ __forceinline__ void put(int t, int column, float value) {
-    sums_[(threadIdx.x / 32 * kSub + t) * columns_ + column] = value;
-  }
-
-  // store(t, column, sum) for every t and the columns [begin, end).
-  template <typename Store>
-  __device__ __forceinline__ void flush(int begin, int end,
-                                        const Store& store) {
-    __syncthreads();
-    const int warps = blockDim.x / 32;
+  const int first = place.first_tile(s);
+  const int end = place.end_tile(s);
+  tiles.begin(first);
 #pragma unroll 1
-    for (int column = begin + threadIdx.x; column < end; column += blockDim.x) {
+  for (int tile = first - 1; tile < end; ++tile) {
+    tiles.advance(tile >= first ? tile : -1, tile + 1 < end ? tile + 1 : -1,
+                  tile + 2 < end ? tile + 2 : -1);
+    if (tile < first) continue;
+    const MapRows<NT> maps = tiles.maps();
+    const int subs = subs_of_tile(s, tile);
 #pragma unroll 1
+    for (int sub = 0; sub < subs; ++sub) {
+      const int step = sub * kSub;
+      if (step % kGroup == 0) tiles.enter_group(step, true);
+      float e[CH][kSub], d[CH][kSub];
+      tiles.load_grads(step, e);
+      tiles.load_steps(step, d);
+#pragma unroll
       for (int t = 0; t < kSub; ++t) {
-        float sum = 0.0f;
-#pragma unroll 1
-        for (int w = 0; w < warps; ++w) {
-          sum += sums_[(w * kSub + t) * columns_ + column];
+        float C[NT];
+        maps.read_C(step + t, C);
+#pragma unroll
+        for (int i = 0; i < CH; ++i) {
+          total[i] += d[i][t];
+#pragma unroll
+          for (int n = 0; n < NT; ++n) {
+            out[i][n] = fmaf(exp2_approx(total[i] * A[i][n]), e[i][t] * C[n],
+                             out[i][n]);
+          }
         }
-        store(t, column, sum);
       }
     }
-    __syncthreads();
   }
+  store_carry(s, Place<CH>::anew(s), total, out);
+}
 
- private:
-  int columns_;
-  float* sums_;
-};
-
-template <typename Tiles, int NT>
+template <typename Tiles, int NT, int CH>
 class BackwardThread {
  public:
   using Params = typename Tiles::Params;
 
-  __host__ __device__ BackwardThread(const Params& p, int threads,
-                                     SharedArena& arena)
-      : tiles_(p, threads, arena) {
-    checkpoints_ =
-        arena.take<float>(kTilesPerChunk * kSubsPerTile * NT * threads);
-  }
+  __device__ __forceinline__ BackwardThread(const Params& p,
+                                            const Place<CH>& place,
+                                            Tiles& tiles)
+      : p_(p), place_(place), tiles_(tiles) {}
 
-  __device__ void run(const Params& p) {
-    const ScanShape& s = p.shape;
-    const Place place(s);
-    tiles_.attach(p, place);
-    checkpoints_ += threadIdx.x;
-    const int row = place.row(s);
-    const int num_tiles = (s.length + kTile - 1) / kTile;
-
-    for (int n0 = 0; n0 < s.d_state; n0 += NT) {
-      skip_ = n0 == 0 && s.D != nullptr ? s.D[row] : 0.0f;
-      first_walk_ = n0 == 0;
-      load_log2_decay(s, place, n0, log2_decay_);
+  __device__ __forceinline__ void run() {
+    const ScanShape& s = p_.shape;
+    load_rates(s, place_, A_);
+    fold_carries(s, place_, s.chunks - 1, s.chunks - 1 - place_.chunk, -1, A_,
+                 g_);
 #pragma unroll
-      for (int n = 0; n < NT; ++n) g_[n] = dA_[n] = 0.0f;
-
-      BackwardWalk walk(num_tiles);
-      BackwardWalk ahead = walk.next();
-      tiles_.begin(n0, walk.tile, ahead.tile);
-      while (walk.tile >= 0) {
-        const BackwardWalk beyond = ahead.next();
-        tiles_.advance(place, beyond.tile);
-        if (walk.enters_chunk()) load_state(s, place, walk.tile, n0);
-        visit(walk, place);
-        walk = ahead;
-        ahead = beyond;
-      }
-      if (place.active) {
-        float* dA = p.sums.dA +
-                    (place.image(s) * s.channels + place.channel) * s.d_state;
+    for (int i = 0; i < CH; ++i) {
+      skip_[i] = s.D != nullptr ? s.D[place_.row(s, i)] : 0.0f;
+      // Threads past the last channel add nothing to the sums over channels.
 #pragma unroll
-        for (int n = 0; n < NT; ++n) {
-          if (n0 + n < s.d_state) dA[n0 + n] = dA_[n];
-        }
+      for (int n = 0; n < NT; ++n) {
+        g_[i][n] = place_.active[i] ? g_[i][n] : 0.0f;
       }
     }
-    if (place.active) {
-      const int64_t at = place.image(s) * s.channels + place.channel;
-      if (p.sums.dD != nullptr) p.sums.dD[at] = dD_;
-      if (p.sums.dbias != nullptr) p.sums.dbias[at] = dbias_;
+
+    const int first = place_.first_tile(s);
+    const int last = place_.end_tile(s) - 1;
+    SavedStates<NT, CH> saved(s, place_, last);
+    tiles_.begin(last);
+#pragma unroll 1
+    for (int tile = last + 1; tile >= first; --tile) {
+      tiles_.advance(tile <= last ? tile : -1,
+                     tile - 1 >= first ? tile - 1 : -1,
+                     tile - 2 >= first ? tile - 2 : -1);
+      if (tile > last) {
+        tiles_.request(tiles_.ring(kTile));
+      } else {
+        visit(tile, saved);
+        saved.move(s, -1);
+      }
     }
-    tiles_.finish(p, place);
+    store_sums();
   }
 
  private:
-  __device__ void load_state(const ScanShape& s, const Place& place, int tile,
-                             int n0) {
-    const int chunk = tile / kTilesPerChunk;
-    const float* saved = chunk > 0 ? saved_state(s, place, chunk, n0) : nullptr;
-#pragma unroll
-    for (int n = 0; n < NT; ++n) {
-      h_[n] = chunk > 0 && n0 + n < s.d_state ? saved[n * s.channels] : 0.0f;
-    }
-  }
+  static constexpr int kFlush = BackwardLayout::flush_steps(NT);
 
-  __device__ void visit(const BackwardWalk& walk, const Place& place) {
-    const int sub = (walk.tile - walk.first()) * kSubsPerTile;
-    const bool turning = walk.sweeping && walk.tile == walk.turn();
-    if (!walk.sweeping || turning) {
+  __device__ __forceinline__ void visit(int tile,
+                                        const SavedStates<NT, CH>& saved) {
+    const ScanShape& s = p_.shape;
+    float h[CH][NT] = {};
+    if (tile > 0) {
+      saved.each(s, [&](int i, int n, const float* from) { h[i][n] = *from; });
+    }
+    const MapRows<NT> maps = tiles_.maps();
+    const int subs = subs_of_tile(s, tile);
 #pragma unroll 1
-      for (int i = 0; i < kSubsPerTile; ++i) {
-        note_state(sub + i);
-        if (!turning || i < kSubsPerTile - 1) replay(i * kSub);
-      }
-    }
-    if (walk.sweeping) {
-#pragma unroll 1
-      for (int i = kSubsPerTile - 1; i >= 0; --i) {
-        recall_state(sub + i);
-        sweep(i * kSub);
-      }
-      tiles_.finish_tile(place);
-    }
-  }
-
-  __device__ __forceinline__ void note_state(int sub) {
+    for (int sub = 0; sub < subs; ++sub) {
+      mark_state(sub, h);
+      if (sub == subs - 1) break;
+      const int step = sub * kSub;
+      if (step % kGroup == 0) tiles_.enter_group(step, false);
+      float u[CH][kSub], d[CH][kSub];
+      tiles_.load(step, u, d);
 #pragma unroll
-    for (int n = 0; n < NT; ++n) {
-      checkpoints_[(sub * NT + n) * blockDim.x] = h_[n];
-    }
-  }
-  __device__ __forceinline__ void recall_state(int sub) {
-#pragma unroll
-    for (int n = 0; n < NT; ++n) {
-      h_[n] = checkpoints_[(sub * NT + n) * blockDim.x];
-    }
-  }
-
-  // Scans kSub steps for the state only.
-  __device__ __forceinline__ void replay(int step) {
-    float u[kSub], d[kSub], slope[kSub];
-    tiles_.load(step, u, d, slope);
-#pragma unroll
-    for (int t = 0; t < kSub; ++t) {
-      float B[NT];
-      read_broadcast<NT>(tiles_.B_row(step + t), B);
-      step_state<NT>(log2_decay_, d[t], d[t] * u[t], B, h_);
-    }
-  }
-
-  // Scans kSub steps into registers, then goes back over them. Registers hold
-  // the state before every other step; the one between is made again, with a
-  // decay that the way back needs anyway.
-  __device__ __forceinline__ void sweep(int step) {
-    Steps steps;
-    tiles_.load(step, steps.u, steps.d, steps.slope);
-    tiles_.load_grad(step, steps.e);
-    float before[kSub / 2][NT];
-#pragma unroll
-    for (int t = 0; t < kSub; ++t) {
-      if (t % 2 == 0) {
-#pragma unroll
-        for (int n = 0; n < NT; ++n) before[t / 2][n] = h_[n];
-      }
-      if (t < kSub - 2) {
+      for (int t = 0; t < kSub; ++t) {
         float B[NT];
-        read_broadcast<NT>(tiles_.B_row(step + t), B);
-        step_state<NT>(log2_decay_, steps.d[t], steps.d[t] * steps.u[t], B, h_);
+        maps.read_B(step + t, B);
+#pragma unroll
+        for (int i = 0; i < CH; ++i) {
+          step_state<NT>(A_[i], d[i][t], d[i][t] * u[i][t], B, h[i]);
+        }
+      }
+      tiles_.request(tiles_.ring(step + kSub));
+    }
+#pragma unroll 1
+    for (int sub = subs - 1; sub >= 0; --sub) {
+      const int step = sub * kSub;
+      if (sub == subs - 1 || (step + kSub) % kGroup == 0) {
+        tiles_.enter_group(step / kGroup * kGroup, true);
+      }
+      sweep(step, maps);
+      tiles_.request(tiles_.ring(sub > 0 ? step - kSub : kTile));
+      if (step % kGroup == 0) tiles_.leave_group(step);
+      if (step % kFlush == 0) {
+        __syncthreads();
+        tiles_.flush(step, kFlush);
+        __syncthreads();
       }
     }
+  }
+
+  __device__ __forceinline__ float& mark(int sub, int i, int n) {
+    return shared_array<float>(
+        p_.backward
+            .marks)[((sub * CH + i) * NT + n) * blockDim.x + threadIdx.x];
+  }
+  __device__ __forceinline__ void mark_state(int sub,
+                                             const float (&h)[CH][NT]) {
 #pragma unroll
-    for (int t = kSub - 2; t >= 0; t -= 2) {
-      float B[NT], decay[NT], between[NT];
-      read_broadcast<NT>(tiles_.B_row(step + t), B);
-      const float input = steps.d[t] * steps.u[t];
+    for (int i = 0; i < CH; ++i) {
 #pragma unroll
-      for (int n = 0; n < NT; ++n) {
-        decay[n] = exp2_approx(steps.d[t] * log2_decay_[n]);
-        between[n] = fmaf(decay[n], before[t / 2][n], input * B[n]);
-      }
-      float decay_after[NT];
-#pragma unroll
-      for (int n = 0; n < NT; ++n) {
-        decay_after[n] = exp2_approx(steps.d[t + 1] * log2_decay_[n]);
-      }
-      sweep_step(step, t + 1, decay_after, between, steps);
-      sweep_step(step, t, decay, before[t / 2], steps);
+      for (int n = 0; n < NT; ++n) mark(sub, i, n) = h[i][n];
     }
-    tiles_.store_grads(step, steps.du, steps.d_raw_step);
   }
 
   struct Steps {
-    float u[kSub], d[kSub], slope[kSub], e[kSub];
-    float du[kSub], d_raw_step[kSub];
+    float u[CH][kSub], d[CH][kSub], slope[CH][kSub], e[CH][kSub];
     float sums[16];
   };
 
+  // Scans kSub steps into registers, then goes back over them. With one state,
+  // registers hold the state before every step; with more, before every other
+  // step, and the one between is made again with a decay that the way back
+  // needs anyway. du takes the place of u, the gradient of what softplus is
+  // applied to that of d.
+  __device__ __forceinline__ void sweep(int step, const MapRows<NT>& maps) {
+    constexpr int kept = NT == 1 ? 1 : 2;
+    Steps steps;
+    tiles_.load_grads(step, steps.e);
+    tiles_.load(step, steps.u, steps.d, steps.slope);
+    float before[kSub / kept][CH][NT];
+    float decays[kSub / kept][CH][NT];  // with one state
+#pragma unroll
+    for (int i = 0; i < CH; ++i) {
+#pragma unroll
+      for (int n = 0; n < NT; ++n) before[0][i][n] = mark(step / kSub, i, n);
+    }
+    if constexpr (kept == 1) {
+#pragma unroll
+      for (int t = 0; t < kSub; ++t) {
+        float B[NT];
+        maps.read_B(step + t, B);
+#pragma unroll
+        for (int i = 0; i < CH; ++i) {
+          const float d = steps.d[i][t];
+          decays[t][i][0] = exp2_approx(d * A_[i][0]);
+          if (t < kSub - 1) {
+            before[t + 1][i][0] = fmaf(decays[t][i][0], before[t][i][0],
+                                       d * steps.u[i][t] * B[0]);
+          }
+        }
+      }
+#pragma unroll
+      for (int t = kSub - 1; t >= 0; --t) {
+        sweep_step(step, t, maps, decays[t], before[t], steps);
+      }
+    } else {
+#pragma unroll
+      for (int t = 0; t < kSub - 2; ++t) {
+        float B[NT];
+        maps.read_B(step + t, B);
+#pragma unroll
+        for (int i = 0; i < CH; ++i) {
+          const float d = steps.d[i][t];
+#pragma unroll
+          for (int n = 0; n < NT; ++n) {
+            if (t % 2 == 0) before[t / 2 + 1][i][n] = before[t / 2][i][n];
+          }
+          step_state<NT>(A_[i], d, d * steps.u[i][t], B, before[t / 2 + 1][i]);
+        }
+      }
+#pragma unroll
+      for (int t = kSub - 2; t >= 0; t -= 2) {
+        float B[NT], decay[CH][NT], between[CH][NT], decay_after[CH][NT];
+        maps.read_B(step + t, B);
+#pragma unroll
+        for (int i = 0; i < CH; ++i) {
+          const float input = steps.d[i][t] * steps.u[i][t];
+#pragma unroll
+          for (int n = 0; n < NT; ++n) {
+            decay[i][n] = exp2_approx(steps.d[i][t] * A_[i][n]);
+            between[i][n] =
+                fmaf(decay[i][n], before[t / 2][i][n], input * B[n]);
+            decay_after[i][n] = exp2_approx(steps.d[i][t + 1] * A_[i][n]);
+          }
+        }
+        sweep_step(step, t + 1, maps, decay_after, between, steps);
+        sweep_step(step, t, maps, decay, before[t / 2], steps);
+      }
+    }
+    tiles_.store_grads(step, steps.u, steps.d);
+  }
+
   // Back over step t, from the state before it.
   __device__ __forceinline__ void sweep_step(int step, int t,
-                                             const float (&decay)[NT],
-                                             const float (&before)[NT],
+                                             const MapRows<NT>& maps,
+                                             const float (&decay)[CH][NT],
+                                             const float (&before)[CH][NT],
                                              Steps& steps) {
     // 16 sums over channels are taken at once: dB and dC of so many steps.
     constexpr int steps_at_once = 8 / NT;
     const int at = t % steps_at_once * 2 * NT;
-    const float u = steps.u[t], d = steps.d[t], e = steps.e[t];
     float B[NT], C[NT];
-    read_broadcast<NT>(tiles_.B_row(step + t), B);
-    read_broadcast<NT>(tiles_.B_row(step + t) + NT, C);
-    float by_B = 0.0f;      // sum of g B
-    float by_decay = 0.0f;  // sum of log2(e) A g a h_before
+    maps.read(step + t, B, C);
 #pragma unroll
-    for (int n = 0; n < NT; ++n) {
-      const float kept = decay[n] * before[n];
-      const float g = fmaf(e, C[n], g_[n]);
-      steps.sums[at + n] = g * (d * u);
-      steps.sums[at + NT + n] = e * fmaf(d * u, B[n], kept);
-      by_B = fmaf(g, B[n], by_B);
-      const float by_kept = g * kept;
-      by_decay = fmaf(log2_decay_[n], by_kept, by_decay);
-      dA_[n] = fmaf(d, by_kept, dA_[n]);
-      g_[n] = g * decay[n];
-    }
-    const float d_raw_step = fmaf(u, by_B, kLn2 * by_decay) * steps.slope[t];
-    steps.du[t] = fmaf(d, by_B, skip_ * e);
-    steps.d_raw_step[t] = d_raw_step;
-    dbias_ += d_raw_step;
-    if (first_walk_) dD_ = fmaf(e, u, dD_);
-    if (t % steps_at_once == 0) {
-      const float total = reduce16(steps.sums);
-      const int lane = threadIdx.x % 32;
-      if (lane % 2 == 0) {
-        const int value = lane / 2;
-        tiles_.sums().put(t + value / (2 * NT), value % (2 * NT), total);
+    for (int i = 0; i < CH; ++i) {
+      const float u = steps.u[i][t], d = steps.d[i][t], e = steps.e[i][t];
+      const float input = d * u;
+      float by_B = 0.0f;      // sum of g B
+      float by_decay = 0.0f;  // sum of A g a h_before
+#pragma unroll
+      for (int n = 0; n < NT; ++n) {
+        const float kept = decay[i][n] * before[i][n];
+        const float g = fmaf(e, C[n], g_[i][n]);
+        const float after = fmaf(input, B[n], kept);
+        float& dB = steps.sums[at + n];
+        float& dC = steps.sums[at + NT + n];
+        dB = i == 0 ? g * input : fmaf(g, input, dB);
+        dC = i == 0 ? e * after : fmaf(e, after, dC);
+        by_B = fmaf(g, B[n], by_B);
+        const float by_kept = g * kept;
+        by_decay = fmaf(A_[i][n], by_kept, by_decay);
+        dA_[i][n] = fmaf(d, by_kept, dA_[i][n]);
+        g_[i][n] = g * decay[i][n];
       }
+      if (NT > 1 && p_.shape.state_lanes > 1) {
+        by_B = sum_over_lanes(by_B, p_.shape.state_lanes);
+        by_decay = sum_over_lanes(by_decay, p_.shape.state_lanes);
+      }
+      const float d_raw_step =
+          fmaf(u * kLog2E, by_B, by_decay) * steps.slope[i][t];
+      steps.u[i][t] = fmaf(d, by_B, skip_[i] * e);
+      steps.d[i][t] = d_raw_step;
+      dbias_[i] += d_raw_step;
+      dD_[i] = fmaf(e, u, dD_[i]);
+    }
+    if (t % steps_at_once == 0) {
+      const int columns = 2 * NT * p_.shape.state_lanes;
+      float* sums =
+          shared_array<float>(p_.backward.sums) +
+          (threadIdx.x / 32 * kFlush + (step + t) % kFlush) * columns +
+          place_.state_lane * NT;
+      reduce16(steps.sums, NT == 1 ? 1 : p_.shape.state_lanes,
+               [&](int value, float sum) {
+                 const int column = value % (2 * NT);
+                 sums[value / (2 * NT) * columns + column % NT +
+                      (column < NT ? 0 : columns / 2)] = sum;
+               });
     }
   }
 
-  Tiles tiles_;
-  float* checkpoints_;  // [sub][state][thread]
-  float log2_decay_[NT], h_[NT];
-  float g_[NT];  // a_{l+1} g_{l+1} for the step l to come
-  float dA_[NT];
-  float dD_ = 0.0f, dbias_ = 0.0f, skip_;
-  bool first_walk_;
+  // The chunk's share of the parameters' gradients.
+  __device__ __forceinline__ void store_sums() const {
+    const ScanShape& s = p_.shape;
+    const auto place = Place<CH>::anew(s);
+    const int64_t rows = s.num_routes * s.channels;
+    const int64_t piece =
+        (static_cast<int64_t>(place.batch) * s.chunks + place.chunk) * rows;
+#pragma unroll
+    for (int i = 0; i < CH; ++i) {
+      if (!place.active[i]) continue;
+      const int64_t row = piece + place.row(s, i);
+#pragma unroll
+      for (int n = 0; n < NT; ++n) {
+        const int state = place.state_lane * NT + n;
+        if (state < s.d_state) {
+          p_.sums.dA[row * s.d_state + state] = dA_[i][n] * kLn2;
+        }
+      }
+      if (!place.writes(i)) continue;
+      if (p_.sums.dD != nullptr) p_.sums.dD[row] = dD_[i];
+      if (p_.sums.dbias != nullptr) p_.sums.dbias[row] = dbias_[i];
+    }
+  }
+
+  const Params& p_;
+  const Place<CH>& place_;
+  Tiles& tiles_;
+  float A_[CH][NT];
+  float g_[CH][NT] = {};  // a_{l+1} g_{l+1} for the step l to come
+  float dA_[CH][NT] = {};
+  float dD_[CH] = {}, dbias_[CH] = {}, skip_[CH];
 };
+
+template <typename Tiles, int NT, int CH>
+__device__ __forceinline__ void scan_backward(const typename Tiles::Params& p) {
+  const Place<CH> place(p.shape);
+  Tiles tiles(p, place);
+  BackwardThread<Tiles, NT, CH>(p, place, tiles).run();
+}
+
+// What the warps of a block have put down for a step and column: `index` of
+// [flush steps][columns].
+__device__ __forceinline__ float warp_sums(const BackwardLayout& layout,
+                                           int index, int count) {
+  const float* sums = shared_array<float>(layout.sums) + index;
+  float sum = 0.0f;
+#pragma unroll 1
+  for (int warp = 0; warp < static_cast<int>(blockDim.x) / 32; ++warp) {
+    sum += sums[warp * count];
+  }
+  return sum;
+}
 
 // Blocks of kMaxThreads that shall fit a multiprocessor; it bounds registers.
-constexpr int backward_occupancy(int states) { return states <= 4 ? 3 : 2; }
-
-template <typename Tiles, int NT>
-__global__ void __launch_bounds__(kMaxThreads, backward_occupancy(NT))
-    scan_backward_kernel(const typename Tiles::Params p) {
-  SharedArena arena(dynamic_shared());
-  BackwardThread<Tiles, NT> thread(p, blockDim.x, arena);
-  thread.run(p);
+constexpr int backward_occupancy(int states, int lane_channels) {
+  return states == 8 || lane_channels == 2 ? 3 : 4;
 }
-
-// Chooses the block, lets `prepare(params, parts)` set and clear what depends
-// on it, and starts the kernel.
-template <typename Tiles, int NT, typename Prepare>
-cudaError_t launch_backward(const ScanArgs& args, typename Tiles::Params p,
-                            cudaStream_t stream, const Prepare& prepare) {
-  const BlockSize block = choose_block(args, [&](int threads) {
-    SharedArena arena(nullptr);
-    BackwardThread<Tiles, NT>(p, threads, arena);
-    return arena.bytes();
-  });
-  if (block.threads == 0) return cudaErrorInvalidConfiguration;
-  p.shape = scan_shape(args, block.threads);
-  const cudaError_t status = prepare(p, p.shape.parts);
-  if (status != cudaSuccess) return status;
-  return launch(scan_backward_kernel<Tiles, NT>, num_blocks(p.shape),
-                block.threads, block.shared_bytes, stream, p);
-}
-
-// Gradients of parameters that are kept per batch and then summed.
-class BatchSums {
- public:
-  BatchSums(int64_t batch, Workspace& workspace, cudaStream_t stream)
-      : batch_(batch), workspace_(workspace), stream_(stream) {}
-
-  // Where the kernel writes (Bt, count) partials of `total`; null stays null.
-  float* of(float* total, int64_t count) {
-    if (total == nullptr || batch_ == 1) return total;
-    auto* partial = static_cast<float*>(
-        workspace_.allocate(batch_ * count * sizeof(float)));
-    items_[size_++] = {partial, total, count};
-    return partial;
-  }
-
-  ParamSums of(const ScanArgs& args) {
-    const int64_t rows = args.num_routes * args.channels;
-    return {of(args.dA, rows * args.d_state), of(args.dD, rows),
-            of(args.dbias, rows)};
-  }
-
-  cudaError_t add_up() const {
-    cudaError_t status = cudaSuccess;
-    for (int i = 0; i < size_ && status == cudaSuccess; ++i) {
-      status = sum_slots(items_[i].partial, items_[i].total, DType::kFloat, 1,
-                         batch_, items_[i].count, stream_);
-    }
-    return status;
-  }
-
- private:
-  struct Item {
-    const float* partial;
-    float* total;
-    int64_t count;
-  };
-  int64_t batch_;
-  Workspace& workspace_;
-  cudaStream_t stream_;
-  Item items_[4];
-  int size_ = 0;
-};
+constexpr int kCarryOccupancy = 5;
 
 }  // namespace mmvssm::cuda

@@ -1,201 +1,277 @@
 // How a scan is laid over the device, for both forms and both directions.
 //
-// A lane is a channel and time runs inside the thread: no step waits for
-// another lane, and channels-last memory is read as whole vectors in whatever
-// order a route visits the pixels. A block is (batch, route, up to 128
-// channels). It walks tiles of kTile steps; what all channels share (B, C and
-// the dt rank) is converted to float32 rows in shared memory once a tile. A
-// thread takes kSub steps at a time in registers, and NT states at a time:
-// with more states it walks the whole sequence again for the next NT.
+// A lane is a channel (two, where they have one state) and time runs inside the
+// thread: no step waits for another lane, and channels-last memory is read as
+// whole vectors in whatever order a route visits the pixels. With more states
+// than a lane holds, `state_lanes` neighbours share a channel.
+//
+// A block is (batch, route, chunk, part of the channels). It walks the tiles of
+// its chunk; what all channels share (B, C and the dt rank) is converted to
+// float32 rows in shared memory once a tile. A thread takes kSub steps at a
+// time in registers.
+//
+// A scan in several chunks has two passes. The carry pass, over all chunks but
+// the last one reached, starts each from zero and keeps what comes out and the
+// sum of its step sizes, which tells its decay: 2^(A sum). The main pass folds
+// the chunks before its own, in order, and starts from there. So the result
+// does not depend on the order in which blocks run.
 #pragma once
 
 #include "cuda/device.cuh"
-#include "cuda/scan_cuda.h"
 #include "cuda/scan_math.cuh"
 
 namespace mmvssm::cuda {
 
-constexpr int kTile = 16;
-constexpr int kSub = 8;
-constexpr int kMaxThreads = 128;
-constexpr int kTilesPerChunk = kChunk / kTile;
-constexpr int kSubsPerTile = kTile / kSub;
-static_assert(kChunk % kTile == 0 && kTile % kSub == 0, "steps must nest");
-
-struct ScanShape {
-  int batch, num_routes, channels, d_state, length;
-  int parts;  // blocks that share the channels of one route
-  const float *A, *D, *bias;
-  float* states;
-};
-
 // Where a thread stands. Threads past the last channel take part in copies
 // and barriers, read the last channel and write nothing.
+template <int CH>
 struct Place {
-  int batch, route, part, channel;
-  bool active;
+  int batch, route, chunk, part, state_lane;
+  int channel[CH];
+  bool active[CH];
 
-  __device__ explicit Place(const ScanShape& s) {
-    const int image = blockIdx.x / s.parts;
-    part = blockIdx.x - image * s.parts;
+  __device__ __forceinline__ explicit Place(const ScanShape& s)
+      : Place(s, blockIdx.x, threadIdx.x) {}
+  __device__ __forceinline__ Place(const ScanShape& s, int block, int thread) {
+    const int above = block / s.parts;
+    part = block - above * s.parts;
+    const int image = above / s.chunks;
+    chunk = above - image * s.chunks;
     batch = image / s.num_routes;
     route = image - batch * s.num_routes;
-    const int wanted = part * blockDim.x + threadIdx.x;
-    active = wanted < s.channels;
-    channel = active ? wanted : s.channels - 1;
+    state_lane = thread % s.state_lanes;
+    const int slots = blockDim.x / s.state_lanes;
+#pragma unroll
+    for (int i = 0; i < CH; ++i) {
+      const int wanted = (part * CH + i) * slots + thread / s.state_lanes;
+      active[i] = wanted < s.channels;
+      channel[i] = active[i] ? wanted : s.channels - 1;
+    }
+  }
+
+  // Worked out anew rather than kept in registers all along.
+  static __device__ __forceinline__ Place anew(const ScanShape& s) {
+    return Place(s, block_anew(), thread_anew());
   }
 
   // Of this block's (batch, route) among all.
-  __device__ int64_t image(const ScanShape& s) const {
+  __device__ __forceinline__ int64_t image(const ScanShape& s) const {
     return static_cast<int64_t>(batch) * s.num_routes + route;
   }
   // Of this thread's row among the K*D of the parameters.
-  __device__ int row(const ScanShape& s) const {
-    return route * s.channels + channel;
+  __device__ __forceinline__ int row(const ScanShape& s, int i) const {
+    return route * s.channels + channel[i];
+  }
+  // One of the lanes that share a channel writes what all of them know.
+  __device__ __forceinline__ bool writes(int i) const {
+    return active[i] && state_lane == 0;
+  }
+
+  __device__ __forceinline__ int first_tile(const ScanShape& s) const {
+    return chunk * s.chunk_tiles;
+  }
+  __device__ __forceinline__ int end_tile(const ScanShape& s) const {
+    return min((chunk + 1) * s.chunk_tiles, (s.length + kTile - 1) / kTile);
   }
 };
 
-// Rows that no two routes write: each has its own, or the routes are disjoint.
-// Addressed by
-// batch * batch_stride + route * route_stride + row * row_stride + channel.
-struct Slots {
-  void* data;
-  bool is_float;  // else the type of the input
-  int64_t batch_stride, route_stride;
-  int row_stride, rows;
-  bool repeats;  // a route may come to a row again, and must add to it
-  bool clears;   // a route clears its rows before it starts
+// Steps of a tile that exist, in whole groups of kSub.
+__device__ __forceinline__ int subs_of_tile(const ScanShape& s, int tile) {
+  return min(kTile / kSub, (s.length - tile * kTile + kSub - 1) / kSub);
+}
+
+// The decay rates of a lane's states, those of `state_lane` * NT and after. A
+// state past the last has A = B = C = 0 and stays zero.
+template <int NT, int CH>
+__device__ __forceinline__ void load_rates(const ScanShape& s,
+                                           const Place<CH>& place,
+                                           float (&A)[CH][NT]) {
+  const int n0 = place.state_lane * NT;
+#pragma unroll
+  for (int i = 0; i < CH; ++i) {
+    const float* from = s.A + static_cast<int64_t>(place.row(s, i)) * s.d_state;
+#pragma unroll
+    for (int n = 0; n < NT; ++n) {
+      A[i][n] = n0 + n < s.d_state ? from[n0 + n] : 0.0f;
+    }
+  }
+}
+
+// A lane's states in the rows of B, times ln(2), and C of a tile.
+template <int NT>
+class MapRows {
+ public:
+  __device__ __forceinline__ MapRows(const float* quads, int state_lane,
+                                     int state_lanes)
+      : B_(quads + state_lane * (NT / 4) * kQuad),
+        to_C_(NT == 1 ? 1 : NT / 4 * state_lanes * kQuad) {}
+
+  // States read at a time.
+  static constexpr int kWidth = NT == 1 ? 1 : 4;
+
+  // Those of a step for the states from n on.
+  __device__ __forceinline__ void read(int step, int n, float (&B)[kWidth],
+                                       float (&C)[kWidth]) const {
+    if constexpr (NT == 1) {
+      const float2 both = *reinterpret_cast<const float2*>(B_ + 4 * step);
+      B[0] = both.x;
+      C[0] = both.y;
+    } else {
+      const float* from = B_ + n / 4 * kQuad + 4 * step;
+      read_broadcast<4>(from, B);
+      read_broadcast<4>(from + to_C_, C);
+    }
+  }
+  __device__ __forceinline__ void read(int step, float (&B)[NT],
+                                       float (&C)[NT]) const {
+    if constexpr (NT == 1) {
+      const float2 both = *reinterpret_cast<const float2*>(B_ + 4 * step);
+      B[0] = both.x;
+      C[0] = both.y;
+    } else {
+      read_quads(B_ + 4 * step, B);
+      read_quads(B_ + to_C_ + 4 * step, C);
+    }
+  }
+  __device__ __forceinline__ void read_B(int step, float (&B)[NT]) const {
+    if constexpr (NT == 1) {
+      B[0] = B_[4 * step];
+    } else {
+      read_quads(B_ + 4 * step, B);
+    }
+  }
+  __device__ __forceinline__ void read_C(int step, float (&C)[NT]) const {
+    if constexpr (NT == 1) {
+      C[0] = B_[4 * step + 1];
+    } else {
+      read_quads(B_ + to_C_ + 4 * step, C);
+    }
+  }
+
+ private:
+  static __device__ __forceinline__ void read_quads(const float* from,
+                                                    float (&values)[NT]) {
+#pragma unroll
+    for (int n = 0; n < NT; n += 4) {
+      const float4 v = *reinterpret_cast<const float4*>(from + n / 4 * kQuad);
+      values[n] = v.x;
+      values[n + 1] = v.y;
+      values[n + 2] = v.z;
+      values[n + 3] = v.w;
+    }
+  }
+
+  const float* B_;
+  int to_C_;
 };
 
-// One thread's column of the slots. Only this thread ever touches it, hence it
-// may add to a row that its route writes again.
-template <typename T>
-class SlotColumn {
+// h <- 2^(d A) h + input B, with input = d u and B times ln(2).
+template <int NT>
+__device__ __forceinline__ void step_state(const float (&A)[NT], float d,
+                                           float input, const float (&B)[NT],
+                                           float (&h)[NT]) {
+#pragma unroll
+  for (int n = 0; n < NT; ++n) {
+    h[n] = fmaf(exp2_approx(d * A[n]), h[n], input * B[n]);
+  }
+}
+
+// The saved states of a thread's channels that enter `tile` (see scan_common.h;
+// there are none for tile 0): of its first state, the next one is `channels`
+// further, the next tile's N * channels.
+template <int NT, int CH>
+class SavedStates {
  public:
-  __device__ void attach(const Slots& slots, const Place& place) {
-    is_float_ = slots.is_float;
-    row_stride_ = slots.row_stride;
-    const int64_t offset = place.batch * slots.batch_stride +
-                           place.route * slots.route_stride + place.channel;
-    data_ = static_cast<char*>(slots.data) +
-            offset * (is_float_ ? sizeof(float) : sizeof(T));
-    repeats_ = slots.repeats;
-    if (slots.clears && place.active) {
-#pragma unroll 1
-      for (int row = 0; row < slots.rows; ++row) {
-        put(row, 0.0f, false);
+  __device__ __forceinline__ SavedStates(const ScanShape& s,
+                                         const Place<CH>& place, int tile)
+      : there_(s.d_state - place.state_lane * NT) {
+    const int64_t saved = (s.length - 1) / kTile;
+    const int64_t row =
+        (place.image(s) * saved + tile - 1) * s.d_state + place.state_lane * NT;
+#pragma unroll
+    for (int i = 0; i < CH; ++i) {
+      at_[i] = fixed_address(s.states + row * s.channels + place.channel[i]);
+    }
+  }
+
+  __device__ __forceinline__ void move(const ScanShape& s, int tiles) {
+#pragma unroll
+    for (int i = 0; i < CH; ++i) at_[i] += tiles * s.d_state * s.channels;
+  }
+
+  // visit(i, n, address) for each channel and state of this thread.
+  template <typename Visit>
+  __device__ __forceinline__ void each(const ScanShape& s,
+                                       const Visit& visit) const {
+#pragma unroll
+    for (int i = 0; i < CH; ++i) {
+      float* at = at_[i];
+#pragma unroll
+      for (int n = 0; n < NT; ++n) {
+        if (n < there_) visit(i, n, at);
+        at = fixed_address(at + s.channels);
       }
     }
   }
 
-  // `again`: this thread has walked the sequence before.
-  __device__ __forceinline__ void add(int row, float value, bool again) {
-    put(row, value, again || repeats_);
-  }
-
-  __device__ bool repeats() const { return repeats_; }
-
  private:
-  __device__ __forceinline__ void put(int row, float value, bool accumulate) {
-    const int offset = row * row_stride_;
-    if (is_float_) {
-      float* to = static_cast<float*>(data_) + offset;
-      *to = accumulate ? *to + value : value;
-    } else {
-      T* to = static_cast<T*>(data_) + offset;
-      *to = from_float<T>(accumulate ? to_float(*to) + value : value);
+  float* at_[CH];
+  int there_;  // states
+};
+
+// Entry 0 of a chunk's carry is the sum of its step sizes, entry 1 + n what
+// comes out of it for state n.
+template <int CH>
+__device__ __forceinline__ float* carry_entry(const ScanShape& s,
+                                              const Place<CH>& place, int chunk,
+                                              int entry, int i) {
+  const int64_t row =
+      (place.image(s) * s.chunks + chunk) * (1 + s.d_state) + entry;
+  return s.carries + row * s.channels + place.channel[i];
+}
+
+template <int NT, int CH>
+__device__ __forceinline__ void store_carry(const ScanShape& s,
+                                            const Place<CH>& place,
+                                            const float (&total)[CH],
+                                            const float (&value)[CH][NT]) {
+  const int n0 = place.state_lane * NT;
+#pragma unroll
+  for (int i = 0; i < CH; ++i) {
+    if (!place.active[i]) continue;
+    if (n0 == 0) *carry_entry(s, place, place.chunk, 0, i) = total[i];
+#pragma unroll
+    for (int n = 0; n < NT; ++n) {
+      if (n0 + n >= s.d_state) continue;
+      *carry_entry(s, place, place.chunk, 1 + n0 + n, i) = value[i][n];
     }
   }
+}
 
-  void* data_;
-  bool is_float_, repeats_;
-  int row_stride_;
-};
-
-// States n0 .. n0 + NT - 1 of a channel. A state past the last has A = B = C =
-// 0 and stays zero.
-template <int NT>
-__device__ __forceinline__ void load_log2_decay(const ScanShape& s,
-                                                const Place& place, int n0,
-                                                float (&log2_decay)[NT]) {
-  const float* A = s.A + static_cast<int64_t>(place.row(s)) * s.d_state;
+// value <- what came out of `count` chunks, from `chunk` on in steps of `by`.
+template <int NT, int CH>
+__device__ __forceinline__ void fold_carries(const ScanShape& s,
+                                             const Place<CH>& place, int chunk,
+                                             int count, int by,
+                                             const float (&A)[CH][NT],
+                                             float (&value)[CH][NT]) {
+  const int n0 = place.state_lane * NT;
 #pragma unroll
-  for (int n = 0; n < NT; ++n) {
-    log2_decay[n] = n0 + n < s.d_state ? A[n0 + n] * kLog2E : 0.0f;
-  }
-}
-
-// h <- exp(d A) h + d u B
-template <int NT>
-__device__ __forceinline__ void step_state(const float (&log2_decay)[NT],
-                                           float d, float du,
-                                           const float (&B)[NT],
-                                           float (&h)[NT]) {
+  for (int i = 0; i < CH; ++i) {
+    // Several at a time, so that their loads do not wait for each other.
+#pragma unroll(NT == 1 ? 4 : 1)
+    for (int c = 0; c < count; ++c) {
+      const float* from = carry_entry(s, place, chunk + c * by, 0, i);
+      const float total = *from;
+      from += n0 * s.channels;
 #pragma unroll
-  for (int n = 0; n < NT; ++n) {
-    h[n] = fmaf(exp2_approx(d * log2_decay[n]), h[n], du * B[n]);
+      for (int n = 0; n < NT; ++n) {
+        from = fixed_address(from + s.channels);
+        const float out = n0 + n < s.d_state ? *from : 0.0f;
+        value[i][n] = fmaf(exp2_approx(total * A[i][n]), value[i][n], out);
+      }
+    }
   }
-}
-
-// Address of the state of n0 that enters `chunk` >= 1 (see scan_common.h).
-__device__ __forceinline__ float* saved_state(const ScanShape& s,
-                                              const Place& place, int chunk,
-                                              int n0) {
-  const int64_t saved = (s.length - 1) / kChunk;
-  return s.states +
-         ((place.image(s) * saved + chunk - 1) * s.d_state + n0) * s.channels +
-         place.channel;
-}
-
-// Threads of a block: whole warps, evenly filled, at most `limit`. Where few
-// blocks would leave most of the device idle, smaller ones spread wider.
-inline int block_threads(const ScanArgs& args, int limit) {
-  const int64_t sequences = args.batch * args.num_routes;
-  int threads = limit;
-  while (threads > 32 && sequences * ((args.channels + threads - 1) / threads) <
-                             args.min_blocks) {
-    threads /= 2;
-  }
-  const int64_t parts = (args.channels + threads - 1) / threads;
-  const int64_t share = (args.channels + parts - 1) / parts;
-  return static_cast<int>((share + 31) / 32 * 32);
-}
-
-// The largest block whose arrays fit the device: `bytes(threads)` of shared
-// memory. Returns 0 threads when not even one warp fits.
-struct BlockSize {
-  int threads, shared_bytes;
-};
-template <typename Bytes>
-BlockSize choose_block(const ScanArgs& args, const Bytes& bytes) {
-  int device = 0;
-  int available = 48 * 1024;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&available, cudaDevAttrMaxSharedMemoryPerBlockOptin,
-                         device);
-  for (int limit = args.max_threads; limit >= 32; limit /= 2) {
-    const int threads = block_threads(args, limit);
-    const int needed = bytes(threads);
-    if (needed <= available) return {threads, needed};
-  }
-  return {0, 0};
-}
-
-inline ScanShape scan_shape(const ScanArgs& args, int threads) {
-  return {static_cast<int>(args.batch),
-          static_cast<int>(args.num_routes),
-          static_cast<int>(args.channels),
-          static_cast<int>(args.d_state),
-          static_cast<int>(args.length),
-          static_cast<int>((args.channels + threads - 1) / threads),
-          args.A,
-          args.D,
-          args.bias,
-          args.states};
-}
-
-inline int64_t num_blocks(const ScanShape& s) {
-  return static_cast<int64_t>(s.batch) * s.num_routes * s.parts;
 }
 
 }  // namespace mmvssm::cuda

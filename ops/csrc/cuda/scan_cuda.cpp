@@ -1,5 +1,5 @@
-// The CUDA implementations: allocate, describe the tensors to the kernels, and
-// launch on the current stream.
+// The CUDA implementations: describe the tensors to the host functions of the
+// scans, and launch what they ask for on the current stream.
 #include "cuda/scan_cuda.h"
 
 #include <c10/cuda/CUDAException.h>
@@ -10,25 +10,74 @@
 #include <vector>
 
 #include "common/scan_ops.h"
+#include "cuda/kernel_table.h"
+#include "cuda/scan_params.h"
 
 namespace mmvssm {
 namespace cuda {
 namespace {
 
-// Scratch memory from torch's allocator: what is freed here is not handed to
-// anyone before the kernels already on this stream have run.
-class TensorWorkspace : public Workspace {
+int attribute(cudaDeviceAttr what, int device) {
+  int value = 0;
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&value, what, device));
+  return value;
+}
+
+// The current stream of a device, with kernels that nvcc has compiled. Memory
+// comes from torch's allocator: what is freed here is not handed to anyone
+// before the kernels already on this stream have run.
+class StreamDevice : public Device {
  public:
-  explicit TensorWorkspace(const at::TensorOptions& options)
-      : options_(options.dtype(at::kByte)) {}
+  explicit StreamDevice(const Tensor& input)
+      : Device(attribute(cudaDevAttrMultiProcessorCount, input.get_device()),
+               attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin,
+                         input.get_device())),
+        options_(input.options()),
+        stream_(c10::cuda::getCurrentCUDAStream(input.get_device())) {}
 
   void* allocate(int64_t bytes) override {
-    tensors_.push_back(at::empty({bytes}, options_));
+    tensors_.push_back(at::empty({bytes}, options_.dtype(at::kByte)));
     return tensors_.back().data_ptr();
+  }
+
+  void fill(void* begin, unsigned char value, int64_t bytes) override {
+    C10_CUDA_CHECK(
+        cudaMemsetAsync(begin, value, static_cast<size_t>(bytes), stream_));
+  }
+
+  void launch(const Launch& launch) override {
+    const KernelHandle kernel = find_kernel(launch.kernel);
+    TORCH_INTERNAL_ASSERT(kernel != nullptr, name_of(launch.kernel.function),
+                          " was not compiled for ", launch.kernel.states,
+                          " states");
+    if (launch.shared_bytes > 48 * 1024) {
+      C10_CUDA_CHECK(cudaFuncSetAttribute(
+          kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+          launch.shared_bytes));
+    }
+    void* arguments[] = {const_cast<void*>(launch.params)};
+    C10_CUDA_CHECK(
+        cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(launch.blocks)),
+                         dim3(static_cast<unsigned>(launch.threads)), arguments,
+                         static_cast<size_t>(launch.shared_bytes), stream_));
+  }
+
+  // As precise as torch's setting for products of float32 matrices.
+  void multiply(const Product& p) override {
+    const auto matrices = [&](const float* data, int64_t rows,
+                              int64_t columns) {
+      return at::from_blob(const_cast<float*>(data), {p.batch, rows, columns},
+                           options_.dtype(at::kFloat));
+    };
+    const Tensor a = p.transposed ? matrices(p.a, p.inner, p.rows).mT()
+                                  : matrices(p.a, p.rows, p.inner);
+    Tensor out = matrices(p.out, p.rows, p.columns);
+    at::bmm_out(out, a, matrices(p.b, p.inner, p.columns));
   }
 
  private:
   at::TensorOptions options_;
+  c10::cuda::CUDAStream stream_;
   std::vector<Tensor> tensors_;
 };
 
@@ -74,7 +123,9 @@ void set_sizes(ScanArgs& args, int64_t batch, int64_t num_routes,
   args.channels = channels;
   args.d_state = d_state;
   args.length = length;
-  check_counts("blocks", batch * num_routes * ((channels + 31) / 32));
+  // A block takes at least one channel of a tile.
+  check_counts("blocks",
+               batch * num_routes * channels * ((length + kTile - 1) / kTile));
   check_counts("parameters in A", num_routes * channels * d_state);
 }
 
@@ -86,17 +137,14 @@ Tensor empty_states(const ScanArgs& args, bool save, const Tensor& A) {
 }
 
 template <typename Args>
-void run(cudaError_t (*scan)(const Args&, Workspace&, cudaStream_t),
-         const Args& args, const Tensor& input) {
-  TensorWorkspace workspace(input.options());
-  const cudaError_t status = scan(
-      args, workspace, c10::cuda::getCurrentCUDAStream(input.get_device()));
-  TORCH_CHECK_VALUE(status != cudaErrorInvalidConfiguration,
-                    "the CUDA scan needs more shared memory than this device "
-                    "has for N = ",
+void run(bool (*scan)(const Args&, Device&), const Args& args,
+         const Tensor& input) {
+  StreamDevice device(input);
+  TORCH_CHECK_VALUE(scan(args, device),
+                    "the CUDA scan needs more than a block of this device has "
+                    "for N = ",
                     args.d_state,
                     " and this step rank R; choose backend('torch')");
-  C10_CUDA_CHECK(status);
 }
 
 Scan1dArgs describe_1d(const Tensor& u, const Scan1dInputs& in) {
@@ -182,6 +230,7 @@ Scan2dArgs describe_2d(const Tensor& x, const Scan2dInputs& in) {
   check_counts("elements of x_dbl in an image",
                args.pixels * args.num_routes * width);
   check_counts("route entries", args.num_routes * args.length);
+  check_counts("steps of a route times channels", args.length * args.channels);
   args.in_type = dtype_of(x.scalar_type());
   args.x = x.data_ptr();
   args.x_dbl = in.x_dbl.data_ptr();

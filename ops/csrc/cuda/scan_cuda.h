@@ -1,18 +1,83 @@
-// Host interface of the CUDA kernels: plain C++, no torch, so that the kernels
-// compile in a second and the tests can run them without either.
+// Host interface of the CUDA kernels. It turns a scan into launches; a Device
+// carries them out: the extension's launches kernels that nvcc built, another
+// may compile the same sources when they are first needed, the tests run them
+// on the CPU.
+//
+// This and the *_host.cpp files are plain C++ without torch, CUDA headers and
+// the standard library, so that they compile wherever a Device is.
 #pragma once
-
-#include <cuda_runtime.h>
 
 #include "common/scan_common.h"
 
 namespace mmvssm::cuda {
 
-// Device memory that lives until the kernels started on the stream are done.
-class Workspace {
+// A kernel among the instantiations of its template.
+enum class Function {
+  kRouteForward,
+  kRouteForwardCarry,
+  kRouteBackward,
+  kRouteBackwardCarry,
+  kSequenceForward,
+  kSequenceForwardCarry,
+  kSequenceBackward,
+  kSequenceBackwardCarry,
+  kSumSlots,
+  kLinkVisits,
+  kGatherRows,
+  kGatherProjections,
+  kGatherRanks,
+};
+
+struct Kernel {
+  Function function;
+  DType type;         // T: of the inputs; of the result where it only gathers
+  int states;         // NT: states of a lane, or values of a thread
+  int lane_channels;  // CH: channels of a lane
+};
+
+// "route_forward_kernel", of namespace mmvssm::cuda; its template arguments are
+// the type ("float"), `states` and `lane_channels`.
+const char* name_of(Function);
+const char* name_of(DType);
+// The file under ops/csrc that defines it, "cuda/route_forward.cuh".
+const char* header_of(Function);
+
+struct Launch {
+  Kernel kernel;
+  int64_t blocks;
+  int threads, shared_bytes;
+  const void* params;  // the kernel's only argument, by value
+  int params_bytes;
+};
+
+// out[i] = a[i] b[i], or with a[i] transposed: float32, contiguous.
+// out (batch, rows, columns), b (batch, inner, columns), a (batch, rows, inner)
+// or transposed (batch, inner, rows).
+struct Product {
+  const float *a, *b;
+  float* out;
+  int64_t batch, rows, inner, columns;
+  bool transposed;
+};
+
+// Everything that a scan asks of the device, in the order of one stream.
+class Device {
  public:
-  virtual ~Workspace() = default;
-  virtual void* allocate(int64_t bytes) = 0;  // aligned to 16 bytes
+  Device(int multiprocessors, int shared_limit)
+      : multiprocessors(multiprocessors), shared_limit(shared_limit) {}
+
+  // Memory aligned to 16 bytes that lives until the work asked for is done.
+  virtual void* allocate(int64_t bytes) = 0;
+  // Sets every byte.
+  virtual void fill(void* begin, unsigned char value, int64_t bytes) = 0;
+  virtual void launch(const Launch&) = 0;
+  virtual void multiply(const Product&) = 0;
+
+  const int multiprocessors;
+  const int shared_limit;  // bytes of shared memory that a block may have
+
+ protected:
+  ~Device() = default;
 };
 
 // Sizes and parameters of both forms. Pointers are to contiguous arrays on
@@ -29,9 +94,10 @@ struct ScanArgs {
   void* y;            // forward
   const void* dy;     // backward, as y
   float *dA, *dD, *dbias;  // backward; the last two * when D, bias are
-  // Launch shape; only the tests set these.
-  int max_threads = 128;     // channels of a block at most
-  int64_t min_blocks = 256;  // below this many blocks, smaller ones are used
+  // Launch shape; only the tests set these. 0: by the rule of scan_rules.h.
+  int max_threads = 0;
+  int chunk_tiles = 0;
+  int lane_channels = 0;
 };
 
 // Channel-first sequences.
@@ -57,18 +123,11 @@ struct Scan2dArgs : ScanArgs {
   float* ddt_weight;
 };
 
-// cudaErrorInvalidConfiguration: the rank and the number of states need more
-// shared memory than a block of this device can have.
-cudaError_t scan_1d_forward(const Scan1dArgs&, Workspace&, cudaStream_t);
-cudaError_t scan_1d_backward(const Scan1dArgs&, Workspace&, cudaStream_t);
-cudaError_t scan_2d_forward(const Scan2dArgs&, Workspace&, cudaStream_t);
-cudaError_t scan_2d_backward(const Scan2dArgs&, Workspace&, cudaStream_t);
-
-// out[o][i] = sum over c of slots[o][c][i], c ascending, for o < outer,
-// c < count, i < inner: the only sum over blocks, hence no atomics anywhere.
-// Both arrays are aligned to 16 bytes.
-cudaError_t sum_slots(const float* slots, void* out, DType out_type,
-                      int64_t outer, int64_t count, int64_t inner,
-                      cudaStream_t stream);
+// False, before anything is launched: the rank and the number of states need
+// more than a block of this device can have.
+[[nodiscard]] bool scan_1d_forward(const Scan1dArgs&, Device&);
+[[nodiscard]] bool scan_1d_backward(const Scan1dArgs&, Device&);
+[[nodiscard]] bool scan_2d_forward(const Scan2dArgs&, Device&);
+[[nodiscard]] bool scan_2d_backward(const Scan2dArgs&, Device&);
 
 }  // namespace mmvssm::cuda

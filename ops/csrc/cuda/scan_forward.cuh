@@ -1,90 +1,108 @@
-// The forward scan, for either form. Tiles supplies what the form reads and
-// writes: RouteForward (scan_2d_forward.cu), SequenceForward
-// (scan_1d_forward.cu).
+// The forward scan, for either form, its carry pass and its main pass. Tiles
+// supplies what the form reads and writes: RouteForward (route_forward.cuh),
+// SequenceForward (sequence_forward.cuh).
 #pragma once
-
-#include <type_traits>
 
 #include "cuda/scan_block.cuh"
 
 namespace mmvssm::cuda {
 
-// States that a thread carries at a time.
-template <typename Launch>
-cudaError_t with_forward_states(int64_t d_state, const Launch& launch) {
-  if (d_state == 1) return launch(std::integral_constant<int, 1>());
-  if (d_state <= 4) return launch(std::integral_constant<int, 4>());
-  if (d_state <= 8) return launch(std::integral_constant<int, 8>());
-  return launch(std::integral_constant<int, 16>());
-}
-constexpr int64_t kForwardStates = 16;
-
-// Blocks of kMaxThreads that shall fit a multiprocessor (0: the compiler's
-// choice); it bounds registers.
-constexpr int forward_occupancy(int states) { return states <= 4 ? 0 : 3; }
-
-template <typename Tiles, int NT>
-__global__ void __launch_bounds__(kMaxThreads, forward_occupancy(NT))
-    scan_forward_kernel(const typename Tiles::Params p) {
+// One thread's scan over its chunk.
+template <typename Tiles, int NT, int CH, bool kCarry>
+__device__ __forceinline__ void scan_forward(const typename Tiles::Params& p) {
   const ScanShape& s = p.shape;
-  const Place place(s);
-  SharedArena arena(dynamic_shared());
-  Tiles tiles(p, blockDim.x, arena);
-  tiles.attach(p, place);
+  const Place<CH> place(s);
+  if (kCarry && place.chunk == s.chunks - 1) return;  // nothing comes after it
+  Tiles tiles(p, place);
 
-  const int num_tiles = (s.length + kTile - 1) / kTile;
-  for (int n0 = 0; n0 < s.d_state; n0 += NT) {
-    const float skip = n0 == 0 && s.D != nullptr ? s.D[place.row(s)] : 0.0f;
-    float log2_decay[NT];
-    float h[NT] = {};
-    load_log2_decay(s, place, n0, log2_decay);
-
-    tiles.begin(n0, 0, num_tiles > 1 ? 1 : -1);
-    for (int tile = 0; tile < num_tiles; ++tile) {
-      tiles.advance(place, tile + 2 < num_tiles ? tile + 2 : -1);
-      if (s.states != nullptr && tile > 0 && tile % kTilesPerChunk == 0 &&
-          place.active) {
-        float* saved = saved_state(s, place, tile / kTilesPerChunk, n0);
+  float A[CH][NT], h[CH][NT] = {}, skip[CH], total[CH] = {};
+  load_rates(s, place, A);
 #pragma unroll
-        for (int n = 0; n < NT; ++n) {
-          if (n0 + n < s.d_state) saved[n * s.channels] = h[n];
-        }
-      }
+  for (int i = 0; i < CH; ++i) {
+    skip[i] =
+        s.D != nullptr && place.state_lane == 0 ? s.D[place.row(s, i)] : 0.0f;
+  }
+  if (!kCarry) fold_carries(s, place, 0, place.chunk, 1, A, h);
+
+  const int first = place.first_tile(s);
+  const int end = place.end_tile(s);
+  tiles.begin(first);
 #pragma unroll 1
-      for (int step = 0; step < kTile; step += kSub) {
-        float u[kSub], d[kSub], slope[kSub], y[kSub];
-        tiles.load(step, u, d, slope);
-#pragma unroll
-        for (int t = 0; t < kSub; ++t) {
-          float B[NT], C[NT];
-          read_broadcast<NT>(tiles.B_row(step + t), B);
-          read_broadcast<NT>(tiles.B_row(step + t) + NT, C);
-          step_state<NT>(log2_decay, d[t], d[t] * u[t], B, h);
-          y[t] = skip * u[t];
-#pragma unroll
-          for (int n = 0; n < NT; ++n) y[t] = fmaf(h[n], C[n], y[t]);
-        }
-        tiles.store(step, y);
-      }
-      tiles.finish_tile(place);
+  for (int tile = first - 1; tile < end; ++tile) {
+    tiles.advance(tile >= first ? tile : -1, tile + 1 < end ? tile + 1 : -1,
+                  tile + 2 < end ? tile + 2 : -1);
+    if (tile < first) {
+      tiles.request(tiles.ring(kTile));
+      continue;
     }
-    tiles.store_last_state(place, h);
+    if (!kCarry && s.states != nullptr && tile > 0) {
+      const auto again = Place<CH>::anew(s);
+      SavedStates<NT, CH>(s, again, tile).each(s, [&](int i, int n, float* to) {
+        if (again.active[i]) *to = h[i][n];
+      });
+    }
+    using Maps = MapRows<NT>;
+    const Maps maps = tiles.maps();
+    const int subs = subs_of_tile(s, tile);
+#pragma unroll 1
+    for (int sub = 0; sub < subs; ++sub) {
+      const int step = sub * kSub;
+      if (step % kGroup == 0) tiles.enter_group(step);
+      float u[CH][kSub], d[CH][kSub];
+      tiles.load(step, u, d);
+      float y[CH][kSub];
+#pragma unroll
+      for (int t = 0; t < kSub; ++t) {
+        float input[CH];
+#pragma unroll
+        for (int i = 0; i < CH; ++i) {
+          if (kCarry) total[i] += d[i][t];
+          input[i] = d[i][t] * u[i][t];
+          y[i][t] = skip[i] * u[i][t];
+        }
+        // A few states at a time, so that few values of B and C are at hand.
+#pragma unroll
+        for (int n0 = 0; n0 < NT; n0 += Maps::kWidth) {
+          float B[Maps::kWidth], C[Maps::kWidth];
+          maps.read(step + t, n0, B, C);
+#pragma unroll
+          for (int i = 0; i < CH; ++i) {
+#pragma unroll
+            for (int j = 0; j < Maps::kWidth; ++j) {
+              const int n = n0 + j;
+              h[i][n] = fmaf(exp2_approx(d[i][t] * A[i][n]), h[i][n],
+                             input[i] * B[j]);
+              y[i][t] = fmaf(h[i][n], C[j], y[i][t]);
+            }
+          }
+        }
+      }
+      tiles.request(tiles.ring(step + kSub));
+      if (kCarry) continue;
+      if (NT > 1 && s.state_lanes > 1) {
+#pragma unroll
+        for (int i = 0; i < CH; ++i) {
+#pragma unroll
+          for (int t = 0; t < kSub; ++t) {
+            y[i][t] = sum_over_lanes(y[i][t], s.state_lanes);
+          }
+        }
+      }
+      tiles.store(step, y);
+      if (sub + 1 == subs || (step + kSub) % kGroup == 0) {
+        tiles.leave_group(step / kGroup * kGroup);
+      }
+    }
+  }
+  const auto again = Place<CH>::anew(s);
+  if (kCarry) {
+    store_carry(s, again, total, h);
+  } else if (again.chunk == s.chunks - 1) {
+    tiles.store_last_state(again, h);
   }
 }
 
-// Chooses the block and starts the kernel.
-template <typename Tiles, int NT>
-cudaError_t launch_forward(const ScanArgs& args, typename Tiles::Params p,
-                           cudaStream_t stream) {
-  const BlockSize block = choose_block(args, [&](int threads) {
-    SharedArena arena(nullptr);
-    Tiles(p, threads, arena);
-    return arena.bytes();
-  });
-  if (block.threads == 0) return cudaErrorInvalidConfiguration;
-  p.shape = scan_shape(args, block.threads);
-  return launch(scan_forward_kernel<Tiles, NT>, num_blocks(p.shape),
-                block.threads, block.shared_bytes, stream, p);
-}
+// Blocks of kMaxThreads that shall fit a multiprocessor; it bounds registers.
+constexpr int kForwardOccupancy = 5;
 
 }  // namespace mmvssm::cuda

@@ -110,6 +110,7 @@ const std::function<void()>* body = nullptr;
 unsigned char* shared = nullptr;
 char* stacks = nullptr;
 size_t num_stacks = 0;
+std::vector<std::pair<int, int>> gaps;  // offsets and bytes
 Context scheduler;
 void* scheduler_fake_stack = nullptr;
 const void* scheduler_stack = nullptr;
@@ -317,8 +318,11 @@ void copy_async_wait() {
   running->copies.clear();
 }
 
-void forbid([[maybe_unused]] unsigned char* begin, [[maybe_unused]] int bytes) {
-  ASAN_POISON_MEMORY_REGION(begin, static_cast<size_t>(bytes));
+void note_gap(int offset, int bytes) {
+  // Arrays are laid out from the front: an offset before the last gap belongs
+  // to another layout.
+  if (!gaps.empty() && offset <= gaps.back().first) gaps.clear();
+  gaps.emplace_back(offset, bytes);
 }
 
 void run_grid(int64_t blocks, int threads, int shared_bytes,
@@ -341,6 +345,11 @@ void run_grid(int64_t blocks, int threads, int shared_bytes,
     shared = static_cast<unsigned char*>(
         std::malloc(static_cast<size_t>(shared_bytes)));
     poison(shared, shared_bytes);
+    for (const auto& gap : gaps) {
+      if (gap.first + gap.second > shared_bytes) continue;
+      ASAN_POISON_MEMORY_REGION(shared + gap.first,
+                                static_cast<size_t>(gap.second));
+    }
     prepare(threads, where);
     run_block(random);
     running = nullptr;

@@ -48,8 +48,9 @@ const uint32_t* warp_exchange(unsigned mask, WarpOp op, uint32_t value);
 void copy_async(void* shared, const void* global, int bytes);
 void copy_async_wait();
 
-// No access to these bytes of shared memory (seen by AddressSanitizer).
-void forbid(unsigned char* begin, int bytes);
+// No access to these bytes of the shared memory of the launches to come (seen
+// by AddressSanitizer), until memory is laid out anew, from offset 0 on.
+void note_gap(int offset, int bytes);
 
 void run_grid(int64_t blocks, int threads, int shared_bytes,
               const std::function<void()>& kernel);

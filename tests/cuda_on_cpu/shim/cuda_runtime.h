@@ -21,31 +21,15 @@
 #define blockDim (shim::coordinates().block_size)
 #define gridDim (shim::coordinates().grid_size)
 
+struct alignas(8) float2 {
+  float x, y;
+};
 struct alignas(16) float4 {
   float x, y, z, w;
 };
-
-using cudaStream_t = void*;
-enum cudaError_t {
-  cudaSuccess = 0,
-  cudaErrorInvalidValue = 1,
-  cudaErrorInvalidConfiguration = 9,
+struct alignas(16) int4 {
+  int x, y, z, w;
 };
-enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
-
-inline cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
-  return cudaSuccess;
-}
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  *value = shim::options().shared_limit;
-  return cudaSuccess;
-}
-inline cudaError_t cudaMemsetAsync(void* begin, int value, size_t bytes,
-                                   cudaStream_t) {
-  std::memset(begin, value, bytes);
-  return cudaSuccess;
-}
 
 inline void __syncthreads() { shim::block_barrier(); }
 inline void __syncwarp(unsigned mask = 0xffffffffu) {
@@ -66,9 +50,12 @@ T __shfl_xor_sync(unsigned mask, T value, int lane_mask) {
   return value;
 }
 
-template <typename T>
-T __ldg(const T* address) {
-  return *address;
+// Fibers are not interrupted.
+inline int atomicExch(int* address, int value) {
+  const int old = *address;
+  *address = value;
+  return old;
 }
+inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int min(int x, int y) { return x < y ? x : y; }
 inline float __fdividef(float x, float y) { return x / y; }

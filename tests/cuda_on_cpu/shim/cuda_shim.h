@@ -16,16 +16,13 @@ inline void copy_async_wait() { shim::copy_async_wait(); }
 
 inline unsigned char* dynamic_shared() { return shim::dynamic_shared(); }
 
-constexpr int kSharedGap = 32;
-inline void forbid_shared(unsigned char* begin, int bytes) {
-  if (bytes > 0) shim::forbid(begin, bytes);
-}
+inline int anew(int value) { return value; }
+inline int thread_anew() { return static_cast<int>(threadIdx.x); }
+inline int block_anew() { return static_cast<int>(blockIdx.x); }
 
-template <typename Params>
-cudaError_t launch(void (*kernel)(Params), int64_t blocks, int threads,
-                   int shared_bytes, cudaStream_t, const Params& params) {
-  shim::run_grid(blocks, threads, shared_bytes, [&] { kernel(params); });
-  return cudaSuccess;
+template <typename T>
+T* fixed_address(T* address) {
+  return address;
 }
 
 }  // namespace mmvssm::cuda

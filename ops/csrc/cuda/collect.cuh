@@ -1,0 +1,190 @@
+// What happens before and after the scans: sums over slots, and rows collected
+// from the steps that visited them. Each thread makes one output (or four side
+// by side) and adds in a fixed order, hence there are no atomic sums.
+#pragma once
+
+#include "cuda/device.cuh"
+
+namespace mmvssm::cuda {
+
+constexpr int kCollectThreads = 256;
+
+__device__ __forceinline__ int64_t collect_index() {
+  return static_cast<int64_t>(blockIdx.x) * kCollectThreads + threadIdx.x;
+}
+
+template <typename T, int Width>
+struct alignas(Width * sizeof(T)) Pack {
+  T values[Width];
+};
+
+template <typename T, int Width>
+__device__ __forceinline__ void store_pack(void* out, int64_t index,
+                                           const float (&sum)[Width]) {
+  Pack<T, Width> result;
+#pragma unroll
+  for (int i = 0; i < Width; ++i) result.values[i] = from_float<T>(sum[i]);
+  static_cast<Pack<T, Width>*>(out)[index] = result;
+}
+template <int Width>
+__device__ __forceinline__ void add_pack(const float* from, int64_t index,
+                                         float (&sum)[Width]) {
+  const auto pack = reinterpret_cast<const Pack<float, Width>*>(from)[index];
+#pragma unroll
+  for (int i = 0; i < Width; ++i) sum[i] += pack.values[i];
+}
+
+// Width values of `inner` at a time; Width divides it. kSplit threads share a
+// sum where there are few and long ones: each takes every kSplit-th slot, then
+// the first of them adds theirs up.
+template <typename T, int Width, int kSplit>
+__global__ void __launch_bounds__(kCollectThreads)
+    sum_slots_kernel(const SumParams p) {
+  const int64_t packs = p.inner / Width;
+  const int64_t index = collect_index() / kSplit;
+  const int split = threadIdx.x % kSplit;
+  if (index >= p.outer * packs) return;
+  const int64_t outer = index / packs;
+  const int64_t first = outer * p.count * packs + index - outer * packs;
+  float sum[Width] = {};
+#pragma unroll 4
+  for (int64_t c = split; c < p.count; c += kSplit) {
+    add_pack(p.slots, first + c * packs, sum);
+  }
+  if constexpr (kSplit > 1) {
+#pragma unroll
+    for (int i = 0; i < Width; ++i) {
+#pragma unroll
+      for (int mask = 1; mask < kSplit; mask *= 2) {
+        sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], mask);
+      }
+    }
+    if (split != 0) return;
+  }
+  store_pack<T>(p.out, index, sum);
+}
+
+// Links every step to the row that it visits. `first` and `next` hold -1.
+template <typename T, int, int>
+__global__ void __launch_bounds__(kCollectThreads)
+    link_visits_kernel(const VisitParams p) {
+  const int64_t index = collect_index();
+  if (index >= static_cast<int64_t>(p.num_routes) * p.length) return;
+  const int route = static_cast<int>(index / p.length);
+  const int32_t row = p.table[index];
+  if (row < 0) return;
+  int32_t* head = p.visits.first + static_cast<int64_t>(route) * p.rows + row;
+  const auto step =
+      static_cast<int32_t>(index - static_cast<int64_t>(route) * p.length);
+  p.visits.next[index] = atomicExch(head, step);
+}
+
+// visit(step) for the steps at which a route comes to a row, in their order:
+// almost always there is one, and lists have none.
+template <typename Visit>
+__device__ __forceinline__ void each_visit(const Visits& visits, int route,
+                                           int rows, int length, int row,
+                                           const Visit& visit) {
+  const int32_t* next = visits.next + static_cast<int64_t>(route) * length;
+  const int32_t head = visits.first[static_cast<int64_t>(route) * rows + row];
+  for (int32_t last = -1;;) {
+    int32_t step = length;  // the first after `last`
+    for (int32_t at = head; at >= 0; at = next[at]) {
+      if (at > last && at < step) step = at;
+    }
+    if (step == length) return;
+    visit(step);
+    if (next[head] < 0) return;  // the only one
+    last = step;
+  }
+}
+
+template <typename T, int Width, int>
+__global__ void __launch_bounds__(kCollectThreads)
+    gather_rows_kernel(const GatherParams p) {
+  const int packs = p.channels / Width;
+  const int across = p.apart ? p.num_routes : 1;
+  const int64_t index = collect_index();
+  if (index >= static_cast<int64_t>(p.batch) * p.rows * across * packs) return;
+  const int64_t above = index / packs;  // (batch, row, route)
+  const int pack = static_cast<int>(index - above * packs);
+  const int64_t image_row = above / across;
+  const int batch = static_cast<int>(image_row / p.rows);
+  const int row =
+      static_cast<int>(image_row - static_cast<int64_t>(batch) * p.rows);
+  const int only = static_cast<int>(above - image_row * across);
+  float sum[Width] = {};
+  for (int k = p.apart ? only : 0; k < (p.apart ? only + 1 : p.num_routes);
+       ++k) {
+    const int64_t image = static_cast<int64_t>(batch) * p.num_routes + k;
+    each_visit(p.visits, k, p.rows, p.length, row, [&](int step) {
+      add_pack(p.steps, (image * p.length + step) * packs + pack, sum);
+    });
+  }
+  store_pack<T>(p.out, index, sum);
+}
+
+template <typename T, int, int>
+__global__ void __launch_bounds__(kCollectThreads)
+    gather_projections_kernel(const ProjectionParams p) {
+  const int width = p.dt_rank + 2 * p.d_state;
+  const int across = p.shared ? 1 : p.num_routes;
+  const int64_t index = collect_index();
+  if (index >= static_cast<int64_t>(p.batch) * p.pixels * across * width) {
+    return;
+  }
+  const int64_t above = index / width;  // (batch, pixel, route)
+  const int column = static_cast<int>(index - above * width);
+  const int64_t image_pixel = above / across;
+  const int batch = static_cast<int>(image_pixel / p.pixels);
+  const int pixel =
+      static_cast<int>(image_pixel - static_cast<int64_t>(batch) * p.pixels);
+  const int only = static_cast<int>(above - image_pixel * across);
+
+  const bool is_rank = column < p.dt_rank;
+  const bool is_C = column >= p.dt_rank + p.d_state;
+  const int from =
+      is_rank ? column
+              : column - p.dt_rank + (is_C ? p.padded_states - p.d_state : 0);
+  const int pitch = is_rank ? p.dt_rank : 2 * p.padded_states;
+  const float* source = is_rank ? p.dt_grads : p.map_grads;
+  const int64_t steps = static_cast<int64_t>(p.num_routes) * p.batch * p.length;
+  const int parts = is_rank ? 1 : p.parts;
+  float sum = 0.0f;
+  for (int k = p.shared ? 0 : only; k < (p.shared ? p.num_routes : only + 1);
+       ++k) {
+    const int64_t image = static_cast<int64_t>(k) * p.batch + batch;
+    each_visit(p.visits, k, p.pixels, p.length, pixel, [&](int step) {
+      const int64_t row = image * p.length + step;
+      for (int part = 0; part < parts; ++part) {
+        sum += source[(part * steps + row) * pitch + from];
+      }
+    });
+  }
+  static_cast<T*>(p.out)[index] = from_float<T>(sum);
+}
+
+template <typename T, int, int>
+__global__ void __launch_bounds__(kCollectThreads)
+    gather_ranks_kernel(const RankParams p) {
+  const RouteInputs& in = p.inputs;
+  const int64_t index = collect_index();
+  if (index >=
+      static_cast<int64_t>(p.num_routes) * p.batch * p.length * in.dt_rank) {
+    return;
+  }
+  const int64_t row = index / in.dt_rank;  // (route, batch, step)
+  const int rank = static_cast<int>(index - row * in.dt_rank);
+  const int64_t image = row / p.length;
+  const int64_t step = row - image * p.length;
+  const int64_t route = image / p.batch;
+  const int64_t batch = image - route * p.batch;
+  const int32_t pixel = in.routes[route * p.length + step];
+  const T* x_dbl = static_cast<const T*>(in.x_dbl) +
+                   batch * in.x_dbl_batch_stride +
+                   route * in.x_dbl_route_stride;
+  p.out[index] =
+      pixel < 0 ? 0.0f : to_float(x_dbl[pixel * in.x_dbl_pixel_stride + rank]);
+}
+
+}  // namespace mmvssm::cuda

@@ -1,0 +1,33 @@
+// From the description of a kernel to the kernel itself, where all that can be
+// asked for are compiled ahead of time: what a table file instantiates.
+#pragma once
+
+#include "cuda/device.cuh"
+#include "cuda/kernel_table.h"
+
+namespace mmvssm::cuda {
+
+// choose<T>() for the type that `type` stands for.
+template <typename Choose>
+KernelHandle with_type(DType type, const Choose& choose) {
+  switch (type) {
+    case DType::kFloat:
+      return choose(static_cast<float*>(nullptr));
+    case DType::kHalf:
+      return choose(static_cast<__half*>(nullptr));
+    case DType::kBFloat16:
+      return choose(static_cast<__nv_bfloat16*>(nullptr));
+    default:
+      return KernelHandle();
+  }
+}
+
+}  // namespace mmvssm::cuda
+
+// The instantiation of `kernel` that `id` describes, among the (states, lane
+// channels) that CASES lists.
+#define MMVSSM_CASE(kernel, first, second)                           \
+  if (id.states == first && id.lane_channels == second) {            \
+    return handle_of(                                                \
+        kernel<std::remove_pointer_t<decltype(of)>, first, second>); \
+  }

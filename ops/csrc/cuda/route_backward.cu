@@ -1,0 +1,26 @@
+#include <type_traits>
+
+#include "cuda/kernel_table.cuh"
+#include "cuda/route_backward.cuh"
+
+namespace mmvssm::cuda {
+
+KernelHandle find_route_backward(const Kernel& id) {
+  const bool carry = id.function == Function::kRouteBackwardCarry;
+  return with_type(id.type, [&](auto* of) -> KernelHandle {
+    if (carry) {
+      MMVSSM_CASE(route_backward_carry_kernel, 1, 1)
+      MMVSSM_CASE(route_backward_carry_kernel, 1, 2)
+      MMVSSM_CASE(route_backward_carry_kernel, 4, 1)
+      MMVSSM_CASE(route_backward_carry_kernel, 8, 1)
+    } else {
+      MMVSSM_CASE(route_backward_kernel, 1, 1)
+      MMVSSM_CASE(route_backward_kernel, 1, 2)
+      MMVSSM_CASE(route_backward_kernel, 4, 1)
+      MMVSSM_CASE(route_backward_kernel, 8, 1)
+    }
+    return KernelHandle();
+  });
+}
+
+}  // namespace mmvssm::cuda

@@ -1,0 +1,26 @@
+#include <type_traits>
+
+#include "cuda/kernel_table.cuh"
+#include "cuda/route_forward.cuh"
+
+namespace mmvssm::cuda {
+
+KernelHandle find_route_forward(const Kernel& id) {
+  const bool carry = id.function == Function::kRouteForwardCarry;
+  return with_type(id.type, [&](auto* of) -> KernelHandle {
+    if (carry) {
+      MMVSSM_CASE(route_forward_carry_kernel, 1, 1)
+      MMVSSM_CASE(route_forward_carry_kernel, 1, 2)
+      MMVSSM_CASE(route_forward_carry_kernel, 4, 1)
+      MMVSSM_CASE(route_forward_carry_kernel, 16, 1)
+    } else {
+      MMVSSM_CASE(route_forward_kernel, 1, 1)
+      MMVSSM_CASE(route_forward_kernel, 1, 2)
+      MMVSSM_CASE(route_forward_kernel, 4, 1)
+      MMVSSM_CASE(route_forward_kernel, 16, 1)
+    }
+    return KernelHandle();
+  });
+}
+
+}  // namespace mmvssm::cuda

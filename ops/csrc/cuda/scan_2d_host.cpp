@@ -1,0 +1,258 @@
+// The scan along routes, as launches.
+#include "cuda/scan_host.h"
+
+namespace mmvssm::cuda {
+namespace {
+
+RouteInputs inputs_of(const Scan2dArgs& args) {
+  const int64_t width = args.dt_rank + 2 * args.d_state;
+  const int64_t x_width =
+      (args.x_per_route ? args.num_routes : 1) * args.channels;
+  const int64_t x_dbl_width =
+      (args.shared_projection ? 1 : args.num_routes) * width;
+  const auto row_bytes =
+      static_cast<uintptr_t>(width * element_bytes(args.in_type));
+  const uintptr_t alignment =
+      reinterpret_cast<uintptr_t>(args.x_dbl) | row_bytes;
+  RouteInputs in{};
+  in.x = args.x;
+  in.x_dbl = args.x_dbl;
+  in.routes = args.routes;
+  in.out_routes = args.out_routes;
+  in.dt_weight = args.dt_weight;
+  in.x_batch_stride = args.pixels * x_width;
+  in.x_dbl_batch_stride = args.pixels * x_dbl_width;
+  in.x_route_stride = static_cast<int>(args.x_per_route ? args.channels : 0);
+  in.x_pixel_stride = static_cast<int>(x_width);
+  in.x_dbl_route_stride = static_cast<int>(args.shared_projection ? 0 : width);
+  in.x_dbl_pixel_stride = static_cast<int>(x_dbl_width);
+  in.dt_rank = static_cast<int>(args.dt_rank);
+  in.copy_bytes = alignment % 16 == 0 ? 16 : alignment % 4 == 0 ? 4 : 0;
+  return in;
+}
+
+Visits link_visits(const Scan2dArgs& args, const int32_t* table, int64_t rows,
+                   Device& device) {
+  // Side by side, so that one fill empties all lists.
+  const int64_t heads = args.num_routes * rows;
+  const int64_t links = args.num_routes * args.length;
+  const int64_t bytes = (heads + links) * static_cast<int64_t>(sizeof(int32_t));
+  auto* lists = static_cast<int32_t*>(device.allocate(bytes));
+  device.fill(lists, 0xff, bytes);
+  const VisitParams p{table,
+                      {lists, lists + heads},
+                      static_cast<int>(args.num_routes),
+                      static_cast<int>(args.length),
+                      static_cast<int>(rows)};
+  launch_collect(device, {Function::kLinkVisits, DType::kFloat, 1, 1}, links,
+                 p);
+  return p.visits;
+}
+
+// A result with rows of D channels that the routes write: y along out_routes,
+// dx along routes, (Bt, rows, D) or (Bt, rows, K, D) where routes are `apart`.
+// - Routes that no two of share a row, and that come to a row once, write to
+//   the result itself.
+// - Routes that visit every row once write float32 slots, a slot each in the
+//   order of the rows, which are then added up.
+// - Otherwise they write float32 rows in the order of their steps, and each row
+//   of the result collects those that visited it. So nothing is read back, and
+//   chunks of a sequence that meet in a row do not interfere.
+class RoutedRows {
+ public:
+  RoutedRows(const Scan2dArgs& args, const RouteWrites& writes, bool apart,
+             const int32_t* table, int64_t num_rows, void* total, DType type,
+             Device& device)
+      : args_(args),
+        apart_(apart),
+        table_(table),
+        num_rows_(num_rows),
+        total_(total),
+        type_(type),
+        device_(device) {
+    direct_ = writes.exclusive && !writes.repeats;
+    by_step_ = !direct_ && writes.cleared();
+    const int64_t across = apart ? args.num_routes : 1;
+    if (direct_) {
+      rows_.data = total;
+      rows_.is_float = type == DType::kFloat;
+      rows_.row_stride = static_cast<int>(across * args.channels);
+      rows_.route_stride = apart ? args.channels : 0;
+      rows_.batch_stride = num_rows * across * args.channels;
+      if (writes.gaps) {
+        device.fill(total, 0,
+                    args.batch * rows_.batch_stride * element_bytes(type));
+      }
+      return;
+    }
+    slot_ = (by_step_ ? args.length : num_rows) * args.channels;
+    rows_.data = allocate_floats(device, args.batch * args.num_routes * slot_);
+    rows_.is_float = true;
+    rows_.by_step = by_step_;
+    rows_.row_stride = static_cast<int>(args.channels);
+    rows_.route_stride = slot_;
+    rows_.batch_stride = args.num_routes * slot_;
+  }
+
+  const RouteRows& rows() const { return rows_; }
+
+  // After the scan. `visits` are those of the table, or null.
+  void finish(const Visits* visits) const {
+    if (direct_) return;
+    const auto* slots = static_cast<const float*>(rows_.data);
+    if (!by_step_) {
+      sum_slots(device_, slots, total_, type_, args_.batch, args_.num_routes,
+                slot_);
+      return;
+    }
+    GatherParams p{};
+    p.steps = slots;
+    p.out = total_;
+    p.visits =
+        visits ? *visits : link_visits(args_, table_, num_rows_, device_);
+    p.batch = static_cast<int>(args_.batch);
+    p.num_routes = static_cast<int>(args_.num_routes);
+    p.length = static_cast<int>(args_.length);
+    p.rows = static_cast<int>(num_rows_);
+    p.channels = static_cast<int>(args_.channels);
+    p.apart = apart_;
+    const int width = args_.channels % 4 == 0 ? 4 : 1;
+    launch_collect(device_, {Function::kGatherRows, type_, width, 1},
+                   args_.batch * num_rows_ * (apart_ ? args_.num_routes : 1) *
+                       args_.channels / width,
+                   p);
+  }
+
+ private:
+  const Scan2dArgs& args_;
+  bool apart_, direct_, by_step_;
+  const int32_t* table_;
+  int64_t num_rows_, slot_ = 0;
+  void* total_;
+  DType type_;
+  Device& device_;
+  RouteRows rows_{};
+};
+
+// The gradients of the dt rank and of the step weights, products of d_raw_step
+// (K, Bt, L, D), and with them and those of B and C the gradient of x_dbl.
+void finish_projection(const Scan2dArgs& args, const Cut& cut,
+                       const RouteBackwardParams& p, const Visits& visits,
+                       Device& device) {
+  const int64_t steps = args.batch * args.length;
+  float* dt_grads =
+      allocate_floats(device, args.num_routes * steps * args.dt_rank);
+  device.multiply({p.d_raw_step, args.dt_weight, dt_grads, args.num_routes,
+                   steps, args.channels, args.dt_rank, false});
+
+  ProjectionParams projection{};
+  projection.dt_grads = dt_grads;
+  projection.map_grads = p.map_grads;
+  projection.out = args.dx_dbl;
+  projection.visits = visits;
+  projection.batch = static_cast<int>(args.batch);
+  projection.num_routes = static_cast<int>(args.num_routes);
+  projection.length = static_cast<int>(args.length);
+  projection.pixels = static_cast<int>(args.pixels);
+  projection.dt_rank = static_cast<int>(args.dt_rank);
+  projection.d_state = static_cast<int>(args.d_state);
+  projection.padded_states = cut.padded_states();
+  projection.parts = cut.parts;
+  projection.shared = args.shared_projection;
+  const int64_t rows =
+      args.batch * args.pixels * (args.shared_projection ? 1 : args.num_routes);
+  launch_collect(device, {Function::kGatherProjections, args.in_type, 1, 1},
+                 rows * (args.dt_rank + 2 * args.d_state), projection);
+
+  RankParams ranks{};
+  ranks.inputs = p.inputs;
+  ranks.out = allocate_floats(device, args.num_routes * steps * args.dt_rank);
+  ranks.batch = projection.batch;
+  ranks.num_routes = projection.num_routes;
+  ranks.length = projection.length;
+  launch_collect(device, {Function::kGatherRanks, args.in_type, 1, 1},
+                 args.num_routes * steps * args.dt_rank, ranks);
+
+  // One product for all steps would keep a few blocks busy for long: sequences
+  // are cut into as many equal pieces, up to 64, as a power of two allows.
+  int64_t pieces = 1;
+  while (pieces < 64 && args.length % (2 * pieces) == 0) pieces *= 2;
+  const int64_t count = args.batch * pieces;
+  const int64_t size = args.channels * args.dt_rank;
+  float* shares = allocate_floats(device, args.num_routes * count * size);
+  device.multiply({p.d_raw_step, ranks.out, shares, args.num_routes * count,
+                   args.channels, args.length / pieces, args.dt_rank, true});
+  sum_slots(device, shares, args.ddt_weight, DType::kFloat, args.num_routes,
+            count, size);
+}
+
+}  // namespace
+
+bool scan_2d_forward(const Scan2dArgs& args, Device& device) {
+  RouteForwardParams p{};
+  Cut cut;
+  const auto lay_out = [&](const Cut& cut) {
+    SharedArena arena;
+    p.layout.lay_out(static_cast<int>(args.dt_rank),
+                     static_cast<int>(args.d_state), cut.padded_states(),
+                     element_bytes(args.in_type), 2, cut.threads,
+                     cut.lane_channels, arena);
+    return arena.bytes();
+  };
+  if (!choose_cut(args, device, false, true, lay_out, cut)) return false;
+  const bool apart = !args.merge || args.num_routes == 1;
+  const RoutedRows y(args, out_writes(args.facts, apart), apart,
+                     args.out_routes, args.out_rows, args.y, args.y_type,
+                     device);
+  p.shape = scan_shape(args, cut, device);
+  p.inputs = inputs_of(args);
+  p.y = y.rows();
+  launch_scan(device, args, cut, Function::kRouteForwardCarry,
+              Function::kRouteForward, p);
+  y.finish(nullptr);
+  return true;
+}
+
+bool scan_2d_backward(const Scan2dArgs& args, Device& device) {
+  RouteBackwardParams p{};
+  Cut cut;
+  const auto lay_out = [&](const Cut& cut) {
+    SharedArena arena;
+    p.layout.lay_out(static_cast<int>(args.dt_rank),
+                     static_cast<int>(args.d_state), cut.padded_states(),
+                     element_bytes(args.in_type), 3, cut.threads,
+                     cut.lane_channels, arena);
+    p.backward.lay_out(cut.states, cut.lane_channels, cut.padded_states(),
+                       cut.threads, arena);
+    return arena.bytes();
+  };
+  if (!choose_cut(args, device, true, true, lay_out, cut)) return false;
+  const bool apart = args.x_per_route || args.num_routes == 1;
+  const RoutedRows dx(args, read_writes(args.facts, apart), apart, args.routes,
+                      args.pixels, args.dx, args.in_type, device);
+  PieceSums piece_sums(args.batch * cut.chunks, device);
+  p.shape = scan_shape(args, cut, device);
+  p.inputs = inputs_of(args);
+  p.sums = piece_sums.of(args);
+  const int64_t dy_row = (args.merge ? 1 : args.num_routes) * args.channels;
+  p.dy.data = const_cast<void*>(args.dy);
+  p.dy.is_float = args.y_type == DType::kFloat;
+  p.dy.row_stride = static_cast<int>(dy_row);
+  p.dy.batch_stride = args.out_rows * dy_row;
+  p.dy.route_stride = args.merge ? 0 : args.channels;
+  p.dx = dx.rows();
+  const int64_t steps = args.num_routes * args.batch * args.length;
+  p.d_raw_step = allocate_floats(device, steps * args.channels);
+  p.part_stride = steps * 2 * cut.padded_states();
+  p.map_grads = allocate_floats(device, cut.parts * p.part_stride);
+  launch_scan(device, args, cut, Function::kRouteBackwardCarry,
+              Function::kRouteBackward, p);
+
+  const Visits visits = link_visits(args, args.routes, args.pixels, device);
+  finish_projection(args, cut, p, visits, device);
+  piece_sums.add_up();
+  dx.finish(&visits);
+  return true;
+}
+
+}  // namespace mmvssm::cuda

@@ -1,0 +1,93 @@
+// What the host functions of both forms share.
+#pragma once
+
+#include "cuda/scan_rules.h"
+
+namespace mmvssm::cuda {
+
+template <typename Params>
+void launch(Device& device, const Kernel& kernel, int64_t blocks, int threads,
+            int shared_bytes, const Params& params) {
+  device.launch({kernel, blocks, threads, shared_bytes, &params,
+                 static_cast<int>(sizeof(Params))});
+}
+
+// The kernels of collect.cuh: one thread an item.
+template <typename Params>
+void launch_collect(Device& device, const Kernel& kernel, int64_t items,
+                    const Params& params) {
+  constexpr int threads = 256;
+  launch(device, kernel, (items + threads - 1) / threads, threads, 0, params);
+}
+
+inline float* allocate_floats(Device& device, int64_t count) {
+  return static_cast<float*>(
+      device.allocate(count * static_cast<int64_t>(sizeof(float))));
+}
+
+inline int element_bytes(DType type) { return type == DType::kFloat ? 4 : 2; }
+
+inline ScanShape scan_shape(const ScanArgs& args, const Cut& cut,
+                            Device& device) {
+  ScanShape s{};
+  s.batch = static_cast<int>(args.batch);
+  s.num_routes = static_cast<int>(args.num_routes);
+  s.channels = static_cast<int>(args.channels);
+  s.d_state = static_cast<int>(args.d_state);
+  s.length = static_cast<int>(args.length);
+  s.parts = cut.parts;
+  s.chunks = cut.chunks;
+  s.chunk_tiles = cut.chunk_tiles;
+  s.state_lanes = cut.state_lanes;
+  s.A = args.A;
+  s.D = args.D;
+  s.bias = args.bias;
+  s.states = args.states;
+  if (cut.chunks > 1) {
+    s.carries =
+        allocate_floats(device, args.batch * args.num_routes * cut.chunks *
+                                    (1 + args.d_state) * args.channels);
+  }
+  return s;
+}
+
+// The carry pass, where the sequence is cut, and the main pass.
+template <typename Params>
+void launch_scan(Device& device, const ScanArgs& args, const Cut& cut,
+                 Function carry, Function main, const Params& params) {
+  for (const Function function : {carry, main}) {
+    if (function == carry && cut.chunks == 1) continue;
+    launch(device, {function, args.in_type, cut.states, cut.lane_channels},
+           cut.blocks(args), cut.threads, cut.shared_bytes, params);
+  }
+}
+
+// out[o][i] = sum over c of slots[o][c][i]; both arrays are aligned to 16
+// bytes.
+void sum_slots(Device& device, const float* slots, void* out, DType out_type,
+               int64_t outer, int64_t count, int64_t inner);
+
+// Gradients of parameters, which blocks leave one of for each batch and chunk.
+class PieceSums {
+ public:
+  PieceSums(int64_t pieces, Device& device)
+      : pieces_(pieces), device_(device) {}
+
+  // Where kernels write (pieces, count) shares of `total`; null stays null.
+  float* of(float* total, int64_t count);
+  ParameterSums of(const ScanArgs& args);
+  void add_up() const;
+
+ private:
+  struct Item {
+    const float* shares;
+    float* total;
+    int64_t count;
+  };
+  int64_t pieces_;
+  Device& device_;
+  Item items_[3];
+  int size_ = 0;
+};
+
+}  // namespace mmvssm::cuda

@@ -1,0 +1,154 @@
+// What kernels are given: plain structs that the host fills in and that a
+// launch copies to the device. No CUDA header, so that every host compiles it.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/shared_layout.h"
+
+namespace mmvssm::cuda {
+
+constexpr int kMaxThreads = 128;
+
+// How a scan is cut up: blocks are (batch, route, chunk, part of the channels).
+struct ScanShape {
+  int batch, num_routes, channels, d_state, length;
+  int parts;        // blocks that share the channels of a route
+  int chunks;       // pieces of the sequence that run side by side
+  int chunk_tiles;  // tiles in a piece
+  int state_lanes;  // lanes that share the states of a channel: a power of two
+  const float* A;   // (K*D, N)
+  const float* D;   // (K*D) or null
+  const float* bias;  // (K*D) or null
+  float* states;      // (Bt, K, S, N, D) or null
+  float* carries;     // (Bt, K, chunks, 1 + N, D), see scan_block.cuh
+};
+
+// What routes read: addresses are base + batch * batch_stride + route *
+// route_stride + pixel * pixel_stride + channel or column, in elements.
+struct RouteInputs {
+  const void *x, *x_dbl;
+  const int32_t *routes, *out_routes;  // (K, L)
+  const float* dt_weight;              // (K, D, R)
+  int64_t x_batch_stride, x_dbl_batch_stride;
+  int x_route_stride, x_pixel_stride;
+  int x_dbl_route_stride, x_dbl_pixel_stride;
+  int dt_rank;
+  int copy_bytes;  // 16 or 4: what rows of x_dbl are aligned to; else 0
+};
+
+// Rows of D channels that a step of a route reads or writes: y, dy, dx. A step
+// has the row of its pixel, or rows lie in the order of the steps.
+struct RouteRows {
+  void* data;
+  bool is_float;  // else the type of the input
+  bool by_step;
+  int row_stride;
+  int64_t batch_stride, route_stride;
+};
+
+struct RouteForwardParams {
+  ScanShape shape;
+  RouteLayout layout;
+  RouteInputs inputs;
+  RouteRows y;
+};
+
+// What a block adds up over its chunk, (Bt, K, chunks, D, .) in this order of
+// batch, route and chunk: see parameter_sum in scan_block.cuh.
+struct ParameterSums {
+  float *dA, *dD, *dbias;  // the last two null when D, bias are
+};
+
+struct RouteBackwardParams {
+  ScanShape shape;
+  RouteLayout layout;
+  BackwardLayout backward;
+  RouteInputs inputs;
+  ParameterSums sums;
+  RouteRows dy, dx;
+  float* d_raw_step;    // (K, Bt, L, D)
+  float* map_grads;     // (parts, K, Bt, L, 2 * padded states)
+  int64_t part_stride;  // of map_grads
+};
+
+// Rows of a sequence, (Bt, K*D, L): float, or the type of the input.
+struct SequenceRows {
+  void* data;
+  bool is_float;
+};
+
+struct SequenceInputs {
+  SequenceRows u, delta;
+  const void *B, *C;  // (Bt, K, N, L)
+  bool softplus;
+};
+
+struct SequenceForwardParams {
+  ScanShape shape;
+  SequenceLayout layout;
+  SequenceInputs inputs;
+  SequenceRows y;
+  float* last_state;  // (Bt, K*D, N)
+};
+
+struct SequenceBackwardParams {
+  ScanShape shape;
+  SequenceLayout layout;
+  BackwardLayout backward;
+  SequenceInputs inputs;
+  ParameterSums sums;
+  SequenceRows dy, du, ddelta;
+  float *dB, *dC;       // (parts, Bt, K, N, L)
+  int64_t part_stride;  // Bt * K * N * L
+};
+
+// out[o][i] = sum of slots[o][c][i] over c, in a fixed order.
+struct SumParams {
+  const float* slots;  // (outer, count, inner)
+  void* out;           // (outer, inner)
+  int64_t outer, count, inner;
+};
+
+// The steps at which each row of a table is visited, as linked lists in no
+// particular order: `first` names a step, `next` the one after it; -1 ends.
+struct Visits {
+  int32_t* first;  // (K, rows)
+  int32_t* next;   // (K, L)
+};
+
+struct VisitParams {
+  const int32_t* table;  // (K, L)
+  Visits visits;
+  int num_routes, length, rows;
+};
+
+// out (Bt, rows, D), or (Bt, rows, K, D) where routes stay apart, from rows in
+// the order of the steps, (Bt, K, L, D).
+struct GatherParams {
+  const float* steps;
+  void* out;
+  Visits visits;
+  int batch, num_routes, length, rows, channels;
+  bool apart;
+};
+
+// dx_dbl (Bt, P, K or 1, R + 2N) from what the steps gave.
+struct ProjectionParams {
+  const float* dt_grads;   // (K, Bt, L, R)
+  const float* map_grads;  // (parts, K, Bt, L, 2 * padded_states)
+  void* out;
+  Visits visits;
+  int batch, num_routes, length, pixels;
+  int dt_rank, d_state, padded_states, parts;
+  bool shared;  // one row for all routes
+};
+
+// The dt ranks that steps read, float32 (K, Bt, L, R); zeros for zero tokens.
+struct RankParams {
+  RouteInputs inputs;
+  float* out;
+  int batch, num_routes, length;
+};
+
+}  // namespace mmvssm::cuda

@@ -1,0 +1,108 @@
+// How a scan is cut up: the one place that decides it, from shape and device.
+#pragma once
+
+#include "cuda/scan_cuda.h"
+#include "cuda/scan_params.h"
+
+namespace mmvssm::cuda {
+
+// With so many warps on each multiprocessor a device is full: nothing is gained
+// by cutting sequences. With fewer, they are cut until there are kWantedWarps,
+// but no chunk gets shorter than kFewestTiles, below which folding the carries
+// takes longer than it saves.
+constexpr int64_t kFullWarps = 8;
+constexpr int64_t kWantedWarps = 16;
+constexpr int64_t kFewestTiles = 2;
+
+struct Cut {
+  int states;                      // that a lane holds
+  int state_lanes;                 // that share the states of a channel
+  int lane_channels;               // that a lane holds
+  int threads;                     // of a block
+  int shared_bytes;                // of a block
+  int parts, chunks, chunk_tiles;  // see ScanShape
+
+  int padded_states() const { return states * state_lanes; }
+  int64_t blocks(const ScanArgs& args) const {
+    return args.batch * args.num_routes * parts * chunks;
+  }
+};
+
+// States of a lane and lanes of a channel. The forward scan holds 16 states in
+// registers; the backward scan, with several steps of each, 8. Between 5 and 8
+// states two lanes of four leave fewer of them idle than one of 16.
+inline void share_states(int64_t d_state, bool backward, Cut& cut) {
+  cut.states = d_state == 1                                  ? 1
+               : d_state <= 4 || (!backward && d_state <= 8) ? 4
+               : backward                                    ? 8
+                                                             : 16;
+  cut.state_lanes = 1;
+  while (cut.padded_states() < d_state) cut.state_lanes *= 2;
+}
+
+// Whole warps, evenly filled, at most `limit` threads.
+inline void share_channels(int64_t channels, int limit, Cut& cut) {
+  const int64_t lanes =
+      (channels + cut.lane_channels - 1) / cut.lane_channels * cut.state_lanes;
+  const int64_t parts = (lanes + limit - 1) / limit;
+  cut.threads = static_cast<int>(((lanes + parts - 1) / parts + 31) / 32 * 32);
+  const int64_t per_block =
+      cut.threads / cut.state_lanes * static_cast<int64_t>(cut.lane_channels);
+  cut.parts = static_cast<int>((channels + per_block - 1) / per_block);
+}
+
+inline int64_t warps_of(const ScanArgs& args, const Cut& cut) {
+  return args.batch * args.num_routes * cut.parts * (cut.threads / 32);
+}
+
+// How many chunks a sequence of `tiles` is cut into where `warps` walk whole
+// ones.
+inline int64_t choose_chunks(int64_t tiles, int64_t warps,
+                             int64_t multiprocessors) {
+  if (warps >= kFullWarps * multiprocessors) return 1;
+  const int64_t wanted = (kWantedWarps * multiprocessors + warps - 1) / warps;
+  const int64_t most = tiles / kFewestTiles;
+  const int64_t chunks = wanted < most ? wanted : most;
+  return chunks > 1 ? chunks : 1;
+}
+
+// False if not even one warp fits a block of this device. `pairs`: whether a
+// lane may hold two channels, which spares instructions where they have one
+// state and fill whole warps, and as many warps are left as the device takes.
+// `lay_out(cut)` lays the block's arrays out and returns their bytes.
+template <typename LayOut>
+bool choose_cut(const ScanArgs& args, const Device& device, bool backward,
+                bool pairs, const LayOut& lay_out, Cut& cut) {
+  share_states(args.d_state, backward, cut);
+  if (cut.state_lanes > 32) return false;
+  const int64_t full = kFullWarps * device.multiprocessors;
+  const int limit = args.max_threads > 0 ? args.max_threads : kMaxThreads;
+  for (int threads = limit;; threads /= 2) {
+    if (threads < 32) return false;
+    cut.lane_channels = 1;
+    share_channels(args.channels, threads, cut);
+    const int64_t warps = warps_of(args, cut);
+    const bool whole = (args.channels + 31) / 32 % 2 == 0;
+    const bool enough = warps / 2 >= full || warps < full;
+    if (pairs && cut.states == 1 &&
+        (args.lane_channels > 0 ? args.lane_channels == 2 : whole && enough)) {
+      cut.lane_channels = 2;
+      share_channels(args.channels, threads, cut);
+    }
+    cut.shared_bytes = lay_out(cut);
+    if (cut.shared_bytes <= device.shared_limit) break;
+  }
+
+  const int64_t tiles = (args.length + kTile - 1) / kTile;
+  int64_t chunk_tiles = args.chunk_tiles;
+  if (chunk_tiles == 0) {
+    const int64_t chunks =
+        choose_chunks(tiles, warps_of(args, cut), device.multiprocessors);
+    chunk_tiles = (tiles + chunks - 1) / chunks;
+  }
+  cut.chunk_tiles = static_cast<int>(chunk_tiles);
+  cut.chunks = static_cast<int>((tiles + chunk_tiles - 1) / chunk_tiles);
+  return true;
+}
+
+}  // namespace mmvssm::cuda

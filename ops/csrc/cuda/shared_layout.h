@@ -1,0 +1,119 @@
+// Where a block's arrays lie in its dynamic shared memory. The host lays them
+// out and kernels find the offsets among their parameters, which costs them no
+// registers.
+#pragma once
+
+#include <cstdint>
+
+#include "common/scan_common.h"
+
+// A function that the host and the device share.
+#ifdef __CUDACC__
+#define MMVSSM_SHARED __host__ __device__ __forceinline__
+#else
+#define MMVSSM_SHARED inline
+#endif
+
+// Nothing lies between the arrays; the tests put a forbidden zone there.
+#ifndef MMVSSM_SHARED_GAP
+#define MMVSSM_SHARED_GAP 0
+#define MMVSSM_NOTE_GAP(offset, bytes)
+#endif
+
+namespace mmvssm::cuda {
+
+// Steps that a block takes at a time (the saved states lie between tiles), that
+// sequences move through shared memory at a time, that a thread holds in
+// registers.
+constexpr int kTile = kChunk;
+constexpr int kGroup = 16;
+constexpr int kSub = 8;
+static_assert(kTile % kGroup == 0 && kGroup % kSub == 0, "steps must nest");
+
+// Lays arrays out one after the other, each aligned to 16 bytes.
+class SharedArena {
+ public:
+  // Returns the offset of `count` elements in bytes.
+  int take(int count, int element_bytes) {
+    const int begin = bytes_;
+    const int used = count * element_bytes;
+    bytes_ += (used + 15) / 16 * 16 + MMVSSM_SHARED_GAP;
+    MMVSSM_NOTE_GAP(begin + used, bytes_ - begin - used);
+    return begin;
+  }
+  int floats(int count) { return take(count, 4); }
+
+  int bytes() const { return bytes_; }
+
+ private:
+  int bytes_ = 0;
+};
+
+// Rows of a tile that all channels of a block share, float32, by quads of four
+// columns: [quad][kTile][4], so that the steps of a quad lie side by side. B
+// and C of the padded states follow the padded dt rank; one state has both in a
+// quad.
+constexpr int kQuad = 4 * kTile;
+
+MMVSSM_SHARED constexpr int map_quads(int padded_states) {
+  return padded_states == 1 ? 1 : padded_states / 2;
+}
+
+// Tiles of a scan along routes.
+struct RouteLayout {
+  int rank_quads;
+  int raw_pitch;  // in elements
+  int raw;        // rows as they arrive, kTile
+  int rows;       // rank_quads + map_quads(padded states) quads
+  int entries;    // int [2][routes, out_routes][kTile]
+  int offsets;    // int [accesses][2 * kTile]: a ring of two tiles
+  int weights;    // [rank quad][channel of a lane][thread][4]
+
+  void lay_out(int dt_rank, int d_state, int padded_states, int element_bytes,
+               int accesses, int threads, int lane_channels,
+               SharedArena& arena) {
+    rank_quads = (dt_rank + 3) / 4;
+    const int per_16_bytes = 16 / element_bytes;
+    const int width = dt_rank + 2 * d_state;
+    raw_pitch = (width + per_16_bytes - 1) / per_16_bytes * per_16_bytes;
+    raw = arena.take(kTile * raw_pitch, element_bytes);
+    rows = arena.floats((rank_quads + map_quads(padded_states)) * kQuad);
+    entries = arena.floats(2 * 2 * kTile);
+    offsets = arena.floats(accesses * 2 * kTile);
+    weights = arena.floats(4 * rank_quads * lane_channels * threads);
+  }
+};
+
+// Tiles of a scan of sequences: rows of B and C, and of each thread's own
+// values kGroup steps and a word of padding.
+struct SequenceLayout {
+  static constexpr int kOwnPitch = kGroup + 1;
+  int rows;          // map_quads(padded states) quads
+  int u, delta, dy;  // [thread][kOwnPitch]
+
+  void lay_out(int padded_states, int threads, bool backward,
+               SharedArena& arena) {
+    rows = arena.floats(map_quads(padded_states) * kQuad);
+    u = arena.floats(threads * kOwnPitch);
+    delta = arena.floats(threads * kOwnPitch);
+    dy = backward ? arena.floats(threads * kOwnPitch) : 0;
+  }
+};
+
+// What the backward scan keeps beside its tiles.
+struct BackwardLayout {
+  int marks;  // [kTile / kSub][channel of a lane, state][thread]
+  int sums;   // [warp][flush_steps][B, C of all states, padded]
+
+  // Steps whose sums over channels are collected before the warps are added up.
+  static MMVSSM_SHARED constexpr int flush_steps(int states) {
+    return states == 1 ? kTile : kGroup;
+  }
+  void lay_out(int states, int lane_channels, int padded_states, int threads,
+               SharedArena& arena) {
+    marks = arena.floats(kTile / kSub * states * lane_channels * threads);
+    sums = arena.floats(threads / 32 * flush_steps(states) * 2 * padded_states);
+  }
+};
+
+}  // namespace mmvssm::cuda

@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
+from gpu.execution import Launch
 from gpu.launches import SOURCES, HostCode
 from gpu.machine_code import ARCHITECTURE, Kernel, compile_source
 from gpu.multiprocessor import H100, Device, resident_blocks
-from gpu.prediction import LANES, predict, sample
+from gpu.peers import compile_peers, peer_pass
+from gpu.prediction import LANES, Bulk, predict, sample
 from problems import TINY_S1L8, V0_TINY, Scan, stages
 from rich.console import Console
 from rich.table import Table
@@ -73,54 +76,69 @@ def show_instructions(
                 *("kernel", "blocks", "threads", "shared", "resident", "a channel-step"),
                 title=title,
             )
-            for launch in host.launches(scan, dtype, direction):
-                kernel = kernels[launch.kernel]
-                counts = (launch.blocks, launch.threads, launch.shared)
-                counts += (resident_blocks(kernel, launch.threads, launch.shared, H100),)
-                per_step = sample(launch, kernel).instructions * LANES / scan.steps
+            for item in host.work(scan, dtype, direction, H100):
+                if not isinstance(item, Launch):
+                    continue
+                kernel = kernels[item.kernel]
+                counts = (item.blocks, item.threads, item.shared)
+                counts += (resident_blocks(kernel, item.threads, item.shared, H100),)
+                per_step = sample(item, kernel).instructions * LANES / scan.steps
                 table.add_row(kernel.name, *map(str, counts), f"{per_step:.1f}")
             console.print(table)
 
 
-def predict_all(
-    kernels: dict[str, Kernel], host: HostCode, chosen: list[tuple[Scan, str]], device: Device
-) -> list[dict]:
-    """Rows of the result: one of each problem and pass."""
-    rows = []
-    for scan, dtype in chosen:
-        for direction in PASSES:
-            times = predict(host.launches(scan, dtype, direction), kernels, device)
-            seconds = sum(t.seconds for t in times)
-            floor = floor_seconds(scan, dtype, direction, device)
-            row = {
-                "shape": scan.name,
-                "dtype": dtype,
-                "pass": direction,
-                "time_us": round(1e6 * seconds, 1),
-                "floor_us": round(1e6 * floor, 1),
-                "ratio": round(seconds / floor, 2),
-                "kind": "model",
-                "launches": [
-                    {
-                        "kernel": t.kernel,
-                        "blocks": t.blocks,
-                        "threads": t.threads,
-                        "blocks_per_multiprocessor": t.resident,
-                        "instructions_per_channel_step": round(
-                            t.instructions * LANES / scan.steps, 1
-                        ),
-                        "dram_mb": round(t.dram_bytes / 1e6, 1),
-                        "time_us": round(1e6 * t.seconds, 1),
-                    }
-                    for t in times
-                ],
+def predict_pass(
+    work: Sequence[Launch | Bulk],
+    kernels: dict[str, Kernel],
+    problem: tuple[Scan, str],
+    direction: str,
+) -> dict:
+    """A row of the result: what one pass takes, and what each of its launches."""
+    scan, dtype = problem
+    times = predict(work, kernels, H100)
+    seconds = sum(t.seconds for t in times)
+    floor = floor_seconds(scan, dtype, direction, H100)
+    return {
+        "shape": scan.name,
+        "dtype": dtype,
+        "pass": direction,
+        "time_us": round(1e6 * seconds, 1),
+        "floor_us": round(1e6 * floor, 1),
+        "ratio": round(seconds / floor, 2),
+        "kind": "model",
+        "launches": [
+            {
+                "name": t.name,
+                "blocks": t.blocks,
+                "threads": t.threads,
+                "blocks_per_multiprocessor": t.resident,
+                "instructions_per_channel_step": round(t.instructions * LANES / scan.steps, 1),
+                "dram_mb": round(t.dram_bytes / 1e6, 1),
+                "time_us": round(1e6 * t.seconds, 1),
             }
-            rows.append(row)
+            for t in times
+        ],
+    }
+
+
+def predict_all(
+    kernels: dict[str, Kernel], host: HostCode, chosen: list[tuple[Scan, str]]
+) -> tuple[list[dict], list[dict]]:
+    """Rows of our kernels and of the peers' design: one of each problem and pass."""
+    peers = compile_peers()
+    rows, peer_rows = [], []
+    for problem in chosen:
+        for direction in PASSES:
+            ours = host.work(*problem, direction, H100)
+            rows.append(predict_pass(ours, kernels, problem, direction))
+            theirs = peer_pass(*problem, direction)
+            peer_rows.append(predict_pass(theirs, peers, problem, direction))
             console.print(
-                f"{scan.name} {dtype} {direction}: {row['time_us']:.0f} us,"
-                f" {row['ratio']:.2f} times the floor"
+                f"{problem[0].name} {problem[1]} {direction}: {rows[-1]['time_us']:.0f} us,"
+                f" {rows[-1]['ratio']:.2f} times the floor;"
+                f" the peers' design {peer_rows[-1]['time_us']:.0f} us"
             )
-    return rows
+    return rows, peer_rows
 
 
 def main() -> None:
@@ -144,11 +162,12 @@ def main() -> None:
         if args.instructions:
             show_instructions(kernels, host, chosen)
             return
-        rows = predict_all(kernels, host, chosen, H100)
+        rows, peer_rows = predict_all(kernels, host, chosen)
     content = {
         "note": "predicted by benchmarks/gpu_model.py, not measured: within a factor of two",
         "device": H100.name,
         "results": rows,
+        "peers_design": peer_rows,
     }
     write_outputs([args.out], content)
 

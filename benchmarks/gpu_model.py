@@ -18,7 +18,7 @@ from pathlib import Path
 from gpu.execution import Launch
 from gpu.launches import SOURCES, HostCode
 from gpu.machine_code import ARCHITECTURE, Kernel, compile_source
-from gpu.multiprocessor import H100, Device, resident_blocks
+from gpu.multiprocessor import H100, resident_blocks
 from gpu.peers import compile_peers, peer_pass
 from gpu.prediction import LANES, Bulk, predict, sample
 from problems import TINY_S1L8, V0_TINY, Scan, stages
@@ -42,13 +42,6 @@ def problems() -> list[tuple[Scan, str]]:
         found.append((stages("v0-tiny", batch, size, V0_TINY, 16)[0], "fp32"))
         found.append((stages("tiny-s1l8", batch, size, TINY_S1L8, 1)[0], "bf16"))
     return found
-
-
-def floor_seconds(scan: Scan, dtype: str, direction: str, device: Device) -> float:
-    """Time that the device needs at least: the larger of memory traffic and exponentials."""
-    traffic, special = scan.needs(ITEMSIZE[dtype], OUT_ITEMSIZE, direction == "backward")
-    specials_per_second = device.multiprocessors * device.specials_per_cycle * device.clock
-    return max(traffic / device.bandwidth, special / specials_per_second)
 
 
 def compile_kernels() -> dict[str, Kernel]:
@@ -97,7 +90,8 @@ def predict_pass(
     scan, dtype = problem
     times = predict(work, kernels, H100)
     seconds = sum(t.seconds for t in times)
-    floor = floor_seconds(scan, dtype, direction, H100)
+    needs = scan.needs(ITEMSIZE[dtype], OUT_ITEMSIZE, direction == "backward")
+    floor = H100.floor_seconds(*needs)
     return {
         "shape": scan.name,
         "dtype": dtype,

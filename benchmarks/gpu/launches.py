@@ -8,13 +8,15 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
-
-from problems import Scan
+from typing import TYPE_CHECKING
 
 from .execution import Launch, Region
 from .machine_code import short_name
 from .multiprocessor import Device
 from .prediction import Bulk
+
+if TYPE_CHECKING:
+    from problems import Scan
 
 SOURCES = Path(__file__).resolve().parents[2] / "ops" / "csrc"
 

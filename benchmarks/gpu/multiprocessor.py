@@ -37,6 +37,11 @@ class Device:
     blocks: int = 32
     launch_seconds: float = 2e-6  # from the end of one kernel to full speed of the next
 
+    def floor_seconds(self, traffic: int, special: int) -> float:
+        """Time that so many bytes of DRAM and special-function operations take at least."""
+        specials_per_second = self.multiprocessors * self.specials_per_cycle * self.clock
+        return max(traffic / self.bandwidth, special / specials_per_second)
+
 
 H100 = Device("H100", 132, 1.755e9, 3.0e12, 40e6)
 

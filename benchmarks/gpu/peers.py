@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
-
-from problems import Scan
+from typing import TYPE_CHECKING
 
 from .execution import Launch, Region
 from .machine_code import Kernel, compile_source
 from .prediction import Bulk
+
+if TYPE_CHECKING:
+    from problems import Scan
 
 SOURCE = Path(__file__).with_name("peers.cu")
 CHUNK = 2048  # steps that a block takes at a time

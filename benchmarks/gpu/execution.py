@@ -23,15 +23,37 @@ SHARED_WINDOW = 0x7F01_0000_0000  # generic addresses of shared memory
 LOCAL_TOP = 0x100_0000  # where the stack starts
 MAX_INSTRUCTIONS = 20_000_000
 # The result is a float, hence zero here.
-FLOATING = set(
-    "FADD FMUL FFMA FSEL FMNMX F2F F2FP HADD2 HMUL2 FSWZADD HMNMX2 FRND".split()  # noqa: SIM905
-)
-NOTHING = set(
-    "NOP BSSY BSYNC WARPSYNC DEPBAR LDGDEPBAR BAR MEMBAR ERRBAR YIELD BREAK CCTL".split()  # noqa: SIM905
-)
+FLOATING = {
+    "FADD",
+    "FMUL",
+    "FFMA",
+    "FSEL",
+    "FMNMX",
+    "F2F",
+    "F2FP",
+    "HADD2",
+    "HMUL2",
+    "FSWZADD",
+    "HMNMX2",
+    "FRND",
+}
+NOTHING = {
+    "NOP",
+    "BSSY",
+    "BSYNC",
+    "WARPSYNC",
+    "DEPBAR",
+    "LDGDEPBAR",
+    "BAR",
+    "MEMBAR",
+    "ERRBAR",
+    "YIELD",
+    "BREAK",
+    "CCTL",
+}
 SPACES = {"LDS": "shared", "STS": "shared", "ATOMS": "shared", "LDL": "local", "STL": "local"}
-LOADS = set(["LDG", "LD", "LDS", "LDL", "ATOM", "ATOMG", "ATOMS"])
-STORES = set(["STG", "ST", "STS", "STL", "RED", "REDG"])
+LOADS = {"LDG", "LD", "LDS", "LDL", "ATOM", "ATOMG", "ATOMS"}
+STORES = {"STG", "ST", "STS", "STL", "RED", "REDG"}
 COMPARE = {
     "EQ": operator.eq,
     "NE": operator.ne,

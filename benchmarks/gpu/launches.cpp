@@ -1,5 +1,6 @@
 // Asks the host code of the kernels how it would run one scan along the routes
-// of a cross scan: prints the arrays, and what it asks the device for, in order.
+// of a cross scan: prints the arrays, and what it asks the device for, in
+// order.
 //
 //   launches MULTIPROCESSORS SHARED_BYTES forward|backward DTYPE
 //            BATCH ROUTES CHANNELS STATES LENGTH RANK
@@ -35,10 +36,10 @@ class Notes : public mmvssm::cuda::Device {
 
   void* allocate(int64_t bytes) override { return add("scratch", bytes); }
   void fill(void* begin, unsigned char value, int64_t bytes) override {
-    std::printf("fill %llu %d %lld\n",
-                static_cast<unsigned long long>(
-                    reinterpret_cast<uintptr_t>(begin)),
-                value, static_cast<long long>(bytes));
+    std::printf(
+        "fill %llu %d %lld\n",
+        static_cast<unsigned long long>(reinterpret_cast<uintptr_t>(begin)),
+        value, static_cast<long long>(bytes));
   }
   void multiply(const mmvssm::cuda::Product& p) override {
     std::printf("product %lld %lld %lld %lld\n",

@@ -131,7 +131,7 @@ class Multiprocessor:
         self.device = device
         self.bytes_per_cycle = bytes_per_cycle
 
-    def cycles(self, traces: list[Trace], blocks: int, budget: int = 300_000) -> float:
+    def cycles(self, traces: list[Trace], blocks: int, budget: int = 150_000) -> float:
         """Cycles until ``blocks`` blocks, of one warp a trace, are done.
 
         Args:

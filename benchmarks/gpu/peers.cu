@@ -20,15 +20,15 @@ constexpr int kWarps = kThreads / 32;
 constexpr int kMaxStates = 256;
 
 struct Params {
-  const void *u, *delta;    // (Bt, K*D, L)
-  const void *B, *C;        // (Bt, K, N, L)
+  const void *u, *delta;  // (Bt, K*D, L)
+  const void *B, *C;      // (Bt, K, N, L)
   const float *A, *D, *bias;
-  float* y;                 // (Bt, K*D, L)
-  float2* prefixes;         // (Bt, K*D, chunks, N): written forward
-  const float* dy;          // (Bt, K*D, L)
-  void *du, *ddelta;        // (Bt, K*D, L)
-  float *dB, *dC;           // (Bt, K, N, L): added to
-  float *dA, *dD, *dbias;   // added to
+  float* y;                // (Bt, K*D, L)
+  float2* prefixes;        // (Bt, K*D, chunks, N): written forward
+  const float* dy;         // (Bt, K*D, L)
+  void *du, *ddelta;       // (Bt, K*D, L)
+  float *dB, *dC;          // (Bt, K, N, L): added to
+  float *dA, *dD, *dbias;  // added to
   int rows, channels, states, length;
 };
 
@@ -156,9 +156,7 @@ struct Shared {
   Affine prefixes[kMaxStates], suffixes[kMaxStates];
 };
 
-__device__ float softplus(float x) {
-  return x <= 20.0f ? log1pf(expf(x)) : x;
-}
+__device__ float softplus(float x) { return x <= 20.0f ? log1pf(expf(x)) : x; }
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 3) peer_forward(const Params p) {
@@ -264,14 +262,14 @@ __global__ void __launch_bounds__(kThreads, 2) peer_backward(const Params p) {
       // The decay of the step after the thread's last.
       s.decays[n % 2][threadIdx.x] = forth[0].a;
       __syncthreads();
-      back[kItems - 1].a = threadIdx.x + 1 < kThreads
-                               ? s.decays[n % 2][threadIdx.x + 1]
-                               : 1.0f;
+      back[kItems - 1].a =
+          threadIdx.x + 1 < kThreads ? s.decays[n % 2][threadIdx.x + 1] : 1.0f;
       Affine before{1.0f, 0.0f};
       if (c > 0) {
         const float2 saved =
             p.prefixes[(static_cast<int64_t>(blockIdx.x) * chunks + c - 1) *
-                           p.states + n];
+                           p.states +
+                       n];
         before = {saved.x, saved.y};
       }
       block_scan(forth, before, false, s.totals[n % 2]);

@@ -19,7 +19,7 @@ from .multiprocessor import Device, Multiprocessor, Transfer, resident_blocks
 SECTOR = 32  # bytes that global memory moves at least
 LANES = 32
 BANKS = 32  # of shared memory, words wide
-PROBE = 50_000  # instructions after which a lane has come by every access
+PROBE = 30_000  # instructions after which a lane has come by every access
 
 
 def lane_addresses(addresses: Sequence[int]) -> list[int]:
@@ -61,10 +61,13 @@ class Sample:
 def sample(launch: Launch, kernel: Kernel) -> Sample:
     """Trace a block of the launch that does as much as most."""
     places = sorted({launch.blocks * i // 16 for i in (3, 6, 10, 13)})
-    lengths = [(len(Lane(kernel, launch, b, 0).run().steps), b) for b in places]
-    block = sorted(lengths)[len(lengths) // 2][1]
-    warps = range(0, launch.threads, LANES)
-    traces = [Lane(kernel, launch, block, thread).run() for thread in warps]
+    lengths = [(len(Lane(kernel, launch, b, 0).run(PROBE).steps), b) for b in places]
+    length, block = sorted(lengths)[len(lengths) // 2]
+    warps = math.ceil(launch.threads / LANES)
+    # of a long trace the first warp's stands for all but the last
+    apart = range(warps) if length < PROBE else {0, warps - 1}
+    found = {w: Lane(kernel, launch, block, LANES * w).run() for w in apart}
+    traces = [found.get(w, found[0]) for w in range(warps)]
     probes = [
         Lane(kernel, launch, block, lane).run(PROBE).accesses
         for lane in (1, 2, 4, 8, 16)

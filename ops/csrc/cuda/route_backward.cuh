@@ -103,13 +103,13 @@ class RouteBackward : public RouteTiles<T, NT, CH, 3> {
 };
 
 template <typename T, int NT, int CH>
-__global__ void __launch_bounds__(kMaxThreads, kCarryOccupancy)
+__global__ void __launch_bounds__(kMaxThreads)
     route_backward_carry_kernel(const RouteBackwardParams p) {
   scan_backward_carry<RouteBackward<T, NT, CH>, NT, CH>(p);
 }
 
 template <typename T, int NT, int CH>
-__global__ void __launch_bounds__(kMaxThreads, backward_occupancy(NT, CH))
+__global__ void __launch_bounds__(kMaxThreads, kBackwardBlocks)
     route_backward_kernel(const RouteBackwardParams p) {
   scan_backward<RouteBackward<T, NT, CH>, NT, CH>(p);
 }

@@ -365,9 +365,8 @@ __device__ __forceinline__ float warp_sums(const BackwardLayout& layout,
 }
 
 // Blocks of kMaxThreads that shall fit a multiprocessor; it bounds registers.
-constexpr int backward_occupancy(int states, int lane_channels) {
-  return states == 8 || lane_channels == 2 ? 3 : 4;
-}
-constexpr int kCarryOccupancy = 5;
+// The other kernels are better off without: told how many may be used, the
+// compiler loads ahead until it has to spill.
+constexpr int kBackwardBlocks = 3;
 
 }  // namespace mmvssm::cuda

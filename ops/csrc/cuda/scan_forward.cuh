@@ -102,7 +102,4 @@ __device__ __forceinline__ void scan_forward(const typename Tiles::Params& p) {
   }
 }
 
-// Blocks of kMaxThreads that shall fit a multiprocessor; it bounds registers.
-constexpr int kForwardOccupancy = 5;
-
 }  // namespace mmvssm::cuda

@@ -79,13 +79,13 @@ class SequenceBackward : public SequenceTiles<T, NT> {
 
 // A lane has one channel here: CH is 1.
 template <typename T, int NT, int CH>
-__global__ void __launch_bounds__(kMaxThreads, kCarryOccupancy)
+__global__ void __launch_bounds__(kMaxThreads)
     sequence_backward_carry_kernel(const SequenceBackwardParams p) {
   scan_backward_carry<SequenceBackward<T, NT>, NT, CH>(p);
 }
 
 template <typename T, int NT, int CH>
-__global__ void __launch_bounds__(kMaxThreads, backward_occupancy(NT, CH))
+__global__ void __launch_bounds__(kMaxThreads, kBackwardBlocks)
     sequence_backward_kernel(const SequenceBackwardParams p) {
   scan_backward<SequenceBackward<T, NT>, NT, CH>(p);
 }

@@ -77,9 +77,12 @@ class Scan:
         passes = 2 if backward else 1
         return self.elements * (2 * itemsize * passes + out_itemsize) + passes * maps
 
-    def special(self, backward: bool) -> int:
-        """Exponentials and the like of one pass: two a step for softplus, and the decays."""
-        return self.elements * (2 * self.d_state + 3 if backward else self.d_state + 2)
+    def special(self) -> int:
+        """Exponentials and the like of one pass: two a step for softplus, and the decays.
+
+        The backward pass computes them again.
+        """
+        return self.elements * (self.d_state + 2)
 
     def floor_us(
         self,
@@ -100,4 +103,4 @@ class Scan:
             special: Exponentials a second of the device.
         """
         moving = self.traffic(backward, itemsize, out_itemsize) / bandwidth
-        return 1e6 * max(moving, self.special(backward) / special)
+        return 1e6 * max(moving, self.special() / special)

@@ -109,9 +109,9 @@ def test_floors_of_the_published_models():
     """Bytes and exponentials of one layer, as counted by hand for the design."""
     v0, v2 = self_test._VMAMBA_V0[0], self_test._VMAMBA_V2[0]
     assert v0.traffic(False, 4, 4) == pytest.approx(3.90e9, rel=5e-3)
-    assert v0.special(False) == pytest.approx(5.55e9, rel=5e-3)
+    assert v0.special() == pytest.approx(5.55e9, rel=5e-3)
     assert v2.traffic(False, 2, 4) == pytest.approx(1.24e9, rel=1e-2)
-    assert v2.special(False) == pytest.approx(0.46e9, rel=1e-2)
+    assert v2.special() == pytest.approx(0.46e9, rel=1e-2)
     assert v2.traffic(True, 2, 4) == pytest.approx(1.86e9, rel=1e-2)
     rates = dict(bandwidth=4.3e12, special=132 * 16 * 1.98e9)
     assert v0.floor_us(False, 4, 4, **rates) == pytest.approx(1327, rel=5e-3)

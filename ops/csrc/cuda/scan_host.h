@@ -55,12 +55,12 @@ inline ScanShape scan_shape(const ScanArgs& args, const Cut& cut,
 template <typename Params>
 void launch_scan(Device& device, const ScanArgs& args, const Cut& cut,
                  Function carry, Function main, const Params& params) {
-  const Function passes[] = {carry, main};
-  for (const Function function : passes) {
-    if (function == carry && cut.chunks == 1) continue;
+  const auto pass = [&](Function function) {
     launch(device, {function, args.in_type, cut.states, cut.lane_channels},
            cut.blocks(args), cut.threads, cut.shared_bytes, params);
-  }
+  };
+  if (cut.chunks > 1) pass(carry);
+  pass(main);
 }
 
 // out[o][i] = sum over c of slots[o][c][i]; both arrays are aligned to 16

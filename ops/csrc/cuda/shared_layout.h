@@ -102,8 +102,9 @@ struct SequenceLayout {
 
 // What the backward scan keeps beside its tiles.
 struct BackwardLayout {
-  int marks;  // [kTile / kSub][channel of a lane, state][thread]
-  int sums;   // [warp][flush_steps][B, C of all states, padded]
+  int marks;   // [kTile / kSub][channel of a lane, state][thread]
+  int sums;    // [warp][flush_steps][B, C of all states, padded]
+  int totals;  // [channel of a lane][states, dD, dbias][thread]
 
   // Steps whose sums over channels are collected before the warps are added up.
   static MMVSSM_SHARED constexpr int flush_steps(int states) {

@@ -18,6 +18,10 @@ print("label", result["pred_label"], result["pred_class"])
 """
 
 
+# the tools here take care of that
+NO_WORKERS = ("val_dataloader.persistent_workers=False", "test_dataloader.persistent_workers=False")
+
+
 @pytest.fixture
 def stock(tools):
     """Runs Python with arguments beside the data, and returns its output."""
@@ -39,7 +43,10 @@ def stock(tools):
 
 @pytest.mark.slow
 def test_test_script(tools, stock, cls_checkpoint):
-    stock(SCRIPTS / "test.py", "cls.py", cls_checkpoint, "--work-dir", "stock-test")
+    stock(
+        SCRIPTS / "test.py", "cls.py", cls_checkpoint, "--work-dir", "stock-test",
+        "--cfg-options", *NO_WORKERS,
+    )  # fmt: skip
     (found,) = (tools.folder / "stock-test").glob("*/*.json")
     expected = tools.scalars("work_dirs/cls", "accuracy/top1")[-1]
     assert json.loads(found.read_text())["accuracy/top1"] == pytest.approx(expected)
@@ -49,7 +56,7 @@ def test_test_script(tools, stock, cls_checkpoint):
 def test_train_script_resumes(tools, stock, cls_checkpoint):
     output = stock(
         SCRIPTS / "train.py", "cls.py", "--work-dir", "stock-train", "--resume",
-        tools.folder / cls_checkpoint, "--cfg-options", "train_cfg.max_epochs=4",
+        tools.folder / cls_checkpoint, "--cfg-options", "train_cfg.max_epochs=4", *NO_WORKERS,
     )  # fmt: skip
     assert "resumed epoch: 3, iter: 9" in output and "Epoch(train) [4][3/3]" in output
 

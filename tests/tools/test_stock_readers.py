@@ -11,8 +11,12 @@ import pytest
 SCRIPTS = Path(find_spec("mmpretrain").origin).parent / ".mim" / "tools"
 INFER = """
 import sys
+from mmengine.config import Config
 from mmpretrain import ImageClassificationInferencer
-inferencer = ImageClassificationInferencer(sys.argv[1], sys.argv[2], device="cpu")
+config = Config.fromfile(sys.argv[1])
+# the inferencer looks for the name without a scope
+config.test_dataloader.dataset.pipeline[0].type = "LoadImageFromFile"
+inferencer = ImageClassificationInferencer(config, sys.argv[2], device="cpu")
 (result,) = inferencer(sys.argv[3])
 print("label", result["pred_label"], result["pred_class"])
 """

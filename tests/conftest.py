@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import sys
 
 import pytest
 import torch
@@ -35,6 +36,17 @@ def pytest_runtest_setup(item):
 def seed():
     """Makes every test's random numbers its own, whichever tests ran before."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def stock_readers():
+    """Tools that run in this process make MMEngine read files safely: not beyond their test."""
+    yield
+    module = sys.modules.get("mmengine.runner.checkpoint")
+    if module is not None:
+        register = module.CheckpointLoader.register_scheme
+        register("", module.load_from_local, force=True)
+        register(("http://", "https://"), module.load_from_http, force=True)
 
 
 @pytest.fixture(scope="module")

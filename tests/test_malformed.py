@@ -51,7 +51,7 @@ def odd_tensor(rng, like=None):
         elif change == 5:
             tensor = tensor.to("meta")
         elif change == 6 and tensor.is_floating_point():
-            value = rng.choice([float("nan"), float("inf"), -float("inf"), 1e30, -1e30])
+            value = rng.choice([float("nan"), float("inf"), -float("inf"), 6e4, -6e4])
             tensor = torch.full_like(tensor, value)
         elif change == 7 and tensor.dim():
             tensor = tensor.flatten()[:1].expand(tensor.shape) if tensor.numel() else tensor
@@ -241,6 +241,8 @@ def test_wrong_calls_are_refused_or_work(number):
         except REFUSALS as error:
             text = str(error)
             assert text and "INTERNAL ASSERT" not in text, (seed, text)
+            if call is call_op and not isinstance(error, (TypeError, ValueError)):
+                assert "memory" in text or "Storage size" in text, (seed, text)
             outcomes[call.__name__, type(error).__name__] += 1
         except Exception as error:
             raise AssertionError(f"call {seed} of {call.__name__} raised {error!r}") from error
@@ -248,6 +250,3 @@ def test_wrong_calls_are_refused_or_work(number):
         print(f"{name} {kind}: {count}")
     refused = sum(count for (_, kind), count in outcomes.items() if kind != "worked")
     assert refused > number // 2 and outcomes["call_op", "worked"] >= 5
-    # what people call says what is wrong in its own words
-    mistakes = {kind for (name, kind) in outcomes if name == "call_op"}
-    assert mistakes <= {"worked", "TypeError", "ValueError", "RuntimeError"}, outcomes

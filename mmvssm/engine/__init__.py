@@ -2,6 +2,7 @@
 
 from .channels_last import ChannelsLastHook
 from .collate import default_collate
+from .cpu_amp import CPUAmpOptimWrapper
 from .direction_search import DirectionSearchHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
 from .mesa import MESAHook
@@ -10,6 +11,7 @@ from .resume import ExactResumeHook, ResumableBatchSampler, SeededDataset, make_
 from .schedule import CosineAnnealingLR, set_epochs
 
 __all__ = [
+    "CPUAmpOptimWrapper",
     "ChannelsLastHook",
     "CosineAnnealingLR",
     "DirectionSearchHook",

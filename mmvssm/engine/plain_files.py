@@ -54,7 +54,7 @@ def plain(value: Any) -> Any:
             return dict(items)
         ordered = OrderedDict(items)
         if hasattr(value, "_metadata"):  # versions of the modules of a state dict
-            ordered._metadata = plain(value._metadata)
+            ordered._metadata = plain(value._metadata)  # type: ignore[attr-defined]
         return ordered
     for kind in (list, tuple, set):
         if isinstance(value, kind):

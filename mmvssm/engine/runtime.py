@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from importlib.util import find_spec
 
+import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 
@@ -27,10 +28,14 @@ def require_packages(cfg: Config) -> None:
 
 
 def set_up_optimization(cfg: Config, args: argparse.Namespace) -> None:
-    """Check that sharding can run here, give DeepSpeed what it needs; no half precision on CPUs."""
+    """Check that sharding can run here, give DeepSpeed what it needs; no float16 on CPUs."""
     if type_name(cfg.optim_wrapper) == "AmpOptimWrapper" and get_device() == "cpu":
-        print("Mixed precision needs a GPU: this run computes in float32.", flush=True)
-        cfg.optim_wrapper.type = "OptimWrapper"
+        if cfg.optim_wrapper.get("dtype") in ("bfloat16", torch.bfloat16):
+            print("Mixed precision in bfloat16 on the CPU.", flush=True)
+            cfg.optim_wrapper.type = "mmvssm.CPUAmpOptimWrapper"
+        else:
+            print("Mixed precision needs a GPU: this run computes in float32.", flush=True)
+            cfg.optim_wrapper.type = "OptimWrapper"
         for name in _OF_MIXED_PRECISION:
             cfg.optim_wrapper.pop(name, None)
     strategy = type_name(cfg.get("strategy") or {})

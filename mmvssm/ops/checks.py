@@ -11,9 +11,11 @@ FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def check_tensor(name: str, value: object, ndim: int | Sequence[int]) -> None:
-    """Raise unless ``value`` is a tensor of one of the given ranks."""
+    """Raise unless ``value`` is a dense tensor of one of the given ranks."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got one of {value.layout}")
     ndims = (ndim,) if isinstance(ndim, int) else tuple(ndim)
     if value.dim() not in ndims:
         wanted = " or ".join(map(str, ndims))
@@ -33,6 +35,12 @@ def check_positive(**sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise unless an option is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
 def check_float(reference: str, first: Tensor, **others: Tensor) -> None:

@@ -87,6 +87,8 @@ def _empty_states(x: Tensor, routes: int, channels: int, d_state: int, length: i
 def scan_results(*args):
     """Results of ``selective_scan``, unfilled."""
     a = SimpleNamespace(**SCAN.bind(args))
+    if a.B.shape[1] < 1:
+        raise ValueError("B must have at least one group")
     routes, channels, d_state = a.B.shape[1], a.u.shape[1] // a.B.shape[1], a.A.shape[1]
     last_state = a.u.new_empty((a.u.shape[0], *a.A.shape), dtype=compute_dtype(a.u.dtype))
     states = _empty_states(a.u, routes, channels, d_state, a.u.shape[2], a.save_states)

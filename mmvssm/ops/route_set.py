@@ -104,8 +104,8 @@ class RouteSet:
         # a view, as of expand(), would be copied at every call
         self.read, self.num_pixels = read.contiguous(), num_pixels
         self.num_out = num_pixels if num_out is None else num_out
-        if self.num_out < 1:
-            raise ValueError(f"num_out must be at least 1, got {self.num_out}")
+        if not isinstance(self.num_out, (int, torch.SymInt)) or self.num_out < 1:
+            raise ValueError(f"num_out must be a whole number of at least 1, got {self.num_out!r}")
         self.out, self.writes_elsewhere = self.read, out is not None
         if out is not None:
             check_table("out_routes", out)

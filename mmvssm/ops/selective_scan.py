@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from .backend import compiling, resolve
 from .checks import (
     check_device,
+    check_flag,
     check_float,
     check_out_dtype,
     check_parameter,
@@ -63,6 +64,8 @@ def selective_scan(
         TypeError: If an argument is no tensor or has a wrong dtype.
         ValueError: If a shape or device is wrong, or L, N or K is zero.
     """
+    check_flag("delta_softplus", delta_softplus)
+    check_flag("return_last_state", return_last_state)
     check_tensor("u", u, 3)
     check_tensor("delta", delta, 3)
     check_tensor("A", A, 2)

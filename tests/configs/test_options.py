@@ -291,11 +291,6 @@ def test_mixed_precision_turns_to_float32_without_a_gpu(plain, train, capfd, mon
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="shown on the CPU")
 def test_bfloat16_reaches_the_backbone(train, monkeypatch):
-    """MMEngine lets mixed precision train on GPUs alone; the arithmetic is there on CPUs too."""
-    monkeypatch.setattr(runtime, "get_device", lambda: "cuda")
-    monkeypatch.setattr(
-        "mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available", lambda: True
-    )
     seen, linear = set(), nn.Linear.forward
 
     def forward(layer, x):
@@ -308,6 +303,23 @@ def test_bfloat16_reaches_the_backbone(train, monkeypatch):
     assert torch.bfloat16 in seen
     assert all(math.isfinite(loss) for loss in scalars(folder, "loss"))
     assert {value.dtype for value in weights(folder).values()} <= {torch.float32, torch.int64}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="shown on the CPU")
+def test_the_demo_learns_as_well_in_bfloat16(data, tmp_path):
+    """Four of its epochs, in which nothing overflows."""
+    accuracies = []
+    for options in ((), ("--option", "amp-bf16")):
+        folder = tmp_path / f"run{len(accuracies)}"
+        settings = ("train_cfg.max_epochs=4", "train_dataloader.num_workers=0")
+        settings += ("val_dataloader.num_workers=0", "randomness.seed=0")
+        command = [sys.executable, ROOT / "tools/train.py", ROOT / "configs" / CLS]
+        command += ["--work-dir", folder, *options, "--cfg-options", *settings]
+        subprocess.run(list(map(str, command)), cwd=data.parent, check=True)
+        assert all(math.isfinite(loss) for loss in scalars(folder, "loss"))
+        accuracies.append(scalars(folder, "accuracy/top1")[-1])
+    assert abs(accuracies[0] - accuracies[1]) <= 1 and accuracies[0] > 90
 
 
 @pytest.mark.gpu

@@ -10,7 +10,7 @@ import pytest
 import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer, MessageHub
-from mmengine.runner.checkpoint import CheckpointLoader, load_checkpoint
+from mmengine.runner.checkpoint import load_checkpoint
 from torch import nn
 
 from mmvssm.checkpoint import HostileFileError
@@ -22,10 +22,7 @@ from mmvssm.engine.plain_files import LOGS, foreign_parts, plain, read_files_saf
 @pytest.fixture
 def safely():
     """Reading as the tools do, until the end of the test."""
-    schemes = dict(CheckpointLoader._schemes)
     read_files_safely()
-    yield
-    CheckpointLoader._schemes = schemes
 
 
 def checkpoint_of_a_runner():

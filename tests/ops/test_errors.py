@@ -124,7 +124,7 @@ BAD_2D = {
         ValueError,
         "out_routes.*-1 to 4",
     ),
-    "num_out": ({"num_out": 0}, ValueError, "num_out must be at least 1, got 0"),
+    "num_out": ({"num_out": 0}, ValueError, "num_out must be a whole number of at least 1, got 0"),
     "merge": ({"merge": "mean"}, ValueError, "merge must be one of sum, none, got 'mean'"),
     "device": (
         {"x_dbl": torch.randn(2, 12, 4, 10, device="meta")},

@@ -114,7 +114,8 @@ def test_short_sequences(dtype, length, groups):
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_whole_matrix(dtype, length, groups):
     for variable in itertools.product([True, False], repeat=2):
-        for flags in FLAGS:
+        # of constant maps all flags for short sequences alone
+        for flags in FLAGS if all(variable) or length <= 128 else FLAGS[-4:]:
             check(dtype, length, groups, *variable, *flags)
 
 

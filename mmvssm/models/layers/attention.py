@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .checks import at_least
+
 
 class Attention(nn.Module):
     """Multi-head self-attention of the pixels of a map, without positions.
@@ -14,11 +16,12 @@ class Attention(nn.Module):
         num_heads: Heads, which divide the channels evenly.
 
     Raises:
-        ValueError: If they do not.
+        ValueError: If they do not, or a number is not at least 1.
     """
 
     def __init__(self, embed_dims: int, num_heads: int) -> None:
         super().__init__()
+        at_least(1, embed_dims=embed_dims, num_heads=num_heads)
         if embed_dims % num_heads:
             raise ValueError(f"num_heads must divide the {embed_dims} channels, got {num_heads}")
         self.num_heads = num_heads

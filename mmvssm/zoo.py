@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from mmengine.config import Config
 
+from .libraries import missing_library_named
+
 if TYPE_CHECKING:
     import torch
     from mmengine.model import BaseModel
@@ -48,6 +50,7 @@ def build_model(cfg: Config) -> BaseModel:
 
     Raises:
         ValueError: If the config is of none of the libraries, or has no model.
+        MissingLibraryError: If its library, or mmcv, is not installed.
     """
     from importlib import import_module
 
@@ -58,12 +61,12 @@ def build_model(cfg: Config) -> BaseModel:
         raise ValueError(f"default_scope must be one of {', '.join(LIBRARIES)}, got {scope!r}")
     if cfg.get("model") is None:
         raise ValueError(f"the config {cfg.filename!r} has no model")
-    registry = import_module(f"{scope}.registry").MODELS
     model = dict(cfg.model)
     if cfg.get("data_preprocessor") is not None:  # as MMEngine's runner does
         model.setdefault("data_preprocessor", cfg.data_preprocessor)
-    with DefaultScope.overwrite_default_scope(scope):
-        return registry.build(model)
+    what = f"a config of {scope}"
+    with missing_library_named(what), DefaultScope.overwrite_default_scope(scope):
+        return import_module(f"{scope}.registry").MODELS.build(model)
 
 
 def get_model(
@@ -90,6 +93,7 @@ def get_model(
     Raises:
         ValueError: If there is no such model, or its weights were not published.
         ReleasedFileError: If they cannot be had, see :func:`mmvssm.hub.fetch`.
+        MissingLibraryError: If the library that the model is made of is not installed.
 
     Examples:
         >>> import mmvssm, torch
@@ -109,7 +113,8 @@ def get_model(
         raise ValueError(
             f"name must be one of mmvssm.list_models(), got {name!r}; closest: {', '.join(close)}"
         )
-    cfg = Config.fromfile(paths[name])
+    with missing_library_named(f"the model {name!r}"):
+        cfg = Config.fromfile(paths[name])
     cfg.merge_from_dict(dict(model=model))
     built = build_model(cfg)
     # where mmdet and mmseg, and where mmpretrain looks for it

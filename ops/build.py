@@ -41,12 +41,12 @@ def extensions() -> list:
         One extension, or none with ``MMVSSM_WITH_OPS=0``.
 
     Raises:
-        RuntimeError: If torch, mmcv or a compiler that was asked for is missing.
+        RuntimeError: If torch or a compiler that was asked for is missing.
     """
     if not _wanted():
         print("mmvssm: native ops left out (MMVSSM_WITH_OPS=0)")
         return []
-    includes = [str(_mmcv_headers()), str(SOURCES)]
+    includes = [*_mmcv_headers(), str(SOURCES)]
     sources = [*SOURCES.glob("*.cpp"), *SOURCES.glob("cpu/*.cpp")]
     sanitizers = SANITIZERS if _is_on("MMVSSM_SANITIZE", "0") else []
     flags = {"cxx": [*CXX_FLAGS, *(["-O1", "-g1", *sanitizers] if sanitizers else [])]}
@@ -117,18 +117,13 @@ def _wanted() -> bool:
     return wanted
 
 
-def _mmcv_headers() -> Path:
-    """Folder of mmcv's device registry, which the ops dispatch through."""
+def _mmcv_headers() -> list[str]:
+    """Folder of mmcv's device registry, which the ops dispatch through; none without mmcv."""
     spec = importlib.util.find_spec("mmcv")
-    if spec is not None:
-        folder = Path(spec.origin).parent / "ops" / "csrc" / "common"
-        if (folder / "pytorch_device_registry.hpp").is_file():
-            return folder
-    raise RuntimeError(
-        "mmcv >= 2.0 is not installed: mmvssm's ops dispatch through its device registry, whose"
-        " header ships in the package; 'pip install --no-build-isolation mmcv==2.1.0' first, or"
-        " set MMVSSM_WITH_OPS=0"
-    )
+    if spec is None:
+        return []
+    folder = Path(spec.origin).parent / "ops" / "csrc" / "common"
+    return [str(folder)] if (folder / "pytorch_device_registry.hpp").is_file() else []
 
 
 def _prepare_cuda() -> tuple[str, str]:

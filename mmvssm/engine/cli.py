@@ -32,6 +32,7 @@ from torch import distributed, nn
 
 from mmvssm.checkpoint.reading import CheckpointError, read_checkpoint
 from mmvssm.hub import ReleasedFileError, fetch
+from mmvssm.libraries import MissingLibraryError, missing_library_named
 from mmvssm.messages import join_names
 from mmvssm.models.layers import ForeignWeightsError
 from mmvssm.options import option_names, read_option
@@ -159,9 +160,12 @@ def load_config(path: str, options: dict, fragments: Sequence[str] = ()) -> Conf
     if not os.path.isfile(path):
         fail(f"there is no config file {path!r}")
     try:
-        cfg = Config.fromfile(path)
+        with missing_library_named(f"config {path!r}"):
+            cfg = Config.fromfile(path)
     except FileNotFoundError as error:
         fail(f"config {path!r} inherits a file that does not exist: {error}")
+    except MissingLibraryError as error:
+        fail(str(error))
     for name in fragments:
         try:
             cfg.merge_from_dict(read_option(name))
@@ -403,7 +407,11 @@ def _revert_sync_bn(node: object) -> int:
 
 def build_runner(cfg: Config) -> Runner:
     """Build the runner that the config names, by default MMEngine's own."""
-    return RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+    try:
+        with missing_library_named("this config"):
+            return RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+    except MissingLibraryError as error:
+        fail(str(error))
 
 
 @contextmanager

@@ -88,10 +88,10 @@ def test_access_outside_every_array_is_an_error():
 def test_bytes_and_floor_by_hand():
     """2 x 4 x 96 x 4096 steps; B and C have 2 x 4 x 4096 elements each."""
     steps, maps = 3_145_728, 2 * 32_768
-    assert SCAN.steps == steps
-    assert SCAN.needs(2, 4, backward=False) == (8 * steps + 2 * maps, 3 * steps)
+    assert (SCAN.elements, SCAN.special()) == (steps, 3 * steps)
+    assert SCAN.traffic(False, 2, 4) == 8 * steps + 2 * maps
     # dy, u, delta, du, ddelta; B, C and their gradients
-    assert SCAN.needs(2, 4, backward=True) == (12 * steps + 4 * maps, 3 * steps)
+    assert SCAN.traffic(True, 2, 4) == 12 * steps + 4 * maps
     assert H100.floor_seconds(3_000_000, 10) == pytest.approx(1e-6)
     assert H100.floor_seconds(10, 132 * 16 * 1755) == pytest.approx(1e-6)
 

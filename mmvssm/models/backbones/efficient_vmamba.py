@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import torch.nn.functional as F
-from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
@@ -21,6 +20,7 @@ from ..layers import (
     ChannelGate,
     CheckpointedBlock,
     DepthwiseConv,
+    DropPath,
     MixerBlock,
     Mlp,
     PointwiseConv,

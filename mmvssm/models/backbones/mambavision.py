@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch.nn.functional as F
-from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 
 from mmvssm.registry import MODELS
@@ -19,6 +18,7 @@ from ..layers import (
     CheckpointedBlock,
     ConvDownsample,
     ConvStem,
+    DropPath,
     HalfScanMixer,
     MapConv,
     MixerBlock,

@@ -255,6 +255,56 @@ class Mlp(nn.Module):
         return self.fc2(self.act(x))
 
 
+class DropPath(nn.Module):
+    """Leaves a residual branch out for some of the samples while training.
+
+    `Deep Networks with Stochastic Depth <https://arxiv.org/abs/1603.09382>`_
+
+    Args:
+        drop_prob: Probability that a sample's branch is left out, below 1; the others are scaled
+            up, so that the mean stays.
+
+    Raises:
+        ValueError: If ``drop_prob`` is no such probability.
+    """
+
+    def __init__(self, drop_prob: float) -> None:
+        super().__init__()
+        if not 0 <= drop_prob < 1:
+            raise ValueError(f"drop_prob must be at least 0 and below 1, got {drop_prob}")
+        self.drop_prob = drop_prob
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, ...)`` to the same shape and dtype."""
+        if self.drop_prob == 0 or not self.training:
+            return x
+        drawn = torch.rand(len(x), *(1,) * (x.ndim - 1), device=x.device)
+        return x / (1 - self.drop_prob) * (drawn >= self.drop_prob)
+
+    def extra_repr(self) -> str:
+        """Return what ``print`` shows of the layer."""
+        return f"drop_prob={self.drop_prob:.3g}"
+
+
+class LayerScale(nn.Module):
+    """Learned factors of the channels.
+
+    `Going deeper with Image Transformers <https://arxiv.org/abs/2103.17239>`_
+
+    Args:
+        num_features: Channels C.
+        value: What the factors start at.
+    """
+
+    def __init__(self, num_features: int, value: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((num_features,), float(value)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., C) -> (..., C)``."""
+        return x * self.weight
+
+
 class ChannelGate(nn.Module):
     """Channel attention that norms its input to compute the weights of the channels.
 

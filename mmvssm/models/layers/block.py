@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from mmcv.cnn.bricks import DropPath
-from mmcv.cnn.bricks.scale import LayerScale
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -15,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmvssm.ops.backend import compiling
 
-from .basic import RMSNorm, apply_norm, build_norm
+from .basic import DropPath, LayerScale, RMSNorm, apply_norm, build_norm
 from .checks import one_of
 from .tokens import rotate
 
@@ -113,7 +111,7 @@ class MixerBlock(CheckpointedBlock):
 
 def build_layer_scale(embed_dims: int, value: float | None) -> nn.Module:
     """Build factors of the channels of ``(..., C)`` that start at ``value``; None for none."""
-    return nn.Identity() if value is None else LayerScale(embed_dims, scale=value)
+    return nn.Identity() if value is None else LayerScale(embed_dims, value)
 
 
 def norm_stream(norm: nn.Module, x: Tensor) -> Tensor:

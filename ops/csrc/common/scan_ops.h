@@ -1,6 +1,6 @@
-// Host functions of the selective scan, dispatched to devices through mmcv's
-// device registry: each device's file registers its implementation of the
-// four `*_impl` functions with REGISTER_DEVICE_IMPL.
+// Host functions of the selective scan, dispatched to devices: each device's
+// file registers its implementation of the four `*_impl` functions with
+// REGISTER_DEVICE_IMPL.
 #pragma once
 
 #include <torch/types.h>
@@ -9,8 +9,8 @@
 #include <optional>
 #include <tuple>
 
+#include "common/device_registry.h"
 #include "common/scan_common.h"
-#include "pytorch_device_registry.hpp"  // shipped by the installed mmcv
 
 namespace mmvssm {
 
@@ -64,9 +64,8 @@ struct Scan2dInputs {
   int64_t facts;  // RouteFacts that the kernels may rely on
 };
 
-// The implementations of a device. mmcv's registry finds it by the tensors
-// among the arguments; dy and states are checked like the inputs, dy has the
-// dtype of the input, or float32.
+// The implementations of a device, found by the first tensor; dy and states are
+// checked like the inputs, dy has the dtype of the input, or float32.
 ScanForward selective_scan_forward_impl(const Tensor& u,
                                         const Scan1dInputs& inputs,
                                         at::ScalarType out_dtype,

@@ -1,0 +1,170 @@
+"""mmvssm beside some of the libraries only: what works, and what is said of the rest."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+#: What a library's import name is called where packages are installed.
+LIBRARIES = {
+    "mmcv": ("mmcv",),
+    "mmpretrain": ("mmpretrain",),
+    "mmdet": ("mmdet",),
+    "mmseg": ("mmseg", "mmsegmentation"),
+}
+CONFIGS = {
+    "mmpretrain": "vmamba/vmamba-tiny-s1l8_8xb128_in1k.py",
+    "mmdet": "vmamba/mask-rcnn_vmamba-tiny-s1l8_fpn_1x_coco.py",
+    "mmsegmentation": "vmamba/vmamba-tiny-s1l8_upernet_4xb4-160k_ade20k-512x512.py",
+}
+#: Small arguments by family.
+SMALL = {
+    "EfficientVMamba": dict(arch="tiny"),
+    "LocalVMamba": dict(arch="tiny"),
+    "LocalVim": dict(arch="tiny"),
+    "MSVMamba": dict(arch="nano"),
+    "MambaVision": dict(arch="tiny"),
+    "VMamba": dict(arch="v0-tiny"),
+    "Vim": dict(arch="tiny"),
+}
+
+
+@pytest.fixture(scope="module")
+def without(tmp_path_factory):
+    """A function: the interpreter of an environment that lacks libraries of the running one.
+
+    Its packages are links to those of the running one; mmcv may be there without its ops.
+    """
+
+    def make(*missing, without_ops=False):
+        folder = tmp_path_factory.mktemp("without")
+        command = [sys.executable, "-m", "venv", "--without-pip", folder]
+        subprocess.run(command, check=True)
+        (site,) = folder.glob("lib/python*/site-packages")
+        hidden = {name for library in missing for name in LIBRARIES[library]}
+        hidden |= {"mmvssm", "mmcv"} if without_ops else {"mmvssm"}
+        origins = (importlib.util.find_spec(name).origin for name in ("torch", "mmengine", "mmcv"))
+        for packages in {Path(origin).parents[1] for origin in origins}:
+            for entry in packages.iterdir():
+                if entry.name.split("-")[0] not in hidden and entry.suffix != ".pth":
+                    (site / entry.name).symlink_to(entry)
+            if without_ops and (packages / "mmcv").is_dir():
+                link_without_ops(packages, site)
+        return folder / "bin" / "python"
+
+    return make
+
+
+def link_without_ops(packages, site):
+    """Lay mmcv out as mmcv-lite is: everything but the compiled ops."""
+    (site / "mmcv").mkdir()
+    for entry in (packages / "mmcv").iterdir():
+        if not entry.name.startswith("_ext"):
+            (site / "mmcv" / entry.name).symlink_to(entry)
+    for entry in packages.glob("mmcv-*"):
+        (site / entry.name).symlink_to(entry)
+
+
+def run(python, *arguments):
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    env.pop("VIRTUAL_ENV", None)
+    command = [str(python), "-W", "ignore", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+def printed(python, code, *arguments):
+    done = run(python, "-c", code, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def mmengine_alone(without):
+    return without("mmcv", "mmpretrain", "mmdet", "mmseg")
+
+
+BACKBONES = """
+import importlib.util, json, sys, torch
+import mmvssm, mmvssm.ops, mmvssm.engine
+from mmengine.registry import MODELS
+assert not any(map(importlib.util.find_spec, ('mmcv', 'mmpretrain', 'mmdet', 'mmseg')))
+small = json.loads(sys.argv[1])
+assert sorted(mmvssm.models.backbones.__all__) == sorted(small), mmvssm.models.backbones.__all__
+for name, options in small.items():
+    model = MODELS.build(dict(type=f'mmvssm.{name}', **options)).train()
+    outputs = model(torch.rand(2, 3, 64, 64))
+    outputs[-1].float().sum().backward()
+    print(name, len(outputs[-1]))
+print(len(mmvssm.list_models()))
+"""
+
+
+def test_backbones_need_mmengine_alone(mmengine_alone):
+    """They are plain modules: built, run and differentiated without mmcv."""
+    *lines, models = printed(mmengine_alone, BACKBONES, json.dumps(SMALL)).splitlines()
+    assert lines == [f"{name} 2" for name in SMALL]
+    assert int(models) > 100
+
+
+GET = """
+import sys, mmvssm
+try:
+    print('built', type(mmvssm.get_model(sys.argv[1])).__name__)
+except ModuleNotFoundError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("library", CONFIGS)
+def test_model_names_the_missing_library(library, mmengine_alone):
+    name = Path(CONFIGS[library]).stem
+    (line,) = printed(mmengine_alone, GET, name).splitlines()
+    assert line.startswith(f"the model '{name}' needs {library}, which is not installed: ")
+
+
+def test_training_names_the_missing_library(mmengine_alone):
+    config = f"configs/{CONFIGS['mmdet']}"
+    done = run(mmengine_alone, "tools/train.py", config)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"train.py: error: config '{config}' needs mmdet, which is not")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("library", CONFIGS)
+def test_one_library_is_enough(library, without):
+    others = [name for name in LIBRARIES if name != "mmcv" and library not in LIBRARIES[name]]
+    python = without(*others)
+    for other, config in CONFIGS.items():
+        last = printed(python, GET, Path(config).stem).splitlines()[-1]
+        assert last.startswith("built" if other == library else "the model"), last
+
+
+def test_mmcv_without_ops(without):
+    """Mmpretrain is content with it; mmdet and mmseg are not, and the sentence says why."""
+    python = without(without_ops=True)
+    last = printed(python, GET, Path(CONFIGS["mmpretrain"]).stem).splitlines()[-1]
+    assert last == "built ImageClassifier"
+    last = printed(python, GET, Path(CONFIGS["mmdet"]).stem).splitlines()[-1]
+    assert last.startswith("a config of mmdet needs mmcv with its compiled ops")
+
+
+HEADERS = """
+import sys
+sys.path.insert(0, 'ops')
+import build
+print(*[folder for folder in build.extensions()[0].include_dirs if 'mmcv' in folder])
+"""
+
+
+def test_build_without_mmcv(mmengine_alone):
+    """The extension is described all the same, without mmcv's headers."""
+    assert printed(mmengine_alone, HEADERS).splitlines() == [
+        "mmvssm: building native ops for cpu",
+        "",
+    ]

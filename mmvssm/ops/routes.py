@@ -359,10 +359,12 @@ def _describe(direction: str) -> str:
 def _windows(height: int, width: int, size: int) -> Tensor:
     # no negative numbers, whose remainders torch.compile does not know
     rows, columns = ((side + size - 1) // size for side in (height, width))
-    pad = (0, columns * size - width, 0, rows * size - height)
-    grid = F.pad(_rows(height, width).view(height, width), pad, value=-1)
-    windows = grid.unflatten(1, (columns, size)).unflatten(0, (rows, size))
-    return windows.transpose(1, 2).reshape(-1)
+    # by arithmetic: a view with an axis of windows would bind a graph to one or to several of them
+    steps = torch.arange(rows * columns * size**2, dtype=torch.int32)
+    window, inside = steps // size**2, steps % size**2
+    row = window // columns * size + inside // size
+    column = window % columns * size + inside % size
+    return torch.where((row < height) & (column < width), row * width + column, -1)
 
 
 def _direction(name: str, height: int, width: int) -> Tensor:

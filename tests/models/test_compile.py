@@ -1,7 +1,7 @@
 """``torch.compile`` of every family: one graph for all sizes, with the results of eager mode.
 
 What a branch, a loop or a remainder does to a graph is seen by Dynamo, whatever compiles the graph
-later; the slow tests compile all of it to machine code.
+later; the slow tests compile every family to machine code, and capture every form of it.
 """
 
 import shutil
@@ -18,13 +18,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 #: Batch, height and width; stages of odd sides among them.
 SIZES = [(2, 72, 104), (3, 91, 65), (2, 64, 64)]
-BACKENDS = [
-    pytest.param(
-        "auto",
-        marks=pytest.mark.skipif("cpu" not in ops.built_devices(), reason="no compiled kernels"),
-    ),
-    "torch",
-]
+slow = pytest.mark.slow
+needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="no compiler")
 
 
 def build(name, **options):
@@ -80,9 +75,15 @@ def check(model, run, compiler, backend, tolerance=1e-4, sizes=SIZES, dynamic=Tr
     return graphs
 
 
-@pytest.mark.parametrize("name", ["VMamba v0", "VMamba crop", "LocalVim middle", "MambaVision"])
+FIRST_FORMS = ["VMamba v0", "VMamba crop", "LocalVMamba", "LocalVim middle"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*FIRST_FORMS, *(pytest.param(n, marks=slow) for n in FAMILIES if n not in FIRST_FORMS)],
+)
 def test_one_graph_for_all_sizes(name):
-    """Whether sides are odd, even or those of the position table changes no graph."""
+    """Sides odd, even or those of the position table, one window or several: no other graph."""
     assert check(build(name).eval(), features, "eager", "torch") == [1, 1, 1]
 
 
@@ -94,24 +95,43 @@ def test_sizes_are_opened_on_the_way():
     assert graphs[0] == 1 and graphs[-1] <= 3
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_training_step(backend):
-    model = build("Vim").train()
-    first, second = check(model, gradients, "aot_eager", backend, sizes=SIZES[:2])
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [("Vim", "auto"), *(pytest.param(name, "torch", marks=slow) for name in FAMILIES)],
+)
+def test_training_step(name, backend):
+    first, second = check(build(name).train(), gradients, "aot_eager", backend, sizes=SIZES[:2])
     assert first == second
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="no compiler")
+@needs_compiler
 def test_machine_code():
-    model = build("VMamba v0").eval()
-    check(model, features, "inductor", "torch", sizes=SIZES[:1], dynamic=False)
+    check(build("Vim").eval(), features, "inductor", "torch", sizes=SIZES[:1], dynamic=False)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("g++"), reason="no compiler")
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("run", [features, gradients, half_precision])
-@pytest.mark.parametrize("name", FAMILIES)
+@slow
+@needs_compiler
+@pytest.mark.parametrize(
+    ("name", "run", "backend"),
+    [
+        ("VMamba v0", features, "torch"),
+        ("VMamba crop", gradients, "auto"),
+        ("VMamba", half_precision, "auto"),
+        ("EfficientVMamba", features, "auto"),
+        ("EfficientVMamba", gradients, "torch"),
+        ("MSVMamba", features, "torch"),
+        ("MSVMamba v3", gradients, "auto"),
+        ("LocalVMamba", features, "auto"),
+        ("LocalVMamba search", gradients, "torch"),
+        ("MambaVision", features, "torch"),
+        ("MambaVision scaled", gradients, "auto"),
+        ("Vim", features, "auto"),
+        ("Vim first release", gradients, "torch"),
+        ("Vim", half_precision, "torch"),
+        ("LocalVim", features, "torch"),
+        ("LocalVim middle", gradients, "auto"),
+    ],
+)
 def test_machine_code_of_every_family(name, run, backend):
     model = build(name).train(run is gradients)
     # bfloat16 is rounded at other places
@@ -120,7 +140,7 @@ def test_machine_code_of_every_family(name, run, backend):
     assert graphs[0] == graphs[-1]
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_recomputed_blocks(name):
     """Gradient checkpointing stays in the graph, and norms count each batch once."""

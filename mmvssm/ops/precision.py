@@ -7,6 +7,8 @@ activations get the widest of the types that they come in.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -30,12 +32,20 @@ def cast_parameters(dtype: torch.dtype, *parameters: Tensor | None) -> tuple[Ten
 
 
 def autocast_enabled(device_type: str) -> bool:
-    """Whether autocast is on for tensors on the CPU or a CUDA device."""
+    """Whether autocast is on for tensors on a device; on others than CPU and CUDA from torch 2.4."""
+    if hasattr(torch, "get_autocast_dtype"):  # torch >= 2.4
+        known = device_type in ("cpu", "cuda") or torch.amp.is_autocast_available(device_type)
+        return known and torch.is_autocast_enabled(device_type)
     if device_type not in ("cpu", "cuda"):
         return False
-    if hasattr(torch, "get_autocast_dtype"):  # torch >= 2.4
-        return torch.is_autocast_enabled(device_type)
     return torch.is_autocast_cpu_enabled() if device_type == "cpu" else torch.is_autocast_enabled()
+
+
+def without_autocast(device_type: str) -> AbstractContextManager:
+    """Switch autocast off for a block, also for devices for which a torch has none."""
+    if autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
 
 
 def autocast_cpu_dtype() -> torch.dtype:

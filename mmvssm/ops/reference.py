@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from .backend import is_transformed
-from .precision import compute_dtype
+from .precision import compute_dtype, without_autocast
 
 # Steps that the chunked form holds in memory at a time; autograd recomputes each segment.
 SEGMENT = 256
@@ -146,7 +146,7 @@ def selective_scan_2d_reference(
     projection = x_dbl[:, source, route if x_dbl.shape[2] > 1 else 0]
     u, projection = (t.to(dtype) * visible for t in (u, projection))
     dt, B, C = projection.split([dt_rank, d_state, d_state], dim=-1)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         delta = torch.einsum("bklr,kdr->bkdl", dt, dt_weight.to(dtype))
     y, _ = scan(
         u.transpose(2, 3).reshape(batch, num_routes * channels, length),

@@ -14,7 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import mmvssm.models
 from mmvssm.families import FAMILIES as DECLARED
 from mmvssm.models.layers import RMSNorm, SelectiveScans
+from mmvssm.ops import backend
 from mmvssm.registry import MODELS
+from mps_rules import LikeMPS
 
 SIZES = [(72, 104), (91, 65), (33, 32)]
 
@@ -212,6 +214,16 @@ def test_feature_maps(family, size, batch):
         maps = model(torch.randn(batch, 3, *size))
     assert [tuple(m.shape) for m in maps] == [(batch, *shape) for shape in family.shapes(size)]
     assert all(m.is_contiguous() and m.isfinite().all() for m in maps)
+
+
+@types
+def test_apple_gpus_take_every_step(family):
+    model = family.build()
+    with backend("torch"), LikeMPS() as rules:
+        maps = model(torch.randn(2, 3, 32, 32))
+        sum(m.square().mean() for m in maps).backward()
+    assert "index_put" in rules.seen
+    assert all(t.dtype != torch.float64 for t in model.state_dict().values())
 
 
 @families

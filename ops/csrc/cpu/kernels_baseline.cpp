@@ -11,5 +11,9 @@
 #include "cpu/scan_kernels.h"
 
 namespace mmvssm {
+#ifdef __ARM_NEON
+const KernelTable kBaselineKernels = baseline::make_table("neon");
+#else
 const KernelTable kBaselineKernels = baseline::make_table("baseline");
+#endif
 }  // namespace mmvssm

@@ -18,8 +18,10 @@ class Arena {
  public:
   explicit Arena(size_t bytes) {
     size_ = (bytes + 4096 + 63) / 64 * 64;
-    base_ = static_cast<char*>(::aligned_alloc(64, size_));
-    if (base_ == nullptr) throw std::bad_alloc();
+    // Older macOS has no aligned_alloc.
+    void* memory = nullptr;
+    if (::posix_memalign(&memory, 64, size_) != 0) throw std::bad_alloc();
+    base_ = static_cast<char*>(memory);
     ::memset(base_, 0, size_);
   }
   ~Arena() { ::free(base_); }

@@ -4,6 +4,8 @@
 // Every array that a kernel writes has type S; the caller converts.
 #pragma once
 
+#include <vector>
+
 #include "common/scan_common.h"
 
 namespace mmvssm {
@@ -98,5 +100,8 @@ extern const KernelTable kBaselineKernels;
 extern const KernelTable kAvx2Kernels;
 extern const KernelTable kAvx512Kernels;
 #endif
+
+// All variants that this processor can run, best first.
+std::vector<const KernelTable*> runnable_kernels();
 
 }  // namespace mmvssm

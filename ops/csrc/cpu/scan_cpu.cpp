@@ -15,22 +15,6 @@
 namespace mmvssm {
 namespace {
 
-// All variants that this processor can run, best first.
-std::vector<const KernelTable*> runnable_kernels() {
-  std::vector<const KernelTable*> tables;
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")) {
-    tables.push_back(&kAvx512Kernels);
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    tables.push_back(&kAvx2Kernels);
-  }
-#endif
-  tables.push_back(&kBaselineKernels);
-  return tables;
-}
-
 // MMVSSM_CPU_CAPABILITY asks for a plainer variant, as ATEN_CPU_CAPABILITY does
 // for torch.
 const KernelTable& choose_kernels() {

@@ -10,10 +10,10 @@ from functools import cache
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from . import nvrtc
 from .extension import DEVICES, EXTENSION
+from .tracers import is_transformed, tracing
 
 BACKENDS = ("auto", "cuda", "nvrtc", "cpu", "torch")
 _GRAPH = "graph"
@@ -226,36 +226,3 @@ if "cuda" not in built_devices():  # for those who call the registered ops thems
 
 # torch.compile asks once and takes the answer for a constant.
 _gpu_kernels_when_traced = torch.compiler.assume_constant_result(_gpu_kernels_for_call)
-
-
-def is_transformed() -> bool:
-    """Whether a transform of ``torch.func`` or forward-mode differentiation surrounds this call."""
-    if tracing():
-        return False
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-
-
-def tracing() -> bool:
-    """Whether ``torch.compile`` or ``torch.export`` is tracing this call."""
-    is_compiling = getattr(torch.compiler, "is_compiling", None)  # torch >= 2.3
-    return is_compiling is not None and is_compiling()
-
-
-def compiling() -> bool:
-    """Whether ``torch.compile`` is tracing this call; not ``torch.export``, for other programs."""
-    # torch >= 2.7; the public function is taken for true in all that torch.compile traces
-    exporting = getattr(torch.compiler, "_is_exporting_flag", False)
-    return tracing() and torch.compiler.is_dynamo_compiling() and not exporting
-
-
-def surely_equal(size: int, other: int) -> bool:
-    """Whether two sizes agree; False for sizes that a traced graph leaves open.
-
-    Such sizes are not compared, which would bind the graph to them: it would be made anew for
-    others.
-    """
-    if not tracing():
-        return size == other
-    from torch.fx.experimental.symbolic_shapes import statically_known_true
-
-    return statically_known_true(size == other)

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .backend import is_transformed
 from .precision import compute_dtype, without_autocast
+from .tracers import is_transformed
 
 # Steps that the chunked form holds in memory at a time; autograd recomputes each segment.
 SEGMENT = 256

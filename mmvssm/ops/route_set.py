@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .backend import tracing
 from .checks import check_range, check_table
 from .route_facts import RouteFacts
+from .tracers import tracing
 
 #: Facts of tables in range of which nothing else is known: kernels expect the worst.
 IN_RANGE = int(

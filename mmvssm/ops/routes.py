@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .backend import tracing
 from .route_set import RouteSet
+from .tracers import tracing
 
 #: What a builder returns: the table that is read, or that and the one that is written.
 Tables = Tensor | tuple[Tensor, Tensor]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .backend import compiling, resolve
+from .backend import resolve
 from .checks import (
     check_device,
     check_float,
@@ -20,6 +20,7 @@ from .checks import (
 from .precision import autocast_enabled, cast_parameters, promote
 from .reference import selective_scan_2d_reference, selective_scan_chunked
 from .route_set import IN_RANGE, RouteSet, is_abstract
+from .tracers import compiling
 
 MERGES = ("sum", "none")
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .backend import compiling, resolve
+from .backend import resolve
 from .checks import (
     check_device,
     check_flag,
@@ -19,6 +19,7 @@ from .checks import (
 )
 from .precision import autocast_enabled, cast_parameters, compute_dtype, promote
 from .reference import selective_scan_chunked
+from .tracers import compiling
 
 
 def selective_scan(

@@ -12,8 +12,8 @@ from mmengine.model import BaseModule, ModuleList
 from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
-from mmvssm.ops.backend import surely_equal
 from mmvssm.ops.precision import compute_dtype
+from mmvssm.ops.tracers import surely_equal
 
 from ..layers import (
     FreezeMixin,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from mmvssm.ops.backend import compiling
+from mmvssm.ops.tracers import compiling
 
 from .basic import DropPath, LayerScale, RMSNorm, apply_norm, build_norm
 from .checks import one_of

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmvssm.ops.backend import is_transformed, surely_equal
+from mmvssm.ops.tracers import is_transformed, surely_equal
 
 from .basic import StridedConv2d, apply_norm, build_norm
 from .checks import one_of

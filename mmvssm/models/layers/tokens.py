@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmvssm.ops.backend import surely_equal
 from mmvssm.ops.precision import compute_dtype
+from mmvssm.ops.tracers import surely_equal
 
 #: Number of class tokens by the word for their place.
 CLASS_TOKENS = {"none": 0, "head": 1, "middle": 1, "double": 2}

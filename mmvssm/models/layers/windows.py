@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmvssm.ops.backend import surely_equal
+from mmvssm.ops.tracers import surely_equal
 
 
 def to_windows(x: Tensor, side: int) -> Tensor:

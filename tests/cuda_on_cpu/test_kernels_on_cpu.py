@@ -202,10 +202,10 @@ def test_scan_of_sequences(programs, case):
 
 
 LONG = [
-    "2d L=65536 D=1 N=1 R=1 chunk=64",
-    "2d L=65536 D=1 N=4 R=1 chunk=64 long_steps=1",
-    "1d L=65536 D=1 N=1 chunk=64 long_steps=1",
-    "1d L=65536 D=1 N=1",
+    "2d L=65536 D=8 N=1 R=1 chunk=64",
+    "2d L=65536 D=8 N=4 R=1 chunk=64 long_steps=1",
+    "1d L=65536 D=8 N=1 chunk=64 long_steps=1",
+    "1d L=65536 D=8 N=1",
 ]
 
 

@@ -49,12 +49,13 @@ __device__ __forceinline__ void copy_async_wait() {
 #endif
 }
 
-// The same address, computed once: the compiler would otherwise carry its parts
-// along and add them up at every access.
+// The same address in global memory, computed once: the compiler would
+// otherwise carry its parts along and add them up at every access.
 template <typename T>
 __device__ __forceinline__ T* fixed_address(T* address) {
-  asm("" : "+l"(address));
-  return address;
+  size_t global = __cvta_generic_to_global(address);
+  asm("" : "+l"(global));
+  return static_cast<T*>(__cvta_global_to_generic(global));
 }
 
 // The same value; what is derived from it is not kept in registers meanwhile.

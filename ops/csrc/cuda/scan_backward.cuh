@@ -107,6 +107,7 @@ class BackwardThread {
         tiles_.request(tiles_.ring(kTile));
       } else {
         visit(tile, saved);
+        add_totals(tile == last);
         saved.move(s, -1);
       }
     }
@@ -311,8 +312,30 @@ class BackwardThread {
     }
   }
 
+  // Adds what a tile gave to the parameters' gradients to the chunk's totals:
+  // one sum over all steps would round more. They wait in shared memory, where
+  // they cost no registers.
+  __device__ __forceinline__ void add_totals(bool is_first) {
+#pragma unroll
+    for (int i = 0; i < CH; ++i) {
+      const auto add = [&](int n, float& share) {
+        float& sum = total(i, n);
+        sum = is_first ? share : sum + share;
+        share = 0.0f;
+      };
+#pragma unroll
+      for (int n = 0; n < NT; ++n) add(n, dA_[i][n]);
+      add(NT, dD_[i]);
+      add(NT + 1, dbias_[i]);
+    }
+  }
+  __device__ __forceinline__ float& total(int i, int n) {
+    return shared_array<float>(
+        p_.backward.totals)[(i * (NT + 2) + n) * blockDim.x + threadIdx.x];
+  }
+
   // The chunk's share of the parameters' gradients.
-  __device__ __forceinline__ void store_sums() const {
+  __device__ __forceinline__ void store_sums() {
     const ScanShape& s = p_.shape;
     const auto place = Place<CH>::anew(s);
     const int64_t rows = s.num_routes * s.channels;
@@ -326,12 +349,12 @@ class BackwardThread {
       for (int n = 0; n < NT; ++n) {
         const int state = place.state_lane * NT + n;
         if (state < s.d_state) {
-          p_.sums.dA[row * s.d_state + state] = dA_[i][n] * kLn2;
+          p_.sums.dA[row * s.d_state + state] = total(i, n) * kLn2;
         }
       }
       if (!place.writes(i)) continue;
-      if (p_.sums.dD != nullptr) p_.sums.dD[row] = dD_[i];
-      if (p_.sums.dbias != nullptr) p_.sums.dbias[row] = dbias_[i];
+      if (p_.sums.dD != nullptr) p_.sums.dD[row] = total(i, NT);
+      if (p_.sums.dbias != nullptr) p_.sums.dbias[row] = total(i, NT + 1);
     }
   }
 
@@ -339,8 +362,8 @@ class BackwardThread {
   const Place<CH>& place_;
   Tiles& tiles_;
   float A_[CH][NT];
-  float g_[CH][NT] = {};  // a_{l+1} g_{l+1} for the step l to come
-  float dA_[CH][NT] = {};
+  float g_[CH][NT] = {};   // a_{l+1} g_{l+1} for the step l to come
+  float dA_[CH][NT] = {};  // of this tile, as dD_ and dbias_
   float dD_[CH] = {}, dbias_[CH] = {}, skip_[CH];
 };
 

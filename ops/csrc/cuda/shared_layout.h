@@ -102,8 +102,9 @@ struct SequenceLayout {
 
 // What the backward scan keeps beside its tiles.
 struct BackwardLayout {
-  int marks;  // [kTile / kSub][channel of a lane, state][thread]
-  int sums;   // [warp][flush_steps][B, C of all states, padded]
+  int marks;   // [kTile / kSub][channel of a lane, state][thread]
+  int sums;    // [warp][flush_steps][B, C of all states, padded]
+  int totals;  // [channel of a lane][states, dD, dbias][thread]
 
   // Steps whose sums over channels are collected before the warps are added up.
   static MMVSSM_SHARED constexpr int flush_steps(int states) {
@@ -113,6 +114,7 @@ struct BackwardLayout {
                SharedArena& arena) {
     marks = arena.floats(kTile / kSub * states * lane_channels * threads);
     sums = arena.floats(threads / 32 * flush_steps(states) * 2 * padded_states);
+    totals = arena.floats(lane_channels * (states + 2) * threads);
   }
 };
 

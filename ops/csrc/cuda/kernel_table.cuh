@@ -7,7 +7,7 @@
 
 namespace mmvssm::cuda {
 
-// choose<T>() for the type that `type` stands for.
+// choose(a null pointer to T) for the type T that `type` stands for.
 template <typename Choose>
 KernelHandle with_type(DType type, const Choose& choose) {
   switch (type) {
@@ -24,8 +24,8 @@ KernelHandle with_type(DType type, const Choose& choose) {
 
 }  // namespace mmvssm::cuda
 
-// The instantiation of `kernel` that `id` describes, among the (states, lane
-// channels) that CASES lists.
+// Returns the instantiation of `kernel` for these (states, lane channels), if
+// it is the one that `id` describes.
 #define MMVSSM_CASE(kernel, first, second)                           \
   if (id.states == first && id.lane_channels == second) {            \
     return handle_of(                                                \

@@ -100,7 +100,6 @@ class RouteColumns {
     }
   }
 
- private:
   char* data_[CH];
   bool is_float_, writes_[CH];
 };

@@ -39,23 +39,19 @@ __device__ __forceinline__ float softplus2(float x2, float& slope) {
   return log2_1p_unit(t, fmaxf(x2, 0.0f));
 }
 
-// Count values that lanes read from one place in shared memory, aligned to as
-// many values, by loads as wide as that allows.
+// Count values that lanes read from one place in shared memory, aligned to 16
+// bytes.
 template <int Count>
 __device__ __forceinline__ void read_broadcast(const float* shared,
                                                float (&values)[Count]) {
-  if constexpr (Count % 4 == 0) {
+  static_assert(Count % 4 == 0, "whole vectors");
 #pragma unroll
-    for (int i = 0; i < Count; i += 4) {
-      const float4 v = *reinterpret_cast<const float4*>(shared + i);
-      values[i] = v.x;
-      values[i + 1] = v.y;
-      values[i + 2] = v.z;
-      values[i + 3] = v.w;
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < Count; ++i) values[i] = shared[i];
+  for (int i = 0; i < Count; i += 4) {
+    const float4 v = *reinterpret_cast<const float4*>(shared + i);
+    values[i] = v.x;
+    values[i + 1] = v.y;
+    values[i + 2] = v.z;
+    values[i + 3] = v.w;
   }
 }
 template <int Count>

@@ -114,6 +114,7 @@ struct BackwardLayout {
                SharedArena& arena) {
     marks = arena.floats(kTile / kSub * states * lane_channels * threads);
     sums = arena.floats(threads / 32 * flush_steps(states) * 2 * padded_states);
+    totals = arena.floats(lane_channels * (states + 2) * threads);
   }
 };
 

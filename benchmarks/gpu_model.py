@@ -5,7 +5,7 @@ way. What the model reads is the machine code that nvcc makes of the kernels and
 their host code asks for; gpu/ holds its parts. It needs nvcc, cuobjdump and a C++ compiler.
 
     python benchmarks/gpu_model.py                    # benchmarks/results/predicted-h100.json
-    python benchmarks/gpu_model.py --instructions     # counts alone: seconds, not minutes
+    python benchmarks/gpu_model.py --instructions     # counts alone
 """
 
 from __future__ import annotations

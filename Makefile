@@ -170,11 +170,13 @@ $(STAMPS)/mmcv: .dev/install_mmcv.py $(STAMPS)/torch
 # mmcv and MMEngine ask for opencv-python, which needs libGL. Where that is missing the
 # headless build, laid last, takes over the folder cv2 that the two share.
 LIBRARIES := $(addprefix requirements/,runtime.txt mminstall.txt tests.txt demo.txt export.txt docs.txt)
-$(STAMPS)/libraries: $(LIBRARIES) $(STAMPS)/mmcv
+OLD_TORCH = $(PY) -c 'import torch; v = torch.__version__.split("."); \
+  print("-c requirements/old-torch.txt" * ((int(v[0]), int(v[1])) < (2, 3)))'
+$(STAMPS)/libraries: $(LIBRARIES) requirements/old-torch.txt $(STAMPS)/mmcv
 	$(SAY) "mmpretrain, mmdet, mmsegmentation, and what tests, demo, docs and export need (a minute)"
-	@$(PIP) install --quiet $(addprefix -r ,$(LIBRARIES))
+	@$(PIP) install --quiet $(addprefix -r ,$(LIBRARIES)) $$($(OLD_TORCH))
 	@$(PY) -c 'import cv2' 2>/dev/null || \
-	  $(PIP) install --quiet --force-reinstall --no-deps opencv-python-headless
+	  $(PIP) install --quiet --force-reinstall --no-deps opencv-python-headless $$($(OLD_TORCH))
 	@$(PY) -c 'import cv2, mmdet, mmpretrain, mmseg'
 	@touch $@
 

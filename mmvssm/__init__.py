@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from mmengine.config.utils import MODULE2PACKAGE
@@ -24,6 +25,11 @@ from .zoo import get_model, list_models
 # The value is looked up as a distribution, then as a module whose folder is
 # taken: a submodule name gives the right folder in wheel and editable installs.
 MODULE2PACKAGE.setdefault("mmvssm", "mmvssm.version")
+# The fork of mmsegmentation is a distribution of another name: there mmengine finds the module.
+try:
+    distribution(MODULE2PACKAGE["mmseg"])
+except PackageNotFoundError:
+    MODULE2PACKAGE["mmseg"] = "mmseg"
 register_scheme()
 # TorchScript files and exported programs name our ops, which torch looks up when it loads them.
 if "torch" in sys.modules:

@@ -38,10 +38,11 @@ SMALL = {
 def without(tmp_path_factory):
     """A function: the interpreter of an environment that lacks libraries of the running one.
 
-    Its packages are links to those of the running one; mmcv may be there without its ops.
+    Its packages are links to those of the running one; mmcv may be there without its ops, and
+    a distribution under another name.
     """
 
-    def make(*missing, without_ops=False):
+    def make(*missing, without_ops=False, renamed=("", "")):
         folder = tmp_path_factory.mktemp("without")
         command = [sys.executable, "-m", "venv", "--without-pip", folder]
         subprocess.run(command, check=True)
@@ -52,7 +53,7 @@ def without(tmp_path_factory):
         for packages in {Path(origin).parents[1] for origin in origins}:
             for entry in packages.iterdir():
                 if entry.name.split("-")[0] not in hidden and entry.suffix != ".pth":
-                    (site / entry.name).symlink_to(entry)
+                    (site / entry.name.replace(*renamed)).symlink_to(entry)
             if without_ops and (packages / "mmcv").is_dir():
                 link_without_ops(packages, site)
         return folder / "bin" / "python"
@@ -113,18 +114,25 @@ def test_backbones_need_mmengine_alone(mmengine_alone):
 
 GET = """
 import sys, mmvssm
-try:
-    print('built', type(mmvssm.get_model(sys.argv[1])).__name__)
-except ModuleNotFoundError as error:
-    print(error)
+for name in sys.argv[1:]:
+    try:
+        print('got', type(mmvssm.get_model(name)).__name__)
+    except ModuleNotFoundError as error:
+        print('got', error)
 """
 
 
-@pytest.mark.parametrize("library", CONFIGS)
-def test_model_names_the_missing_library(library, mmengine_alone):
-    name = Path(CONFIGS[library]).stem
-    (line,) = printed(mmengine_alone, GET, name).splitlines()
-    assert line.startswith(f"the model '{name}' needs {library}, which is not installed: ")
+def get(python, *libraries):
+    """What comes of the models of the libraries: a class or a sentence each."""
+    names = [Path(CONFIGS[library]).stem for library in libraries]
+    lines = printed(python, GET, *names).splitlines()
+    return [line.removeprefix("got ") for line in lines if line.startswith("got ")]
+
+
+def test_models_name_the_missing_library(mmengine_alone):
+    for library, said in zip(CONFIGS, get(mmengine_alone, *CONFIGS), strict=True):
+        name = Path(CONFIGS[library]).stem
+        assert said.startswith(f"the model '{name}' needs {library}, which is not installed: ")
 
 
 def test_training_names_the_missing_library(mmengine_alone):
@@ -140,18 +148,30 @@ def test_training_names_the_missing_library(mmengine_alone):
 def test_one_library_is_enough(library, without):
     others = [name for name in LIBRARIES if name != "mmcv" and library not in LIBRARIES[name]]
     python = without(*others)
-    for other, config in CONFIGS.items():
-        last = printed(python, GET, Path(config).stem).splitlines()[-1]
-        assert last.startswith("built" if other == library else "the model"), last
+    for other, said in zip(CONFIGS, get(python, *CONFIGS), strict=True):
+        assert ("which is not installed" in said) == (other != library), said
 
 
 def test_mmcv_without_ops(without):
     """Mmpretrain is content with it; mmdet and mmseg are not, and the sentence says why."""
     python = without(without_ops=True)
-    last = printed(python, GET, Path(CONFIGS["mmpretrain"]).stem).splitlines()[-1]
-    assert last == "built ImageClassifier"
-    last = printed(python, GET, Path(CONFIGS["mmdet"]).stem).splitlines()[-1]
-    assert last.startswith("a config of mmdet needs mmcv with its compiled ops")
+    classifier, detector = get(python, "mmpretrain", "mmdet")
+    assert classifier == "ImageClassifier"
+    assert detector.startswith("a config of mmdet needs mmcv with its compiled ops")
+
+
+FORK = """
+import sys
+import mmvssm
+from mmengine.config import Config
+print(Config.fromfile(mmvssm.config_path(sys.argv[1])).default_scope)
+"""
+
+
+def test_configs_of_the_fork_of_mmseg_are_read(without):
+    """Its distribution has another name than MMEngine looks for."""
+    python = without(renamed=("mmsegmentation-", "onedl_mmsegmentation-"))
+    assert printed(python, FORK, CONFIGS["mmsegmentation"]) == "mmseg\n"
 
 
 HEADERS = """

@@ -15,13 +15,25 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "ops" / "csrc"
 RELEASE_ARCHITECTURES = "8.0 8.6 8.9 9.0+PTX"
-# GCC takes its own AVX-512 header for uninitialised memory, and remarks on an internal ABI.
-CXX_FLAGS = ["-O3", "-fopenmp", "-Wno-psabi", "-Wno-maybe-uninitialized"]
+
+
+def compiler_flags() -> tuple[list[str], list[str]]:
+    """Flags to compile and to link C++ with, on this platform.
+
+    Without OpenMP ``at::parallel_for`` is serial in this library.
+    """
+    if sys.platform == "darwin":
+        # Apple's compiler takes the option behind another; torch brings omp.h and, loaded
+        # beforehand, the library: a second copy of it would end the process.
+        return ["-O3", "-Xpreprocessor", "-fopenmp"], []
+    # GCC takes its own AVX-512 header for uninitialised memory, and remarks on an internal ABI.
+    return ["-O3", "-fopenmp", "-Wno-psabi", "-Wno-maybe-uninitialized"], ["-fopenmp"]
 
 
 def extensions() -> list:
@@ -38,7 +50,8 @@ def extensions() -> list:
         return []
     includes = [str(_mmcv_headers()), str(SOURCES)]
     sources = [*SOURCES.glob("*.cpp"), *SOURCES.glob("cpu/*.cpp")]
-    flags = {"cxx": CXX_FLAGS}
+    cxx_flags, link_flags = compiler_flags()
+    flags = {"cxx": cxx_flags}
     macros = []
     with_cuda = _prepare_cuda()
     if with_cuda:
@@ -61,8 +74,7 @@ def extensions() -> list:
             include_dirs=includes,
             define_macros=macros,
             extra_compile_args=flags,
-            # Without it at::parallel_for is serial in this library.
-            extra_link_args=["-fopenmp"],
+            extra_link_args=link_flags,
         )
     ]
 

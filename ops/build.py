@@ -20,6 +20,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,10 +29,21 @@ USUAL_TOOLKIT = Path("/usr/local/cuda")
 RELEASE_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 # What was built and why not more, for the end of the build.
 REPORT: list[str] = []
-# GCC takes its own AVX-512 header for uninitialised memory, and remarks on an internal ABI.
-CXX_FLAGS = ["-O3", "-fopenmp", "-Wno-psabi", "-Wno-maybe-uninitialized"]
 # vptr looks for type information that torch's libraries do not export
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all"]
+
+
+def compiler_flags() -> tuple[list[str], list[str]]:
+    """Flags to compile and to link C++ with, on this platform.
+
+    Without OpenMP ``at::parallel_for`` is serial in this library.
+    """
+    if sys.platform == "darwin":
+        # Apple's compiler takes the option behind another; torch brings omp.h and, loaded
+        # beforehand, the library: a second copy of it would end the process.
+        return ["-O3", "-Xpreprocessor", "-fopenmp"], []
+    # GCC takes its own AVX-512 header for uninitialised memory, and remarks on an internal ABI.
+    return ["-O3", "-fopenmp", "-Wno-psabi", "-Wno-maybe-uninitialized"], ["-fopenmp"]
 
 
 def extensions() -> list:
@@ -49,7 +61,8 @@ def extensions() -> list:
     includes = [*_mmcv_headers(), str(SOURCES)]
     sources = [*SOURCES.glob("*.cpp"), *SOURCES.glob("cpu/*.cpp")]
     sanitizers = SANITIZERS if _is_on("MMVSSM_SANITIZE", "0") else []
-    flags = {"cxx": [*CXX_FLAGS, *(["-O1", "-g1", *sanitizers] if sanitizers else [])]}
+    cxx_flags, link_flags = compiler_flags()
+    flags = {"cxx": [*cxx_flags, *(["-O1", "-g1", *sanitizers] if sanitizers else [])]}
     macros = []
     architectures, note = (None, "") if sanitizers else _prepare_cuda()
     if architectures:
@@ -77,8 +90,7 @@ def extensions() -> list:
             include_dirs=includes,
             define_macros=macros,
             extra_compile_args=flags,
-            # Without it at::parallel_for is serial in this library.
-            extra_link_args=["-fopenmp", *sanitizers],
+            extra_link_args=[*link_flags, *sanitizers],
         )
     ]
 

@@ -19,7 +19,7 @@ def pytest_configure():
 
 def pytest_itemcollected(item):
     """Keeps in one process the tests that share an installation, or programs that they compile."""
-    if item.path.parent.name in ("packaging", "cuda_on_cpu"):
+    if item.path.parent.name in ("packaging", "cuda_on_cpu", "cpu_elsewhere"):
         item.add_marker(pytest.mark.xdist_group(item.path.parent.name))
 
 

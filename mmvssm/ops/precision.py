@@ -32,7 +32,7 @@ def cast_parameters(dtype: torch.dtype, *parameters: Tensor | None) -> tuple[Ten
 
 
 def autocast_enabled(device_type: str) -> bool:
-    """Whether autocast is on for tensors on a device; other than CPU and CUDA from torch 2.4 on."""
+    """Whether autocast is on for tensors on a device (before torch 2.4: CPU and CUDA only)."""
     if hasattr(torch, "get_autocast_dtype"):  # torch >= 2.4
         known = device_type in ("cpu", "cuda") or torch.amp.is_autocast_available(device_type)
         return known and torch.is_autocast_enabled(device_type)

@@ -202,7 +202,7 @@ def test_epochs_alone_shorten_a_recipe(train, photos):
             ["--data", "photos", "--epochs", "1"],
             "name a file with --from FILE, or start from random weights with --from scratch",
         ),
-        (["--data", "photos", "--epochs", "1", "--from", "absent.pth"], "absent.pth can not"),
+        (["--data", "photos", "--epochs", "1", "--from", "absent.pth"], "no checkpoint file"),
         (["--data", "photos", "--epochs", "1", "--from", "other.pth"], "holds no weights"),
         (["--data", "photos", "--epochs", "1", "--from", "part.pth"], "of its weights are absent"),
         (["--data", "photos", "--epochs", "1", "--from", "wide.pth"], "does not fit the backbone"),

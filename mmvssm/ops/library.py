@@ -128,7 +128,8 @@ def _scan_torch(*args):
     y, last_state = selective_scan_chunked(
         a.u, a.delta, a.A, a.B, a.C, a.D, a.delta_bias, a.delta_softplus
     )
-    return y.to(a.out_dtype or a.u.dtype), last_state, last_state.new_empty(0)
+    y = y.to(a.out_dtype or a.u.dtype)
+    return y.contiguous(), last_state.contiguous(), last_state.new_empty(0)
 
 
 def _scan_2d_torch(*args):
@@ -146,7 +147,8 @@ def _scan_2d_torch(*args):
         merge="sum" if a.merge else "none",
         scan=selective_scan_chunked,
     )
-    return y.to(a.out_dtype or a.x.dtype), y.new_empty(0)
+    # zero tokens write to a row behind the map, of which y is a part
+    return y.to(a.out_dtype or a.x.dtype).contiguous(), y.new_empty(0)
 
 
 def _backward_torch(op: _Op, backward: _Op, scan):

@@ -148,7 +148,8 @@ def _scan_torch(op: _Op, define):
         a = SimpleNamespace(**op.bind(args))
         y, *others = define(a)
         dtype = a.out_dtype or getattr(a, op.arguments[0]).dtype
-        return (y.to(dtype), *others, y.new_empty(0))
+        # zero tokens write to a row behind the map, of which y is a part
+        return (*(t.contiguous() for t in (y.to(dtype), *others)), y.new_empty(0))
 
     return run
 

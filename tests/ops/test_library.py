@@ -319,3 +319,22 @@ def test_flops_follow_the_papers_formula():
         ops.selective_scan_2d(**tensors_2d(requires_grad=False), routes=ops.routes.cross2d(3, 4))
     projection = 2 * 2 * 12 * 4 * 5 * 2  # two per multiply-add
     assert counter.get_total_flops() == 2 * 20 * 12 * (9 * 3 + 1) + projection
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_twins_lay_out_results_as_graphs_expect(merge):
+    """Zero tokens, batches and a map smaller than what is scanned: strides as without data."""
+    args = [
+        torch.randn(2, 7, 3),
+        torch.randn(2, 7, 2, 6),
+        torch.randint(-1, 7, (2, 9), dtype=torch.int32),
+        torch.randint(-1, 7, (2, 9), dtype=torch.int32),
+        -torch.rand(6, 2),
+        torch.randn(2, 3, 2),
+        torch.randn(2, 3),
+        torch.randn(6),
+    ]
+    op = torch.ops.mmvssm.selective_scan_2d_torch
+    found, _ = op(*args, 7, merge)
+    expected, _ = op(*(t.to("meta") for t in args), 7, merge)
+    assert found.shape == expected.shape and found.stride() == expected.stride()

@@ -135,7 +135,7 @@ def _networks(
     if not compiled:
         return {name: (model, run_network) for name, model in models.items()}
     torch.compiler.reset()
-    found = {}
+    found: dict[str, tuple[nn.Module, Callable[[nn.Module, Tensor], list[Tensor]]]] = {}
     for name, model in models.items():
         found[name] = model, run_network
         found[f"{name} compiled"] = model, torch.compile(run_network, dynamic=False)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -181,7 +182,7 @@ def _differentiable_gradients(op: _Op, values: dict[str, object]) -> dict[str, T
 
 
 def _differentiate(
-    define, values: dict[str, object], names: Sequence[str], create_graph: bool = False
+    define, values: dict[str, Any], names: Sequence[str], create_graph: bool = False
 ) -> dict[str, Tensor]:
     """Return the gradients of named arguments; ``dy`` is among the values."""
     dy = values["dy"]

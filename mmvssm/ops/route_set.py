@@ -102,8 +102,13 @@ class RouteSet:
 
     def _set(self, read: Tensor, out: Tensor | None, num_pixels: int, num_out: int | None) -> None:
         # a view, as of expand(), would be copied at every call
-        self.read, self.num_pixels = read.contiguous(), num_pixels
-        self.num_out = num_pixels if num_out is None else num_out
+        self.read = read.contiguous()
+        num_out = num_pixels if num_out is None else num_out
+        # torch.jit.trace makes tensors of sizes
+        self.num_pixels, self.num_out = (
+            int(size) if isinstance(size, Tensor) and torch.jit.is_tracing() else size
+            for size in (num_pixels, num_out)
+        )
         if not isinstance(self.num_out, (int, torch.SymInt)) or self.num_out < 1:
             raise ValueError(f"num_out must be a whole number of at least 1, got {self.num_out!r}")
         self.out, self.writes_elsewhere = self.read, out is not None

@@ -181,6 +181,8 @@ def route_set(
         TypeError: If the builder returns no int32 tables.
     """
     scan = scan if isinstance(scan, Scan) else read_scan(scan)
+    # torch.jit.trace makes tensors of sizes; its graph takes the routes for constants
+    height, width = (int(side) if isinstance(side, Tensor) else side for side in (height, width))
     if height < 1 or width < 1:
         raise ValueError(f"the map must have at least one pixel, got {height}x{width}")
     # tables made while tracing are no real tensors: they belong to the graph

@@ -29,6 +29,12 @@ PAGES = sorted(
     for pattern in ("*.md", "docs/**/*.md", "configs/*/*.md", "ops/*.md", "projects/*/*.md")
     for page in ROOT.glob(pattern)
 )
+#: Signs of snippets that other tests run.
+ELSEWHERE = {
+    'Inferencer("config.py"': "tests/tools/test_predict.py runs it with configs of all libraries",
+    "onnxruntime": "tests/tools/test_export.py runs exported models",
+    "aoti_load_package": "tests/tools/test_export.py runs compiled packages",
+}
 OUTSIDE = ROOT / "tests" / "outside_project"
 
 
@@ -65,9 +71,10 @@ def reader(tmp_path_factory):
     torch.save(dict(model=original, model_ema=original), file)
     (folder / "vssm1_tiny_0230s_ckpt_epoch_264.pth").hardlink_to(file)
     backbone = VMamba(dict(embed_dims=8, depths=(1, 1, 1, 1)), out_indices=(3,)).eval()
-    torch.export.save(
-        torch.export.export(backbone, (torch.rand(1, 3, 64, 64),)), folder / "model.pt2"
-    )
+    image = torch.rand(1, 3, 64, 64)
+    torch.export.save(torch.export.export(backbone, (image,)), folder / "model.pt2")
+    with torch.no_grad():
+        torch.jit.trace(backbone, image).save(folder / "model.pt")
     return folder
 
 
@@ -75,10 +82,9 @@ def reader(tmp_path_factory):
 def test_snippet(block, reader, monkeypatch):
     if any(block == file.read_text() for file in OUTSIDE.glob("*.py")):
         return  # tests/packaging/test_outside_project.py trains with it
-    if 'Inferencer("config.py"' in block:
-        pytest.skip("tests/tools/test_predict.py runs it with a config of each library")
-    if "onnxruntime" in block:
-        pytest.skip("tests/tools/test_export.py runs exported models")
+    for sign, reason in ELSEWHERE.items():
+        if sign in block:
+            pytest.skip(reason)
     monkeypatch.chdir(reader)
     monkeypatch.setenv("MMVSSM_HOME", str(reader / "home"))
     if "_base_" in block:

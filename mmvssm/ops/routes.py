@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .route_set import RouteSet
-from .tracers import tracing
+from .tracers import tracing, untraced
 
 #: What a builder returns: the table that is read, or that and the one that is written.
 Tables = Tensor | tuple[Tensor, Tensor]
@@ -181,8 +181,10 @@ def route_set(
         TypeError: If the builder returns no int32 tables.
     """
     scan = scan if isinstance(scan, Scan) else read_scan(scan)
-    # torch.jit.trace makes tensors of sizes; its graph takes the routes for constants
-    height, width = (int(side) if isinstance(side, Tensor) else side for side in (height, width))
+    if torch.jit.is_tracing():  # sizes are tensors; the routes are constants of the graph
+        with untraced():
+            cls_positions = tuple(int(position) for position in cls_positions)
+            return _kept(scan, int(height), int(width), torch.device(device), cls_positions)
     if height < 1 or width < 1:
         raise ValueError(f"the map must have at least one pixel, got {height}x{width}")
     # tables made while tracing are no real tensors: they belong to the graph

@@ -1,5 +1,8 @@
 """What runs around a call: torch.compile, torch.export, torch.func or forward-mode derivatives."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch.autograd import forward_ad
 
@@ -35,3 +38,14 @@ def surely_equal(size: int, other: int) -> bool:
     from torch.fx.experimental.symbolic_shapes import statically_known_true
 
     return statically_known_true(size == other)
+
+
+@contextmanager
+def untraced() -> Iterator[None]:
+    """Keep what is computed inside out of the graph of ``torch.jit.trace``, as a constant."""
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)
+    try:
+        yield
+    finally:
+        torch._C._set_tracing_state(state)

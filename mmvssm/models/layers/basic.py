@@ -281,10 +281,6 @@ class DropPath(nn.Module):
         drawn = torch.rand(len(x), *(1,) * (x.ndim - 1), device=x.device)
         return x / (1 - self.drop_prob) * (drawn >= self.drop_prob)
 
-    def extra_repr(self) -> str:
-        """Return what ``print`` shows of the layer."""
-        return f"drop_prob={self.drop_prob:.3g}"
-
 
 class LayerScale(nn.Module):
     """Learned factors of the channels.

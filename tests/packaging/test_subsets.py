@@ -184,7 +184,6 @@ print(*[folder for folder in build.extensions()[0].include_dirs if 'mmcv' in fol
 
 def test_build_without_mmcv(mmengine_alone):
     """The extension is described all the same, without mmcv's headers."""
-    assert printed(mmengine_alone, HEADERS).splitlines() == [
-        "mmvssm: building native ops for cpu",
-        "",
-    ]
+    built, headers = printed(mmengine_alone, HEADERS).splitlines()
+    assert built.startswith("mmvssm: building native ops for cpu")
+    assert headers == ""

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from .checks import check_range, check_table
 from .route_facts import RouteFacts
-from .tracers import tracing
+from .tracers import tracing, untraced
 
 #: Facts of tables in range of which nothing else is known: kernels expect the worst.
 IN_RANGE = int(
@@ -41,7 +41,11 @@ class _derived:
             return self
         # a tensor made in inference mode could not be saved for a backward pass
         with torch.inference_mode(False):
-            value = self.make(routes)
+            if torch.jit.is_tracing():
+                with untraced():
+                    value = self.make(routes)
+            else:
+                value = self.make(routes)
         setattr(routes, self.name, value)
         return value
 

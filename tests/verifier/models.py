@@ -231,16 +231,20 @@ def load_weights(model: nn.Module, state_dict: dict[str, Tensor]) -> None:
     state = {k: v for k, v in model.state_dict().items() if not k.endswith("pos_grid")}
     own = {key: value.shape for key, value in state.items()}
     given = {key: value.shape for key, value in state_dict.items()}
+    wrong_shapes = sorted(k for k in own.keys() & given.keys() if own[k] != given[k])
+    unknown = sorted(given.keys() - own.keys())
+    if not wrong_shapes:
+        # layers behind the last output are not built, and their weights are left out
+        unknown = sorted(model.load_state_dict(state_dict, strict=False).unexpected_keys)
     problems = {
         "missing in state_dict": sorted(own.keys() - given.keys()),
-        "unknown to the model": sorted(given.keys() - own.keys()),
-        "of another shape": sorted(k for k in own.keys() & given.keys() if own[k] != given[k]),
+        "unknown to the model": unknown,
+        "of another shape": wrong_shapes,
     }
     if any(problems.values()):
         found = [(what, keys) for what, keys in problems.items() if keys]
         text = (f"{len(keys)} key(s) {what} ({keys[0]}, ...)" for what, keys in found)
         raise MalformedCase("; ".join(text))
-    model.load_state_dict(state_dict)
 
 
 def _check_size(meta: dict, model: nn.Module) -> None:

@@ -44,8 +44,8 @@ def surely_equal(size: int, other: int) -> bool:
 def untraced() -> Iterator[None]:
     """Keep what is computed inside out of the graph of ``torch.jit.trace``, as a constant."""
     state = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        torch._C._set_tracing_state(state)
+        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]

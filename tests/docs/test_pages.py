@@ -8,6 +8,7 @@ import re
 import runpy
 import shlex
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import cv2
@@ -15,13 +16,14 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.registry import DefaultScope, init_default_scope
 
 import mmvssm
 from mmvssm.families import FAMILIES, arch_names
 from mmvssm.families.key_map import KeyMap
 from mmvssm.hub import Address
 from mmvssm.models import VMamba
+from mmvssm.registry import MODELS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
@@ -85,6 +87,9 @@ def test_snippet(block, reader, monkeypatch):
     for sign, reason in ELSEWHERE.items():
         if sign in block:
             pytest.skip(reason)
+    # as in a fresh process; nothing that a snippet registers stays
+    monkeypatch.setattr(DefaultScope, "_instance_dict", OrderedDict())
+    monkeypatch.setattr(MODELS, "_module_dict", dict(MODELS._module_dict))
     monkeypatch.chdir(reader)
     monkeypatch.setenv("MMVSSM_HOME", str(reader / "home"))
     if "_base_" in block:

@@ -319,7 +319,8 @@ def main() -> None:
             "ops": ops.info(),
             "results": results,
         }
-        content["ops"].pop("extension", None)  # a path of this machine
+        for name in ("extension", "nvrtc"):  # they name paths of this machine
+            content["ops"].pop(name, None)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         write_outputs([args.out], content)
         console.print(f"written to {args.out}")

@@ -30,7 +30,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 SAY := @printf '\033[1m==> %s\033[0m\n'
 
 CSRC := $(shell find ops -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
-NATIVE := $(CSRC) $(shell find tests/cuda_on_cpu benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+NATIVE := $(CSRC) $(shell find tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 CLANG_FORMAT := $(PY) -c 'from clang_format import clang_format; clang_format()'
 
 # What tests share that takes long to make is made once: see pytest_itemcollected in tests.

@@ -15,8 +15,9 @@
 #include <string>
 #include <vector>
 
-#include "cases.h"
 #include "cpu/scan_args.h"
+#include "scan_cases/cases.h"
+#include "scan_cases/report.h"
 
 namespace {
 
@@ -107,18 +108,6 @@ struct Split {
   }
 };
 
-template <typename S, typename Scan>
-void set_sizes(mmvssm::ScanArgs<S>& args, const Scan& scan, DType type,
-               DType dy_type) {
-  args.batch = static_cast<int64_t>(scan.batch);
-  args.num_routes = static_cast<int64_t>(scan.num_routes);
-  args.channels = static_cast<int64_t>(scan.channels);
-  args.d_state = static_cast<int64_t>(scan.d_state);
-  args.length = static_cast<int64_t>(scan.length);
-  args.in_type = type;
-  args.dy_type = dy_type;
-}
-
 template <typename S>
 int run_2d(cases::Case2d& made, size_t groups, const KernelTable& table) {
   reference::Scan2d& want = made.want;
@@ -130,17 +119,11 @@ int run_2d(cases::Case2d& made, size_t groups, const KernelTable& table) {
 
   Results<S> out;
   mmvssm::Scan2dArgs<S> args{};
-  set_sizes(args, want, made.type, made.y_type);
-  args.pixels = static_cast<int64_t>(want.pixels);
-  args.out_rows = static_cast<int64_t>(want.out_rows);
-  args.dt_rank = static_cast<int64_t>(want.dt_rank);
-  args.x_per_route = want.x_per_route;
-  args.shared_projection = want.shared_projection;
-  args.merge = want.merge;
+  cases::set_sizes(args, want, made.type);
+  cases::set_map(args, want);
+  args.dy_type = made.y_type;
   args.x = x.raw();
   args.x_dbl = x_dbl.raw();
-  args.routes = want.routes.data();
-  args.out_routes = want.out_routes.data();
   args.A = A.as<S>();
   args.D = D.as<S>();
   args.dt_weight = weight.as<S>();
@@ -194,7 +177,8 @@ int run_1d(cases::Case1d& made, size_t groups, const KernelTable& table) {
 
   Results<S> out;
   mmvssm::Scan1dArgs<S> args{};
-  set_sizes(args, want, made.type, made.y_type);
+  cases::set_sizes(args, want, made.type);
+  args.dy_type = made.y_type;
   args.softplus = want.softplus;
   args.u = u.raw();
   args.delta = delta.raw();

@@ -13,7 +13,8 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-SHARED = ROOT / "tests" / "cuda_on_cpu"
+#: Half types for compilers that have none of CUDA.
+SHIM = ROOT / "tests" / "cuda_on_cpu" / "shim"
 KERNELS = ROOT / "ops" / "csrc"
 #: Compiler, flags, and what runs the program.
 MACHINES = {
@@ -71,7 +72,7 @@ def driver(request, tmp_path_factory):
         if shutil.which(program) is None:
             pytest.skip(f"needs {program}")
     program = tmp_path_factory.mktemp("driver") / "driver"
-    folders = [f"-I{folder}" for folder in (SHARED, SHARED / "shim", KERNELS)]
+    folders = [f"-I{folder}" for folder in (HERE.parent, SHIM, KERNELS)]
     sources = [*KERNELS.glob("cpu/kernels_*.cpp"), KERNELS / "cpu" / "runnable_kernels.cpp"]
     flags = ["-std=c++17", "-O1", *compiler[1:], "-Wall", "-Wextra", "-Werror", "-Wno-psabi"]
     built = run(compiler[0], *flags, *folders, *sources, HERE / "driver.cpp", "-o", program)

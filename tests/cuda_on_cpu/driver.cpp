@@ -9,19 +9,19 @@
 // its bound or if results depend on the order in which threads run. With
 // dump=PATH it also writes inputs and outputs: per array a line "NAME COUNT",
 // then COUNT doubles.
-#include "options.h"
+#include "scan_cases/options.h"
 
 namespace driver {
-int run_1d(Options& options);
-int run_2d(Options& options);
-int run_rule(Options& options);
+int run_1d(cases::Options& options);
+int run_2d(cases::Options& options);
+int run_rule(cases::Options& options);
 }  // namespace driver
 
 int main(int count, char** words) {
   const std::string form = count > 1 ? words[1] : "";
-  driver::Options options(count - 2, words + 2);
+  cases::Options options(count - 2, words + 2);
   if (form == "1d") return driver::run_1d(options);
   if (form == "2d") return driver::run_2d(options);
   if (form == "rule") return driver::run_rule(options);
-  shim::fail("want 1d, 2d or rule");
+  cases::stop("want 1d, 2d or rule, got", form);
 }

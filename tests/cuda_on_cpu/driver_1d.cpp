@@ -1,45 +1,22 @@
 // One case of the scan of sequences.
-#include "inputs.h"
-#include "report.h"
+#include "heap_device.h"
+#include "judge.h"
+#include "scan_cases/cases.h"
 
 namespace driver {
 
 using mmvssm::kChunk;
 
-int run_1d(Options& options) {
-  reference::Scan1d want;
-  want.batch = options.number("batch", 1);
-  want.num_routes = options.number("K", 1);
-  want.channels = options.number("D", 3);
-  want.d_state = options.number("N", 1);
-  want.length = options.number("L", 17);
-  want.softplus = options.number("softplus", 1) != 0;
-  const bool with_D = options.number("skip", 1) != 0;
-  const bool with_bias = options.number("bias", 1) != 0;
+int run_1d(cases::Options& options) {
+  cases::Case1d made = cases::draw_1d(options);
+  reference::Scan1d& want = made.want;
+  const DType type = made.type, y_type = made.y_type;
   const LaunchShape shape(options);
   const size_t offset = options.number("offset", 0);
-  const bool long_steps = options.number("long_steps", 0) != 0;
-  const DType type = options.type("type");
-  const DType y_type = options.type("y");
   const std::string dump_path = options.text("dump");
   options.finish();
 
-  const size_t rows = want.num_routes * want.channels;
-  const size_t maps = want.batch * want.num_routes * want.d_state * want.length;
-  want.u = normal(want.batch * rows * want.length);
-  want.delta =
-      want.softplus ? normal(want.u.size()) : uniform(want.u.size(), 1e-3, 0.5);
-  want.A = decay_rates(rows, want.d_state);
-  want.B = normal(maps);
-  want.C = normal(maps);
-  if (with_D) want.D = normal(rows);
-  if (with_bias) {
-    want.bias =
-        want.softplus ? step_biases(rows, long_steps) : uniform(rows, 0.0, 0.1);
-  }
-  want.dy = normal(want.u.size());
-
-  DeviceArray u(want.u, type, offset), delta(want.delta, type, offset),
+  TypedArray u(want.u, type, offset), delta(want.delta, type, offset),
       A(want.A, DType::kFloat), B(want.B, type, offset),
       C(want.C, type, offset), D(want.D, DType::kFloat),
       bias(want.bias, DType::kFloat), dy(want.dy, y_type, offset);
@@ -49,30 +26,32 @@ int run_1d(Options& options) {
     Outputs out;
     HeapDevice device;
     mmvssm::cuda::Scan1dArgs args{};
-    set_sizes(args, want, shape, type, y_type);
+    cases::set_sizes(args, want, type);
+    set_shape(args, shape, y_type);
     args.softplus = want.softplus;
     args.u = u.raw();
     args.delta = delta.raw();
-    args.A = A;
+    args.A = A.as<float>();
     args.B = B.raw();
     args.C = C.raw();
-    args.bias = with_bias ? static_cast<float*>(bias) : nullptr;
-    args.D = with_D ? static_cast<float*>(D) : nullptr;
+    args.bias = bias.as<float>();
+    args.D = D.as<float>();
     args.dy = dy.raw();
     args.y = add(out, "y", want.y.size(), y_type).raw();
     args.last_state =
-        add(out, "last_state", want.last_state.size(), DType::kFloat);
-    args.states = add(out, "states", want.states.size(), DType::kFloat);
+        add(out, "last_state", want.last_state.size(), DType::kFloat)
+            .as<float>();
+    args.states =
+        add(out, "states", want.states.size(), DType::kFloat).as<float>();
     check(mmvssm::cuda::scan_1d_forward(args, device), "forward");
     args.du = add(out, "du", want.du.size(), type).raw();
     args.ddelta = add(out, "ddelta", want.ddelta.size(), type).raw();
-    args.dA = add(out, "dA", want.dA.size(), DType::kFloat);
+    args.dA = add(out, "dA", want.dA.size(), DType::kFloat).as<float>();
     args.dB = add(out, "dB", want.dB.size(), type).raw();
     args.dC = add(out, "dC", want.dC.size(), type).raw();
-    if (with_bias) {
-      args.dbias = add(out, "dbias", want.dbias.size(), DType::kFloat);
-    }
-    if (with_D) args.dD = add(out, "dD", want.dD.size(), DType::kFloat);
+    args.dbias =
+        add(out, "dbias", want.dbias.size(), DType::kFloat).as<float>();
+    args.dD = add(out, "dD", want.dD.size(), DType::kFloat).as<float>();
     check(mmvssm::cuda::scan_1d_backward(args, device), "backward");
     return out;
   };

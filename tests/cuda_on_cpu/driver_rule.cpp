@@ -2,7 +2,7 @@
 #include <cstdio>
 
 #include "cuda/scan_rules.h"
-#include "inputs.h"
+#include "heap_device.h"
 
 namespace driver {
 namespace {
@@ -19,7 +19,7 @@ class Numbers : public mmvssm::cuda::Device {
 
 }  // namespace
 
-int run_rule(Options& options) {
+int run_rule(cases::Options& options) {
   const auto number = [&](const char* name) {
     return static_cast<int64_t>(options.number(name, 1));
   };

@@ -20,6 +20,7 @@ from mmvssm.ops.reference import selective_scan_2d_reference, selective_scan_ref
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+CASES = HERE.parent / "scan_cases"
 KERNELS = ROOT / "ops" / "csrc" / "cuda"
 COMPILER = os.environ.get("CXX", "g++")
 FLAGS = [
@@ -145,7 +146,7 @@ def run(program, *words):
 
 def compile_object(source, target):
     language = ["-x", "c++"] if source.suffix == ".cu" else []
-    includes = [f"-I{HERE / 'shim'}", f"-I{KERNELS.parent}", f"-I{HERE}"]
+    includes = [f"-I{HERE / 'shim'}", f"-I{KERNELS.parent}", f"-I{HERE}", f"-I{HERE.parent}"]
     return subprocess.run(
         [COMPILER, *FLAGS, *includes, *language, "-c", source, "-o", target],
         capture_output=True,
@@ -160,7 +161,7 @@ def programs(tmp_path_factory):
         pytest.skip(f"needs the C++ compiler {COMPILER}")
     kernels = [*KERNELS.glob("*.cu"), *KERNELS.glob("*_host.cpp")]
     sources = [*kernels, *HERE.glob("*.cpp"), *HERE.glob("shim/*.cpp")]
-    headers = [*KERNELS.parent.glob("c*/*.*h"), *HERE.glob("**/*.h")]
+    headers = [*KERNELS.parent.glob("c*/*.*h"), *HERE.glob("**/*.h"), *CASES.glob("*.h")]
     digest = hashlib.sha256(" ".join([COMPILER, *FLAGS]).encode())
     for path in sorted([*sources, *headers]):
         digest.update(path.read_bytes())

@@ -1,15 +1,22 @@
 // A case as NAME=VALUE words.
 #pragma once
 
+#include <cstdio>
+#include <cstdlib>
 #include <map>
 #include <string>
 
-#include "cuda/scan_cuda.h"
-#include "shim/block.h"
+#include "common/scan_common.h"
 
-namespace driver {
+namespace cases {
 
 using mmvssm::DType;
+
+// Ends the program with status 3.
+[[noreturn]] inline void stop(const char* message, const std::string& detail) {
+  std::printf("%s %s\n", message, detail.c_str());
+  std::exit(3);
+}
 
 class Options {
  public:
@@ -18,7 +25,7 @@ class Options {
       const std::string word = words[i];
       const size_t equals = word.find('=');
       if (equals == std::string::npos) {
-        shim::fail("want NAME=VALUE: %s", words[i]);
+        stop("want NAME=VALUE:", word);
       }
       values_[word.substr(0, equals)] = word.substr(equals + 1);
     }
@@ -34,7 +41,8 @@ class Options {
     const std::string value = text(name);
     if (value.empty() || value == "float") return DType::kFloat;
     if (value == "half") return DType::kHalf;
-    if (value != "bfloat16") shim::fail("unknown type %s", value.c_str());
+    if (value == "double") return DType::kDouble;
+    if (value != "bfloat16") stop("unknown type", value);
     return DType::kBFloat16;
   }
   std::string text(const std::string& name) {
@@ -45,13 +53,11 @@ class Options {
     return value;
   }
   void finish() const {
-    for (const auto& item : values_) {
-      shim::fail("unknown option %s", item.first.c_str());
-    }
+    for (const auto& item : values_) stop("unknown option", item.first);
   }
 
  private:
   std::map<std::string, std::string> values_;
 };
 
-}  // namespace driver
+}  // namespace cases

@@ -1,13 +1,14 @@
-// Random inputs of a case, and routes with what is true of them.
+// Random inputs, and routes with what is true of them.
 #pragma once
 
 #include <algorithm>
 #include <random>
+#include <vector>
 
-#include "options.h"
+#include "common/scan_common.h"
 #include "reference.h"
 
-namespace driver {
+namespace cases {
 
 using reference::Array;
 
@@ -92,34 +93,4 @@ inline int64_t facts_of(const reference::Scan2d& scan) {
   return disjoint ? facts | mmvssm::kDisjoint : facts;
 }
 
-// How the launches of a case are cut.
-struct LaunchShape {
-  int threads, chunk_tiles, lane_channels;
-
-  explicit LaunchShape(Options& options)
-      : threads(static_cast<int>(options.number("threads", 128))),
-        chunk_tiles(static_cast<int>(options.number("chunk", 1000))),
-        lane_channels(static_cast<int>(options.number("pair", 0)) + 1) {}
-};
-
-// What both forms ask for.
-template <class Scan>
-void set_sizes(mmvssm::cuda::ScanArgs& args, const Scan& scan,
-               const LaunchShape& shape, DType type, DType y_type) {
-  args.max_threads = shape.threads;
-  args.chunk_tiles = shape.chunk_tiles;
-  args.lane_channels = shape.lane_channels;
-  args.batch = static_cast<int64_t>(scan.batch);
-  args.num_routes = static_cast<int64_t>(scan.num_routes);
-  args.channels = static_cast<int64_t>(scan.channels);
-  args.d_state = static_cast<int64_t>(scan.d_state);
-  args.length = static_cast<int64_t>(scan.length);
-  args.in_type = type;
-  args.y_type = y_type;
-}
-
-inline void check(bool fits, const char* what) {
-  if (!fits) shim::fail("%s: does not fit a block", what);
-}
-
-}  // namespace driver
+}  // namespace cases

@@ -2,61 +2,28 @@
 // orders of the threads.
 #pragma once
 
-#include <cmath>
 #include <cstdio>
 #include <map>
+#include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
-#include "device_array.h"
+#include "scan_cases/report.h"
+#include "shim/block.h"
 
 namespace driver {
 
-class Report {
- public:
-  // Relative error over the whole array, in the 2-norm.
-  void compare(const char* name, const DeviceArray& got, const Array& want) {
-    if (got.count() != want.size()) shim::fail("%s: size", name);
-    if (want.empty()) return;
-    double error = 0.0;
-    double norm = 0.0;
-    for (size_t i = 0; i < want.size(); ++i) {
-      const double difference = got.read(i) - want[i];
-      error += difference * difference;
-      norm += want[i] * want[i];
-    }
-    error = std::sqrt(error / (norm > 0.0 ? norm : 1.0));
-    // For narrow types, what rounding once makes and no more.
-    const double bound = got.type() == DType::kFloat  ? 3e-6
-                         : got.type() == DType::kHalf ? 2.8e-4
-                                                      : 2.1e-3;
-    std::printf(" %s %.1e", name, error);
-    if (!(error <= bound)) {
-      std::printf("(!)");
-      good_ = false;
-    }
-  }
-  // Whether two runs gave the same bits.
-  void same(const char* name, const DeviceArray& one, const DeviceArray& two) {
-    if (one.bytes() > 0 && std::memcmp(one.data(), two.data(), one.bytes())) {
-      std::printf(" %s depends on the order of threads(!)", name);
-      good_ = false;
-    }
-  }
-  int status() const {
-    std::printf("\n");
-    return good_ ? 0 : 1;
-  }
-
- private:
-  bool good_ = true;
-};
+using cases::TypedArray;
+using mmvssm::DType;
+using reference::Array;
 
 using Outputs =
-    std::vector<std::pair<const char*, std::unique_ptr<DeviceArray>>>;
+    std::vector<std::pair<const char*, std::unique_ptr<TypedArray>>>;
 
-inline DeviceArray& add(Outputs& outputs, const char* name, size_t count,
-                        DType type) {
-  outputs.emplace_back(name, std::make_unique<DeviceArray>(count, type));
+inline TypedArray& add(Outputs& outputs, const char* name, size_t count,
+                       DType type) {
+  outputs.emplace_back(name, std::make_unique<TypedArray>(count, type));
   return *outputs.back().second;
 }
 
@@ -85,7 +52,7 @@ inline void dump(const std::string& path, const Arrays& inputs,
 template <typename Run>
 int judge(const Run& run, const Arrays& wanted, const std::string& dump_path,
           const Arrays& inputs) {
-  Report report;
+  cases::Report report;
   const Outputs first = run();
   if (!dump_path.empty()) dump(dump_path, inputs, first);
   for (const auto& output : first) {

@@ -15,10 +15,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpu.execution import Launch
 from gpu.launches import SOURCES, HostCode
 from gpu.machine_code import ARCHITECTURE, Kernel, compile_source
 from gpu.multiprocessor import H100, resident_blocks
+from gpu.operands import Launch, UnknownCodeError
 from gpu.peers import compile_peers, peer_pass
 from gpu.prediction import LANES, Bulk, predict, sample
 from problems import TINY_S1L8, V0_TINY, Scan, stages
@@ -152,6 +152,16 @@ def main() -> None:
         names = ", ".join(scan.name for scan, _ in problems())
         parser.error(f"--shape {args.shape}: no scan is called so; there are {names}")
     kernels = compile_kernels()
+    try:
+        run(args, kernels, chosen)
+    except UnknownCodeError as error:
+        parser.exit(1, f"{parser.prog}: {error}; the model knows what nvcc 13.0 writes for sm_90\n")
+
+
+def run(
+    args: argparse.Namespace, kernels: dict[str, Kernel], chosen: list[tuple[Scan, str]]
+) -> None:
+    """Print counts, or write predictions."""
     with tempfile.TemporaryDirectory() as folder:
         host = HostCode(Path(folder))
         if args.instructions:

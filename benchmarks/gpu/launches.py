@@ -10,9 +10,9 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .execution import Launch, Region
 from .machine_code import short_name
 from .multiprocessor import Device
+from .operands import Launch, Region
 from .prediction import Bulk
 
 if TYPE_CHECKING:

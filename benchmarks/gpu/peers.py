@@ -10,8 +10,8 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .execution import Launch, Region
 from .machine_code import Kernel, compile_source
+from .operands import Launch, Region
 from .prediction import Bulk
 
 if TYPE_CHECKING:

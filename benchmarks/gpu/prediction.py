@@ -12,9 +12,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .execution import Lane, Launch, Region, Trace
+from .execution import Lane, Trace
 from .machine_code import Kernel
 from .multiprocessor import Device, Multiprocessor, Transfer, resident_blocks
+from .operands import Launch, Region
 
 SECTOR = 32  # bytes that global memory moves at least
 LANES = 32

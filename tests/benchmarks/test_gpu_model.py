@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu.execution import Lane, Launch, Region
+from benchmarks.gpu.execution import Lane
 from benchmarks.gpu.launches import HostCode
 from benchmarks.gpu.machine_code import find_tool, parse, short_name
 from benchmarks.gpu.multiprocessor import H100, resident_blocks
+from benchmarks.gpu.operands import Launch, Region, UnknownCodeError
 from benchmarks.gpu.prediction import (
     Bulk,
     Traffic,
@@ -77,6 +78,16 @@ def test_a_lane_runs_the_path_through_the_code():
     assert (store.space, store.write, store.width, store.count) == ("global", True, 4, 10)
     assert store.first == (1 << 33) + 4 * (2 * 10 * 64 + 33)
     assert store.region.name == "out"
+
+
+@pytest.mark.parametrize(
+    ("known", "unknown", "message"),
+    [("ISETP.GE.AND", "FROB.GE", "FROB.GE"), ("P0, PT, R11", "P0, QT, R11", "predicate QT")],
+)
+def test_code_without_a_known_meaning_is_named(known, unknown, message):
+    kernel = parse(SASS.replace(known, unknown), USAGE)[FILL.name]
+    with pytest.raises(UnknownCodeError, match=message):
+        Lane(kernel, fill_launch(blocks=3), block=0, thread=0).run()
 
 
 def test_access_outside_every_array_is_an_error():

@@ -1,4 +1,4 @@
-"""Names of weights that no list of keys has, our models in every form, and what has no way back."""
+"""Names of weights that no list of keys has, our models in every form, and one-way names."""
 
 from dataclasses import replace
 

@@ -260,7 +260,7 @@ EMA_HOOKS = {
 
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_averages_of_a_training(made, place, tmp_path, monkeypatch, name):
-    """What EMAHook saved is told apart as the runner held it at the end of its training."""
+    """Averages and weights as trained are those that the runner held at the end."""
     config = read_config(name)
     config.merge_from_dict(dict(work_dir=str(tmp_path / "work"), default_hooks=dict(logger=None)))
     config.custom_hooks = [EMA_HOOKS[name]]

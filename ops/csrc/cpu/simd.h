@@ -341,7 +341,7 @@ MMVSSM_INLINE void prefetch_rows(const void* base, DType type, int64_t offset,
   }
 }
 
-// The way back. Destroys `in`.
+// The inverse. Destroys `in`.
 template <typename S>
 MMVSSM_INLINE void store_columns(S* base, int64_t stride, int rows, int columns,
                                  Vec<S>* in) {

@@ -183,9 +183,9 @@ class BackwardThread {
 
   // Scans kSub steps into registers, then goes back over them. With one state,
   // registers hold the state before every step; with more, before every other
-  // step, and the one between is made again with a decay that the way back
-  // needs anyway. du takes the place of u, the gradient of what softplus is
-  // applied to that of d.
+  // step, and the one between is made again with a decay that is needed
+  // in reverse anyway. du takes the place of u, the gradient of what softplus
+  // is applied to that of d.
   __device__ __forceinline__ void sweep(int step, const MapRows<NT>& maps) {
     constexpr int kept = NT == 1 ? 1 : 2;
     Steps steps;

@@ -126,6 +126,7 @@ def test_machine_code():
         ("MambaVision", features, "torch"),
         ("MambaVision scaled", gradients, "auto"),
         ("Vim", features, "auto"),
+        ("Vim", gradients, "auto"),
         ("Vim first release", gradients, "torch"),
         ("Vim", half_precision, "torch"),
         ("LocalVim", features, "torch"),

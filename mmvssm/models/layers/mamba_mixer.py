@@ -134,7 +134,7 @@ class MambaMixer(SelectiveScans):
         x, gate = self.in_proj(x).chunk(2, dim=-1)
         gate = F.silu(gate)
         u = routes.gather(x)
-        u = F.silu(self.conv1d(u.flatten(2))).view(u.shape)
+        u = F.silu(self.conv1d(u.flatten(2)).view(u.shape))
         # each route has a gate of its own where outputs go to other tokens than were read
         separate = self.merge is not None or routes.writes_elsewhere
         y = self.run_scan(u, routes.by_step, merge="none" if separate else "sum")

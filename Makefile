@@ -9,7 +9,17 @@ MAKEFLAGS += --no-builtin-rules
 
 TASK ?= cls
 TORCH ?= torch==2.11.0 torchvision==0.26.0
-MMCV ?= 2.1.0
+# FORKS=1: the maintained forks of the OpenMMLab libraries, in an environment of their own.
+ifdef FORKS
+  OPENMMLAB := forks.txt
+  MMCV_NAME := onedl-mmcv
+  MMCV ?= 2.3.6
+  BUILD_TOO := 'setuptools>=77'
+else
+  OPENMMLAB := mminstall.txt
+  MMCV_NAME := mmcv
+  MMCV ?= 2.1.0
+endif
 
 # Which Python: PYTHON, else the active environment (not conda's base), else .venv.
 ifndef PYTHON
@@ -45,6 +55,7 @@ help: ## this list
 	@echo "  PYTHON=...   use this Python's environment; default: the active one, else .venv,"
 	@echo "               made with the first of python3.11, 3.12, 3.10 and python3 that fits"
 	@echo "  TORCH='...'  what to install where torch is missing (now: $(TORCH))"
+	@echo "  FORKS=1      the maintained forks of the OpenMMLab libraries (docs/start/install.md)"
 	@echo "  MMVSSM_WITH_OPS=0  leave the native ops out; PyTorch does their work"
 
 .PHONY: setup
@@ -111,6 +122,11 @@ docs: setup ## the documentation site, in build/docs
 docs-serve: docs ## the same, served on http://127.0.0.1:8000
 	@$(PY) -m http.server --bind 127.0.0.1 --directory build/docs 8000
 
+.PHONY: matrix
+matrix: setup ## tests and demo in other environments, half an hour each: make matrix [ROWS='forks ...']
+	$(SAY) "matrix"
+	@$(PY) .dev/matrix.py $(ROWS)
+
 .PHONY: release-check
 release-check: setup ## before a release: version, changelog, archives, an offline install
 	$(SAY) "release check"
@@ -150,7 +166,7 @@ endif
 
 $(STAMPS)/build: requirements/build.txt $(STAMPS)/python
 	$(SAY) "build tools"
-	@$(PIP) install --quiet -r $<
+	@$(PIP) install --quiet -r $< $(BUILD_TOO)
 	@touch $@
 
 $(STAMPS)/torch: $(STAMPS)/build
@@ -164,12 +180,12 @@ $(STAMPS)/torch: $(STAMPS)/build
 
 $(STAMPS)/mmcv: .dev/install_mmcv.py $(STAMPS)/torch
 	$(SAY) "mmcv"
-	@$(PY) .dev/install_mmcv.py --version $(MMCV) --work-dir build/mmcv
+	@$(PY) .dev/install_mmcv.py --distribution $(MMCV_NAME) --version $(MMCV) --work-dir build/mmcv
 	@touch $@
 
 # mmcv and MMEngine ask for opencv-python, which needs libGL. Where that is missing the
 # headless build, laid last, takes over the folder cv2 that the two share.
-LIBRARIES := $(addprefix requirements/,runtime.txt mminstall.txt tests.txt demo.txt export.txt docs.txt)
+LIBRARIES := $(addprefix requirements/,runtime.txt $(OPENMMLAB) tests.txt demo.txt export.txt docs.txt)
 OLD_TORCH = $(PY) -c 'import torch; v = torch.__version__.split("."); \
   print("-c requirements/old-torch.txt" * ((int(v[0]), int(v[1])) < (2, 3)))'
 $(STAMPS)/libraries: $(LIBRARIES) requirements/old-torch.txt $(STAMPS)/mmcv

@@ -5,6 +5,7 @@ interrupted build goes on where it stopped. Does nothing when the running
 environment already has an mmcv that fits. Run by ``make``; by hand::
 
     python .dev/install_mmcv.py --version 2.1.0 --work-dir build/mmcv
+    python .dev/install_mmcv.py --distribution onedl-mmcv --version 2.3.6 --work-dir build/mmcv
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ops.build import cuda_toolkit
 
+#: The versions that fit, by the name of the distribution: mmcv's own, and its maintained fork.
+FITTING = {"mmcv": ("2.0.1", "2.2"), "onedl-mmcv": ("2.3.6", "2.4")}
 CHECK = """
 import mmcv, mmcv.ops
 from packaging.version import Version
-assert Version("2.0.1") <= Version(mmcv.__version__) < Version("2.2"), mmcv.__version__
+assert Version("{}") <= Version(mmcv.__version__) < Version("{}"), mmcv.__version__
 print(mmcv.__version__)
 """
 PROGRESS = re.compile(r"^\[(\d+)/(\d+)\] ")
@@ -32,42 +35,47 @@ PIP = [sys.executable, "-m", "pip"]
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--distribution", choices=FITTING, default="mmcv", help="default: mmcv")
     parser.add_argument("--version", required=True, help="version to build, e.g. 2.1.0")
     parser.add_argument("--work-dir", type=Path, required=True, help="folder for sources and log")
     args = parser.parse_args()
 
-    found = subprocess.run([sys.executable, "-c", CHECK], capture_output=True, text=True)
+    name = args.distribution
+    check = CHECK.format(*FITTING[name])
+    found = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
     if found.returncode == 0:
-        print(f"mmcv {found.stdout.strip()} with its compiled ops is already there")
+        print(f"{name} {found.stdout.strip()} with its compiled ops is already there")
         return 0
 
-    source = fetch(args.version, args.work_dir)
+    source = fetch(name, args.version, args.work_dir)
     env, flavour = build_environment()
     print(
-        f"compiling mmcv {args.version} {flavour}, {env['MAX_JOBS']} jobs at a time: the longest\n"
+        f"compiling {name} {args.version} {flavour}, {env['MAX_JOBS']} jobs at a time: the longest\n"
         "step, 8 to 16 minutes on 2 cores for CPU ops. Interrupted, it goes on from where it was.",
         flush=True,
     )
     wheel = build(source, env, args.work_dir / "build.log")
     subprocess.run([*PIP, "install", "--quiet", str(wheel)], check=True)
-    subprocess.run([sys.executable, "-c", CHECK], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-c", check], check=True, stdout=subprocess.DEVNULL)
     shutil.rmtree(args.work_dir)
     return 0
 
 
-def fetch(version: str, work_dir: Path) -> Path:
+def fetch(distribution: str, version: str, work_dir: Path) -> Path:
     """Download and unpack the source archive, unless that was done before."""
-    source = work_dir / f"mmcv-{version}"
+    source = work_dir / f"{distribution}-{version}"
     if source.is_dir():
         return source
-    options = ["--quiet", "--no-deps", "--no-binary", "mmcv", "--no-build-isolation"]
-    subprocess.run(
-        [*PIP, "download", *options, "--dest", str(work_dir), f"mmcv=={version}"], check=True
-    )
+    options = ["--quiet", "--no-deps", "--no-binary", distribution, "--no-build-isolation"]
+    requirement = f"{distribution}=={version}"
+    subprocess.run([*PIP, "download", *options, "--dest", str(work_dir), requirement], check=True)
     unpacked = work_dir / "unpacked"
     shutil.rmtree(unpacked, ignore_errors=True)
-    shutil.unpack_archive(work_dir / f"mmcv-{version}.tar.gz", unpacked)
-    (unpacked / source.name).rename(source)
+    # the file and its folder may spell the name with an underscore
+    (archive,) = work_dir.glob("*mmcv-*.tar.gz")
+    shutil.unpack_archive(archive, unpacked)
+    (folder,) = unpacked.iterdir()
+    folder.rename(source)
     return source
 
 

@@ -50,8 +50,8 @@ def main() -> int:
     source = fetch(name, args.version, args.work_dir)
     env, flavour = build_environment()
     print(
-        f"compiling {name} {args.version} {flavour}, {env['MAX_JOBS']} jobs at a time: the longest\n"
-        "step, 8 to 16 minutes on 2 cores for CPU ops. Interrupted, it goes on from where it was.",
+        f"compiling {name} {args.version} {flavour}, {env['MAX_JOBS']} jobs at a time: the\n"
+        "longest step, 8 to 16 minutes on 2 cores. Interrupted, it goes on where it was.",
         flush=True,
     )
     wheel = build(source, env, args.work_dir / "build.log")

@@ -1,4 +1,4 @@
-"""Runs the default tests and the demo in many environments, one after another, and notes the results.
+"""Runs the default tests and the demo in many environments, and notes the results.
 
 Run by ``make matrix``; rows can be named: ``make matrix ROWS='py310-torch2.1 forks'``. Each row has
 a clean clone of the last commit and an environment below build/matrix, where `make setup` installs
@@ -22,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from mmvssm.files import atomic_write
+from mmvssm.files import atomic_write  # noqa: E402
 
 PAGE = ROOT / "docs" / "start" / "environments.md"
 RESULTS = PAGE.with_suffix(".json")
@@ -62,6 +62,7 @@ class Row:
 
     @property
     def folder(self) -> Path:
+        """Where the row's clone, environment and logs are."""
         return ROOT / "build" / "matrix" / self.name
 
 
@@ -81,9 +82,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "rows", nargs="*", metavar="ROW", help=f"of {', '.join(rows)}; default: all"
-    )
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"{', '.join(rows)}; default: all")
     parser.add_argument(
         "--table", action="store_true", help="only write the table of the page anew"
     )
@@ -204,7 +203,8 @@ def page_with_table() -> str:
 def table_lines(results: Iterable[dict]) -> list[str]:
     """Return the table of the results in Markdown."""
     lines = [
-        "| Row | Python | torch | mmcv | numpy | OpenCV | Tests: passed, failed, skipped | Demo | Commit |",
+        "| Row | Python | torch | mmcv | numpy | OpenCV | Tests: passed, failed, skipped "
+        "| Demo | Commit |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for result in results:

@@ -9,6 +9,7 @@ import shutil
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._inductor import config as inductor_config
 
 from mmvssm import ops
 
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SIZES = [(2, 72, 104), (3, 91, 65), (2, 64, 64)]
 #: The same where the coarsest maps, halved or cut into windows, would have one row or one column
 #: above: torch makes a graph of its own for a dimension of one.
-LARGER_SIZES = [(2, 136, 168), (3, 155, 131), (2, 200, 136)]
+LARGER_SIZES = [(2, 136, 200), (3, 155, 131), (2, 200, 136)]
 ONE_AT_THE_END = ("MSVMamba", "MSVMamba v3", "MambaVision scaled")
 
 
@@ -80,7 +81,7 @@ def check(model, run, compiler, backend, tolerance=1e-4, sizes=SIZES, dynamic=Tr
             for a, b in zip(found, expected):
                 assert a.dtype == b.dtype and a.shape == b.shape
                 a, b = a.float(), b.float()
-                assert (a - b).norm() <= tolerance * b.norm().clamp(min=1e-2)
+                assert (a - b).norm() <= tolerance * b.norm().clamp(min=0.1)
             graphs.append(counter.frame_count)
     return graphs
 
@@ -149,7 +150,9 @@ def test_machine_code_of_every_family(name, run, backend):
     model = build(name).train(run is gradients)
     # bfloat16 is rounded at other places
     tolerance = 0.03 if run is half_precision else 1e-4
-    graphs = check(model, run, "inductor", backend, tolerance, sizes_of(name))
+    # docs/compiling.md, Limits: what torch 2.11 needs to save maps of open sizes
+    with inductor_config.patch(layout_optimization=run is not gradients):
+        graphs = check(model, run, "inductor", backend, tolerance, sizes_of(name))
     # the kernels save states for the backward pass: none, one or several, by the length
     if run is not gradients or backend == "torch":
         assert graphs[0] == graphs[-1]

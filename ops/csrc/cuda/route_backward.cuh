@@ -87,8 +87,7 @@ class RouteBackward : public RouteTiles<T, NT, CH, 3> {
     float* to = map_grads_ + static_cast<int64_t>(l) * columns;
 #pragma unroll 1
     for (int i = thread_anew(); i < there; i += blockDim.x) {
-      const bool is_B = (i & (columns - 1)) < columns / 2;
-      to[i] = warp_sums(p_.backward, i, count) * (is_B ? kLn2 : 1.0f);
+      to[i] = warp_sums(p_.backward, i, count);
     }
   }
 

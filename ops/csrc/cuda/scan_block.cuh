@@ -97,7 +97,7 @@ __device__ __forceinline__ void load_rates(const ScanShape& s,
   }
 }
 
-// A lane's states in the rows of B, times ln(2), and C of a tile.
+// A lane's states in the rows of B and C of a tile.
 template <int NT>
 class MapRows {
  public:
@@ -165,7 +165,7 @@ class MapRows {
   int to_C_;
 };
 
-// h <- 2^(d A) h + input B, with input = d u and B times ln(2).
+// h <- 2^(d A) h + input B, with d times log2(e) and input = step_input(d, u).
 template <int NT>
 __device__ __forceinline__ void step_state(const float (&A)[NT], float d,
                                            float input, const float (&B)[NT],

@@ -57,7 +57,7 @@ __device__ __forceinline__ void scan_forward(const typename Tiles::Params& p) {
 #pragma unroll
         for (int i = 0; i < CH; ++i) {
           if (kCarry) total[i] += d[i][t];
-          input[i] = d[i][t] * u[i][t];
+          input[i] = step_input(d[i][t], u[i][t]);
           y[i][t] = skip[i] * u[i][t];
         }
         // A few states at a time, so that few values of B and C are at hand.

@@ -114,12 +114,8 @@ class RouteTiles {
                                         const ScanShape& s,
                                         const Place<CH>& place)
       : in_(in), layout_(layout), shape_(s), place_(place) {
-    first_entry_ = place.route * s.length;
     const T* x = static_cast<const T*>(in.x) + place.batch * in.x_batch_stride +
                  static_cast<int64_t>(place.route) * in.x_route_stride;
-    x_dbl_ = static_cast<const T*>(in.x_dbl) +
-             place.batch * in.x_dbl_batch_stride +
-             static_cast<int64_t>(place.route) * in.x_dbl_route_stride;
 #pragma unroll
     for (int i = 0; i < CH; ++i) {
       x_[i] = fixed_address(x + place.channel[i]);
@@ -248,11 +244,19 @@ class RouteTiles {
   __device__ __forceinline__ int* entries(int half, int table) const {
     return shared_array<int>(layout_.entries) + (half * 2 + table) * kTile;
   }
+  // The rows that this block's route reads of its image.
+  __device__ __forceinline__ const T* x_dbl() const {
+    const auto place = Place<CH>::anew(shape_);
+    return static_cast<const T*>(in_.x_dbl) +
+           place.batch * in_.x_dbl_batch_stride +
+           static_cast<int64_t>(place.route) * in_.x_dbl_route_stride;
+  }
   __device__ __forceinline__ T* raw(int step) const {
     return shared_array<T>(layout_.raw) + step * layout_.raw_pitch;
   }
   __device__ __forceinline__ void fetch_entries(int tile, int half) {
-    const int first = anew(first_entry_) + tile * kTile;
+    const int route = Place<CH>::anew(shape_).route;
+    const int first = route * shape_.length + tile * kTile;
     const int there = tile < 0 ? 0 : shape_.length - tile * kTile;
 #pragma unroll 1
     for (int i = thread_anew(); i < 2 * kTile; i += blockDim.x) {
@@ -317,7 +321,7 @@ class RouteTiles {
     constexpr int count = Bytes / static_cast<int>(sizeof(T));
     each_piece((width + count - 1) / count, [&](int c, int step, int rows) {
       const int column = c * count;
-      const T* from = x_dbl_ + column;
+      const T* from = x_dbl() + column;
       T* to;
       if constexpr (kDirect) {
         to = rows_at(half, place_of(column));
@@ -325,7 +329,7 @@ class RouteTiles {
         to = raw(0) + column;
       }
       const int pitch = kDirect ? 4 : layout_.raw_pitch;
-#pragma unroll 4
+#pragma unroll 2
       for (; step < kTile; step += rows) {
         const int pixel = pixels[step];
         if (pixel >= 0) {
@@ -354,7 +358,7 @@ class RouteTiles {
         for (; step < kTile; step += rows) {
           const int pixel = pixels[step];
           if (pixel < 0) continue;
-          raw(step)[c] = x_dbl_[pixel * in_.x_dbl_pixel_stride + c];
+          raw(step)[c] = x_dbl()[pixel * in_.x_dbl_pixel_stride + c];
         }
       });
     }
@@ -367,7 +371,7 @@ class RouteTiles {
     each_piece(
         in_.dt_rank + 2 * shape_.d_state, [&](int c, int step, int rows) {
           float* to = rows_at(half, place_of(c));
-#pragma unroll 4
+#pragma unroll 1
           for (; step < kTile; step += rows) {
             to[4 * step] = pixels[step] >= 0 ? to_float(raw(step)[c]) : 0.0f;
           }
@@ -421,12 +425,10 @@ class RouteTiles {
   static constexpr bool kDirect = is_float<T>;
 
   const T* x_[CH];
-  const T* x_dbl_;
   float bias_[CH];
   T coming_x_[CH][kSub];
-  int first_entry_;  // of this route in the tables
-  int tile_;         // the current one
-  int half_;         // of entries and offsets, that is its own
+  int tile_;  // the current one
+  int half_;  // of entries and offsets, that is its own
 };
 
 }  // namespace mmvssm::cuda

@@ -96,7 +96,6 @@ class BackwardThread {
 
     const int first = place_.first_tile(s);
     const int last = place_.end_tile(s) - 1;
-    SavedStates<NT, CH> saved(s, place_, last);
     tiles_.begin(last);
 #pragma unroll 1
     for (int tile = last + 1; tile >= first; --tile) {
@@ -106,9 +105,8 @@ class BackwardThread {
       if (tile > last) {
         tiles_.request(tiles_.ring(kTile));
       } else {
-        visit(tile, saved);
+        visit(tile);
         add_totals(tile == last);
-        saved.move(s, -1);
       }
     }
     store_sums();
@@ -117,12 +115,12 @@ class BackwardThread {
  private:
   static constexpr int kFlush = BackwardLayout::flush_steps(NT);
 
-  __device__ __forceinline__ void visit(int tile,
-                                        const SavedStates<NT, CH>& saved) {
+  __device__ __forceinline__ void visit(int tile) {
     const ScanShape& s = p_.shape;
     float h[CH][NT] = {};
     if (tile > 0) {
-      saved.each(s, [&](int i, int n, const float* from) { h[i][n] = *from; });
+      SavedStates<NT, CH>(s, Place<CH>::anew(s), tile)
+          .each(s, [&](int i, int n, const float* from) { h[i][n] = *from; });
     }
     const MapRows<NT> maps = tiles_.maps();
     const int subs = subs_of_tile(s, tile);
@@ -292,7 +290,7 @@ class BackwardThread {
         by_decay = sum_over_lanes(by_decay, p_.shape.state_lanes);
       }
       const float d_raw_step = fmaf(u, by_B, by_decay) * steps.slope[i][t];
-      steps.u[i][t] = fmaf(d * kLn2, by_B, skip_[i] * e);
+      steps.u[i][t] = fmaf(d, by_B * kLn2, skip_[i] * e);
       steps.d[i][t] = d_raw_step;
       dbias_[i] += d_raw_step;
       dD_[i] = fmaf(e, u, dD_[i]);
@@ -390,6 +388,8 @@ __device__ __forceinline__ float warp_sums(const BackwardLayout& layout,
 // Blocks of kMaxThreads that shall fit a multiprocessor; it bounds registers.
 // The other kernels are better off without: told how many may be used, the
 // compiler loads ahead until it has to spill.
-constexpr int kBackwardBlocks = 3;
+constexpr int backward_blocks(int lane_channels) {
+  return lane_channels == 2 ? 2 : 3;
+}
 
 }  // namespace mmvssm::cuda

@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kMaxThreads)
 }
 
 template <typename T, int NT, int CH>
-__global__ void __launch_bounds__(kMaxThreads, kBackwardBlocks)
+__global__ void __launch_bounds__(kMaxThreads, backward_blocks(CH))
     sequence_backward_kernel(const SequenceBackwardParams p) {
   scan_backward<SequenceBackward<T, NT>, NT, CH>(p);
 }

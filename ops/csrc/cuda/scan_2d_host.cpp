@@ -169,7 +169,8 @@ void finish_projection(const Scan2dArgs& args, const Cut& cut,
   const int64_t rows =
       args.batch * args.pixels * (args.shared_projection ? 1 : args.num_routes);
   launch_collect(device, {Function::kGatherProjections, args.in_type, 1, 1},
-                 rows * (args.dt_rank + 2 * args.d_state), projection);
+                 rows * ((args.dt_rank + 2 * args.d_state + 3) / 4),
+                 projection);
 
   RankParams ranks{};
   ranks.inputs = p.inputs;

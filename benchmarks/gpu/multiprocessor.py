@@ -13,6 +13,7 @@ import heapq
 import math
 import random
 from array import array
+from collections import Counter
 from dataclasses import dataclass
 
 from .execution import Trace
@@ -46,6 +47,7 @@ class Device:
 H100 = Device("H100", 132, 1.755e9, 3.0e12, 40e6)
 
 SCHEDULERS = 4
+ROUNDS = 5  # of a loop to simulate of a long trace
 GLOBAL_LATENCY = 450  # cycles: between a hit in L2 (270) and DRAM (650)
 SPREAD = 0.3  # of it, either way
 
@@ -137,7 +139,7 @@ class Multiprocessor:
         Args:
             traces: Of the warps of a block.
             blocks: That run at once.
-            budget: Instructions to simulate at most. Of longer traces the start is simulated, then
+            budget: Instructions to simulate all of. Of longer traces the start is simulated, then
                 a piece from the middle again and again; the whole runs at the speed of this.
         """
         total = blocks * sum(len(t.steps) for t in traces)
@@ -145,15 +147,41 @@ class Multiprocessor:
             warps = [_Warp(t.steps, block) for block in range(blocks) for t in traces]
             return self._run(warps, len(traces), None)[0]
         warps = []
+        pieces = self._rounds(traces)
         for block in range(blocks):
-            for steps in (t.steps for t in traces):
-                piece = max(1, len(steps) * budget // (4 * total))
-                middle = (len(steps) - piece) // 2
-                window = steps[:piece] + steps[middle : middle + piece]
-                warps.append(_Warp(window, block, repeats_from=piece))
+            for number, steps in enumerate(t.steps for t in traces):
+                if pieces is None:
+                    piece = max(1, len(steps) * budget // (4 * total))
+                    first, begin = piece, (len(steps) - piece) // 2
+                    end = begin + piece
+                else:
+                    first, begin, end = pieces[number]
+                warps.append(_Warp(steps[:first] + steps[begin:end], block, repeats_from=first))
+        if pieces is not None:
+            rounds = sum(len(w.steps) - w.repeats_from for w in warps)
+            budget = sum(w.repeats_from for w in warps) + ROUNDS * rounds
         end, begin, issued = self._run(warps, len(traces), budget)
         left = total - sum(w.repeats_from for w in warps)
         return begin + left * (end - begin) / issued
+
+    def _rounds(self, traces: list[Trace]) -> list[tuple[int, int, int]] | None:
+        """Of each warp where its outermost loop begins, and a round of it from the middle.
+
+        A piece that is no whole round would hold too much or too little of what the block does
+        once a round. Rounds are told by the barrier that comes up least, but again and again.
+        """
+        counts = Counter(s for s in traces[0].steps if s >= 0 and self.code[s][-1] == "BAR")
+        often = [(n, step) for step, n in counts.items() if n >= 4]
+        if not often:
+            return None
+        count, marker = min(often)
+        found = []
+        for trace in traces:
+            places = [i for i, step in enumerate(trace.steps) if step == marker]
+            if len(places) != count:
+                return None
+            found.append((places[0], places[count // 2], places[count // 2 + 1]))
+        return found
 
     def _run(
         self, warps: list[_Warp], warps_of_block: int, budget: int | None

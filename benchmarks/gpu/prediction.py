@@ -61,7 +61,8 @@ class Sample:
 
 def sample(launch: Launch, kernel: Kernel) -> Sample:
     """Trace a block of the launch that does as much as most."""
-    places = sorted({launch.blocks * i // 16 for i in (3, 6, 10, 13)})
+    # Spread by the golden ratio: even distances would all meet first chunks, which may do nothing.
+    places = sorted({int(launch.blocks * (0.618034 * i % 1)) for i in range(1, 8)})
     lengths = [(len(Lane(kernel, launch, b, 0).run(PROBE).steps), b) for b in places]
     length, block = sorted(lengths)[len(lengths) // 2]
     warps = math.ceil(launch.threads / LANES)

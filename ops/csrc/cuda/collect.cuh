@@ -124,44 +124,63 @@ __global__ void __launch_bounds__(kCollectThreads)
   store_pack<T>(p.out, index, sum);
 }
 
+// Four columns of a row a thread, so that these share the search for the steps.
 template <typename T, int, int>
 __global__ void __launch_bounds__(kCollectThreads)
     gather_projections_kernel(const ProjectionParams p) {
+  constexpr int kColumns = 4;
   const int width = p.dt_rank + 2 * p.d_state;
+  const int packs = (width + kColumns - 1) / kColumns;
   const int across = p.shared ? 1 : p.num_routes;
   const int64_t index = collect_index();
-  if (index >= static_cast<int64_t>(p.batch) * p.pixels * across * width) {
+  if (index >= static_cast<int64_t>(p.batch) * p.pixels * across * packs) {
     return;
   }
-  const int64_t above = index / width;  // (batch, pixel, route)
-  const int column = static_cast<int>(index - above * width);
+  const int64_t above = index / packs;  // (batch, pixel, route)
+  const int first = static_cast<int>(index - above * packs) * kColumns;
   const int64_t image_pixel = above / across;
   const int batch = static_cast<int>(image_pixel / p.pixels);
   const int pixel =
       static_cast<int>(image_pixel - static_cast<int64_t>(batch) * p.pixels);
   const int only = static_cast<int>(above - image_pixel * across);
 
-  const bool is_rank = column < p.dt_rank;
-  const bool is_C = column >= p.dt_rank + p.d_state;
-  const int from =
-      is_rank ? column
-              : column - p.dt_rank + (is_C ? p.padded_states - p.d_state : 0);
-  const int pitch = is_rank ? p.dt_rank : 2 * p.padded_states;
-  const float* source = is_rank ? p.dt_grads : p.map_grads;
+  // Where each column lies in the rows of the ranks, or of B and C.
+  const int map_pitch = 2 * p.padded_states;
   const int64_t steps = static_cast<int64_t>(p.num_routes) * p.batch * p.length;
-  const int parts = is_rank ? 1 : p.parts;
-  float sum = 0.0f;
+  const float* source[kColumns];
+  int pitch[kColumns], parts[kColumns];
+#pragma unroll
+  for (int i = 0; i < kColumns; ++i) {
+    const int column = min(first + i, width - 1);
+    const bool is_rank = column < p.dt_rank;
+    const bool is_C = column >= p.dt_rank + p.d_state;
+    source[i] = is_rank ? p.dt_grads + column
+                        : p.map_grads + column - p.dt_rank +
+                              (is_C ? p.padded_states - p.d_state : 0);
+    pitch[i] = is_rank ? p.dt_rank : map_pitch;
+    parts[i] = is_rank ? 1 : p.parts;
+  }
+  float sum[kColumns] = {};
   for (int k = p.shared ? 0 : only; k < (p.shared ? p.num_routes : only + 1);
        ++k) {
     const int64_t image = static_cast<int64_t>(k) * p.batch + batch;
     each_visit(p.visits, k, p.pixels, p.length, pixel, [&](int step) {
       const int64_t row = image * p.length + step;
-      for (int part = 0; part < parts; ++part) {
-        sum += source[(part * steps + row) * pitch + from];
+      for (int part = 0; part < p.parts; ++part) {
+#pragma unroll
+        for (int i = 0; i < kColumns; ++i) {
+          if (part < parts[i]) {
+            sum[i] += source[i][(part * steps + row) * pitch[i]];
+          }
+        }
       }
     });
   }
-  static_cast<T*>(p.out)[index] = from_float<T>(sum);
+  T* out = static_cast<T*>(p.out) + above * width + first;
+#pragma unroll
+  for (int i = 0; i < kColumns; ++i) {
+    if (first + i < width) out[i] = from_float<T>(sum[i]);
+  }
 }
 
 template <typename T, int, int>

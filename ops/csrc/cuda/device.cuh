@@ -58,12 +58,8 @@ __device__ __forceinline__ T* fixed_address(T* address) {
   return static_cast<T*>(__cvta_global_to_generic(global));
 }
 
-// The same value; what is derived from it is not kept in registers meanwhile.
-__device__ __forceinline__ int anew(int value) {
-  asm volatile("" : "+r"(value));
-  return value;
-}
-// threadIdx.x and blockIdx.x, likewise.
+// threadIdx.x and blockIdx.x; what is derived from them is not kept in
+// registers meanwhile.
 __device__ __forceinline__ int thread_anew() {
   int thread;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));

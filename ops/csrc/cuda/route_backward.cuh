@@ -27,11 +27,7 @@ class RouteBackward : public RouteTiles<T, NT, CH, 3> {
     this->rows_[2] = &p.dx;
     this->from_out_[2] = false;
     const ScanShape& s = p.shape;
-    // (K, Bt, L, .)
-    const int64_t row =
-        (static_cast<int64_t>(place.route) * s.batch + place.batch) * s.length;
-    map_grads_ = fixed_address(p.map_grads + place.part * p.part_stride +
-                               row * 2 * NT * s.state_lanes);
+    const int64_t row = first_row(s, place);
 #pragma unroll
     for (int i = 0; i < CH; ++i) {
       d_raw_step_[i] =
@@ -80,24 +76,32 @@ class RouteBackward : public RouteTiles<T, NT, CH, 3> {
   // Adds the warps up for `steps` steps from `step` on: rows of all columns lie
   // side by side here and there.
   __device__ __forceinline__ void flush(int step, int steps) const {
-    const int columns = 2 * NT * this->shape_.state_lanes;
+    const ScanShape& s = this->shape_;
+    const auto place = Place<CH>::anew(s);
+    const int columns = 2 * NT * s.state_lanes;
     const int l = this->tile() * kTile + step;
     const int count = steps * columns;
-    const int there = min(steps, this->shape_.length - l) * columns;
-    float* to = map_grads_ + static_cast<int64_t>(l) * columns;
+    const int there = min(steps, s.length - l) * columns;
+    float* to = p_.map_grads + place.part * p_.part_stride +
+                (first_row(s, place) + l) * columns;
 #pragma unroll 1
     for (int i = thread_anew(); i < there; i += blockDim.x) {
-      const bool is_B = (i & (columns - 1)) < columns / 2;
-      to[i] = warp_sums(p_.backward, i, count) * (is_B ? kLn2 : 1.0f);
+      to[i] = warp_sums(p_.backward, i, count);
     }
   }
 
   __device__ __forceinline__ void leave_group(int) {}
 
  private:
+  // Of this block's route and image in arrays (K, Bt, L, .).
+  static __device__ __forceinline__ int64_t first_row(const ScanShape& s,
+                                                      const Place<CH>& place) {
+    return (static_cast<int64_t>(place.route) * s.batch + place.batch) *
+           s.length;
+  }
+
   const Params& p_;
   const RouteColumns<T, CH> dy_, dx_;
-  float* map_grads_;
   float* d_raw_step_[CH];
   bool active_[CH], writes_[CH];
 };
@@ -109,7 +113,7 @@ __global__ void __launch_bounds__(kMaxThreads)
 }
 
 template <typename T, int NT, int CH>
-__global__ void __launch_bounds__(kMaxThreads, kBackwardBlocks)
+__global__ void __launch_bounds__(kMaxThreads, backward_blocks(CH))
     route_backward_kernel(const RouteBackwardParams p) {
   scan_backward<RouteBackward<T, NT, CH>, NT, CH>(p);
 }

@@ -31,13 +31,13 @@ class RouteForward : public RouteTiles<T, NT, CH, 2> {
 };
 
 template <typename T, int NT, int CH>
-__global__ void __launch_bounds__(kMaxThreads)
+__global__ void __launch_bounds__(kMaxThreads, forward_blocks(NT))
     route_forward_carry_kernel(const RouteForwardParams p) {
   scan_forward<RouteForward<T, NT, CH>, NT, CH, true>(p);
 }
 
 template <typename T, int NT, int CH>
-__global__ void __launch_bounds__(kMaxThreads)
+__global__ void __launch_bounds__(kMaxThreads, forward_blocks(NT))
     route_forward_kernel(const RouteForwardParams p) {
   scan_forward<RouteForward<T, NT, CH>, NT, CH, false>(p);
 }

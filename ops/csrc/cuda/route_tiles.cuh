@@ -1,11 +1,12 @@
 // Reading the map through a route: tiles of x_dbl rows, x, and the step sizes;
 // and where results along routes go.
 //
-// While a tile is computed, the rows of the next one travel to shared memory as
-// they are, by cp.async, and so do the entries of the routes of the one after
-// it, on which the addresses of its rows depend. Between two tiles the block
-// turns raw rows into float32 rows and entries into offsets. x is loaded by
-// each thread for itself, the next kSub steps before these are computed.
+// While a tile is computed, the rows of the next one travel to shared memory by
+// cp.async, and so do the entries of the routes of the one after it, on which
+// the addresses of its rows depend. Between two tiles the block turns entries
+// into offsets, and 16-bit rows into float32 ones; float32 rows go straight
+// where they are read. x is loaded by each thread for itself, the next kSub
+// steps before these are computed.
 #pragma once
 
 #include "cuda/scan_block.cuh"
@@ -113,12 +114,8 @@ class RouteTiles {
                                         const ScanShape& s,
                                         const Place<CH>& place)
       : in_(in), layout_(layout), shape_(s), place_(place) {
-    first_entry_ = place.route * s.length;
     const T* x = static_cast<const T*>(in.x) + place.batch * in.x_batch_stride +
                  static_cast<int64_t>(place.route) * in.x_route_stride;
-    x_dbl_ = static_cast<const T*>(in.x_dbl) +
-             place.batch * in.x_dbl_batch_stride +
-             static_cast<int64_t>(place.route) * in.x_dbl_route_stride;
 #pragma unroll
     for (int i = 0; i < CH; ++i) {
       x_[i] = fixed_address(x + place.channel[i]);
@@ -126,8 +123,9 @@ class RouteTiles {
       bias_[i] = s.bias[row] * kLog2E;
       const float* w = in.dt_weight + static_cast<int64_t>(row) * in.dt_rank;
 #pragma unroll 1
-      for (int r = 0; r < 4 * layout_.rank_quads; ++r) {
-        weights(r / 4, i)[r % 4] = r < in.dt_rank ? w[r] * kLog2E : 0.0f;
+      for (int c = 0; c < 4 * layout_.rank_quads; ++c) {
+        const int r = c - rank_padding();
+        weights(c / 4, i)[c % 4] = r >= 0 ? w[r] * kLog2E : 0.0f;
       }
     }
   }
@@ -145,7 +143,7 @@ class RouteTiles {
     copy_async_wait();
     __syncthreads();
     half_ ^= 1;
-    if (tile >= 0) unpack(half_);
+    if (!kDirect && tile >= 0) unpack(half_);
     make_offsets(second, half_ ^ 1);
     __syncthreads();
     if (second >= 0) fetch_rows(half_ ^ 1);
@@ -154,9 +152,8 @@ class RouteTiles {
 
   // The rows of B and C of this lane's states.
   __device__ __forceinline__ MapRows<NT> maps() const {
-    return MapRows<NT>(
-        shared_array<float>(layout_.rows) + layout_.rank_quads * kQuad,
-        place_.state_lane, shape_.state_lanes);
+    return MapRows<NT>(rows(half_) + layout_.rank_quads * kQuad,
+                       place_.state_lane, shape_.state_lanes);
   }
 
   __device__ __forceinline__ int tile() const { return tile_; }
@@ -166,7 +163,7 @@ class RouteTiles {
 
   // The place of a step in the ring of this tile and the next one.
   __device__ __forceinline__ int ring(int step) const {
-    return (half_ * kTile + step) % (2 * kTile);
+    return (half_ * kTile + step) & (2 * kTile - 1);
   }
 
   // Starts loading x at kSub steps, from a place in the ring on.
@@ -247,11 +244,19 @@ class RouteTiles {
   __device__ __forceinline__ int* entries(int half, int table) const {
     return shared_array<int>(layout_.entries) + (half * 2 + table) * kTile;
   }
+  // The rows that this block's route reads of its image.
+  __device__ __forceinline__ const T* x_dbl() const {
+    const auto place = Place<CH>::anew(shape_);
+    return static_cast<const T*>(in_.x_dbl) +
+           place.batch * in_.x_dbl_batch_stride +
+           static_cast<int64_t>(place.route) * in_.x_dbl_route_stride;
+  }
   __device__ __forceinline__ T* raw(int step) const {
     return shared_array<T>(layout_.raw) + step * layout_.raw_pitch;
   }
   __device__ __forceinline__ void fetch_entries(int tile, int half) {
-    const int first = anew(first_entry_) + tile * kTile;
+    const int route = Place<CH>::anew(shape_).route;
+    const int first = route * shape_.length + tile * kTile;
     const int there = tile < 0 ? 0 : shape_.length - tile * kTile;
 #pragma unroll 1
     for (int i = thread_anew(); i < 2 * kTile; i += blockDim.x) {
@@ -283,40 +288,57 @@ class RouteTiles {
     }
   }
 
-  // Lanes that share a row: a power of two that covers `count` columns, or 32.
-  static __device__ __forceinline__ int lanes_for(int count) {
-    return count <= 1    ? 1
-           : count <= 2  ? 2
-           : count <= 4  ? 4
-           : count <= 8  ? 8
-           : count <= 16 ? 16
-                         : 32;
+  // Zeros in front of the dt rank, up to whole quads.
+  __device__ __forceinline__ int rank_padding() const {
+    return 4 * layout_.rank_quads - in_.dt_rank;
+  }
+  // Where a column of x_dbl lies among the rows.
+  __device__ __forceinline__ int place_of(int column) const {
+    const int after_C = column - in_.dt_rank - shape_.d_state;
+    return column + rank_padding() +
+           (after_C >= 0 ? NT * shape_.state_lanes - shape_.d_state : 0);
   }
 
-  // visit(column, step) for every step of the tile and column below `count`, a
-  // column always by the same threads.
+  // visit(piece, step, rows) for each of `count` pieces of a row: a thread has
+  // the same piece of every rows-th step, from `step` on.
   template <typename Visit>
-  __device__ __forceinline__ void each_element(int count, const Visit& visit) {
-    const int lanes = lanes_for(count);
-    const int shift = __ffs(lanes) - 1;
-    const int rows = blockDim.x >> shift;
-    const int thread = thread_anew();
+  __device__ __forceinline__ void each_piece(int count, const Visit& visit) {
+    const unsigned thread = thread_anew(), threads = blockDim.x;
+    const unsigned per_row = count;
+    const int rows = per_row < threads ? threads / per_row : 1;
+    const int row = per_row < threads ? thread / per_row : 0;
+    if (row >= rows) return;
 #pragma unroll 1
-    for (int c = thread & (lanes - 1); c < count; c += lanes) {
-      visit(c, thread >> shift, rows);
+    for (int c = thread - row * per_row; c < count; c += threads) {
+      visit(c, row, rows);
     }
   }
 
+  // Copies pieces of so many bytes, straight to the rows or as they are.
   template <int Bytes>
-  __device__ __forceinline__ void copy_rows(const int* pixels, int width) {
+  __device__ __forceinline__ void copy_rows(const int* pixels, int half,
+                                            int width) {
     constexpr int count = Bytes / static_cast<int>(sizeof(T));
-    each_element((width + count - 1) / count, [&](int c, int step, int rows) {
-#pragma unroll 1
+    each_piece((width + count - 1) / count, [&](int c, int step, int rows) {
+      const int column = c * count;
+      const T* from = x_dbl() + column;
+      T* to;
+      if constexpr (kDirect) {
+        to = rows_at(half, place_of(column));
+      } else {
+        to = raw(0) + column;
+      }
+      const int pitch = kDirect ? 4 : layout_.raw_pitch;
+#pragma unroll 2
       for (; step < kTile; step += rows) {
         const int pixel = pixels[step];
-        if (pixel < 0) continue;
-        copy_async<Bytes>(raw(step) + c * count,
-                          x_dbl_ + pixel * in_.x_dbl_pixel_stride + c * count);
+        if (pixel >= 0) {
+          copy_async<Bytes>(to + step * pitch,
+                            from + pixel * in_.x_dbl_pixel_stride);
+        } else if constexpr (kDirect) {
+#pragma unroll
+          for (int i = 0; i < count; ++i) to[step * pitch + i] = 0.0f;
+        }
       }
     });
   }
@@ -325,16 +347,18 @@ class RouteTiles {
     const int* pixels = entries(half, 0);
     const int width = in_.dt_rank + 2 * shape_.d_state;
     if (in_.copy_bytes == 16) {
-      copy_rows<16>(pixels, width);
-    } else if (in_.copy_bytes == 4) {
-      copy_rows<4>(pixels, width);
+      copy_rows<16>(pixels, half, width);
+    } else if (in_.copy_bytes == 8) {
+      copy_rows<8>(pixels, half, width);
+    } else if (kDirect || in_.copy_bytes == 4) {
+      copy_rows<4>(pixels, half, width);
     } else {
-      each_element(width, [&](int c, int step, int rows) {
+      each_piece(width, [&](int c, int step, int rows) {
 #pragma unroll 1
         for (; step < kTile; step += rows) {
           const int pixel = pixels[step];
           if (pixel < 0) continue;
-          raw(step)[c] = x_dbl_[pixel * in_.x_dbl_pixel_stride + c];
+          raw(step)[c] = x_dbl()[pixel * in_.x_dbl_pixel_stride + c];
         }
       });
     }
@@ -344,35 +368,27 @@ class RouteTiles {
   // Columns of padding are zero since the start.
   __device__ __forceinline__ void unpack(int half) {
     const int* pixels = entries(half, 0);
-    const int states = NT * shape_.state_lanes;
-    const int rank = in_.dt_rank;
-    each_element(rank + 2 * shape_.d_state, [&](int c, int step, int rows) {
-      int column = c;
-      float scale = 1.0f;
-      if (c >= rank) {
-        const int n = c - rank;
-        const bool is_B = n < shape_.d_state;
-        column =
-            4 * layout_.rank_quads + n + (is_B ? 0 : states - shape_.d_state);
-        scale = is_B ? kLn2 : 1.0f;
-      }
-      float* to = rows_of(column);
+    each_piece(
+        in_.dt_rank + 2 * shape_.d_state, [&](int c, int step, int rows) {
+          float* to = rows_at(half, place_of(c));
 #pragma unroll 1
-      for (; step < kTile; step += rows) {
-        const float value = to_float(raw(step)[c]) * scale;
-        to[4 * step] = pixels[step] >= 0 ? value : 0.0f;
-      }
-    });
+          for (; step < kTile; step += rows) {
+            to[4 * step] = pixels[step] >= 0 ? to_float(raw(step)[c]) : 0.0f;
+          }
+        });
   }
-  __device__ __forceinline__ float* rows_of(int column) const {
-    return shared_array<float>(layout_.rows) + column / 4 * kQuad + column % 4;
+  // The rows of a tile, and one column of them.
+  __device__ __forceinline__ float* rows(int half) const {
+    return shared_array<float>(layout_.rows) +
+           (kDirect ? half * layout_.rows_size : 0);
+  }
+  __device__ __forceinline__ float* rows_at(int half, int place) const {
+    return rows(half) + place / 4 * kQuad + place % 4;
   }
   __device__ __forceinline__ void clear_rows() {
-    const int quads = layout_.rank_quads + map_quads(NT * shape_.state_lanes);
+    const int count = (kDirect ? 2 : 1) * layout_.rows_size;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < quads * kQuad; i += blockDim.x) {
-      shared_array<float>(layout_.rows)[i] = 0.0f;
-    }
+    for (int i = threadIdx.x; i < count; i += blockDim.x) rows(0)[i] = 0.0f;
   }
 
   // What softplus is applied to, bias + weights . dt rank, times log2(e).
@@ -383,7 +399,7 @@ class RouteTiles {
 #pragma unroll
       for (int t = 0; t < kSub; ++t) raw_step[i][t] = bias_[i];
     }
-    const float* row = shared_array<float>(layout_.rows) + 4 * step;
+    const float* row = rows(half_) + 4 * step;
     int quad = 0;
 #pragma unroll 1
     do {  // there is at least one
@@ -405,13 +421,14 @@ class RouteTiles {
     } while (++quad < layout_.rank_quads);
   }
 
+  // float32 rows need no conversion.
+  static constexpr bool kDirect = is_float<T>;
+
   const T* x_[CH];
-  const T* x_dbl_;
   float bias_[CH];
   T coming_x_[CH][kSub];
-  int first_entry_;  // of this route in the tables
-  int tile_;         // the current one
-  int half_;         // of entries and offsets, that is its own
+  int tile_;  // the current one
+  int half_;  // of entries and offsets, that is its own
 };
 
 }  // namespace mmvssm::cuda

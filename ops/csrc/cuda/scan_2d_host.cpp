@@ -10,10 +10,14 @@ RouteInputs inputs_of(const Scan2dArgs& args) {
       (args.x_per_route ? args.num_routes : 1) * args.channels;
   const int64_t x_dbl_width =
       (args.shared_projection ? 1 : args.num_routes) * width;
-  const auto row_bytes =
-      static_cast<uintptr_t>(width * element_bytes(args.in_type));
-  const uintptr_t alignment =
-      reinterpret_cast<uintptr_t>(args.x_dbl) | row_bytes;
+  const auto bytes_of = [&](int64_t columns) {
+    return static_cast<uintptr_t>(columns * element_bytes(args.in_type));
+  };
+  uintptr_t alignment =
+      reinterpret_cast<uintptr_t>(args.x_dbl) | bytes_of(width);
+  if (args.in_type == DType::kFloat) {
+    alignment |= bytes_of(args.dt_rank) | bytes_of(args.d_state);
+  }
   RouteInputs in{};
   in.x = args.x;
   in.x_dbl = args.x_dbl;
@@ -27,7 +31,10 @@ RouteInputs inputs_of(const Scan2dArgs& args) {
   in.x_dbl_route_stride = static_cast<int>(args.shared_projection ? 0 : width);
   in.x_dbl_pixel_stride = static_cast<int>(x_dbl_width);
   in.dt_rank = static_cast<int>(args.dt_rank);
-  in.copy_bytes = alignment % 16 == 0 ? 16 : alignment % 4 == 0 ? 4 : 0;
+  in.copy_bytes = alignment % 16 == 0  ? 16
+                  : alignment % 8 == 0 ? 8
+                  : alignment % 4 == 0 ? 4
+                                       : 0;
   return in;
 }
 
@@ -162,7 +169,8 @@ void finish_projection(const Scan2dArgs& args, const Cut& cut,
   const int64_t rows =
       args.batch * args.pixels * (args.shared_projection ? 1 : args.num_routes);
   launch_collect(device, {Function::kGatherProjections, args.in_type, 1, 1},
-                 rows * (args.dt_rank + 2 * args.d_state), projection);
+                 rows * ((args.dt_rank + 2 * args.d_state + 3) / 4),
+                 projection);
 
   RankParams ranks{};
   ranks.inputs = p.inputs;

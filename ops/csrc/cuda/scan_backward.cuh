@@ -8,7 +8,7 @@
 //   du_l = D e_l + d_l sum_n g_l B_l
 //   dd_l = u_l sum_n g_l B_l + sum_n A g_l a_l h_{l-1}
 //   dA = sum_l d_l g_l a_l h_{l-1},  dD = sum_l e_l u_l
-// d is kept times log2(e) and B times ln(2), so that d B needs no factor.
+// d is kept times log2(e), see scan_math.cuh.
 //
 // What enters a chunk from its right is a_{l+1} g_{l+1} of its last step; the
 // carry pass finds what a chunk hands on to its left if nothing enters:
@@ -96,7 +96,6 @@ class BackwardThread {
 
     const int first = place_.first_tile(s);
     const int last = place_.end_tile(s) - 1;
-    SavedStates<NT, CH> saved(s, place_, last);
     tiles_.begin(last);
 #pragma unroll 1
     for (int tile = last + 1; tile >= first; --tile) {
@@ -106,9 +105,8 @@ class BackwardThread {
       if (tile > last) {
         tiles_.request(tiles_.ring(kTile));
       } else {
-        visit(tile, saved);
+        visit(tile);
         add_totals(tile == last);
-        saved.move(s, -1);
       }
     }
     store_sums();
@@ -117,12 +115,12 @@ class BackwardThread {
  private:
   static constexpr int kFlush = BackwardLayout::flush_steps(NT);
 
-  __device__ __forceinline__ void visit(int tile,
-                                        const SavedStates<NT, CH>& saved) {
+  __device__ __forceinline__ void visit(int tile) {
     const ScanShape& s = p_.shape;
     float h[CH][NT] = {};
     if (tile > 0) {
-      saved.each(s, [&](int i, int n, const float* from) { h[i][n] = *from; });
+      SavedStates<NT, CH>(s, Place<CH>::anew(s), tile)
+          .each(s, [&](int i, int n, const float* from) { h[i][n] = *from; });
     }
     const MapRows<NT> maps = tiles_.maps();
     const int subs = subs_of_tile(s, tile);
@@ -140,7 +138,7 @@ class BackwardThread {
         maps.read_B(step + t, B);
 #pragma unroll
         for (int i = 0; i < CH; ++i) {
-          step_state<NT>(A_[i], d[i][t], d[i][t] * u[i][t], B, h[i]);
+          step_state<NT>(A_[i], d[i][t], step_input(d[i][t], u[i][t]), B, h[i]);
         }
       }
       tiles_.request(tiles_.ring(step + kSub));
@@ -209,7 +207,7 @@ class BackwardThread {
           decays[t][i][0] = exp2_approx(d * A_[i][0]);
           if (t < kSub - 1) {
             before[t + 1][i][0] = fmaf(decays[t][i][0], before[t][i][0],
-                                       d * steps.u[i][t] * B[0]);
+                                       step_input(d, steps.u[i][t]) * B[0]);
           }
         }
       }
@@ -229,7 +227,8 @@ class BackwardThread {
           for (int n = 0; n < NT; ++n) {
             if (t % 2 == 0) before[t / 2 + 1][i][n] = before[t / 2][i][n];
           }
-          step_state<NT>(A_[i], d, d * steps.u[i][t], B, before[t / 2 + 1][i]);
+          step_state<NT>(A_[i], d, step_input(d, steps.u[i][t]), B,
+                         before[t / 2 + 1][i]);
         }
       }
 #pragma unroll
@@ -238,7 +237,7 @@ class BackwardThread {
         maps.read_B(step + t, B);
 #pragma unroll
         for (int i = 0; i < CH; ++i) {
-          const float input = steps.d[i][t] * steps.u[i][t];
+          const float input = step_input(steps.d[i][t], steps.u[i][t]);
 #pragma unroll
           for (int n = 0; n < NT; ++n) {
             decay[i][n] = exp2_approx(steps.d[i][t] * A_[i][n]);
@@ -268,7 +267,7 @@ class BackwardThread {
 #pragma unroll
     for (int i = 0; i < CH; ++i) {
       const float u = steps.u[i][t], d = steps.d[i][t], e = steps.e[i][t];
-      const float input = d * u;
+      const float input = step_input(d, u);
       float by_B = 0.0f;      // sum of g B
       float by_decay = 0.0f;  // sum of A g a h_before
 #pragma unroll
@@ -290,9 +289,8 @@ class BackwardThread {
         by_B = sum_over_lanes(by_B, p_.shape.state_lanes);
         by_decay = sum_over_lanes(by_decay, p_.shape.state_lanes);
       }
-      const float d_raw_step =
-          fmaf(u * kLog2E, by_B, by_decay) * steps.slope[i][t];
-      steps.u[i][t] = fmaf(d, by_B, skip_[i] * e);
+      const float d_raw_step = fmaf(u, by_B, by_decay) * steps.slope[i][t];
+      steps.u[i][t] = fmaf(d, by_B * kLn2, skip_[i] * e);
       steps.d[i][t] = d_raw_step;
       dbias_[i] += d_raw_step;
       dD_[i] = fmaf(e, u, dD_[i]);
@@ -390,6 +388,8 @@ __device__ __forceinline__ float warp_sums(const BackwardLayout& layout,
 // Blocks of kMaxThreads that shall fit a multiprocessor; it bounds registers.
 // The other kernels are better off without: told how many may be used, the
 // compiler loads ahead until it has to spill.
-constexpr int kBackwardBlocks = 3;
+constexpr int backward_blocks(int lane_channels) {
+  return lane_channels == 2 ? 2 : 3;
+}
 
 }  // namespace mmvssm::cuda

@@ -97,7 +97,7 @@ __device__ __forceinline__ void load_rates(const ScanShape& s,
   }
 }
 
-// A lane's states in the rows of B, times ln(2), and C of a tile.
+// A lane's states in the rows of B and C of a tile.
 template <int NT>
 class MapRows {
  public:
@@ -165,7 +165,7 @@ class MapRows {
   int to_C_;
 };
 
-// h <- 2^(d A) h + input B, with input = d u and B times ln(2).
+// h <- 2^(d A) h + input B, with d times log2(e) and input = step_input(d, u).
 template <int NT>
 __device__ __forceinline__ void step_state(const float (&A)[NT], float d,
                                            float input, const float (&B)[NT],
@@ -178,7 +178,7 @@ __device__ __forceinline__ void step_state(const float (&A)[NT], float d,
 
 // The saved states of a thread's channels that enter `tile` (see scan_common.h;
 // there are none for tile 0): of its first state, the next one is `channels`
-// further, the next tile's N * channels.
+// further.
 template <int NT, int CH>
 class SavedStates {
  public:
@@ -192,11 +192,6 @@ class SavedStates {
     for (int i = 0; i < CH; ++i) {
       at_[i] = fixed_address(s.states + row * s.channels + place.channel[i]);
     }
-  }
-
-  __device__ __forceinline__ void move(const ScanShape& s, int tiles) {
-#pragma unroll
-    for (int i = 0; i < CH; ++i) at_[i] += tiles * s.d_state * s.channels;
   }
 
   // visit(i, n, address) for each channel and state of this thread.

@@ -7,6 +7,11 @@
 
 namespace mmvssm::cuda {
 
+// Blocks that a multiprocessor shall hold at least. With one state registers
+// abound: told that one block is enough, the compiler loads further ahead. With
+// more it would do so until it has to spill, so it is told nothing, 0.
+constexpr int forward_blocks(int states) { return states == 1 ? 1 : 0; }
+
 // One thread's scan over its chunk.
 template <typename Tiles, int NT, int CH, bool kCarry>
 __device__ __forceinline__ void scan_forward(const typename Tiles::Params& p) {
@@ -57,7 +62,7 @@ __device__ __forceinline__ void scan_forward(const typename Tiles::Params& p) {
 #pragma unroll
         for (int i = 0; i < CH; ++i) {
           if (kCarry) total[i] += d[i][t];
-          input[i] = d[i][t] * u[i][t];
+          input[i] = step_input(d[i][t], u[i][t]);
           y[i][t] = skip[i] * u[i][t];
         }
         // A few states at a time, so that few values of B and C are at hand.

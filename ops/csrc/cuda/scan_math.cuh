@@ -39,6 +39,11 @@ __device__ __forceinline__ float softplus2(float x2, float& slope) {
   return log2_1p_unit(t, fmaxf(x2, 0.0f));
 }
 
+// d u of a step, d being kept times log2(e).
+__device__ __forceinline__ float step_input(float d, float u) {
+  return d * kLn2 * u;
+}
+
 // Count values that lanes read from one place in shared memory, aligned to 16
 // bytes.
 template <int Count>

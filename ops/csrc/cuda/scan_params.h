@@ -34,7 +34,9 @@ struct RouteInputs {
   int x_route_stride, x_pixel_stride;
   int x_dbl_route_stride, x_dbl_pixel_stride;
   int dt_rank;
-  int copy_bytes;  // 16 or 4: what rows of x_dbl are aligned to; else 0
+  // What rows of x_dbl are aligned to, and of float32 the three parts of a row,
+  // too: 16, 8 or 4; else 0.
+  int copy_bytes;
 };
 
 // Rows of D channels that a step of a route reads or writes: y, dy, dx. A step

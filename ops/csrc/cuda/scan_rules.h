@@ -7,11 +7,11 @@
 namespace mmvssm::cuda {
 
 // With so many warps on each multiprocessor a device is full: nothing is gained
-// by cutting sequences. With fewer, they are cut until there are kWantedWarps,
-// but no chunk gets shorter than kFewestTiles, below which folding the carries
-// takes longer than it saves.
+// by cutting sequences. With fewer, they are cut until it has as many as it
+// holds at once, see resident_warps(), or up to a quarter less, but no chunk
+// gets shorter than kFewestTiles, below which folding the carries takes longer
+// than it saves.
 constexpr int64_t kFullWarps = 8;
-constexpr int64_t kWantedWarps = 16;
 constexpr int64_t kFewestTiles = 2;
 
 struct Cut {
@@ -55,15 +55,34 @@ inline int64_t warps_of(const ScanArgs& args, const Cut& cut) {
   return args.batch * args.num_routes * cut.parts * (cut.threads / 32);
 }
 
-// How many chunks a sequence of `tiles` is cut into where `warps` walk whole
-// ones.
-inline int64_t choose_chunks(int64_t tiles, int64_t warps,
-                             int64_t multiprocessors) {
-  if (warps >= kFullWarps * multiprocessors) return 1;
-  const int64_t wanted = (kWantedWarps * multiprocessors + warps - 1) / warps;
-  const int64_t most = tiles / kFewestTiles;
-  const int64_t chunks = wanted < most ? wanted : most;
-  return chunks > 1 ? chunks : 1;
+// Warps of a block for which a multiprocessor has registers at once: the
+// kernels use 96 a thread forward and 168 backward at most, on 65,536.
+inline int64_t resident_warps(bool backward) { return backward ? 12 : 21; }
+
+// Tiles of a chunk, where a sequence has `tiles` and `blocks` walk whole ones.
+// All multiprocessors are as busy as the one with the most blocks: of the
+// numbers of blocks that one may have, that which leaves it the fewest tiles is
+// taken, and of equals the largest.
+inline int64_t choose_chunk_tiles(int64_t tiles, int64_t blocks,
+                                  int64_t warps_of_block,
+                                  int64_t multiprocessors, bool backward) {
+  if (blocks * warps_of_block >= kFullWarps * multiprocessors) return tiles;
+  const int64_t most = resident_warps(backward) / warps_of_block;
+  int64_t best = tiles, best_load = 0;
+  for (int64_t per_one = most > 1 ? most : 1; per_one > 0; --per_one) {
+    if (4 * per_one < 3 * most) break;
+    const int64_t wanted = per_one * multiprocessors / blocks;
+    int64_t chunk = wanted > 1 ? (tiles + wanted - 1) / wanted : tiles;
+    if (chunk < kFewestTiles) chunk = kFewestTiles;
+    if (chunk > tiles) chunk = tiles;
+    const int64_t all = blocks * ((tiles + chunk - 1) / chunk);
+    const int64_t load = (all + multiprocessors - 1) / multiprocessors * chunk;
+    if (best_load == 0 || load < best_load) {
+      best = chunk;
+      best_load = load;
+    }
+  }
+  return best;
 }
 
 // False if not even one warp fits a block of this device. `pairs`: whether a
@@ -96,9 +115,9 @@ bool choose_cut(const ScanArgs& args, const Device& device, bool backward,
   const int64_t tiles = (args.length + kTile - 1) / kTile;
   int64_t chunk_tiles = args.chunk_tiles;
   if (chunk_tiles == 0) {
-    const int64_t chunks =
-        choose_chunks(tiles, warps_of(args, cut), device.multiprocessors);
-    chunk_tiles = (tiles + chunks - 1) / chunks;
+    chunk_tiles =
+        choose_chunk_tiles(tiles, args.batch * args.num_routes * cut.parts,
+                           cut.threads / 32, device.multiprocessors, backward);
   }
   cut.chunk_tiles = static_cast<int>(chunk_tiles);
   cut.chunks = static_cast<int>((tiles + chunk_tiles - 1) / chunk_tiles);

@@ -64,11 +64,10 @@ class SequenceBackward : public SequenceTiles<T, NT> {
       const bool is_B = column < states;
       const int n = is_B ? column : column - states;
       if (n >= s.d_state || l >= s.length) continue;
-      const float sum =
+      float* to = is_B ? p_.dB : p_.dC;
+      to[maps + n * s.length + l] =
           warp_sums(p_.backward, (i & (steps - 1)) * 2 * states + column,
                     2 * states * steps);
-      float* to = is_B ? p_.dB : p_.dC;
-      to[maps + n * s.length + l] = is_B ? sum * kLn2 : sum;
     }
   }
 
@@ -85,7 +84,7 @@ __global__ void __launch_bounds__(kMaxThreads)
 }
 
 template <typename T, int NT, int CH>
-__global__ void __launch_bounds__(kMaxThreads, kBackwardBlocks)
+__global__ void __launch_bounds__(kMaxThreads, backward_blocks(CH))
     sequence_backward_kernel(const SequenceBackwardParams p) {
   scan_backward<SequenceBackward<T, NT>, NT, CH>(p);
 }

@@ -109,8 +109,7 @@ class SequenceTiles {
       if (n < shape_.d_state && l < shape_.length) {
         value = to_float((is_B ? B_ : C_)[n * shape_.length + l]);
       }
-      rows[column / 4 * kQuad + 4 * step + column % 4] =
-          is_B ? value * kLn2 : value;
+      rows[column / 4 * kQuad + 4 * step + column % 4] = value;
     }
     __syncthreads();
   }

@@ -50,10 +50,11 @@ class SharedArena {
 };
 
 // Rows of a tile that all channels of a block share, float32, by quads of four
-// columns: [quad][kTile][4], so that the steps of a quad lie side by side. B
-// and C of the padded states follow the padded dt rank; one state has both in a
-// quad.
-constexpr int kQuad = 4 * kTile;
+// columns: [quad][kTile][4], so that the steps of a quad lie side by side, and
+// four words of padding, so that the columns of a step lie in different banks.
+// B and C of the padded states follow the dt rank, which zeros pad in front;
+// one state has both in a quad.
+constexpr int kQuad = 4 * kTile + 4;
 
 MMVSSM_SHARED constexpr int map_quads(int padded_states) {
   return padded_states == 1 ? 1 : padded_states / 2;
@@ -63,8 +64,9 @@ MMVSSM_SHARED constexpr int map_quads(int padded_states) {
 struct RouteLayout {
   int rank_quads;
   int raw_pitch;  // in elements
-  int raw;        // rows as they arrive, kTile
-  int rows;       // rank_quads + map_quads(padded states) quads
+  int raw;   // 16-bit rows as they arrive, kTile; float32 ones have no need
+  int rows;  // rank_quads + map_quads(padded states) quads, ...
+  int rows_size;  // ... so many floats; of float32 inputs two tiles
   int entries;    // int [2][routes, out_routes][kTile]
   int offsets;    // int [accesses][2 * kTile]: a ring of two tiles
   int weights;    // [rank quad][channel of a lane][thread][4]
@@ -76,8 +78,10 @@ struct RouteLayout {
     const int per_16_bytes = 16 / element_bytes;
     const int width = dt_rank + 2 * d_state;
     raw_pitch = (width + per_16_bytes - 1) / per_16_bytes * per_16_bytes;
-    raw = arena.take(kTile * raw_pitch, element_bytes);
-    rows = arena.floats((rank_quads + map_quads(padded_states)) * kQuad);
+    const bool is_float = element_bytes == 4;
+    raw = arena.take(is_float ? 0 : kTile * raw_pitch, element_bytes);
+    rows_size = (rank_quads + map_quads(padded_states)) * kQuad;
+    rows = arena.floats((is_float ? 2 : 1) * rows_size);
     entries = arena.floats(2 * 2 * kTile);
     offsets = arena.floats(accesses * 2 * kTile);
     weights = arena.floats(4 * rank_quads * lane_channels * threads);

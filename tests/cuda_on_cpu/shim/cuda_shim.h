@@ -16,7 +16,6 @@ inline void copy_async_wait() { shim::copy_async_wait(); }
 
 inline unsigned char* dynamic_shared() { return shim::dynamic_shared(); }
 
-inline int anew(int value) { return value; }
 inline int thread_anew() { return static_cast<int>(threadIdx.x); }
 inline int block_anew() { return static_cast<int>(blockIdx.x); }
 

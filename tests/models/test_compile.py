@@ -11,8 +11,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from mmvssm import ops
-
-from .test_families import FAMILIES, Hierarchical
+from small_families import FAMILIES, Hierarchical
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,7 +13,7 @@ import torch
 import torchgen
 import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 FUNCTIONS = Path(torchgen.__file__).parent / "packaged/ATen/native/native_functions.yaml"
 # Ops that are written in terms of others.
@@ -70,7 +70,7 @@ class LikeMPS(TorchDispatchMode):
                 if index is not None and index.dtype not in (torch.int64, torch.bool):
                     raise TypeError(f"{op.name()} takes int64 indices there, got {index.dtype}")
         results = op(*args, **(kwargs or {}))
-        for value in tree_leaves((args, kwargs, results)):
+        for value in tree_flatten((args, kwargs, results))[0]:
             if isinstance(value, torch.Tensor) and value.dtype == torch.float64:
                 raise TypeError(f"no float64 on Apple's GPUs: {op.name()}")
         return results

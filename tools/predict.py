@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import mmcv
 
 import mmvssm  # noqa: F401  makes 'mmvssm::' bases known before the config is read
 from mmvssm.engine import cli
@@ -106,7 +105,8 @@ class Results:
     def _write(self, name: str, image: Any) -> str:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, lambda part: mmcv.imwrite(image, str(part)))
+        _, content = cv2.imencode(".png", image)
+        atomic_write(path, lambda part: part.write_bytes(content))
         return name
 
     def save_video(self, source: Source) -> dict[str, Any]:
@@ -131,7 +131,7 @@ class Results:
                 if self.pictures:
                     height, width = prediction.image.shape[:2]
                     # drawn classes may take a picture of another size
-                    drawn = mmcv.imresize(self.predictor.draw(prediction), (width, height))
+                    drawn = cv2.resize(self.predictor.draw(prediction), (width, height))
                     if writer is None:
                         code = cv2.VideoWriter_fourcc(*"mp4v")
                         writer = cv2.VideoWriter(str(part), code, fps, (width, height))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import mmcv
+import cv2
 import torch
 from mmengine.config import Config
 from torch import Tensor
@@ -62,16 +62,17 @@ def read_image(path: str | Path, size: Sequence[int], rgb: bool = True) -> Tenso
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no image {str(path)!r}")
-    image = mmcv.imread(str(path), channel_order="rgb" if rgb else "bgr")
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if image is None:
         raise ValueError(f"{str(path)!r} is no image that can be read")
     height, width = size
     scale = max(height / image.shape[0], width / image.shape[1])
     if scale != 1:
         covering = round(image.shape[1] * scale), round(image.shape[0] * scale)
-        image = mmcv.imresize(image, (max(covering[0], width), max(covering[1], height)))
+        image = cv2.resize(image, (max(covering[0], width), max(covering[1], height)))
     top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
-    return torch.from_numpy(image[top : top + height, left : left + width].copy())
+    cut = torch.from_numpy(image[top : top + height, left : left + width].copy())
+    return cut.flip(-1) if rgb else cut
 
 
 def find_images(folder: str | Path) -> list[Path]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mmvssm.checkpoint import select_weights
 from mmvssm.families import FAMILIES, arch_names
 from mmvssm.hub import read_weights_file
+from mmvssm.libraries import missing_library_named
 from mmvssm.messages import join_names
 from mmvssm.zoo import build_model
 
@@ -124,6 +125,7 @@ def load_model(cfg: Config, checkpoint: str) -> nn.Module:
         FileNotFoundError: If there is no such file.
         ValueError: If the weights do not fit.
         CheckpointError: If the file is no checkpoint.
+        MissingLibraryError: If the config's library, or mmcv, is not installed.
     """
     with default_scope(cfg):
         model = build_model(cfg)
@@ -133,8 +135,13 @@ def load_model(cfg: Config, checkpoint: str) -> nn.Module:
 
 @contextmanager
 def default_scope(cfg: Config) -> Iterator[None]:
-    """Look types up where the config's library does, whose own types are registered."""
-    import_module(f"{cfg.default_scope}.utils").register_all_modules(init_default_scope=False)
+    """Look types up where the config's library does, whose own types are registered.
+
+    Raises:
+        MissingLibraryError: If the library, or mmcv, is not installed.
+    """
+    with missing_library_named("the network of this config"):
+        import_module(f"{cfg.default_scope}.utils").register_all_modules(init_default_scope=False)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         yield
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import mmcv
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -135,7 +135,7 @@ class Explorer:
         if self.predictor.library == "mmpretrain":
             # the words need room, whatever the size of the image
             drawn = replace(prediction, image=enlarged(prediction.image))
-        picture = enlarged(mmcv.bgr2rgb(self.predictor.draw(drawn)))
+        picture = enlarged(cv2.cvtColor(self.predictor.draw(drawn), cv2.COLOR_BGR2RGB))
         return picture, _rows(self.predictor.describe(prediction))
 
     def look(self, path: str) -> Scene:
@@ -150,7 +150,7 @@ class Explorer:
         if scale < 1:
             size = (max(round(height * scale), 1), max(round(width * scale), 1))
             inputs = F.interpolate(inputs, size, mode="bilinear", antialias=True)
-            picture = mmcv.imresize(picture, size[::-1], interpolation="area")
+            picture = cv2.resize(picture, size[::-1], interpolation=cv2.INTER_AREA)
         return Scene(inputs, picture, (height, width))
 
     def routes(self, scene: Scene, layer: int) -> tuple[bytes, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 
 from mmvssm.checkpoint.reading import Inert
 from mmvssm.hub import read_weights_file
+from mmvssm.libraries import MissingLibraryError, missing_library_named
 from mmvssm.messages import join_names
 
 from .cli import fail, foreign_weights_refused, leaf_datasets, library_of, require_checkpoint
@@ -20,7 +22,8 @@ from .cli import fail, foreign_weights_refused, leaf_datasets, library_of, requi
 def load_model(cfg: Config, checkpoint: str, need: str) -> BaseModel:
     """Build the model of a config and load its weights, without running code of the file.
 
-    A wrong checkpoint ends the program with one sentence, see :mod:`mmvssm.engine.cli`.
+    A wrong checkpoint, or a library that is not installed, ends the program with one sentence, see
+    :mod:`mmvssm.engine.cli`.
 
     Args:
         cfg: A config of one of the three libraries.
@@ -32,6 +35,11 @@ def load_model(cfg: Config, checkpoint: str, need: str) -> BaseModel:
         (``classes``, in segmentation also ``palette``), as far as they are known.
     """
     library = library_of(cfg, need)
+    try:
+        with missing_library_named(need):
+            import_module(library)
+    except MissingLibraryError as error:
+        fail(str(error))
     require_checkpoint(checkpoint)
     try:
         content = read_weights_file(checkpoint)

@@ -7,18 +7,16 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-import mmcv
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmcv.transforms import Compose
 from mmengine.config import Config
-from mmengine.dataset import pseudo_collate
+from mmengine.dataset import Compose, pseudo_collate
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS, VISUALIZERS
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import BaseVisBackend
-from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from .cli import fail, leaf_datasets, library_of, type_name
@@ -180,7 +178,7 @@ class Predictor:
 
     def draw(self, prediction: Prediction) -> np.ndarray:
         """Draw a prediction into its image, by the library's visualizer: uint8 BGR."""
-        image = np.ascontiguousarray(mmcv.bgr2rgb(prediction.image))
+        image = cv2.cvtColor(prediction.image, cv2.COLOR_BGR2RGB)
         sample = prediction.sample
         if self.library == "mmpretrain":
             self.visualizer.visualize_cls(image, sample, draw_gt=False)
@@ -190,7 +188,7 @@ class Predictor:
             )
         else:
             self.visualizer.add_datasample("", image, sample, draw_gt=False)
-        return mmcv.rgb2bgr(self._kept.image)
+        return cv2.cvtColor(self._kept.image, cv2.COLOR_RGB2BGR)
 
     def describe(self, prediction: Prediction) -> dict[str, Any]:
         """Return a prediction as plain values for JSON; a label map is left to :meth:`label_map`.
@@ -243,6 +241,9 @@ class Predictor:
             )
             instance["class"] = self._class(label)
             if "masks" in found:
+                # a requirement of mmdet, which other libraries do without
+                from pycocotools import mask as coco_mask
+
                 rle = coco_mask.encode(np.asfortranarray(found.masks[i].numpy().astype(np.uint8)))
                 instance["mask"] = dict(size=rle["size"], counts=rle["counts"].decode("ascii"))
             instances.append(instance)

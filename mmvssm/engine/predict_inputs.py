@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
-from mmcv import VideoReader
 
 from .cli import fail
 
@@ -80,13 +80,14 @@ def read_frames(path: Path) -> tuple[float, int, Iterator[np.ndarray]]:
     Raises:
         OSError: If it cannot be opened.
     """
-    video = VideoReader(str(path))
-    if not video.opened or not video.width:
+    video = cv2.VideoCapture(str(path))
+    if not video.isOpened() or not video.get(cv2.CAP_PROP_FRAME_WIDTH):
         raise OSError("it cannot be opened as a video")
-    return video.fps or 25.0, max(video.frame_cnt, 0), _frames(video)
+    count = max(int(video.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
+    return video.get(cv2.CAP_PROP_FPS) or 25.0, count, _frames(video)
 
 
-def _frames(video: VideoReader) -> Iterator[np.ndarray]:
-    # not by iterating over the reader, which relies on the number that the file states
-    while (frame := video.read()) is not None:
-        yield frame
+def _frames(video: cv2.VideoCapture) -> Iterator[np.ndarray]:
+    # to the end of the file, which need not be where the number that it states says
+    while (read := video.read())[0]:
+        yield read[1]

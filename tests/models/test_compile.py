@@ -12,8 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._inductor import config as inductor_config
 
 from mmvssm import ops
-
-from .test_families import FAMILIES, Hierarchical
+from small_families import FAMILIES, Hierarchical
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 #: What a library's import name is called where packages are installed.
@@ -141,6 +144,51 @@ def test_training_names_the_missing_library(mmengine_alone):
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"train.py: error: config '{config}' needs mmdet, which is not")
+
+
+#: What looks at an image by a whole network: arguments between the config and the image.
+LOOKING = {
+    "prediction": ["tools/predict.py", "-o", "out"],
+    "the network of this config": ["tools/analysis_tools/cam.py", "--out", "cam.json"],
+}
+
+
+@pytest.mark.parametrize("config", ["inherits", "whole"])
+@pytest.mark.parametrize("need", LOOKING)
+def test_looking_at_images_names_the_missing_library(mmengine_alone, tmp_path, need, config):
+    """So does a config that inherits from the library, and one that a training dumped."""
+    tool, *options = LOOKING[need]
+    path = ROOT / "configs" / "demo" / "vmamba-micro_digits-cls.py"
+    if config == "whole":
+        path = tmp_path / "whole.py"
+        path.write_text(
+            "default_scope = 'mmpretrain'\nmodel = dict(type='ImageClassifier')\n"
+            "test_dataloader = dict(dataset=dict(pipeline=[dict(type='LoadImageFromFile')]))\n"
+        )
+    weights, image = tmp_path / "weights.pth", tmp_path / "image.png"
+    torch.save(dict(state_dict={"weight": torch.zeros(1)}), weights)
+    cv2.imwrite(str(image), np.zeros((32, 32, 3), np.uint8))
+    options = [tmp_path / option if option[0] != "-" else option for option in options]
+    done = run(mmengine_alone, tool, path, weights, image, *options)
+    assert done.returncode == 1
+    need = f"config '{path}'" if config == "inherits" else need
+    said = f"{need} needs mmpretrain, which is not installed: requirements/mminstall.txt and"
+    assert done.stderr.startswith(f"{Path(tool).name}: error: {said}"), done.stderr
+
+
+@pytest.mark.parametrize("tool", ["erf", "influence"])
+def test_backbones_are_explained_by_mmengine_alone(mmengine_alone, tmp_path, tool):
+    """Images are read without mmcv."""
+    image = tmp_path / "image.png"
+    cv2.imwrite(str(image), np.zeros((40, 30, 3), np.uint8))
+    arguments = {
+        "erf": ["get_erf.py", "vmamba-tiny-s1l8", "--images", tmp_path, "--size", 32],
+        "influence": ["influence.py", "vmamba-tiny-s1l8", image, "--size", 32],
+    }[tool]
+    script = f"tools/analysis_tools/{arguments[0]}"
+    done = run(mmengine_alone, script, *arguments[1:], "--out", tmp_path / "out.json")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out.json").is_file()
 
 
 @pytest.mark.slow

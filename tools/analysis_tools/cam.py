@@ -15,6 +15,7 @@ from mmvssm.engine.cli import (
     load_config,
     require_checkpoint,
 )
+from mmvssm.libraries import MissingLibraryError
 from mmvssm.models.layers import ForeignWeightsError
 
 DESCRIPTION = """\
@@ -69,7 +70,7 @@ def main() -> None:
     try:
         model = load_model(cfg, args.checkpoint).to(args.device)
         found = grad_cam(model, cfg, args.image, args.label)
-    except (OSError, ValueError, ForeignWeightsError) as error:
+    except (OSError, ValueError, ForeignWeightsError, MissingLibraryError) as error:
         fail(str(error))
     height, width = found.values.shape
     print(f"class {found.label}, score {found.score:.4g}: a map of {height}x{width}")

@@ -1,18 +1,9 @@
-"""tools/convert_ema.py: from files of every project to weights that the libraries load."""
+"""From files of every project to weights that the libraries load, and back."""
 
-import json
 import logging
-import os
 import pickle
-import random
 import re
-import runpy
-import signal
-import subprocess
-import sys
 from argparse import ArgumentParser, Namespace
-from collections import Counter
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +17,10 @@ from mmengine.runner import Runner, find_latest_checkpoint, load_checkpoint
 from safetensors.torch import load_file
 
 import mmvssm  # noqa: F401  makes 'mmvssm::' bases known
+from conversion import GOLDEN, ROOT, assert_equal, product_of, read_case, weights_in
 from mmvssm.checkpoint import KeyMap
-from mmvssm.models import VMamba
-from verifier import fill_value, make_input
+from verifier import make_input
 
-ROOT = Path(__file__).resolve().parents[2]
-TOOL = ROOT / "tools" / "convert_ema.py"
-GOLDEN = ROOT / "tests" / "golden"
 #: A released form of every family: how its project keeps weights, and the arch of the golden case.
 RELEASES = {
     "vmamba/vmambav0_tiny_64x96": ("model", "", "VMamba 'v0-tiny'"),
@@ -50,46 +38,6 @@ RELEASES = {
     "mambavision/tiny_224x224": ("state_dict", "", "MambaVision 'tiny'"),
     "vim/vim_tiny_rope_nocls__96x96": ("model", "", "Vim"),
 }
-
-
-@pytest.fixture
-def run(run_here):
-    return partial(run_here, TOOL)
-
-
-def read_case(name):
-    meta = json.loads((GOLDEN / f"{name}.json").read_text())
-    weights = {
-        key: torch.from_numpy(fill_value(key, shape, dtype))
-        for key, shape, dtype in meta["state_dict"]
-    }
-    return meta, weights
-
-
-def product_of(output):
-    """The file that the last line names."""
-    return re.fullmatch(r"wrote    (\S+), [\d.]+ MB", output.splitlines()[-1])[1]
-
-
-@pytest.fixture
-def made(run):
-    """Runs the tool, which must succeed without a warning: its product and output."""
-
-    def make(*arguments):
-        status, output, errors = run(*arguments)
-        assert (status, errors) == (0, "")
-        return product_of(output), output
-
-    return make
-
-
-def weights_in(path):
-    return torch.load(path, weights_only=True)["state_dict"]
-
-
-def assert_equal(weights, expected):
-    assert weights.keys() == expected.keys()
-    assert all(torch.equal(weights[key], value) for key, value in expected.items())
 
 
 @pytest.mark.parametrize("case", RELEASES)
@@ -149,33 +97,6 @@ def test_files_of_authors(made, name, published, licence):
         assert ("licence  " in output) == bool(licence) and licence in output
     torch.save(dict(state_dict=ours), "trained.pth")
     assert "licence" not in made("trained.pth", "out/", "--arch", config)[1]
-
-
-MICRO = dict(embed_dims=8, depths=(1, 1, 1, 1))
-CONFIG = f"""default_scope = 'mmdet'
-model = dict(backbone=dict(type='mmvssm.VMamba', arch={MICRO}, out_indices=(3,)))
-"""
-#: What MMEngine stores of a network that has no name.
-META = dict(cfg=CONFIG)
-
-
-@pytest.fixture(scope="module")
-def classifier():
-    """Our names of a small VMamba classifier, random in all its weights."""
-    backbone = VMamba(MICRO, out_indices=3)
-    for value in backbone.parameters():
-        torch.nn.init.normal_(value, std=0.1)
-    head = {"head.fc.weight": torch.randn(3, 64), "head.fc.bias": torch.randn(3)}
-    return {**backbone.state_dict(prefix="backbone."), **head}
-
-
-@pytest.fixture
-def released(made, classifier, tmp_path):
-    """The same as a file of the authors, made by the tool."""
-    torch.save(dict(state_dict=classifier, meta=META), "ours.pth")
-    content = torch.load(made("ours.pth", "authors.pth", "--reverse")[0], weights_only=True)
-    torch.save(dict(content, meta=META), "released.pth")
-    return content
 
 
 def test_there_and_back_again(made, released, classifier):
@@ -307,81 +228,6 @@ def test_other_dtypes(made, released, dtype):
     assert_equal(again["state_dict"], {key: value.float() for key, value in weights.items()})
 
 
-def test_nothing_is_replaced_unless_forced(run, made, released):
-    """Nor a link that leads nowhere."""
-    product = Path(made("released.pth", "converted.pth")[0])
-    for spoil in (lambda: product.write_bytes(b"mine"), lambda: product.symlink_to("absent")):
-        product.unlink()
-        spoil()
-        status, *_ = run("released.pth", "converted.pth")
-        assert "exists already: --force replaces it" in status
-    assert product.is_symlink()
-    made("released.pth", "converted.pth", "--force")
-    assert product.stat().st_size > 10_000 and not product.is_symlink()
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_ended_run_cleans_up(run, released, monkeypatch, number):
-    """Ended in the middle of writing, as by a cluster's time limit or by Ctrl-C."""
-    before = set(Path().iterdir())
-
-    def save(content, file):
-        file.write(b"half")
-        os.kill(os.getpid(), number)
-
-    monkeypatch.setattr(torch, "save", save)
-    status, _, errors = run("released.pth", "converted.pth")
-    assert (status, errors) == (130, "convert_ema.py: error: interrupted; nothing was written\n")
-    assert set(Path().iterdir()) == before
-
-
-def test_interrupts_that_are_ignored(run, made, released, monkeypatch):
-    """nohup ignores the end of the terminal; after the last byte the file is written anyway."""
-    save, replace = torch.save, os.replace
-
-    def interrupt_and_save(*arguments):
-        os.kill(os.getpid(), signal.SIGHUP)
-        save(*arguments)
-
-    def replace_and_interrupt(part, product):
-        replace(part, product)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(os, "replace", replace_and_interrupt)
-    made("released.pth", "converted.pth")
-    monkeypatch.setattr(torch, "save", interrupt_and_save)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup may run the tests, too
-    assert run("released.pth", "ended.pth")[0] == 130
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    made("released.pth", "ended.pth")
-
-
-def test_without_an_output(run, released, monkeypatch):
-    """What Python makes of a closed one, as under some daemons."""
-    monkeypatch.setattr(sys, "stdout", None)
-    assert run("released.pth", "converted.pth")[0] == 0
-    assert len(list(Path().glob("converted-*.pth"))) == 1
-
-
-def test_missing_folders_are_made(run, made, released):
-    for target in ("new/folder/", "other/folder/released.pth"):
-        product = Path(made("released.pth", target)[0])
-        assert product.is_file() and product.parent == Path(target.rpartition("/")[0])
-    # but not before there is something to write
-    assert "no ema weights" in run("released.pth", "third/", "--weights", "ema")[0]
-    assert not Path("third").exists()
-
-
-def test_a_name_that_is_no_text(released):
-    """In a process of its own, whose output refuses what it cannot encode."""
-    os.rename(b"released.pth", b"\xff.pth")
-    env = {**os.environ, "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:strict"}
-    command = [sys.executable, TOOL, b"\xff.pth", "converted.pth"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert r"read     \udcff.pth" in done.stdout
-
-
 def test_what_models_here_have_no_use_for_is_named(made):
     """Segmentors of Vim's authors have a norm that their outputs do not pass."""
     _, weights = read_case("vim/vim_tiny_seg__96x96")
@@ -436,185 +282,3 @@ def test_a_detector_of_detectron2(made):
     restored = torch.load(back, weights_only=True)
     assert restored.keys() == {"model", "state_dict"}
     assert_equal(restored["model"], released)
-
-
-def test_a_full_disk(run, released, small_disk):
-    message = (
-        r"cannot read or write: \[Errno 27\] File too large; check SRC, and the room and rights"
-    )
-    assert_refused(run, ["released.pth", "converted.pth"], message)
-
-
-class Attack:
-    """Makes a file of its own when it is unpickled with code allowed."""
-
-    def __reduce__(self):
-        return os.system, ("touch executed",)
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_a_file_that_runs_code(run, classifier, zipped):
-    content = dict(model=classifier, optimizer=[Attack()], meta=META)
-    torch.save(content, "hostile.pth", _use_new_zipfile_serialization=zipped)
-    status, output, errors = run("hostile.pth", "converted.pth")
-    assert status == 2 and output == ""
-    assert re.fullmatch(r"convert_ema.py: error: .*system.*nothing was run.*\n", errors)
-    assert not Path("executed").exists()
-    with pytest.warns(UserWarning, match="code"):
-        assert run("hostile.pth", "converted.pth", "--trust")[0] == 0
-    assert Path("executed").exists()
-
-
-#: Entries that are changed (None: left out), and the message; arch by a config but for families.
-WRONG = {
-    "missing": ({"patch_embed.0.weight": None}, "1 missing: patch_embed.conv1.weight"),
-    "left over": ({"layers.9.x": torch.ones(1)}, "left over.*stages.9.x"),
-    "shape": ({"patch_embed.2.bias": torch.ones(5)}, "patch_embed"),
-    "whole numbers": (
-        {"patch_embed.2.bias": torch.ones(4, dtype=torch.int64)},
-        "weights must be fp32, .*: backbone.patch_embed.norm1.bias is int64",
-    ),
-    "NaN": (
-        {"patch_embed.2.bias": torch.full((4,), float("nan"))},
-        "NaN or infinite, .*: backbone.patch_embed.norm1.bias",
-    ),
-    "infinite head": (
-        {"classifier.head.bias": torch.full((3,), float("inf"))},
-        "NaN or infinite, .*: head.fc.bias",
-    ),
-    "head": (
-        {"classifier.head.bias": torch.ones(4)},
-        r"no linear one of 64 channels; .*head.fc.bias \(4,\) instead of \(3,\)",
-    ),
-    "width of the head": (
-        {"classifier.head.weight": torch.ones(3, 65)},
-        r"head.fc.weight \(3, 65\) instead of \(3, 64\)",
-    ),
-    "half a head": ({"classifier.head.bias": None}, "1 missing: head.fc.bias"),
-    "the other half": ({"classifier.head.weight": None}, "1 missing: head.fc.weight"),
-    "more of a head": ({"head.scale": torch.ones(1)}, "1 left over: head.scale"),
-    "escapes": ({"layers.0.\x1b[31m\n": torch.ones(1)}, r"1 left over: stages.0.\\x1b\[31m\\n"),
-    "two namings": (
-        {"patch_embed.proj.bias": torch.ones(4)},
-        "the file mixes two networks or namings of one",
-    ),
-    "mixed families": (
-        {"layers.0.mixer.A_b_log": torch.ones(1)},
-        "mix families: vim .* and vmamba",
-    ),
-}
-
-
-def assert_refused(run, arguments, message):
-    """The status is one sentence, and nothing is written."""
-    before = set(Path().iterdir())
-    status, _, _ = run(*arguments)
-    assert isinstance(status, str) and "\n" not in status
-    assert re.match(f"convert_ema.py: error: .*{message}", status)
-    assert set(Path().iterdir()) == before
-
-
-@pytest.mark.parametrize(("changes", "message"), WRONG.values(), ids=WRONG)
-def test_wrong_weights(run, released, changes, message):
-    (weights,) = released.values()
-    changed = {key: value for key, value in {**weights, **changes}.items() if value is not None}
-    torch.save(changed, "wrong.pth")
-    Path("config.py").write_text(CONFIG)
-    options = [] if "famil" in message else ["--arch", "config.py"]
-    assert_refused(run, ["wrong.pth", "converted.pth", *options], message)
-
-
-REFUSED = {
-    "no file": ("absent.pth a.pth", "there is no checkpoint file 'absent.pth'"),
-    "a folder": (". a.pth", "'.' is a folder"),
-    "a page": ("page.pth a.pth", "'page.pth' is a web page"),
-    "unknown family": ("other.pth a.pth", "has no backbone among its keys conv1.weight; the decl"),
-    "optimizer": ("optimizer.pth a.pth", "the state of an optimizer but no weights"),
-    "beyond half precision": (
-        "large.pth a.pth --dtype fp16",
-        "weights are beyond the range of fp16, take bf16: head.fc.bias",
-    ),
-    "no average": (
-        "released.pth a.pth --weights ema",
-        "the file has no ema weights; it has online weights in 'model'",
-    ),
-    "no detector": (
-        "detector.pth a.pth --to classifier",
-        "the file holds a detector, which cannot become a classifier",
-    ),
-    "more than a backbone": (
-        "teacher.pth a.pth",
-        "1 left over: teacher.weight; if the model has another head, name its config",
-    ),
-    "no such arch": (
-        "released.pth a.pth --arch huge",
-        "arch must be one of v0-tiny, .* got 'huge'",
-    ),
-    "another arch": ("released.pth a.pth --arch tiny-s1l8", "VMamba 'tiny-s1l8'"),
-    "no family": ("released.pth a.pth --arch snake/nano", "family must be one of .* got 'snake'"),
-    "no module": (
-        "released.pth a.pth --import absent",
-        "--import must name a module that can be imported, got 'absent'",
-    ),
-    "nowhere": ("released.pth released.pth/a.pth", "'released.pth' is a file, .*: name a"),
-    "no suffix": ("released.pth a.bin", "'a.bin' must end in .pth, .* or in a slash"),
-    "their safetensors": ("released.pth a.safetensors --reverse", "let DST end in .pth"),
-}
-
-
-@pytest.mark.parametrize(("arguments", "message"), REFUSED.values(), ids=REFUSED)
-def test_refusals(run, released, classifier, arguments, message):
-    layers = {key: value for key, value in classifier.items() if not key.startswith("head")}
-    layers["meta"] = META
-    torch.save({**layers, "rpn_head.weight": torch.ones(1)}, "detector.pth")
-    torch.save({**layers, "teacher.weight": torch.ones(1)}, "teacher.pth")
-    torch.save({**classifier, "head.fc.bias": torch.full((3,), 1e5), "meta": META}, "large.pth")
-    torch.save({"conv1.weight": torch.ones(1)}, "other.pth")
-    torch.save(dict(optimizer=dict(state={})), "optimizer.pth")
-    Path("page.pth").write_text("<!DOCTYPE html><html><title>Not found</title></html>")
-    assert_refused(run, arguments.split(), message)
-
-
-def outcome(status):
-    """What a run came to; its refusals are one sentence each."""
-    if isinstance(status, str):
-        assert re.fullmatch(r"convert_ema\.py: error: [^\n]+", status), status
-        return "refused"
-    return {0: "converted", 2: "hostile"}[status]
-
-
-def test_damaged_and_hostile_files(run, tmp_path):
-    """Each ends in a sentence, and nothing of it is written or run."""
-    corpus = runpy.run_path(str(ROOT / "tests/checkpoint/test_mutated.py"))["mutated_files"]
-    (tmp_path / "corpus").mkdir()
-    (tmp_path / "products").mkdir()
-    for path, kind, expected in corpus(tmp_path / "corpus", 20):
-        found = outcome(run(path, "products")[0])
-        # no file of the corpus holds a network of ours
-        assert found == ("hostile" if expected == "hostile" else found) != "converted", kind
-        assert not (tmp_path / "corpus/canary").exists(), kind
-    assert list((tmp_path / "products").iterdir()) == []
-
-
-def test_damage_to_a_network_is_never_converted(run, released, classifier, tmp_path):
-    """A file with checksums gives the weights that it held, or none."""
-    data, rng = Path("released.pth").read_bytes(), random.Random(0)
-    (tmp_path / "products").mkdir()
-    outcomes = Counter()
-    for number in range(100):
-        damaged, place = bytearray(data), rng.randrange(len(data))
-        if number % 4 == 0:
-            del damaged[place:]
-        elif number % 4 == 1:
-            damaged[place : place + 8] = rng.randbytes(8)
-        else:
-            damaged[place] ^= 1 << rng.randrange(8)
-        Path("damaged.pth").write_bytes(damaged)
-        status, output, _ = run("damaged.pth", "products", "--force")
-        outcomes[outcome(status)] += 1
-        if status == 0:
-            weights = torch.load(product_of(output), weights_only=True)["state_dict"]
-            assert all(torch.equal(weights[key], value) for key, value in classifier.items())
-        else:
-            assert output == ""
-    assert outcomes["refused"] > 50 and outcomes["hostile"] == 0

@@ -60,7 +60,8 @@ def gradients(model, images):
     """Features of a training step and the gradients of images and parameters."""
     images = images.clone().requires_grad_()
     outputs = model(images)
-    loss = sum((out * torch.linspace(-1, 1, out.shape[-1])).sum() for out in outputs)
+    # other weights for each channel: after a norm their plain sum is a constant
+    loss = sum((out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum() for out in outputs)
     wanted = [images, *(p for p in model.parameters() if p.requires_grad)]
     grads = torch.autograd.grad(loss, wanted, allow_unused=True)
     return [*outputs, *(grad for grad in grads if grad is not None)]
@@ -77,10 +78,12 @@ def check(model, run, compiler, backend, tolerance=1e-4, sizes=SIZES, dynamic=Tr
             images = torch.randn(batch, 3, height, width)
             found, expected = run(compiled, images), run(model, images)
             assert len(found) == len(expected)
+            # some gradients are zero but for rounding: of a bias before a norm
+            least = 1e-2 * max(b.float().norm() for b in expected)
             for a, b in zip(found, expected):
                 assert a.dtype == b.dtype and a.shape == b.shape
                 a, b = a.float(), b.float()
-                assert (a - b).norm() <= tolerance * b.norm().clamp(min=0.1)
+                assert (a - b).norm() <= tolerance * b.norm().clamp(min=least)
             graphs.append(counter.frame_count)
     return graphs
 

@@ -95,7 +95,7 @@ def compare(
                 if name not in models:
                     firsts[name] = dict(compile_s=time.perf_counter() - start)
                 peak = peak_memory(run, device) + _weight_bytes(model)
-            except torch.OutOfMemoryError:
+            except torch.cuda.OutOfMemoryError:
                 failed[name] = "out of memory"
                 model.zero_grad(set_to_none=True)
                 torch.cuda.empty_cache()

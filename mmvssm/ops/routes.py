@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .route_set import RouteSet
-from .tracers import tracing, untraced
+from .tracers import between_graphs, tracing, untraced
 
 #: What a builder returns: the table that is read, or that and the one that is written.
 Tables = Tensor | tuple[Tensor, Tensor]
@@ -158,6 +158,7 @@ def read_scan(
     )
 
 
+@between_graphs
 def route_set(
     scan: str | Sequence[str] | Callable[..., Tables] | Scan,
     height: int,

@@ -20,11 +20,12 @@ from .checks import (
 from .precision import autocast_enabled, cast_parameters, promote
 from .reference import selective_scan_2d_reference, selective_scan_chunked
 from .route_set import IN_RANGE, RouteSet, is_abstract
-from .tracers import compiling
+from .tracers import between_graphs, compiling
 
 MERGES = ("sum", "none")
 
 
+@between_graphs
 def selective_scan_2d(
     x: Tensor,
     x_dbl: Tensor,

@@ -19,9 +19,10 @@ from .checks import (
 )
 from .precision import autocast_enabled, cast_parameters, compute_dtype, promote
 from .reference import selective_scan_chunked
-from .tracers import compiling
+from .tracers import between_graphs, compiling
 
 
+@between_graphs
 def selective_scan(
     u: Tensor,
     delta: Tensor,

@@ -115,7 +115,7 @@ def test_settings_are_what_is_run():
 def test_memory_that_is_missing_is_a_result():
     class Large(Recorder):
         def forward(self, images):
-            raise torch.OutOfMemoryError("no more")
+            raise torch.cuda.OutOfMemoryError("no more")
 
     first, second = compare({"large": Large(), "small": Recorder()}, (4, 4), repetitions=3)
     assert first["error"] == "out of memory" and "median_ms" not in first

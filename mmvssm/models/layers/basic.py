@@ -323,9 +323,13 @@ class ChannelGate(nn.Module):
         self.global_reduce = nn.Linear(channels, channels // 8)
         self.channel_select = nn.Linear(channels // 8, channels)
 
-    def forward(self, x: Tensor, dim: int | tuple[int, ...] = (1, 2)) -> Tensor:
-        """Weigh the channels of ``x (..., C)`` by what its means over the axes ``dim`` say."""
-        mean = self.norm(x).mean(dim, keepdim=True)
+    def forward(self, x: Tensor, dim: int | None = None) -> Tensor:
+        """Weigh the channels of ``x (..., C)`` by what its means over the axis ``dim`` say.
+
+        Without ``dim`` over the axes 1 and 2, those of a map.
+        """
+        # named here: torch 2.1 compiles a tuple of numbers in the signature as open sizes
+        mean = self.norm(x).mean((1, 2) if dim is None else dim, keepdim=True)
         gate = self.channel_select(F.gelu(self.global_reduce(mean)))
         return x * gate.sigmoid()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from mmvssm.ops import selective_scan_2d
 from mmvssm.ops.precision import compute_dtype
 from mmvssm.ops.routes import RouteSet, Scan, read_scan, route_set
+from mmvssm.ops.tracers import between_graphs
 from mmvssm.registry import MODELS
 
 from .checks import at_least, known_arguments, one_of
@@ -149,6 +151,11 @@ class SelectiveScans(BaseModule):
     Raises:
         ValueError: If ``scan`` or ``ssm_init`` is unknown, or a size is not positive.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "forward" in vars(cls):
+            cls.forward = between_graphs(cls.forward)  # type: ignore[method-assign]
 
     def __init__(
         self,

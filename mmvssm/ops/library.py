@@ -302,16 +302,23 @@ def scan_flops(batch: int, rows: int, length: int, d_state: int, has_D: bool = T
     return batch * rows * length * (9 * d_state + int(has_D))
 
 
-if hasattr(flop_counter, "register_flop_formula"):  # torch >= 2.2: formulas of shapes
+def _scan_formula(*args, out_shape=None, **kwargs) -> int:
+    a = SimpleNamespace(**SCAN.bind(args, kwargs))
+    return scan_flops(a.u[0], a.u[1], a.u[2], a.A[1], a.D is not None)
 
-    @flop_counter.register_flop_formula(torch.ops.mmvssm.selective_scan)
-    def _scan_formula(*args, out_shape=None, **kwargs) -> int:
-        a = SimpleNamespace(**SCAN.bind(args, kwargs))
-        return scan_flops(a.u[0], a.u[1], a.u[2], a.A[1], a.D is not None)
 
-    @flop_counter.register_flop_formula(torch.ops.mmvssm.selective_scan_2d)
-    def _scan_2d_formula(*args, out_shape=None, **kwargs) -> int:
-        a = SimpleNamespace(**SCAN_2D.bind(args, kwargs))
-        num_routes, channels, dt_rank = a.dt_weight
-        projection = 2 * a.x[0] * a.routes[1] * num_routes * channels * dt_rank
-        return projection + scan_flops(a.x[0], a.A[0], a.routes[1], a.A[1], a.D is not None)
+def _scan_2d_formula(*args, out_shape=None, **kwargs) -> int:
+    a = SimpleNamespace(**SCAN_2D.bind(args, kwargs))
+    num_routes, channels, dt_rank = a.dt_weight
+    projection = 2 * a.x[0] * a.routes[1] * num_routes * channels * dt_rank
+    return projection + scan_flops(a.x[0], a.A[0], a.routes[1], a.A[1], a.D is not None)
+
+
+for _packet, _formula in (
+    (torch.ops.mmvssm.selective_scan, _scan_formula),
+    (torch.ops.mmvssm.selective_scan_2d, _scan_2d_formula),
+):
+    if hasattr(flop_counter, "register_flop_formula"):
+        flop_counter.register_flop_formula(_packet)(_formula)
+    else:  # torch 2.1
+        flop_counter.flop_mapping[_packet] = _formula  # type: ignore[attr-defined]

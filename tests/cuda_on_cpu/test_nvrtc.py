@@ -4,6 +4,7 @@ NVRTC really compiles every kernel; what it made is "loaded" by a stand-in for t
 runs the emulated kernel of that name on the host's memory.
 """
 
+import locale
 import multiprocessing
 import os
 import re
@@ -324,6 +325,15 @@ def test_kept_kernels_are_of_their_sources(home, monkeypatch):
     monkeypatch.setattr(programs, "headers", lambda: texts)
     programs.compiled(compiler, "a", "sm_90", "k")
     assert len(files()) == len(seen) + 2
+
+
+@needs_nvrtc
+def test_text_is_read_as_before_compiling():
+    """NVRTC of CUDA 12.1 leaves the thread in another locale, where files are read as ASCII."""
+    encoding = locale.getpreferredencoding(False)
+    kernel = "template <int N> __global__ void fill(float* x) { x[0] = N; }"
+    assert "fill" in find_compiler().compile(kernel, "sm_80", "fill<1>")[0]
+    assert locale.getpreferredencoding(False) == encoding
 
 
 def test_unwritable_folder_is_named(tmp_path, monkeypatch):

@@ -137,7 +137,8 @@ def _load_trusted(path: Path, is_zip: bool) -> Any:
         stacklevel=4,
     )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=False, mmap=is_zip)
+        # a string: torch 2.1 maps no file that a Path names
+        content = torch.load(str(path), map_location="cpu", weights_only=False, mmap=is_zip)
     except Exception as error:  # whatever the code in the file raises
         reason = str(error).split("\n", 1)[0] or type(error).__name__
         raise CheckpointError(f"cannot be read by torch.load: {printable(reason, 200)}") from None

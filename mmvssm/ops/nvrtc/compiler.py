@@ -6,6 +6,8 @@ import ctypes
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ctypes import byref, c_char_p, c_int, c_size_t, c_void_p
 from functools import cache
 from pathlib import Path
@@ -46,6 +48,18 @@ def library_files(cuda: str) -> list[Path]:
     # torch's wheels for CUDA 11 put some digits into the name.
     found = [file for file in found if re.match(r"libnvrtc(-[0-9a-f]+)?\.so", file.name)]
     return [*found, Path(f"libnvrtc.so.{number}")]
+
+
+@contextmanager
+def _same_locale() -> Iterator[None]:
+    """Put the thread's locale back: NVRTC of CUDA 12.1 leaves it at C, where text is ASCII."""
+    uselocale = ctypes.CDLL(None).uselocale
+    uselocale.argtypes, uselocale.restype = [c_void_p], c_void_p
+    before = uselocale(None)
+    try:
+        yield
+    finally:
+        uselocale(before)
 
 
 class Compiler:
@@ -129,7 +143,8 @@ class Compiler:
         try:
             self._call("nvrtcAddNameExpression", program, kernel.encode())
             options = (f"--gpu-architecture={target}", *OPTIONS)
-            status = self._library.nvrtcCompileProgram(program, len(options), _strings(options))
+            with _same_locale():
+                status = self._library.nvrtcCompileProgram(program, len(options), _strings(options))
             if status:
                 log = self._read(program, "nvrtcGetProgramLog").rstrip(b"\0").decode()
                 raise NvrtcError(f"NVRTC {self.version} cannot compile {kernel}:\n{log}")

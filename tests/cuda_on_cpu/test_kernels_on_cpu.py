@@ -254,6 +254,25 @@ def test_long_sequences_are_cut_until_the_device_is_full(programs, sizes, backwa
     assert cut["chunks"] * cut["chunk_tiles"] * 64 >= int(sizes.split("L=")[1])
 
 
+@pytest.mark.parametrize("backward", [0, 1])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        "batch=1 K=4 D=96 N=1 L=67200",
+        "batch=4 K=4 D=192 N=16 L=16384",
+        "batch=3 K=4 D=96 N=16 L=10000",
+    ],
+)
+def test_no_multiprocessor_gets_much_more_than_its_share(programs, sizes, backward):
+    """The tiles of the one with the most blocks, beside an even share of all tiles."""
+    cut = rule(programs, f"{sizes} backward={backward}")
+    batch, routes = (int(word.split("=")[1]) for word in sizes.split()[:2])
+    blocks = batch * routes * cut["parts"]
+    most = -(-blocks * cut["chunks"] // 132) * cut["chunk_tiles"]
+    even = blocks * int(sizes.split("L=")[1]) / 64 / 132
+    assert most <= 1.25 * even
+
+
 def test_chunks_are_never_too_short_to_pay(programs):
     cut = rule(programs, "batch=1 K=4 D=96 N=1 L=784")
     assert cut["chunk_tiles"] >= 2

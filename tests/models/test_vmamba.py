@@ -5,16 +5,9 @@ from torch import nn
 
 from mmvssm.models import SS2D, ScalarDecaySS2D, VMamba
 from mmvssm.models.layers import Mlp, PatchMerging, apply_norm, build_norm
+from small_families import FIRST_VMAMBA as FIRST
+from small_families import VMAMBA as SECOND
 
-FIRST = dict(
-    embed_dims=16,
-    depths=(1, 1, 2, 1),
-    stem="patch",
-    downsample="patch_merge",
-    mlp_ratio=0,
-    mixer=dict(d_state=2, ssm_ratio=2.0, gate=True, conv_bias=True, force_fp32=True),
-)
-SECOND = dict(embed_dims=16, depths=(1, 1, 2, 1), mlp_ratio=2)
 ARCHS = {"first": FIRST, "second": SECOND}
 
 

@@ -124,7 +124,8 @@ __global__ void __launch_bounds__(kCollectThreads)
   store_pack<T>(p.out, index, sum);
 }
 
-// Four columns of a row a thread, so that these share the search for the steps.
+// Four columns of a row a thread, so that these share the search for the steps;
+// they are `packs` apart, so that neighbours read side by side.
 template <typename T, int, int>
 __global__ void __launch_bounds__(kCollectThreads)
     gather_projections_kernel(const ProjectionParams p) {
@@ -137,7 +138,7 @@ __global__ void __launch_bounds__(kCollectThreads)
     return;
   }
   const int64_t above = index / packs;  // (batch, pixel, route)
-  const int first = static_cast<int>(index - above * packs) * kColumns;
+  const int first = static_cast<int>(index - above * packs);
   const int64_t image_pixel = above / across;
   const int batch = static_cast<int>(image_pixel / p.pixels);
   const int pixel =
@@ -151,7 +152,7 @@ __global__ void __launch_bounds__(kCollectThreads)
   int pitch[kColumns], parts[kColumns];
 #pragma unroll
   for (int i = 0; i < kColumns; ++i) {
-    const int column = min(first + i, width - 1);
+    const int column = min(first + i * packs, width - 1);
     const bool is_rank = column < p.dt_rank;
     const bool is_C = column >= p.dt_rank + p.d_state;
     source[i] = is_rank ? p.dt_grads + column
@@ -179,7 +180,7 @@ __global__ void __launch_bounds__(kCollectThreads)
   T* out = static_cast<T*>(p.out) + above * width + first;
 #pragma unroll
   for (int i = 0; i < kColumns; ++i) {
-    if (first + i < width) out[i] = from_float<T>(sum[i]);
+    if (first + i * packs < width) out[i * packs] = from_float<T>(sum[i]);
   }
 }
 

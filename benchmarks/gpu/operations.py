@@ -292,6 +292,16 @@ class Operations(Operands):
 
         return run
 
+    def _do_up2ur(self, modifiers, operands):
+        write, rest, mask = self.result(operands[0]), self.value(operands[2]), int(operands[3], 0)
+        flags = self.predicates["UP"]
+
+        def run() -> None:
+            bits = sum(bool(flag) << i for i, flag in enumerate(flags[:7]))
+            write(bits & mask | rest() & ~mask)
+
+        return run
+
     def _do_r2p(self, modifiers, operands):
         a, mask, flags = self.value(operands[1]), int(operands[2], 0), self.predicates["P"]
 

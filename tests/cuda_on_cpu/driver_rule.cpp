@@ -35,8 +35,8 @@ int run_rule(cases::Options& options) {
   const int bytes_a_thread = static_cast<int>(options.number("bytes", 100));
   options.finish();
   mmvssm::cuda::Cut cut;
-  const auto lay_out = [&](const mmvssm::cuda::Cut& cut) {
-    return cut.threads * bytes_a_thread;
+  const auto lay_out = [&](mmvssm::cuda::Cut& cut) {
+    cut.shared_bytes = cut.threads * bytes_a_thread;
   };
   check(choose_cut(args, device, backward, true, lay_out, cut), "rule");
   std::printf(

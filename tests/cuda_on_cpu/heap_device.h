@@ -43,8 +43,7 @@ class HeapDevice : public mmvssm::cuda::Device {
         for (int64_t c = 0; c < p.columns; ++c) {
           float sum = 0.0f;
           for (int64_t i = 0; i < p.inner; ++i) {
-            const int64_t at = p.transposed ? i * p.rows + r : r * p.inner + i;
-            sum += p.a[b * p.rows * p.inner + at] *
+            sum += p.a[(b * p.rows + r) * p.inner + i] *
                    p.b[(b * p.inner + i) * p.columns + c];
           }
           p.out[(b * p.rows + r) * p.columns + c] = sum;

@@ -86,6 +86,10 @@ L=33 D=3 N=20 R=3 K=2 disjoint=1 P=66 holes=20 shared=1 x_per_route=1
 L=65 D=33 N=5 R=3 K=2 disjoint=1 P=60 repeats=1 shared=1 chunk=1
 L=65 D=3 N=16 R=3 K=3 disjoint=1 P=90 repeats=1 shared=1 type=half y=half
 L=33 D=33 N=20 R=3 K=2 disjoint=1 P=67 shared=1 type=bfloat16 y=bfloat16
+L=130 D=200 N=16 R=6 K=2 chunk=1
+L=193 D=33 N=9 R=5 K=2 holes=10 chunk=2 type=half y=float
+L=70 D=97 N=12 R=9 K=2 threads=64 offset=1
+L=140 D=5 N=10 R=3 K=1 repeats=1 P=50 long_steps=1 type=bfloat16 y=float
 L=33 D=3 N=1 R=3 K=2 disjoint=1 P=66 shared=1 type=half y=half threads=64
 L=33 D=3 N=4 R=3 K=2 disjoint=1 P=66 shared=1 merge=0 holes=10
 L=17 D=33 N=1 R=6 K=4 disjoint=1 P=68 shared=1 facts=0
@@ -283,6 +287,12 @@ def test_lanes_hold_two_channels_where_they_fill_whole_warps(programs):
     assert rule(programs, "batch=128 K=4 D=192 N=1 L=784")["lane_channels"] == 2
     assert rule(programs, "batch=128 K=4 D=96 N=1 L=784")["lane_channels"] == 1
     assert rule(programs, "batch=128 K=4 D=192 N=4 L=784")["lane_channels"] == 1
+
+
+def test_the_backward_scan_of_9_to_16_states_takes_six_warps(programs):
+    assert rule(programs, "batch=128 K=4 D=192 N=16 L=784 backward=1")["threads"] == 192
+    assert rule(programs, "batch=128 K=4 D=192 N=16 L=784")["threads"] == 96
+    assert rule(programs, "batch=128 K=4 D=192 N=8 L=784 backward=1")["threads"] == 96
 
 
 def test_lanes_share_the_states_that_one_cannot_hold(programs):

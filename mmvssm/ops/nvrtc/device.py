@@ -23,9 +23,8 @@ from .driver import (
 from .plans import FILL, LAUNCH, Act, Plan
 from .programs import compiled
 
-# Product of csrc/cuda/scan_cuda.h: addresses of a, b and out; batch, rows, inner, columns;
-# whether a is transposed.
-_PRODUCT = struct.Struct("<3Q4q?")
+# Product of csrc/cuda/scan_cuda.h: addresses of a, b and out; batch, rows, inner, columns.
+_PRODUCT = struct.Struct("<3Q4q")
 #: Plans that are kept: a model has some 60 for each size of its images.
 _MAX_PLANS = 8192
 
@@ -120,18 +119,16 @@ class Device:
     @staticmethod
     def _multiply(act: Act, memory: list) -> None:
         """Products of float32 matrices, as precise as torch is set to make them."""
-        *_, batch, rows, inner, columns, transposed = _PRODUCT.unpack_from(act.params)
-        left = (inner, rows) if transposed else (rows, inner)
+        *_, batch, rows, inner, columns = _PRODUCT.unpack_from(act.params)
+        shapes = ((rows, inner), (inner, columns), (rows, columns))
         matrices = []
-        for (_, index, offset), shape in zip(
-            act.addresses, (left, (inner, columns), (rows, columns))
-        ):
+        for (_, index, offset), shape in zip(act.addresses, shapes):
             flat = memory[index].detach().view(-1).view(torch.uint8)
             size = 4 * batch * shape[0] * shape[1]
             matrices.append(flat[offset : offset + size].view(torch.float32).view(batch, *shape))
         a, b, out = matrices
         with torch.no_grad():
-            torch.bmm(a.mT if transposed else a, b, out=out)
+            torch.bmm(a, b, out=out)
 
     def _make_plan(self, scan, args, names, numbers, pointers) -> Plan:
         if self.is_capturing():

@@ -23,9 +23,6 @@ KernelHandle find_collect(const Kernel& id) {
       case Function::kGatherProjections:
         MMVSSM_CASE(gather_projections_kernel, 1, 1)
         break;
-      case Function::kGatherRanks:
-        MMVSSM_CASE(gather_ranks_kernel, 1, 1)
-        break;
       default:
         break;
     }

@@ -184,27 +184,4 @@ __global__ void __launch_bounds__(kCollectThreads)
   }
 }
 
-template <typename T, int, int>
-__global__ void __launch_bounds__(kCollectThreads)
-    gather_ranks_kernel(const RankParams p) {
-  const RouteInputs& in = p.inputs;
-  const int64_t index = collect_index();
-  if (index >=
-      static_cast<int64_t>(p.num_routes) * p.batch * p.length * in.dt_rank) {
-    return;
-  }
-  const int64_t row = index / in.dt_rank;  // (route, batch, step)
-  const int rank = static_cast<int>(index - row * in.dt_rank);
-  const int64_t image = row / p.length;
-  const int64_t step = row - image * p.length;
-  const int64_t route = image / p.batch;
-  const int64_t batch = image - route * p.batch;
-  const int32_t pixel = in.routes[route * p.length + step];
-  const T* x_dbl = static_cast<const T*>(in.x_dbl) +
-                   batch * in.x_dbl_batch_stride +
-                   route * in.x_dbl_route_stride;
-  p.out[index] =
-      pixel < 0 ? 0.0f : to_float(x_dbl[pixel * in.x_dbl_pixel_stride + rank]);
-}
-
 }  // namespace mmvssm::cuda

@@ -13,11 +13,13 @@ KernelHandle find_route_backward(const Kernel& id) {
       MMVSSM_CASE(route_backward_carry_kernel, 1, 2)
       MMVSSM_CASE(route_backward_carry_kernel, 4, 1)
       MMVSSM_CASE(route_backward_carry_kernel, 8, 1)
+      MMVSSM_CASE(route_backward_carry_kernel, 16, 1)
     } else {
       MMVSSM_CASE(route_backward_kernel, 1, 1)
       MMVSSM_CASE(route_backward_kernel, 1, 2)
       MMVSSM_CASE(route_backward_kernel, 4, 1)
       MMVSSM_CASE(route_backward_kernel, 8, 1)
+      MMVSSM_CASE(route_backward_kernel, 16, 1)
     }
     return KernelHandle();
   });

@@ -1,8 +1,9 @@
 // Backward scan along routes over a channels-last map.
 //
 // Gradients of B and C leave it in the order of the steps, one array per part
-// of the channels; those of the dt rank and of the step weights are matrix
-// products of `d_raw_step`, which the host asks for afterwards.
+// of the channels. Those of the step weights are added up in shared memory over
+// the chunk; that of the dt rank is a matrix product of `d_raw_step`, which the
+// host asks for afterwards.
 #pragma once
 
 #include "cuda/route_tiles.cuh"
@@ -26,14 +27,14 @@ class RouteBackward : public RouteTiles<T, NT, CH, 3> {
     this->from_out_[1] = true;
     this->rows_[2] = &p.dx;
     this->from_out_[2] = false;
-    const ScanShape& s = p.shape;
-    const int64_t row = first_row(s, place);
 #pragma unroll
     for (int i = 0; i < CH; ++i) {
-      d_raw_step_[i] =
-          fixed_address(p.d_raw_step + row * s.channels + place.channel[i]);
       active_[i] = place.active[i];
-      writes_[i] = place.writes(i);
+      d_raw_step_[i] = raw_steps(place, i);
+#pragma unroll 1
+      for (int quad = 0; quad < p.layout.rank_quads; ++quad) {
+        *reinterpret_cast<float4*>(weight_sums(quad, i)) = float4{};
+      }
     }
   }
 
@@ -42,7 +43,8 @@ class RouteBackward : public RouteTiles<T, NT, CH, 3> {
   // dy, and none for threads past the last channel.
   __device__ __forceinline__ void load_grads(int step,
                                              float (&e)[CH][kSub]) const {
-    dy_.load(this->offsets(1, this->ring(step)), e);
+    (kAnew ? Columns(p_.dy, Place<CH>::anew(this->shape_)) : dy_)
+        .load(this->offsets(1, this->ring(step)), e);
 #pragma unroll
     for (int i = 0; i < CH; ++i) {
 #pragma unroll
@@ -53,21 +55,25 @@ class RouteBackward : public RouteTiles<T, NT, CH, 3> {
   __device__ __forceinline__ void store_grads(
       int step, const float (&du)[CH][kSub],
       const float (&d_raw_step)[CH][kSub]) const {
-    dx_.store(this->offsets(2, this->ring(step)), du);
+    add_to_weight_sums(step, d_raw_step);
+    const ScanShape& s = this->shape_;
+    const auto place = kAnew ? Place<CH>::anew(s) : this->place_;
+    (kAnew ? Columns(p_.dx, place) : dx_)
+        .store(this->offsets(2, this->ring(step)), du);
     const int l = this->tile() * kTile + step;
-    const int channels = this->shape_.channels;
-    const int there = this->shape_.length - l;
+    const int there = s.length - l;
 #pragma unroll
     for (int i = 0; i < CH; ++i) {
-      if (!writes_[i]) continue;
-      float* to = d_raw_step_[i] + static_cast<int64_t>(l) * channels;
+      if (!place.writes(i)) continue;
+      float* to = (kAnew ? raw_steps(place, i) : d_raw_step_[i]) +
+                  static_cast<int64_t>(l) * s.channels;
       if (there >= kSub) {
 #pragma unroll
-        for (int t = 0; t < kSub; ++t) to[t * channels] = d_raw_step[i][t];
+        for (int t = 0; t < kSub; ++t) to[t * s.channels] = d_raw_step[i][t];
       } else {
 #pragma unroll
         for (int t = 0; t < kSub; ++t) {
-          if (t < there) to[t * channels] = d_raw_step[i][t];
+          if (t < there) to[t * s.channels] = d_raw_step[i][t];
         }
       }
     }
@@ -92,7 +98,50 @@ class RouteBackward : public RouteTiles<T, NT, CH, 3> {
 
   __device__ __forceinline__ void leave_group(int) {}
 
+  // What the chunk gives to the gradients of the step weights of channel i,
+  // which is `row` among those of all routes and pieces.
+  __device__ __forceinline__ void store_sums(int64_t row, int i) const {
+    const int rank = this->in_.dt_rank, padding = this->rank_padding();
+    float* to = p_.ddt_weight + row * rank;
+#pragma unroll 1
+    for (int r = 0; r < rank; ++r) {
+      const int c = r + padding;
+      to[r] =
+          this->own_quad(p_.layout.weight_sums, c / 4, i, thread_anew())[c % 4];
+    }
+  }
+
  private:
+  __device__ __forceinline__ float* weight_sums(int quad, int i) const {
+    return this->own_quad(p_.layout.weight_sums, quad, i);
+  }
+  __device__ __forceinline__ void add_to_weight_sums(
+      int step, const float (&d_raw_step)[CH][kSub]) const {
+#pragma unroll 1
+    for (int quad = 0; quad < p_.layout.rank_quads; ++quad) {
+      float share[CH][4] = {};
+#pragma unroll
+      for (int t = 0; t < kSub; ++t) {
+        float q[4];
+        read_broadcast<4>(this->ranks(quad, step + t), q);
+#pragma unroll
+        for (int i = 0; i < CH; ++i) {
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            share[i][j] = fmaf(d_raw_step[i][t], q[j], share[i][j]);
+          }
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < CH; ++i) {
+        auto* to = reinterpret_cast<float4*>(weight_sums(quad, i));
+        const float4 sum = *to;
+        *to = {sum.x + share[i][0], sum.y + share[i][1], sum.z + share[i][2],
+               sum.w + share[i][3]};
+      }
+    }
+  }
+
   // Of this block's route and image in arrays (K, Bt, L, .).
   static __device__ __forceinline__ int64_t first_row(const ScanShape& s,
                                                       const Place<CH>& place) {
@@ -100,10 +149,22 @@ class RouteBackward : public RouteTiles<T, NT, CH, 3> {
            s.length;
   }
 
+  __device__ __forceinline__ float* raw_steps(const Place<CH>& place,
+                                              int i) const {
+    const ScanShape& s = this->shape_;
+    return fixed_address(p_.d_raw_step + first_row(s, place) * s.channels +
+                         place.channel[i]);
+  }
+
+  // With 16 states registers are few, so that what depends on the thread alone
+  // is worked out again instead.
+  static constexpr bool kAnew = NT == 16;
+  using Columns = RouteColumns<T, CH>;
+
   const Params& p_;
-  const RouteColumns<T, CH> dy_, dx_;
+  const Columns dy_, dx_;
   float* d_raw_step_[CH];
-  bool active_[CH], writes_[CH];
+  bool active_[CH];
 };
 
 template <typename T, int NT, int CH>
@@ -113,7 +174,8 @@ __global__ void __launch_bounds__(kMaxThreads)
 }
 
 template <typename T, int NT, int CH>
-__global__ void __launch_bounds__(kMaxThreads, backward_blocks(CH))
+__global__ void __launch_bounds__(max_threads(NT, true),
+                                  backward_blocks(NT, CH))
     route_backward_kernel(const RouteBackwardParams p) {
   scan_backward<RouteBackward<T, NT, CH>, NT, CH>(p);
 }

@@ -125,7 +125,8 @@ class RouteTiles {
 #pragma unroll 1
       for (int c = 0; c < 4 * layout_.rank_quads; ++c) {
         const int r = c - rank_padding();
-        weights(c / 4, i)[c % 4] = r >= 0 ? w[r] * kLog2E : 0.0f;
+        own_quad(layout_.weights, c / 4, i)[c % 4] =
+            r >= 0 ? w[r] * kLog2E : 0.0f;
       }
     }
   }
@@ -154,6 +155,11 @@ class RouteTiles {
   __device__ __forceinline__ MapRows<NT> maps() const {
     return MapRows<NT>(rows(half_) + layout_.rank_quads * kQuad,
                        place_.state_lane, shape_.state_lanes);
+  }
+
+  // Those of a lane of a quad, four states.
+  __device__ __forceinline__ MapRows<4> quad_maps(int lane) const {
+    return MapRows<4>(rows(half_) + layout_.rank_quads * kQuad, lane, 4);
   }
 
   __device__ __forceinline__ int tile() const { return tile_; }
@@ -229,6 +235,24 @@ class RouteTiles {
     return shared_array<int>(layout_.offsets) + access * 2 * kTile + at;
   }
 
+  // Four values of a channel's step weights, or of what is laid out like them.
+  __device__ __forceinline__ float* own_quad(int array, int quad, int i) const {
+    return own_quad(array, quad, i, threadIdx.x);
+  }
+  __device__ __forceinline__ float* own_quad(int array, int quad, int i,
+                                             int thread) const {
+    return shared_array<float>(array) +
+           ((quad * CH + i) * blockDim.x + thread) * 4;
+  }
+  // Columns of zeros in front of the dt rank, up to whole quads.
+  __device__ __forceinline__ int rank_padding() const {
+    return 4 * layout_.rank_quads - in_.dt_rank;
+  }
+  // The dt rank that a step of the tile reads, first of four columns.
+  __device__ __forceinline__ const float* ranks(int quad, int step) const {
+    return rows(half_) + quad * kQuad + 4 * step;
+  }
+
   const RouteInputs& in_;
   const RouteLayout& layout_;
   const ScanShape& shape_;
@@ -237,10 +261,6 @@ class RouteTiles {
   bool from_out_[kAccesses];          // whether they follow out_routes
 
  private:
-  __device__ __forceinline__ float* weights(int quad, int i) const {
-    return shared_array<float>(layout_.weights) +
-           ((quad * CH + i) * blockDim.x + threadIdx.x) * 4;
-  }
   __device__ __forceinline__ int* entries(int half, int table) const {
     return shared_array<int>(layout_.entries) + (half * 2 + table) * kTile;
   }
@@ -288,10 +308,6 @@ class RouteTiles {
     }
   }
 
-  // Zeros in front of the dt rank, up to whole quads.
-  __device__ __forceinline__ int rank_padding() const {
-    return 4 * layout_.rank_quads - in_.dt_rank;
-  }
   // Where a column of x_dbl lies among the rows.
   __device__ __forceinline__ int place_of(int column) const {
     const int after_C = column - in_.dt_rank - shape_.d_state;
@@ -405,7 +421,8 @@ class RouteTiles {
     do {  // there is at least one
       float w[CH][4];
 #pragma unroll
-      for (int i = 0; i < CH; ++i) read_broadcast<4>(weights(quad, i), w[i]);
+      for (int i = 0; i < CH; ++i)
+        read_broadcast<4>(own_quad(layout_.weights, quad, i), w[i]);
 #pragma unroll
       for (int t = 0; t < kSub; ++t) {
         float q[4];

@@ -18,10 +18,10 @@ SequenceInputs inputs_of(const Scan1dArgs& args) {
 bool scan_1d_forward(const Scan1dArgs& args, Device& device) {
   SequenceForwardParams p{};
   Cut cut;
-  const auto lay_out = [&](const Cut& cut) {
+  const auto lay_out = [&](Cut& cut) {
     SharedArena arena;
     p.layout.lay_out(cut.padded_states(), cut.threads, false, arena);
-    return arena.bytes();
+    cut.carry_bytes = cut.shared_bytes = arena.bytes();
   };
   if (!choose_cut(args, device, false, false, lay_out, cut)) return false;
   p.shape = scan_shape(args, cut, device);
@@ -36,16 +36,18 @@ bool scan_1d_forward(const Scan1dArgs& args, Device& device) {
 bool scan_1d_backward(const Scan1dArgs& args, Device& device) {
   SequenceBackwardParams p{};
   Cut cut;
-  const auto lay_out = [&](const Cut& cut) {
+  const auto lay_out = [&](Cut& cut) {
     SharedArena arena;
     p.layout.lay_out(cut.padded_states(), cut.threads, true, arena);
+    cut.carry_bytes = arena.bytes();
     p.backward.lay_out(cut.states, cut.lane_channels, cut.padded_states(),
                        cut.threads, arena);
-    return arena.bytes();
+    cut.shared_bytes = arena.bytes();
   };
   if (!choose_cut(args, device, true, false, lay_out, cut)) return false;
   PieceSums piece_sums(args.batch * cut.chunks, device);
   p.shape = scan_shape(args, cut, device);
+  p.shape.marks = allocate_marks(args, cut, device);
   p.inputs = inputs_of(args);
   p.sums = piece_sums.of(args);
   p.dy = rows_of(args.dy, args.y_type);

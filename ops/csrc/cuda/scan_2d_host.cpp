@@ -141,8 +141,8 @@ class RoutedRows {
   RouteRows rows_{};
 };
 
-// The gradients of the dt rank and of the step weights, products of d_raw_step
-// (K, Bt, L, D), and with them and those of B and C the gradient of x_dbl.
+// The gradient of the dt rank, a product of d_raw_step (K, Bt, L, D) and the
+// step weights, and with it and those of B and C the gradient of x_dbl.
 void finish_projection(const Scan2dArgs& args, const Cut& cut,
                        const RouteBackwardParams& p, const Visits& visits,
                        Device& device) {
@@ -150,7 +150,7 @@ void finish_projection(const Scan2dArgs& args, const Cut& cut,
   float* dt_grads =
       allocate_floats(device, args.num_routes * steps * args.dt_rank);
   device.multiply({p.d_raw_step, args.dt_weight, dt_grads, args.num_routes,
-                   steps, args.channels, args.dt_rank, false});
+                   steps, args.channels, args.dt_rank});
 
   ProjectionParams projection{};
   projection.dt_grads = dt_grads;
@@ -171,27 +171,6 @@ void finish_projection(const Scan2dArgs& args, const Cut& cut,
   launch_collect(device, {Function::kGatherProjections, args.in_type, 1, 1},
                  rows * ((args.dt_rank + 2 * args.d_state + 3) / 4),
                  projection);
-
-  RankParams ranks{};
-  ranks.inputs = p.inputs;
-  ranks.out = allocate_floats(device, args.num_routes * steps * args.dt_rank);
-  ranks.batch = projection.batch;
-  ranks.num_routes = projection.num_routes;
-  ranks.length = projection.length;
-  launch_collect(device, {Function::kGatherRanks, args.in_type, 1, 1},
-                 args.num_routes * steps * args.dt_rank, ranks);
-
-  // One product for all steps would keep a few blocks busy for long: sequences
-  // are cut into as many equal pieces, up to 64, as a power of two allows.
-  int64_t pieces = 1;
-  while (pieces < 64 && args.length % (2 * pieces) == 0) pieces *= 2;
-  const int64_t count = args.batch * pieces;
-  const int64_t size = args.channels * args.dt_rank;
-  float* shares = allocate_floats(device, args.num_routes * count * size);
-  device.multiply({p.d_raw_step, ranks.out, shares, args.num_routes * count,
-                   args.channels, args.length / pieces, args.dt_rank, true});
-  sum_slots(device, shares, args.ddt_weight, DType::kFloat, args.num_routes,
-            count, size);
 }
 
 }  // namespace
@@ -199,13 +178,13 @@ void finish_projection(const Scan2dArgs& args, const Cut& cut,
 bool scan_2d_forward(const Scan2dArgs& args, Device& device) {
   RouteForwardParams p{};
   Cut cut;
-  const auto lay_out = [&](const Cut& cut) {
+  const auto lay_out = [&](Cut& cut) {
     SharedArena arena;
     p.layout.lay_out(static_cast<int>(args.dt_rank),
                      static_cast<int>(args.d_state), cut.padded_states(),
-                     element_bytes(args.in_type), 2, cut.threads,
+                     element_bytes(args.in_type), false, cut.threads,
                      cut.lane_channels, arena);
-    return arena.bytes();
+    cut.carry_bytes = cut.shared_bytes = arena.bytes();
   };
   if (!choose_cut(args, device, false, true, lay_out, cut)) return false;
   const bool apart = !args.merge || args.num_routes == 1;
@@ -224,15 +203,16 @@ bool scan_2d_forward(const Scan2dArgs& args, Device& device) {
 bool scan_2d_backward(const Scan2dArgs& args, Device& device) {
   RouteBackwardParams p{};
   Cut cut;
-  const auto lay_out = [&](const Cut& cut) {
+  const auto lay_out = [&](Cut& cut) {
     SharedArena arena;
     p.layout.lay_out(static_cast<int>(args.dt_rank),
                      static_cast<int>(args.d_state), cut.padded_states(),
-                     element_bytes(args.in_type), 3, cut.threads,
+                     element_bytes(args.in_type), true, cut.threads,
                      cut.lane_channels, arena);
+    cut.carry_bytes = arena.bytes();
     p.backward.lay_out(cut.states, cut.lane_channels, cut.padded_states(),
                        cut.threads, arena);
-    return arena.bytes();
+    cut.shared_bytes = arena.bytes();
   };
   if (!choose_cut(args, device, true, true, lay_out, cut)) return false;
   const bool apart = args.x_per_route || args.num_routes == 1;
@@ -240,8 +220,11 @@ bool scan_2d_backward(const Scan2dArgs& args, Device& device) {
                       args.pixels, args.dx, args.in_type, device);
   PieceSums piece_sums(args.batch * cut.chunks, device);
   p.shape = scan_shape(args, cut, device);
+  p.shape.marks = allocate_marks(args, cut, device);
   p.inputs = inputs_of(args);
   p.sums = piece_sums.of(args);
+  p.ddt_weight = piece_sums.of(args.ddt_weight,
+                               args.num_routes * args.channels * args.dt_rank);
   const int64_t dy_row = (args.merge ? 1 : args.num_routes) * args.channels;
   p.dy.data = const_cast<void*>(args.dy);
   p.dy.is_float = args.y_type == DType::kFloat;

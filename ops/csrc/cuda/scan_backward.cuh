@@ -1,6 +1,7 @@
 // The backward scan, for either form, its carry pass and its main pass. Tiles
 // supplies what the form reads and writes: RouteBackward (route_backward.cuh),
-// SequenceBackward (sequence_backward.cuh).
+// SequenceBackward (sequence_backward.cuh). The main pass of 9 to 16 states
+// along routes is in scan_backward_quads.cuh.
 //
 // With e = dL/dy and a_l = exp(d_l A), per channel and state:
 //   g_l = e_l C_l + a_{l+1} g_{l+1}          (dL/dh_l)
@@ -19,7 +20,7 @@
 // sweeps over them.
 #pragma once
 
-#include "cuda/scan_block.cuh"
+#include "cuda/scan_backward_quads.cuh"
 
 namespace mmvssm::cuda {
 
@@ -328,31 +329,34 @@ class BackwardThread {
     }
   }
   __device__ __forceinline__ float& total(int i, int n) {
+    return total(i, n, threadIdx.x);
+  }
+  __device__ __forceinline__ float& total(int i, int n, int thread) {
     return shared_array<float>(
-        p_.backward.totals)[(i * (NT + 2) + n) * blockDim.x + threadIdx.x];
+        p_.backward.totals)[(i * (NT + 2) + n) * blockDim.x + thread];
   }
 
   // The chunk's share of the parameters' gradients.
   __device__ __forceinline__ void store_sums() {
     const ScanShape& s = p_.shape;
     const auto place = Place<CH>::anew(s);
-    const int64_t rows = s.num_routes * s.channels;
-    const int64_t piece =
-        (static_cast<int64_t>(place.batch) * s.chunks + place.chunk) * rows;
+    const int thread = thread_anew();
 #pragma unroll
     for (int i = 0; i < CH; ++i) {
       if (!place.active[i]) continue;
-      const int64_t row = piece + place.row(s, i);
+      const int64_t row = sum_row(s, place, i);
 #pragma unroll
       for (int n = 0; n < NT; ++n) {
         const int state = place.state_lane * NT + n;
         if (state < s.d_state) {
-          p_.sums.dA[row * s.d_state + state] = total(i, n) * kLn2;
+          p_.sums.dA[row * s.d_state + state] = total(i, n, thread) * kLn2;
         }
       }
       if (!place.writes(i)) continue;
-      if (p_.sums.dD != nullptr) p_.sums.dD[row] = total(i, NT);
-      if (p_.sums.dbias != nullptr) p_.sums.dbias[row] = total(i, NT + 1);
+      tiles_.store_sums(row, i);
+      if (p_.sums.dD != nullptr) p_.sums.dD[row] = total(i, NT, thread);
+      if (p_.sums.dbias != nullptr)
+        p_.sums.dbias[row] = total(i, NT + 1, thread);
     }
   }
 
@@ -369,7 +373,11 @@ template <typename Tiles, int NT, int CH>
 __device__ __forceinline__ void scan_backward(const typename Tiles::Params& p) {
   const Place<CH> place(p.shape);
   Tiles tiles(p, place);
-  BackwardThread<Tiles, NT, CH>(p, place, tiles).run();
+  if constexpr (NT == 16) {
+    BackwardQuads<Tiles>(p, tiles).run();
+  } else {
+    BackwardThread<Tiles, NT, CH>(p, place, tiles).run();
+  }
 }
 
 // What the warps of a block have put down for a step and column: `index` of
@@ -385,11 +393,11 @@ __device__ __forceinline__ float warp_sums(const BackwardLayout& layout,
   return sum;
 }
 
-// Blocks of kMaxThreads that shall fit a multiprocessor; it bounds registers.
-// The other kernels are better off without: told how many may be used, the
-// compiler loads ahead until it has to spill.
-constexpr int backward_blocks(int lane_channels) {
-  return lane_channels == 2 ? 2 : 3;
+// Blocks of the most threads that shall fit a multiprocessor; it bounds
+// registers. The other kernels are better off without: told how many may be
+// used, the compiler loads ahead until it has to spill.
+constexpr int backward_blocks(int states, int lane_channels) {
+  return states >= 8 || lane_channels == 2 ? 2 : 3;
 }
 
 }  // namespace mmvssm::cuda

@@ -133,6 +133,17 @@ class MapRows {
       read_quads(B_ + to_C_ + 4 * step, C);
     }
   }
+  // Of states n and n + 1, where n is even.
+  __device__ __forceinline__ void read_two(int step, int n, float (&B)[2],
+                                           float (&C)[2]) const {
+    const float* from = B_ + n / 4 * kQuad + 4 * step + n % 4;
+    const auto of_B = *reinterpret_cast<const float2*>(from);
+    const auto of_C = *reinterpret_cast<const float2*>(from + to_C_);
+    B[0] = of_B.x;
+    B[1] = of_B.y;
+    C[0] = of_C.x;
+    C[1] = of_C.y;
+  }
   __device__ __forceinline__ void read_B(int step, float (&B)[NT]) const {
     if constexpr (NT == 1) {
       B[0] = B_[4 * step];
@@ -241,6 +252,16 @@ __device__ __forceinline__ void store_carry(const ScanShape& s,
       *carry_entry(s, place, place.chunk, 1 + n0 + n, i) = value[i][n];
     }
   }
+}
+
+// The row of a channel among what blocks add up over their chunks, see
+// ParameterSums.
+template <int CH>
+__device__ __forceinline__ int64_t sum_row(const ScanShape& s,
+                                           const Place<CH>& place, int i) {
+  const int64_t rows = s.num_routes * s.channels;
+  return (static_cast<int64_t>(place.batch) * s.chunks + place.chunk) * rows +
+         place.row(s, i);
 }
 
 // value <- what came out of `count` chunks, from `chunk` on in steps of `by`.

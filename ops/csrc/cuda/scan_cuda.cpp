@@ -69,10 +69,9 @@ class StreamDevice : public Device {
       return at::from_blob(const_cast<float*>(data), {p.batch, rows, columns},
                            options_.dtype(at::kFloat));
     };
-    const Tensor a = p.transposed ? matrices(p.a, p.inner, p.rows).mT()
-                                  : matrices(p.a, p.rows, p.inner);
     Tensor out = matrices(p.out, p.rows, p.columns);
-    at::bmm_out(out, a, matrices(p.b, p.inner, p.columns));
+    at::bmm_out(out, matrices(p.a, p.rows, p.inner),
+                matrices(p.b, p.inner, p.columns));
   }
 
  private:

@@ -25,7 +25,6 @@ enum class Function {
   kLinkVisits,
   kGatherRows,
   kGatherProjections,
-  kGatherRanks,
 };
 
 struct Kernel {
@@ -50,14 +49,12 @@ struct Launch {
   int params_bytes;
 };
 
-// out[i] = a[i] b[i], or with a[i] transposed: float32, contiguous.
-// out (batch, rows, columns), b (batch, inner, columns), a (batch, rows, inner)
-// or transposed (batch, inner, rows).
+// out[i] = a[i] b[i]: float32, contiguous. a (batch, rows, inner),
+// b (batch, inner, columns), out (batch, rows, columns).
 struct Product {
   const float *a, *b;
   float* out;
   int64_t batch, rows, inner, columns;
-  bool transposed;
 };
 
 }  // namespace mmvssm::cuda

@@ -28,8 +28,6 @@ const char* name_of(Function function) {
       return "gather_rows_kernel";
     case Function::kGatherProjections:
       return "gather_projections_kernel";
-    case Function::kGatherRanks:
-      return "gather_ranks_kernel";
   }
   return nullptr;
 }

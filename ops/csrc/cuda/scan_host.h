@@ -51,16 +51,24 @@ inline ScanShape scan_shape(const ScanArgs& args, const Cut& cut,
   return s;
 }
 
+// Where the states of a backward scan wait, see scan_backward_quads.cuh.
+inline float* allocate_marks(const ScanArgs& args, const Cut& cut,
+                             Device& device) {
+  if (cut.states != 16) return nullptr;
+  return allocate_floats(
+      device, cut.blocks(args) * cut.threads * (kTile / kSub) * cut.states);
+}
+
 // The carry pass, where the sequence is cut, and the main pass.
 template <typename Params>
 void launch_scan(Device& device, const ScanArgs& args, const Cut& cut,
                  Function carry, Function main, const Params& params) {
-  const auto pass = [&](Function function) {
+  const auto pass = [&](Function function, int shared_bytes) {
     launch(device, {function, args.in_type, cut.states, cut.lane_channels},
-           cut.blocks(args), cut.threads, cut.shared_bytes, params);
+           cut.blocks(args), cut.threads, shared_bytes, params);
   };
-  if (cut.chunks > 1) pass(carry);
-  pass(main);
+  if (cut.chunks > 1) pass(carry, cut.carry_bytes);
+  pass(main, cut.shared_bytes);
 }
 
 // out[o][i] = sum over c of slots[o][c][i]; both arrays are aligned to 16
@@ -87,7 +95,7 @@ class PieceSums {
   };
   int64_t pieces_;
   Device& device_;
-  Item items_[3];
+  Item items_[4];
   int size_ = 0;
 };
 

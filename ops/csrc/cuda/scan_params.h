@@ -8,7 +8,12 @@
 
 namespace mmvssm::cuda {
 
+// Of a block. Those of the backward scan of 16 states share more: its rows take
+// much of the shared memory that there is.
 constexpr int kMaxThreads = 128;
+constexpr int max_threads(int states, bool backward) {
+  return backward && states == 16 ? 192 : kMaxThreads;
+}
 
 // How a scan is cut up: blocks are (batch, route, chunk, part of the channels).
 struct ScanShape {
@@ -22,6 +27,8 @@ struct ScanShape {
   const float* bias;  // (K*D) or null
   float* states;      // (Bt, K, S, N, D) or null
   float* carries;     // (Bt, K, chunks, 1 + N, D), see scan_block.cuh
+  float* marks;       // (blocks, kTile / kSub, 4, threads, 4) or null, see
+                      // scan_backward_quads.cuh
 };
 
 // What routes read: addresses are base + batch * batch_stride + route *
@@ -68,6 +75,7 @@ struct RouteBackwardParams {
   BackwardLayout backward;
   RouteInputs inputs;
   ParameterSums sums;
+  float* ddt_weight;  // as the sums, (Bt, K, chunks, D, R)
   RouteRows dy, dx;
   float* d_raw_step;    // (K, Bt, L, D)
   float* map_grads;     // (parts, K, Bt, L, 2 * padded states)
@@ -144,13 +152,6 @@ struct ProjectionParams {
   int batch, num_routes, length, pixels;
   int dt_rank, d_state, padded_states, parts;
   bool shared;  // one row for all routes
-};
-
-// The dt ranks that steps read, float32 (K, Bt, L, R); zeros for zero tokens.
-struct RankParams {
-  RouteInputs inputs;
-  float* out;
-  int batch, num_routes, length;
 };
 
 }  // namespace mmvssm::cuda

@@ -20,6 +20,7 @@ struct Cut {
   int lane_channels;               // that a lane holds
   int threads;                     // of a block
   int shared_bytes;                // of a block
+  int carry_bytes;                 // of a block of the carry pass
   int parts, chunks, chunk_tiles;  // see ScanShape
 
   int padded_states() const { return states * state_lanes; }
@@ -28,14 +29,16 @@ struct Cut {
   }
 };
 
-// States of a lane and lanes of a channel. The forward scan holds 16 states in
-// registers; the backward scan, with several steps of each, 8. Between 5 and 8
-// states two lanes of four leave fewer of them idle than one of 16.
-inline void share_states(int64_t d_state, bool backward, Cut& cut) {
-  cut.states = d_state == 1                                  ? 1
-               : d_state <= 4 || (!backward && d_state <= 8) ? 4
-               : backward                                    ? 8
-                                                             : 16;
+// States of a lane and lanes of a channel. Forward, a lane holds 16 states;
+// between 5 and 8 states two lanes of four leave fewer of them idle. Backward,
+// with several steps of each, a lane holds 8; or of 9 to 16 states four of each
+// of four channels, where it may work on `several`: scan_backward_quads.cuh.
+inline void share_states(int64_t d_state, bool backward, bool several,
+                         Cut& cut) {
+  cut.states = d_state == 1                                             ? 1
+               : d_state <= 4 || (!backward && d_state <= 8)            ? 4
+               : backward && !(several && d_state > 8 && d_state <= 16) ? 8
+                                                                        : 16;
   cut.state_lanes = 1;
   while (cut.padded_states() < d_state) cut.state_lanes *= 2;
 }
@@ -55,7 +58,7 @@ inline int64_t warps_of(const ScanArgs& args, const Cut& cut) {
   return args.batch * args.num_routes * cut.parts * (cut.threads / 32);
 }
 
-// Warps of a block for which a multiprocessor has registers at once: the
+// Warps of a block for which a multiprocessor has registers at once: most
 // kernels use 96 a thread forward and 168 backward at most, on 65,536.
 inline int64_t resident_warps(bool backward) { return backward ? 12 : 21; }
 
@@ -85,17 +88,19 @@ inline int64_t choose_chunk_tiles(int64_t tiles, int64_t blocks,
   return best;
 }
 
-// False if not even one warp fits a block of this device. `pairs`: whether a
-// lane may hold two channels, which spares instructions where they have one
-// state and fill whole warps, and as many warps are left as the device takes.
-// `lay_out(cut)` lays the block's arrays out and returns their bytes.
+// False if not even one warp fits a block of this device. `several`: whether a
+// lane may work on several channels, see share_states(); it holds two where
+// they have one state and fill whole warps, which spares instructions, and as
+// many warps are left as the device takes. `lay_out(cut)` lays the block's
+// arrays out and sets their bytes.
 template <typename LayOut>
 bool choose_cut(const ScanArgs& args, const Device& device, bool backward,
-                bool pairs, const LayOut& lay_out, Cut& cut) {
-  share_states(args.d_state, backward, cut);
+                bool several, const LayOut& lay_out, Cut& cut) {
+  share_states(args.d_state, backward, several, cut);
   if (cut.state_lanes > 32) return false;
   const int64_t full = kFullWarps * device.multiprocessors;
-  const int limit = args.max_threads > 0 ? args.max_threads : kMaxThreads;
+  const int limit = args.max_threads > 0 ? args.max_threads
+                                         : max_threads(cut.states, backward);
   for (int threads = limit;; threads /= 2) {
     if (threads < 32) return false;
     cut.lane_channels = 1;
@@ -103,12 +108,12 @@ bool choose_cut(const ScanArgs& args, const Device& device, bool backward,
     const int64_t warps = warps_of(args, cut);
     const bool whole = (args.channels + 31) / 32 % 2 == 0;
     const bool enough = warps / 2 >= full || warps < full;
-    if (pairs && cut.states == 1 &&
+    if (several && cut.states == 1 &&
         (args.lane_channels > 0 ? args.lane_channels == 2 : whole && enough)) {
       cut.lane_channels = 2;
       share_channels(args.channels, threads, cut);
     }
-    cut.shared_bytes = lay_out(cut);
+    lay_out(cut);
     if (cut.shared_bytes <= device.shared_limit) break;
   }
 

@@ -49,6 +49,8 @@ class SequenceBackward : public SequenceTiles<T, NT> {
     this->delta_.store(p_.ddelta, l);
   }
 
+  __device__ __forceinline__ void store_sums(int64_t, int) const {}
+
   // Adds the warps up for `steps` (a power of two) steps from `step` on.
   __device__ __forceinline__ void flush(int step, int steps) const {
     const ScanShape& s = this->shape_;
@@ -84,7 +86,8 @@ __global__ void __launch_bounds__(kMaxThreads)
 }
 
 template <typename T, int NT, int CH>
-__global__ void __launch_bounds__(kMaxThreads, backward_blocks(CH))
+__global__ void __launch_bounds__(max_threads(NT, true),
+                                  backward_blocks(NT, CH))
     sequence_backward_kernel(const SequenceBackwardParams p) {
   scan_backward<SequenceBackward<T, NT>, NT, CH>(p);
 }

@@ -66,13 +66,17 @@ struct RouteLayout {
   int raw_pitch;  // in elements
   int raw;   // 16-bit rows as they arrive, kTile; float32 ones have no need
   int rows;  // rank_quads + map_quads(padded states) quads, ...
-  int rows_size;  // ... so many floats; of float32 inputs two tiles
-  int entries;    // int [2][routes, out_routes][kTile]
-  int offsets;    // int [accesses][2 * kTile]: a ring of two tiles
-  int weights;    // [rank quad][channel of a lane][thread][4]
+  int rows_size;    // ... so many floats; of float32 inputs two tiles
+  int entries;      // int [2][routes, out_routes][kTile]
+  int offsets;      // int [accesses][2 * kTile]: a ring of two tiles
+  int weights;      // [rank quad][channel of a lane][thread][4]
+  int weight_sums;  // backward, as the weights: sums of their gradients
+
+  // Rows of x and y; backward of x, dy and dx.
+  static constexpr int accesses(bool backward) { return backward ? 3 : 2; }
 
   void lay_out(int dt_rank, int d_state, int padded_states, int element_bytes,
-               int accesses, int threads, int lane_channels,
+               bool backward, int threads, int lane_channels,
                SharedArena& arena) {
     rank_quads = (dt_rank + 3) / 4;
     const int per_16_bytes = 16 / element_bytes;
@@ -83,8 +87,10 @@ struct RouteLayout {
     rows_size = (rank_quads + map_quads(padded_states)) * kQuad;
     rows = arena.floats((is_float ? 2 : 1) * rows_size);
     entries = arena.floats(2 * 2 * kTile);
-    offsets = arena.floats(accesses * 2 * kTile);
-    weights = arena.floats(4 * rank_quads * lane_channels * threads);
+    offsets = arena.floats(accesses(backward) * 2 * kTile);
+    const int all_weights = 4 * rank_quads * lane_channels * threads;
+    weights = arena.floats(all_weights);
+    weight_sums = backward ? arena.floats(all_weights) : 0;
   }
 };
 
@@ -104,21 +110,40 @@ struct SequenceLayout {
   }
 };
 
+// What a warp of scan_backward_quads.cuh has for itself: floats in a row.
+struct QuadLayout {
+  static constexpr int kSteps = 0;                        // [pair][lane][4]
+  static constexpr int kOwn = kSteps + kSub / 2 * 128;    // [pair][lane][4]
+  static constexpr int kGrads = kOwn + kSub / 2 * 128;    // [pair][lane][2]
+  static constexpr int kBefore = kGrads + kSub / 2 * 64;  // [2][4][lane][4]
+  // [step of a pair][B, C][lane][4 states] and padding, so that the four arrays
+  // start in different banks.
+  static constexpr int kPitch = 128 + 16;
+  static constexpr int kLanes = kBefore + 8 * 128;
+  static constexpr int kFloats = kLanes + 4 * kPitch;
+};
+
 // What the backward scan keeps beside its tiles.
 struct BackwardLayout {
   int marks;   // [kTile / kSub][channel of a lane, state][thread]
   int sums;    // [warp][flush_steps][B, C of all states, padded]
   int totals;  // [channel of a lane][states, dD, dbias][thread]
+  // Of 16 states, what warps have each for themselves, see QuadLayout; `marks`
+  // is elsewhere then.
+  int warps;
 
   // Steps whose sums over channels are collected before the warps are added up.
   static MMVSSM_SHARED constexpr int flush_steps(int states) {
-    return states == 1 ? kTile : kGroup;
+    return states == 1 ? kTile : states == 16 ? kSub : kGroup;
   }
   void lay_out(int states, int lane_channels, int padded_states, int threads,
                SharedArena& arena) {
-    marks = arena.floats(kTile / kSub * states * lane_channels * threads);
+    const bool quads = states == 16;
+    const int kept = quads ? 0 : states;
+    marks = arena.floats(kTile / kSub * kept * lane_channels * threads);
     sums = arena.floats(threads / 32 * flush_steps(states) * 2 * padded_states);
-    totals = arena.floats(lane_channels * (states + 2) * threads);
+    totals = arena.floats(lane_channels * (quads ? 3 : states + 2) * threads);
+    warps = quads ? arena.floats(threads / 32 * QuadLayout::kFloats) : 0;
   }
 };
 

@@ -54,7 +54,7 @@ KernelHandle find_by_name(const std::string& name) {
   using mmvssm::DType;
   using mmvssm::cuda::Function;
   using mmvssm::cuda::name_of;
-  for (int f = 0; f <= static_cast<int>(Function::kGatherRanks); ++f) {
+  for (int f = 0; f <= static_cast<int>(Function::kGatherProjections); ++f) {
     for (const DType t : {DType::kFloat, DType::kHalf, DType::kBFloat16}) {
       const auto id = static_cast<Function>(f);
       if (name_of(id) == std::string(function) &&

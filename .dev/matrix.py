@@ -3,8 +3,9 @@
 Run by ``make matrix``; rows can be named: ``make matrix ROWS='py310-torch2.1 forks'``. Each row has
 a clean clone of the last commit and an environment below build/matrix, where `make setup` installs
 what the row says. A row takes half an hour on two cores and 10 GB; interrupted, it goes on with the
-step that was cut off. Results go to docs/start/environments.json and into the table of
-docs/start/environments.md. The exit status is 1 if a test or a step of a row failed.
+step that was cut off. The last rows build a network of a further OpenMMLab library each, beside the
+packages of the running environment. Results go to docs/start/environments.json and into the tables
+of docs/start/environments.md. The exit status is 1 if a test or a step of a row failed.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from other_libraries import LIBRARIES  # noqa: E402
+
 from mmvssm.files import atomic_write  # noqa: E402
 
 PAGE = ROOT / "docs" / "start" / "environments.md"
@@ -78,7 +81,7 @@ ROWS = [
 
 
 def main() -> int:
-    rows = {row.name: row for row in ROWS}
+    rows = {row.name: row for row in ROWS} | LIBRARIES
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -93,9 +96,9 @@ def main() -> int:
     good = True
     if not args.table:
         for name in args.rows or rows:
-            result = run(rows[name])
+            result = run_library(name) if name in LIBRARIES else run(rows[name])
             note(result)
-            good &= not result["failed_step"] and not result["tests"]["failed"]
+            good &= not result["failed_step"] and not result.get("tests", {}).get("failed")
     atomic_write(PAGE, lambda part: part.write_text(page_with_table()))
     return not good
 
@@ -160,6 +163,26 @@ def run(row: Row) -> dict:
     return result
 
 
+def run_library(name: str) -> dict:
+    """Build and run a network of a further OpenMMLab library; return the result."""
+    folder = ROOT / "build" / "matrix" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    say(f"{name}: beside the packages of {sys.executable}")
+    log = folder / "library.log"
+    command = [sys.executable, ROOT / ".dev" / "other_libraries.py", name, "--folder", folder]
+    with log.open("w") as file:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=file, text=True)
+    result = {"row": name, "commit": git("rev-parse", "--short", "HEAD")}
+    result |= {"date": time.strftime("%Y-%m-%d"), "failed_step": None}
+    if done.returncode:
+        result["failed_step"] = "library"
+        print(*log.read_text(errors="replace").splitlines()[-15:], sep="\n    ")
+    else:
+        result |= json.loads(done.stdout.splitlines()[-1])
+    say(f"{name}: {result['failed_step'] or result['shapes']}")
+    return result
+
+
 def counts(output: str) -> dict[str, int]:
     """Read how many tests passed, failed and were skipped from the last line of pytest."""
     last = output.strip().splitlines()[-1] if output.strip() else ""
@@ -182,7 +205,7 @@ def described(result: dict) -> str:
 def note(result: dict) -> None:
     """Put the result of a row in the place of its last one."""
     kept = [old for old in read_results() if old["row"] != result["row"]]
-    order = [row.name for row in ROWS]
+    order = [row.name for row in ROWS] + list(LIBRARIES)
     kept = sorted([*kept, result], key=lambda entry: order.index(entry["row"]))
     text = json.dumps(kept, indent=1) + "\n"
     atomic_write(RESULTS, lambda part: part.write_text(text))
@@ -194,14 +217,38 @@ def read_results() -> list[dict]:
 
 def page_with_table() -> str:
     """Return the page with the table that the results give."""
-    before, _, rest = PAGE.read_text().partition("<!-- rows -->\n")
-    _, _, after = rest.partition("<!-- end of rows -->\n")
-    table = "\n".join(table_lines(read_results()))
-    return f"{before}<!-- rows -->\n{table}\n<!-- end of rows -->\n{after}"
+    page, results = PAGE.read_text(), read_results()
+    environments = [result for result in results if result["row"] not in LIBRARIES]
+    libraries = [result for result in results if result["row"] in LIBRARIES]
+    for mark, lines in [
+        ("rows", table_lines(environments)),
+        ("libraries", library_lines(libraries)),
+    ]:
+        before, _, rest = page.partition(f"<!-- {mark} -->\n")
+        _, _, after = rest.partition(f"<!-- end of {mark} -->\n")
+        table = "\n".join(lines)
+        page = f"{before}<!-- {mark} -->\n{table}\n<!-- end of {mark} -->\n{after}"
+    return page
+
+
+def library_lines(results: Iterable[dict]) -> list[str]:
+    """Return the table of the further libraries in Markdown."""
+    lines = ["| Row | Version | Config | Outputs | Commit |", "|---|---|---|---|---|"]
+    for result in results:
+        shapes = ", ".join("x".join(map(str, shape)) for shape in result.get("shapes", ()))
+        cells = [
+            f"`{result['row']}`",
+            result.get("version", ""),
+            f"`{Path(LIBRARIES[result['row']].config).stem}`",
+            shapes or "failed",
+            f"{result['commit']}, {result['date']}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
 
 
 def table_lines(results: Iterable[dict]) -> list[str]:
-    """Return the table of the results in Markdown."""
+    """Return the table of the environments in Markdown."""
     lines = [
         "| Row | Python | torch | mmcv | numpy | OpenCV | Tests: passed, failed, skipped "
         "| Demo: top 1 | Commit |",

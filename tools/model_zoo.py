@@ -40,22 +40,27 @@ INTRODUCTION = """\
 
 <!-- Written by tools/model_zoo.py from configs/*/metafile.yml: do not edit. -->
 
-Results are those that the authors published, of models that they trained with their own code, and
-beside them stands where: a table of the paper, a page of their repository or the log of a training.
-A dash says that no number was published, or one of another network, which the family's page names.
-`mmvssm://NAME` is the name of the authors' file, which works wherever MMEngine takes a checkpoint
-(see [weights.md](weights.md)); where they have it on a page only, the first run says what to save
-where. Each row ends with a command to start with, from a checkout. Parameters are those of the
-models as this package builds them. FLOPs are in each family's published
-convention, or in that of VMamba, one multiply-accumulate being one, and do not compare across
-families; each family's page says more.
+This page lists every recipe of this package with its size, the published result, the released
+weights and a command to start with. The page of each family says more about it.
+
+- **Results** are those that the authors published, of models that they trained with their own code.
+  *Source* says where: a table of the paper, a page of their repository, or the log of a training. A
+  dash means that no number was published, or only one of another network, which the family's page
+  names.
+- **Weights**: `mmvssm://NAME` names the authors' file and works wherever MMEngine takes a
+  checkpoint (see [weights](weights.md)). If the authors offer a file only on a page, the first run
+  says what to save where.
+- **Parameters** are those of the models as this package builds them. **FLOPs** count a
+  multiply-accumulate as one, in each family's published convention or else in VMamba's, so they do
+  not compare across families.
+- **Commands** are run from a checkout of this repository.
 """
 #: What a result's ``Source`` may say.
 SOURCE = re.compile(
     r"paper(, table \d+)?( \(text\))?|README( (at|of branch) [\w#]+)?|[\w.]+\.md|log", re.ASCII
 )
 TEXT_NOTE = """
-(text): read from a text copy of the paper, and found in no second source.
+(text): taken from a text copy of the paper; no second source was found.
 """
 
 

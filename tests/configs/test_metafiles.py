@@ -124,7 +124,7 @@ def test_results_of_one_text_copy_are_marked():
     for name in marked:
         (row,) = re.findall(rf"^\|.*/{name}\.py\).*$", page, re.MULTILINE)
         assert "(text)" in row
-    assert page.count("(text): read from a text copy of the paper") == 2
+    assert page.count("(text): taken from a text copy of the paper") == 2
 
 
 def test_model_index_library_reads_it():

@@ -6,7 +6,6 @@ import importlib
 import io
 import re
 import runpy
-import shlex
 import sys
 from collections import OrderedDict
 from pathlib import Path
@@ -24,13 +23,9 @@ from mmvssm.families.key_map import KeyMap
 from mmvssm.hub import Address
 from mmvssm.models import VMamba
 from mmvssm.registry import MODELS
+from pages import PAGES, blocks, commands
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted(
-    page
-    for pattern in ("*.md", "docs/**/*.md", "configs/*/*.md", "ops/*.md", "projects/*/*.md")
-    for page in ROOT.glob(pattern)
-)
 #: Signs of snippets that other tests run.
 ELSEWHERE = {
     'Inferencer("config.py"': "tests/tools/test_predict.py runs it with configs of all libraries",
@@ -43,25 +38,6 @@ OUTSIDE = [
     for folder in ("outside_project", "outside_kernel")
     for file in (ROOT / "tests" / folder).glob("*.py")
 ]
-
-
-def blocks(language):
-    """All blocks of a language, each with a name that tells where it stands."""
-    for page in PAGES:
-        found = re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
-        for number, block in enumerate(found):
-            marks = [pytest.mark.slow] if "torch.compile(" in block else []
-            yield pytest.param(block, id=f"{page.relative_to(ROOT)}:{number}", marks=marks)
-
-
-def commands():
-    """All commands, continued lines joined, comments left out."""
-    for parameter in blocks("bash"):
-        text = parameter.values[0].replace("\\\n", " ")
-        for number, line in enumerate(text.splitlines()):
-            words = shlex.split(line, comments=True)
-            if words:
-                yield pytest.param(words, id=f"{parameter.id}:{number}")
 
 
 @pytest.fixture(scope="module")

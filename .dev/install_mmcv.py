@@ -62,21 +62,38 @@ def main() -> int:
 
 
 def fetch(distribution: str, version: str, work_dir: Path) -> Path:
-    """Download and unpack the source archive, unless that was done before."""
+    """Download, unpack and mend the source archive, unless that was done before."""
     source = work_dir / f"{distribution}-{version}"
     if source.is_dir():
         return source
-    options = ["--quiet", "--no-deps", "--no-binary", distribution, "--no-build-isolation"]
-    requirement = f"{distribution}=={version}"
-    subprocess.run([*PIP, "download", *options, "--dest", str(work_dir), requirement], check=True)
     unpacked = work_dir / "unpacked"
     shutil.rmtree(unpacked, ignore_errors=True)
-    # the file and its folder may spell the name with an underscore
-    (archive,) = work_dir.glob("*mmcv-*.tar.gz")
-    shutil.unpack_archive(archive, unpacked)
-    (folder,) = unpacked.iterdir()
-    folder.rename(source)
+    unpacked.mkdir(parents=True)
+    options = ["--no-deps", "--no-binary", distribution, "--no-build-isolation", "--no-clean"]
+    download = [*PIP, "download", *options, "--dest", str(work_dir), f"{distribution}=={version}"]
+    # pip runs setup.py for its metadata, which fails before the mends; what it unpacked remains
+    env = os.environ | {"TMPDIR": str(unpacked.resolve())}
+    outcome = subprocess.run(download, env=env, capture_output=True, text=True)
+    found = sorted(unpacked.glob("pip-download-*/*mmcv_*/setup.py"))
+    if len(found) != 1:
+        sys.exit(f"{outcome.stdout}{outcome.stderr}\n{distribution} {version} was not downloaded")
+    mend(found[0])
+    found[0].parent.rename(source)
+    shutil.rmtree(unpacked)
     return source
+
+
+def mend(setup: Path) -> None:
+    """Change what keeps mmcv's setup.py from building beside new releases.
+
+    The flag for C++17 goes, because torch adds the one that its headers need (C++20 since 2.14).
+    From Python 3.13 on, names that ``exec`` defines in a function are not in its ``locals()``.
+    """
+    text = setup.read_text(encoding="utf-8")
+    text = re.sub(r"'-std=c\+\+\d\d'(, )?", "", text)
+    text = text.replace("version_file, 'exec'))", "version_file, 'exec'), globals())")
+    text = text.replace("locals()['__version__']", "globals()['__version__']")
+    setup.write_text(text, encoding="utf-8")
 
 
 def build_environment() -> tuple[dict[str, str], str]:

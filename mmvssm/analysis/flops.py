@@ -187,6 +187,7 @@ def _formulas(cost: ScanCost, scalar_decay: bool) -> dict[Any, Callable[..., flo
         _SCAN: scan,
         _aten.native_layer_norm: layer_norm,
         _aten._native_batch_norm_legit_no_training: batch_norm,
+        _aten.native_batch_norm: batch_norm,  # what torch < 2.3 runs
         _aten.upsample_bilinear2d: bilinear,
         _aten.upsample_nearest2d: nearest,
     }

@@ -1,4 +1,4 @@
-"""Pictures of the routes along which a layer scans its map."""
+"""Figures of the routes along which a layer scans its map."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PANEL = 2.3  # inches
-_REACH = 2  # pixels that an arrow leads at most; longer moves are lines
+_REACH = 2  # pixels; longer moves are drawn as lines instead of arrows
 _PANELS_PER_ROW = 4
 _WIDTH = 9.2  # inches, of a picture whose rows hold panels of several models
 _PALED = 0.3  # how much white covers an image, so that lines stand out
 
 
 def routes_of(backbone: nn.Module, layer: int, height: int, width: int) -> list[Route]:
-    """Return the routes of one layer of a backbone, see :meth:`SelectiveScans.name_routes`.
+    """Return the routes of a layer of a backbone; see :meth:`SelectiveScans.name_routes`.
 
     Args:
         backbone: A model whose blocks have mixers derived from :class:`SelectiveScans`.
-        layer: Number of the block, counted from 0 through all stages.
+        layer: Index of the block, counted from 0 through all stages.
         height: Rows of the map.
         width: Columns of the map.
 
@@ -45,7 +45,7 @@ def routes_of(backbone: nn.Module, layer: int, height: int, width: int) -> list[
 
 
 def scanning_block(backbone: nn.Module, layer: int) -> tuple[CheckpointedBlock, SelectiveScans]:
-    """Return a block of a backbone, and its mixer.
+    """Return a block of a backbone and its mixer.
 
     Args:
         backbone: See :func:`routes_of`.
@@ -65,7 +65,7 @@ def scanning_block(backbone: nn.Module, layer: int) -> tuple[CheckpointedBlock, 
 
 
 def name_layers(backbone: nn.Module) -> dict[str, bool]:
-    """Return the names of a backbone's layers in their order, and whether each of them scans."""
+    """Return the names of a backbone's layers in order, and whether each of them scans."""
     return {name: mixer is not None for name, (_, mixer) in _layers(backbone).items()}
 
 
@@ -79,7 +79,7 @@ def _layers(backbone: nn.Module) -> dict[str, tuple[CheckpointedBlock, Selective
 
 
 def _points(route: Route) -> Tensor:
-    """Return where the steps are drawn, ``(L, 2)`` as x, y; zero tokens are nan."""
+    """Return the positions of the steps in the figure, ``(L, 2)`` as x, y; nan for zero tokens."""
     height, width = route.size
     pixels = torch.arange(height * width)
     places = [
@@ -121,7 +121,7 @@ def _draw_route(
     for i, j in moves:
         close = (points[j] - points[i]).abs().max() <= _REACH and j == i + 1
         (near if close else far).append((i, j))
-    # dotted where zero tokens come between
+    # dotted if zero tokens come in between
     for style, chosen in (
         ("-", [(i, j) for i, j in far if j == i + 1]),
         (":", [(i, j) for i, j in far if j > i + 1]),
@@ -130,7 +130,7 @@ def _draw_route(
     if image is None:
         ground = torch.ones(height * width, 4, dtype=torch.float64)
         on_map = (steps >= 0) & (steps < height * width)
-        # pale, so that arrows stand out
+        # pale colours, so that arrows stand out
         ground[steps[on_map]] = 0.55 * torch.from_numpy(colors)[on_map] + 0.45
         axes.imshow(ground.view(height, width, 4).numpy())
         _draw_arrows(axes, points, near)
@@ -187,20 +187,20 @@ def draw_routes(
 ) -> Figure:
     """Draw a panel for each route.
 
-    Pixels are coloured by the time of their visit, from violet to yellow; those that are never
-    visited stay white. Arrows lead to neighbours, lines to pixels farther away, dotted ones where
-    zero tokens come between. The first visit is a disc, the last a square, a class token a star.
-    Over an image the way itself has the colours of time.
+    Pixels are coloured by the time of their visit, from violet to yellow; unvisited pixels are
+    white. Arrows lead to neighbours and lines to pixels farther away, dotted if zero tokens come in
+    between. A disc marks the first visit, a square the last, and a star a class token. Over an
+    image, lines have the colours of time instead.
 
     Args:
-        found: What :func:`routes_of` gives; or this for several models by their names.
-        title: Headline of the picture.
+        found: Result of :func:`routes_of`; or several by name.
+        title: Title of the figure.
         image: uint8 ``(H, W, 3)`` in RGB, drawn below the routes.
-        columns: Panels in a row at most. Default: 4 for one model; several models get a row each.
-            If it is given, models share a row where they fit.
+        columns: Most panels in a row. Default: 4 for one model, and a row for each of several. If it
+            is given, several models share a row where they fit.
 
     Returns:
-        A figure of matplotlib, which must be installed, to be saved by its ``savefig``.
+        A matplotlib figure; needs matplotlib.
 
     Raises:
         ValueError: If ``columns`` is less than 1.

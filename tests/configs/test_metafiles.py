@@ -310,6 +310,8 @@ def test_picture_is_what_the_command_draws(family, tmp_path):
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     subprocess.run(command, cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": path})
     old, new = cv2.imread(str(committed)), cv2.imread(str(tmp_path / "new.png"))
-    assert old.shape == new.shape
-    # fonts and edges may differ from one matplotlib to the next
-    assert np.abs(old.astype(int) - new).mean() < 8
+    # fonts and edges may differ from one matplotlib to the next, which cuts them off
+    assert np.abs(np.subtract(old.shape, new.shape)).max() <= 2
+    size = old.shape[1] // 4, old.shape[0] // 4
+    old, new = (cv2.resize(p, size, interpolation=cv2.INTER_AREA) for p in (old, new))
+    assert np.abs(old.astype(int) - new).mean() < 8  # 20 and more for other routes

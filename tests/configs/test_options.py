@@ -20,6 +20,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
 
+from abilities import needs_sharding, needs_whole_graphs
 from mmvssm.engine import ChannelsLastHook, runtime
 from mmvssm.engine.cli import load_config
 from mmvssm.models.layers.block import CheckpointedBlock
@@ -331,6 +332,7 @@ def test_mixed_precision_on_a_gpu(train, name):
     assert (saved["optimizer"]["loss_scaler"]["scale"] > 1) == (name == "amp-fp16")
 
 
+@needs_whole_graphs
 def test_compiled_training_is_validated(plain, train):
     """The step as graphs gives the numbers of the eager one, and the validation runs as ever."""
     settings = "compile.backend=aot_eager", "val_dataloader.dataset.indices=8"
@@ -339,7 +341,13 @@ def test_compiled_training_is_validated(plain, train):
     assert len(scalars(folder, "accuracy/top1")) == 1
 
 
+def test_compiling_says_which_torch_it_needs(refused, monkeypatch):
+    monkeypatch.delattr(torch.compiler, "is_compiling", raising=False)
+    assert "compile needs torch 2.3 or newer, this is" in refused(CLS, "--option", "compile")
+
+
 @pytest.mark.slow
+@needs_whole_graphs
 @pytest.mark.skipif(not (shutil.which("g++") or torch.cuda.is_available()), reason="no compiler")
 def test_compiled_step(plain, train):
     """The step compiled by torch's own compiler gives the numbers of the eager one."""
@@ -414,6 +422,7 @@ def assert_same_end(one, other):
             )
 
 
+@needs_sharding
 def test_fsdp_shares_out_what_ddp_repeats(train_in_two, tmp_path):
     """Two processes that hold half of the model each end as two that hold all of it, also when
     they are resumed in between."""
@@ -427,7 +436,7 @@ def test_fsdp_shares_out_what_ddp_repeats(train_in_two, tmp_path):
         assert_same_end(tmp_path / "copies" / "epoch_2.pth", tmp_path / name / "epoch_2.pth")
 
 
-def test_fsdp_says_what_it_cannot(refused, tmp_path):
+def test_fsdp_says_what_it_cannot(refused, tmp_path, monkeypatch):
     assert "start with tools/dist_train.sh" in refused(CLS, "--option", "fsdp")
     (tmp_path / "averaged.py").write_text(
         f"_base_ = {str(ROOT / 'configs' / CLS)!r}\n"
@@ -436,6 +445,9 @@ def test_fsdp_says_what_it_cannot(refused, tmp_path):
     averaged = tmp_path / "averaged.py"
     message = refused(averaged, "--option", "fsdp", "--launcher", "pytorch")
     assert "EMAHook" in message and "--cfg-options custom_hooks=[]" in message
+    monkeypatch.setattr(torch.cpu, "Stream", object)
+    message = refused(CLS, "--option", "fsdp", "--launcher", "pytorch")
+    assert "FSDPStrategy on a CPU needs torch 2.4 or newer, this is" in message
 
 
 def test_deepspeed_gets_what_the_config_says():

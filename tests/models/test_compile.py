@@ -11,10 +11,11 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._inductor import config as inductor_config
 
+from abilities import needs_whole_graphs
 from mmvssm import ops
 from small_families import FAMILIES, Hierarchical
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [needs_whole_graphs, pytest.mark.usefixtures("one_thread")]
 
 #: Batch, height and width; stages of odd sides among them.
 SIZES = [(2, 72, 104), (3, 91, 65), (2, 64, 64)]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from abilities import HALF_PRECISIONS
 from mmvssm.models.layers import ConvDownsample, ConvStem, DepthwiseConv, PatchEmbed
 
 LAYERS = {
@@ -24,7 +25,7 @@ def fill_free_memory_with_nan():
 
 
 @pytest.mark.parametrize("cast", ["autocast", "model"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", HALF_PRECISIONS)
 @pytest.mark.parametrize("layer", LAYERS)
 def test_half_precision_of_narrow_maps(layer, dtype, cast):
     reference = LAYERS[layer]()

@@ -7,6 +7,7 @@ from mmengine.optim import build_optim_wrapper
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from abilities import HALF_PRECISIONS
 from mmvssm.models.layers import RMSNorm, SelectiveScans
 from small_families import FAMILIES, Hierarchical, families, hierarchical
 
@@ -189,7 +190,7 @@ def test_drop_path_grows_linearly_and_acts_in_training_only(family):
 
 @families
 @pytest.mark.parametrize("size", [(64, 64), (64, 32), (72, 37)])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", HALF_PRECISIONS)
 def test_autocast(family, dtype, size):
     model = family.build(drop_path_rate=0).train()
     image = torch.randn(2, 3, *size)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from abilities import HALF_PRECISIONS
 from mmvssm.models import MambaMixer
 from mmvssm.ops.routes import directions
 from mmvssm.registry import MODELS
@@ -170,7 +171,7 @@ def test_ways_back_agree_on_square_maps_only():
     assert difference > 0.1
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", HALF_PRECISIONS)
 @pytest.mark.parametrize("options", [dict(), dict(scan=FOUR, merge="search")])
 def test_half_precision(options, dtype):
     mixer = MambaMixer(16, **options)

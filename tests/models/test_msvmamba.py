@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from abilities import HALF_PRECISIONS
 from mmvssm import ops
 from mmvssm.models import MS2D, MSVMamba
 from mmvssm.registry import MODELS
@@ -190,7 +191,7 @@ def test_values_and_gradients_of_the_block(fields):
 
 
 @pytest.mark.parametrize("fields", [dict(), V3], ids=["v1", "v3"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", HALF_PRECISIONS)
 def test_scan_precision_under_autocast(monkeypatch, dtype, fields):
     seen = []
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from abilities import HALF_PRECISIONS
 from mmvssm import ops
 from mmvssm.models import SS2D, CascadeSS2D, FlippedCascadeSS2D, ScalarDecaySS2D
 from mmvssm.registry import MODELS
@@ -195,7 +196,7 @@ def test_atrous_scans_project_each_pixel_once(monkeypatch):
 
 
 @pytest.mark.parametrize("force_fp32", [True, False])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", HALF_PRECISIONS)
 def test_scan_precision_under_autocast(monkeypatch, dtype, force_fp32):
     seen = {}
 

@@ -10,6 +10,7 @@ from mmengine.model import BaseModule
 from mmengine.runner import load_checkpoint
 from torch import nn
 
+from abilities import HALF_PRECISIONS
 from mmvssm.models import LocalVim, MambaMixer, Vim
 from mmvssm.models.layers import RMSNorm
 from mmvssm.registry import MODELS
@@ -357,7 +358,7 @@ def test_one_direction_is_not_divided():
     assert torch.equal(models[0](image)[0], models[1](image)[0])
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", HALF_PRECISIONS)
 @pytest.mark.parametrize("half_model", [True, False])
 @pytest.mark.parametrize("name", ["vim", "vim, double", "local", "local, search"])
 def test_residual_stream_is_float32(name, dtype, half_model):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from abilities import WHOLE_GRAPHS, needs_opcheck, needs_strict, needs_whole_graphs
 from mmvssm import ops
 from mmvssm.models import Vim, VMamba
 
@@ -35,6 +36,7 @@ def op_arguments_2d(**kwargs):
     return (*before, t["A"], t["dt_weight"], t["dt_bias"], t["D"], 12, True)
 
 
+@needs_opcheck
 @pytest.mark.parametrize("twin", ["", "_torch"])
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_opcheck(requires_grad, twin):
@@ -44,6 +46,7 @@ def test_opcheck(requires_grad, twin):
     torch.library.opcheck(getattr(torch.ops.mmvssm, f"selective_scan_2d{twin}"), arguments)
 
 
+@needs_opcheck
 def test_opcheck_of_the_backward_ops():
     arguments = tuple(tensors_1d(requires_grad=False, length=70).values())
     y, _, states = torch.ops.mmvssm.selective_scan(*arguments, True, None, True)
@@ -245,12 +248,13 @@ def test_compiles_without_graph_breaks():
         return ops.selective_scan_2d(x, x_dbl, ops.routes.cross2d(3, 4), **rest).square().sum()
 
     expected = torch.autograd.grad(run(t["x"], t["x_dbl"]), list(t.values()))
-    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(run, fullgraph=WHOLE_GRAPHS, backend="aot_eager")
     grads = torch.autograd.grad(compiled(t["x"], t["x_dbl"]), list(t.values()))
     for grad, wanted in zip(grads, expected):
         torch.testing.assert_close(grad, wanted)
 
 
+@needs_whole_graphs
 def test_pytorch_scan_is_one_node_for_any_length():
     """Its loops would be unrolled, for one length."""
     nodes = []
@@ -273,6 +277,7 @@ def test_pytorch_scan_is_one_node_for_any_length():
     assert [names.count("mmvssm.selective_scan_torch") for names in nodes] == [1]
 
 
+@needs_strict
 def test_exported_pytorch_scan_is_pytorch_alone():
     """Programs for others hold no op of ours, however they are traced."""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from abilities import needs_opcheck
 from mmvssm import ops
 from mmvssm.ops.route_facts import RouteFacts
 
@@ -208,6 +209,7 @@ def test_unchecked_tables_are_checked_on_every_call(facts, entry):
 
 
 @native
+@needs_opcheck
 def test_opcheck_with_facts():
     arguments, facts = problem("disjoint", {"shared": True}, channels=5)
     torch.library.opcheck(

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from abilities import WHOLE_GRAPHS, needs_opcheck
 from mmvssm.models import VMamba
 from mmvssm.ops.routes import route_set
 from mmvssm.registry import MODELS
@@ -82,6 +83,7 @@ def test_definition_is_right_where_a_closed_form_is_known(project):
     torch.testing.assert_close(y, weights.tril() @ x)
 
 
+@needs_opcheck
 def test_op_is_registered_as_torch_wants_it(project):
     torch.library.opcheck(project.gated_scan, arguments(3, 13))
 
@@ -117,7 +119,7 @@ def test_backbone_of_the_mixer(project, monkeypatch):
     image = torch.rand(2, 3, 40, 56)
     with torch.no_grad():
         (got,) = model(image)
-        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        compiled = torch.compile(model, fullgraph=WHOLE_GRAPHS, backend="eager")
         torch.testing.assert_close(compiled(image)[0], got)
         monkeypatch.setattr(project, "gated_scan", project.gated_scan_reference)
         torch.testing.assert_close(model(image)[0], got, rtol=1e-4, atol=1e-5)

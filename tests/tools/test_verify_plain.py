@@ -211,11 +211,16 @@ def upsample(x, weights, name):
     return F.conv_transpose2d(x, weights[f"{name}.weight"], weights[f"{name}.bias"], stride=2)
 
 
+def rms_norm(x, weight):
+    """Norm of the channels of a map ``(B, C, H, W)``; torch has one since 2.4."""
+    return x / (x.square().mean(1, keepdim=True) + 1e-5).sqrt() * weight[:, None, None]
+
+
 def test_the_last_norm_after_the_last_sum(tmp_path):
     options = dict(use_residual_as_feature=True, last_layer_process="add & norm")
     meta, maps, weights = segmentor(**options)
     scale = weights["norm_f.weight"].requires_grad_()
-    maps[3] = F.rms_norm(maps[3].permute(0, 2, 3, 1), [192], scale, 1e-5).permute(0, 3, 1, 2)
+    maps[3] = rms_norm(maps[3], scale)
     names = ("running_mean", "running_var", "weight", "bias")
     x = F.batch_norm(upsample(maps[0], weights, "fpn1.0"), *(weights[f"fpn1.1.{n}"] for n in names))
     outputs = {f"stage{k}": x for k, x in enumerate(maps)}
@@ -245,8 +250,8 @@ def test_both_with_a_rotary_embedding(tmp_path):
     options = dict(if_rope=True, if_rope_residual=True)
     options |= dict(use_residual_as_feature=True, last_layer_process="add & norm")
     meta, maps, weights = segmentor(patch_size=8, **options)
-    norm = F.rms_norm(maps[3].permute(0, 2, 3, 1), [192], weights["norm_f.weight"], 1e-5)
-    outputs = dict(stage0=maps[0], stage3=norm.permute(0, 3, 1, 2))
+    norm = rms_norm(maps[3], weights["norm_f.weight"])
+    outputs = dict(stage0=maps[0], stage3=norm)
     outputs |= dict(fpn0=upsample(maps[0], weights, "fpn1.0"))
     assert verify(tmp_path, meta, outputs).status == "passed"
 

@@ -196,8 +196,8 @@ def draw_routes(
         found: Result of :func:`routes_of`; or several by name.
         title: Title of the figure.
         image: uint8 ``(H, W, 3)`` in RGB, drawn below the routes.
-        columns: Most panels in a row. Default: 4 for one model, and a row for each of several. If it
-            is given, several models share a row where they fit.
+        columns: Most panels in a row. Default: 4 for one model, and a row for each of several
+            models. If it is given, models share a row where they fit.
 
     Returns:
         A matplotlib figure; needs matplotlib.

@@ -88,7 +88,8 @@ def try_offline(wheel: Path, version: str) -> None:
         options = ["--no-index", "--no-deps", "--ignore-installed"]
         subprocess.run([python, *PIP, "install", *options, wheel], check=True, cwd=folder)
         for command in (["-m", "mmvssm.ops"], ["-c", SMOKE.format(version=version)]):
-            subprocess.run([python, *command], check=True, cwd=folder)
+            # -I: a PYTHONPATH would put this tree before the wheel
+            subprocess.run([python, "-I", *command], check=True, cwd=folder)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ class Hierarchical(Family):
     stem: str = "floor"
     downsample: str = "ceil"
     bad_arguments = (
-        (dict(arch=dict(depths=(1, 1))), "arch needs the field 'embed_dims'"),
+        (dict(arch=dict(depths=(1, 1))), "arch must have the field 'embed_dims'"),
         (dict(embed_dims=(8, 16)), "embed_dims must name 4 widths"),
         (dict(out_indices=(0, 4)), r"out_indices must hold stages 0 to 3.*\(0, 4\)"),
         (dict(out_indices=()), "out_indices must hold stages 0 to 3"),
@@ -96,7 +96,7 @@ class Plain(Family):
 
     pads: bool = False
     bad_arguments = (
-        (dict(arch=dict(embed_dims=8)), "arch needs the field 'num_layers'"),
+        (dict(arch=dict(embed_dims=8)), "arch must have the field 'num_layers'"),
         (dict(out_indices=(0, 4)), r"out_indices must hold layers -4 to 3.*\(0, 4\)"),
         (dict(out_indices=()), "out_indices must hold layers -4 to 3"),
         (dict(num_layers=0), "num_layers must be a whole number of at least 1, got 0"),

@@ -220,7 +220,7 @@ def _with_grid(ours: dict[str, Tensor], found: Found) -> dict[str, Tensor]:
     height, width, _ = wanted[key].shape
     if "img_size" in found.options:
         warnings.warn(
-            "the file does not say the grid of its position embedding, which is taken for"
+            "the file does not store the grid of its position embedding; assuming"
             f" {height}x{width} patches",
             stacklevel=3,
         )

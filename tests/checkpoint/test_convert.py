@@ -269,7 +269,7 @@ def test_the_grid_of_a_rectangular_training():
     converted = convert({"state_dict": weights, "meta": meta})
     assert converted.found.options["img_size"] == (128, 512)
     del weights["backbone.pos_grid"]
-    with pytest.warns(UserWarning, match="which is taken for 16x16 patches"):
+    with pytest.warns(UserWarning, match="assuming 16x16 patches"):
         converted = convert({"state_dict": weights, "meta": meta})
     assert converted.found.options["img_size"] == 256
     assert converted.state_dict["backbone.pos_grid"].shape == (16, 16, 0)

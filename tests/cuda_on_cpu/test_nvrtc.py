@@ -253,7 +253,7 @@ def test_empty_batch_starts_nothing(device):
 
 def test_too_large_a_rank_is_refused(device):
     with pytest.raises(
-        ValueError, match=r"more than a block of this device .* N = 3 and this step rank R"
+        ValueError, match=r"than a block of this device has .* N = 3 and this step rank R"
     ):
         SCAN_2D(device, *scan_2d(side=2, dt_rank=5000).values(), None, False)
 
@@ -281,7 +281,7 @@ def test_new_sizes_are_refused_while_a_graph_is_captured(device):
     SCAN_2D(device, *arguments.values(), None, False)
     device.capturing = True
     SCAN_2D(device, *arguments.values(), None, False)
-    with pytest.raises(RuntimeError, match="run it once before"):
+    with pytest.raises(RuntimeError, match="run the call once before the capture"):
         SCAN_2D(device, *scan_2d(side=4).values(), None, False)
 
 
@@ -339,7 +339,7 @@ def test_text_is_read_as_before_compiling():
 def test_unwritable_folder_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("MMVSSM_HOME", str(tmp_path / "file"))
-    with pytest.raises(OSError, match=r"cannot be kept in .*file/kernels'.* MMVSSM_HOME"):
+    with pytest.raises(OSError, match=r"cannot write compiled kernels to .*file/kernels'.* MMVSSM_HOME"):
         programs.compiled(NoCompiler(), "source", "sm_90", "kernel")
 
 

@@ -316,7 +316,7 @@ def test_declarations():
     }
     with pytest.raises(ValueError, match="'vmamba' of VMamba is declared already"):
         register_family(replace(FAMILIES["vmamba"], name="other"))
-    with pytest.raises(ValueError, match="must have a name and a class of its own"):
+    with pytest.raises(ValueError, match="must have a unique name and class"):
         register_family(replace(FAMILIES["vmamba"], backbone=Vim))
 
 

@@ -181,7 +181,7 @@ def test_gate_is_one_module_for_both_branches():
             dict(stage_types=("es2d", "es2d", "conv", "es2d")),
             "stage_types must be one of 'es2d', 'inverted_residual', got 'conv'",
         ),
-        (dict(mixer=dict(gates=1)), "mixer has unknown field.*'gates'; known are d_state"),
+        (dict(mixer=dict(gates=1)), "mixer has unknown field.*'gates'; known fields are d_state"),
         (dict(mixer=dict(scan="diagonal")), "scan must be one of 'cross2d'.*'diagonal'"),
         (dict(se_ratio=0.001), "expand_ratio and se_ratio must leave.*64 channels.*0.001"),
         (dict(embed_dims=4), "channels must be at least 8.*got 4"),

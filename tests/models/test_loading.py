@@ -37,7 +37,7 @@ def test_files_of_the_authors_are_refused(original, entry, tmp_path):
     path = tmp_path / "other.pth"
     torch.save(weights if entry == "bare" else {entry: weights}, path)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    with pytest.raises(RuntimeError, match="not one of mmvssm's") as error:
+    with pytest.raises(RuntimeError, match="does not hold mmvssm's weights") as error:
         load_checkpoint(model, str(path))
     assert "'mmvssm://FILE'" in str(error.value) and "tools/convert_ema.py" in str(error.value)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
@@ -110,9 +110,9 @@ class TestPositionGrids:
         given, wide = self.vim((256, 256)), self.vim((128, 512))
         weights = given.state_dict()
         del weights["pos_grid"]
-        with pytest.warns(UserWarning, match="is taken for 8x32 patches"):
+        with pytest.warns(UserWarning, match="assuming 8x32 patches"):
             wide.load_state_dict(weights)
-        with pytest.warns(UserWarning, match="is taken for 16x16 patches and resized to 16x32"):
+        with pytest.warns(UserWarning, match="assuming 16x16 patches, resized to 16x32"):
             self.vim((256, 512)).load_state_dict(weights)
 
     def test_a_grid_that_is_not_the_tables(self):

@@ -238,7 +238,7 @@ def test_bad_arguments_of_the_mixer(options, message):
     ("fields", "message"),
     [
         (dict(mixer=None), "mixer must be a dict, got None"),
-        (dict(mixer=dict(gates=1)), "mixer has unknown field.*'gates'; known are d_state"),
+        (dict(mixer=dict(gates=1)), "mixer has unknown field.*'gates'; known fields are d_state"),
         (dict(mlp_norm="both"), "mlp_norm must be one of 'pre', 'post', got 'both'"),
         (dict(stem="linear"), "stem must be one of 'patch', 'conv'"),
         (dict(downsample="pool"), "downsample must be one of 'patch_merge', 'conv2', 'conv3'"),

@@ -130,9 +130,9 @@ def test_its_norm_in_heads_of_the_libraries():
     ("options", "message"),
     [
         (dict(scales=(4, 3)), r"scales must be one of 4, 2, 1, 0\.5, 0\.25, got 3"),
-        (dict(scales=(1, 2)), r"scales must hold falling numbers, got \(1, 2\)"),
-        (dict(scales=(2, 2)), r"scales must hold falling numbers, got \(2, 2\)"),
-        (dict(scales=()), r"scales must hold falling numbers, got \(\)"),
+        (dict(scales=(1, 2)), r"scales must be in descending order, got \(1, 2\)"),
+        (dict(scales=(2, 2)), r"scales must be in descending order, got \(2, 2\)"),
+        (dict(scales=()), r"scales must be in descending order, got \(\)"),
         (dict(num_outs=3), "num_outs must be at least 4, the number of scales, got 3"),
         (dict(in_channels=6), "in_channels must be a number divisible by 4 .*, got 6"),
         (dict(in_channels=[8]), r"in_channels must be a number divisible by 4 .*, got \[8\]"),

@@ -274,7 +274,7 @@ def test_marks_against_weight_decay():
         (dict(d_state=0), "d_state must be a whole number of at least 1, got 0"),
         (dict(ssm_ratio=0.01), "ssm_ratio.*at least 1.*0"),
         (dict(type=ScalarDecaySS2D, ssm_init="v2", dt_rank=5), "scalar decay.*divide.*16.*5"),
-        (dict(type=CascadeSS2D, scan="bidi"), "leave scan out, got 'bidi'"),
+        (dict(type=CascadeSS2D, scan="bidi"), "do not pass scan, got 'bidi'"),
         (dict(type=ScalarDecaySS2D), "ssm_init must be 'v1' or 'v2'"),
     ],
 )
@@ -309,7 +309,7 @@ def test_routes_of_ones_own():
 
 def test_number_of_routes_must_not_depend_on_the_size():
     mixer = SS2D(8, scan=lambda height, width: torch.zeros(height, 1, dtype=torch.int32))
-    with pytest.raises(ValueError, match="scan '<lambda>' has 5 routes over 5x3 pixels, but 4"):
+    with pytest.raises(ValueError, match="scan '<lambda>' must have 4 routes .* got 5 over 5x3 pixels"):
         mixer(torch.randn(1, 5, 3, 8))
 
 

@@ -240,7 +240,7 @@ def test_square_table_for_a_grid_that_is_not_is_resized_with_a_warning():
     weights = build("vim", img_size=32).state_dict()
     del weights["pos_grid"]
     wide = build("vim", img_size=(32, 64))
-    with pytest.warns(UserWarning, match=r"is taken for 4x4 patches and resized to 4x8"):
+    with pytest.warns(UserWarning, match=r"assuming 4x4 patches, resized to 4x8"):
         wide.load_state_dict(weights)
 
 
@@ -475,7 +475,7 @@ def test_images_smaller_than_a_patch(backbone):
         (Vim, dict(norm="bn"), "norm must be one of 'rms', 'ln', got 'bn'"),
         (Vim, dict(out_norm="bn"), "out_norm must be one of 'rms', 'ln', got 'bn'"),
         (Vim, dict(feature="gate"), "feature must be one of 'residual', 'mixer', got 'gate'"),
-        (Vim, dict(feature=["mixer"] * 2), "feature must be one word or 1, as out_indices has"),
+        (Vim, dict(feature=["mixer"] * 2), "feature must be one name, or one for each of the 1 out_indices"),
         (
             Vim,
             dict(rope=True, arch=dict(MICRO, embed_dims=18)),

@@ -216,6 +216,6 @@ def test_maps_and_positions_have_the_stride_that_patch_size_says(stem, patch_siz
 
 def test_position_embedding_needs_a_pixel():
     arch = dict(SECOND, stem="patch", patch_size=8, pos_embed=True)
-    message = r"img_size must leave .* at least one pixel, got \(7, 32\)"
+    message = r"img_size must be large enough .* one pixel, got \(7, 32\)"
     with pytest.raises(ValueError, match=message):
         VMamba(arch, img_size=(7, 32))

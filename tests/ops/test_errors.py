@@ -66,7 +66,7 @@ BAD_1D = {
     "size of bias": ({"delta_bias": torch.randn(2)}, ValueError, "delta_bias must have shape"),
     "shape of z": ({"z": torch.randn(2, 6, 9)}, ValueError, "z must have shape"),
     "out_dtype": ({"out_dtype": torch.float16}, TypeError, "out_dtype must be None"),
-    "device of B": ({"B": torch.randn(2, 2, 3, 10, device="meta")}, ValueError, "B must lie on"),
+    "device of B": ({"B": torch.randn(2, 2, 3, 10, device="meta")}, ValueError, "B must be on"),
     "no steps": (
         {
             n: torch.randn(2, *s, 0)
@@ -129,7 +129,7 @@ BAD_2D = {
     "device": (
         {"x_dbl": torch.randn(2, 12, 4, 10, device="meta")},
         ValueError,
-        "x_dbl must lie on",
+        "x_dbl must be on",
     ),
 }
 

@@ -214,10 +214,10 @@ def test_per_sample_gradients_of_a_network():
 
 def test_transforms_need_the_definition():
     t = tensors_1d(torch.float64, requires_grad=False)
-    message = "backend 'cpu' was chosen, but torch.func and forward-mode derivatives go through"
+    message = "backend 'cpu' was chosen, but only the PyTorch scan supports torch.func"
     with ops.backend("cpu"), pytest.raises(RuntimeError, match=message):
         torch.func.grad(lambda u: ops.selective_scan(**{**t, "u": u}).sum())(t["u"])
-    with pytest.warns(UserWarning, match="PyTorch definition alone"):
+    with pytest.warns(UserWarning, match="only the PyTorch scan supports torch.func"):
         sys.modules[ops.backend.__module__]._warned.clear()
         torch.func.grad(lambda u: ops.selective_scan(**{**t, "u": u}).sum())(t["u"])
 

@@ -257,7 +257,7 @@ def test_what_code_of_others_put_before_names(prefix, kind):
 def test_several_networks_behind_prefixes():
     weights = classifier_of("VMamba", "v0-tiny")
     both = renamed("student.", weights) | renamed("teacher.", weights)
-    with pytest.raises(ValueError, match=r"several networks, in student\., teacher\."):
+    with pytest.raises(ValueError, match=r"several networks, with prefixes student\., teacher\."):
         convert({"state_dict": both})
 
 

@@ -100,7 +100,7 @@ def test_averages_that_cannot_be_read_are_not_passed_over(entry, kind):
     """What is wrong with one kind does not keep the other."""
     checkpoint = dict(model=ONLINE, model_ema=entry)
     for which in ("auto", "ema"):
-        message = f"'model_ema' holds {kind}.*; or take the online weights"
+        message = f"'model_ema' holds {kind}.*; or use the online weights"
         with pytest.raises(ValueError, match=message):
             select_weights(checkpoint, which)
     assert select_weights(checkpoint, "online").tensors.keys() == ONLINE.keys()
@@ -121,7 +121,7 @@ def test_a_whole_network():
         (dict(state={0: {}}, param_groups=[]), "the state of an optimizer but no weights"),
         (dict(model=None, epoch=3), "no weights at its top or under .*; it holds model, epoch"),
         ({}, "it holds nothing"),
-        (dict(model=COUNT), "'model' .* holds no weights, but counters: n_averaged"),
+        (dict(model=COUNT), "'model' .* holds only counters, no weights: n_averaged"),
         (dict(model={"module.a": torch.ones(1), "a": torch.ones(1)}), "'model' holds a twice"),
     ],
 )

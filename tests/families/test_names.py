@@ -354,19 +354,19 @@ def test_what_cannot_be_read(keys, family, message):
             "backbone.norm3.bias " + " ".join(f"a.{i}" for i in range(11)),
             "vmamba",
             "classification",
-            "no place for a.0, .*a.7 and 3 more in its models for 'classification'",
+            "models for 'classification' have no counterpart of a.0, .*a.7 and 3 more",
         ),
         ("backbone.norm0.bias backbone.norm1.bias", "local_vim", "classification", "norm1.bias"),
-        ("backbone.norm0.weight", "vim", "dense", "no place for backbone.norm0.weight"),
+        ("backbone.norm0.weight", "vim", "dense", "no counterpart of backbone.norm0.weight"),
         ("backbone.D neck.levels.x0_25.conv1.bias", "vim", "dense", "for neck.levels.x0_25.conv1"),
         ("backbone.D neck.levels.x2.deconv1.bias", "local_vim", "dense", "neck.levels.x2.deconv1"),
-        ("backbone.D neck.upsample_2x.0.bias", "vim", "dense", "no place for neck.upsample_2x.0"),
-        ("backbone.layers.0.mixer.Ds", "vim", "dense", "has no x_proj_weight of three axes"),
+        ("backbone.D neck.upsample_2x.0.bias", "vim", "dense", "no counterpart of neck.upsample"),
+        ("backbone.layers.0.mixer.Ds", "vim", "dense", "has no x_proj_weight with three axes"),
         (
             "backbone.layers.0.D",
             "vmamba",
             "dense",
-            "layers.0.D, .* would not be the same when read",
+            "layers.0.D, .* would differ when read back",
         ),
     ],
 )
@@ -386,7 +386,7 @@ def test_families_of_one_naming(family):
 def test_numbers_of_scans():
     """LocalVim has as many scans as it likes, Vim two at most."""
     ours = {key: value for key, value in micro("local_vim").items() if ".merge." not in key}
-    with pytest.raises(ValueError, match=r"no place for backbone\.layers\.0\.mixer\."):
+    with pytest.raises(ValueError, match=r"no counterpart of backbone\.layers\.0\.mixer\."):
         original(ours, "vim")
     mixer = "backbone.layers.0.mixer"
     ours = {f"{mixer}.x_proj_weight": torch.zeros(2, 3, 4), f"{mixer}.Ds": torch.zeros(5)}

@@ -185,7 +185,7 @@ def hostile(folder):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (wrong_network, "the head is no linear one"),
+        (wrong_network, "the head must be a linear layer"),
         (lambda folder: saved(folder, model=classifier())[:-100], "micro.pth"),
         (lambda folder: b"<html>log in</html>", "is a web page, not a checkpoint"),
         (hostile, "asks to run posix.system"),

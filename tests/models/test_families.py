@@ -124,7 +124,7 @@ def test_bad_arguments(family):
     for arguments, message in [
         (dict(arch="giant"), f"arch must be one of '{family.first_arch}', .*got 'giant'"),
         (dict(arch=3), "arch must be a name or a dict, got int"),
-        (dict(arch=dict(family.arch, width=3)), "arch has unknown field.*'width'; known fields are"),
+        (dict(arch=dict(family.arch, width=3)), "arch has unknown field.*'width'; known fields"),
         (dict(arch=dict(family.arch, mixer=dict(gates=1))), "mixer has unknown.*'gates'; known"),
         (dict(arch=dict(family.arch, mixer=5)), "mixer must be a dict, got 5"),
         (dict(frozen_stages=4), "frozen_stages must be from -1 to 3, got 4"),

@@ -475,7 +475,7 @@ def test_images_smaller_than_a_patch(backbone):
         (Vim, dict(norm="bn"), "norm must be one of 'rms', 'ln', got 'bn'"),
         (Vim, dict(out_norm="bn"), "out_norm must be one of 'rms', 'ln', got 'bn'"),
         (Vim, dict(feature="gate"), "feature must be one of 'residual', 'mixer', got 'gate'"),
-        (Vim, dict(feature=["mixer"] * 2), "feature must be one name, or one for each of the 1 out_indices"),
+        (Vim, dict(feature=["mixer"] * 2), "feature must be one name, or one for each of the 1"),
         (
             Vim,
             dict(rope=True, arch=dict(MICRO, embed_dims=18)),

@@ -154,7 +154,7 @@ WRONG = {
     ),
     "head": (
         {"classifier.head.bias": torch.ones(4)},
-        r"no linear one of 64 channels; .*head.fc.bias \(4,\) instead of \(3,\)",
+        r"must be a linear layer of 64 channels; .*head.fc.bias \(4,\) instead of \(3,\)",
     ),
     "width of the head": (
         {"classifier.head.weight": torch.ones(3, 65)},
@@ -166,7 +166,7 @@ WRONG = {
     "escapes": ({"layers.0.\x1b[31m\n": torch.ones(1)}, r"1 left over: stages.0.\\x1b\[31m\\n"),
     "two namings": (
         {"patch_embed.proj.bias": torch.ones(4)},
-        "the file mixes two networks or namings of one",
+        "the file mixes two networks, or two namings of one",
     ),
     "mixed families": (
         {"layers.0.mixer.A_b_log": torch.ones(1)},
@@ -193,7 +193,7 @@ REFUSED = {
     "optimizer": ("optimizer.pth a.pth", "the state of an optimizer but no weights"),
     "beyond half precision": (
         "large.pth a.pth --dtype fp16",
-        "weights are beyond the range of fp16, take bf16: head.fc.bias",
+        "weights are beyond the range of fp16, use bf16: head.fc.bias",
     ),
     "no average": (
         "released.pth a.pth --weights ema",
@@ -205,7 +205,7 @@ REFUSED = {
     ),
     "more than a backbone": (
         "teacher.pth a.pth",
-        "1 left over: teacher.weight; if the model has another head, name its config",
+        "1 left over: teacher.weight; for another head, name the model's config",
     ),
     "no such arch": (
         "released.pth a.pth --arch huge",

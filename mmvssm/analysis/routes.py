@@ -1,4 +1,4 @@
-"""Pictures of the routes along which a layer scans its map."""
+"""Figures of the routes along which a layer scans its map."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PANEL = 2.3  # inches
-_REACH = 2  # pixels that an arrow leads at most; longer moves are lines
+_REACH = 2  # pixels; longer moves are drawn as lines instead of arrows
 _PANELS_PER_ROW = 4
-_OVER_IMAGE = 0.55  # how much colours cover an image
+_OVER_IMAGE = 0.55  # opacity of colours over an image
 
 
 def routes_of(backbone: nn.Module, layer: int, height: int, width: int) -> list[Route]:
-    """Return the routes of one layer of a backbone, see :meth:`SelectiveScans.name_routes`.
+    """Return the routes of a layer of a backbone; see :meth:`SelectiveScans.name_routes`.
 
     Args:
         backbone: A model whose blocks have mixers derived from :class:`SelectiveScans`.
-        layer: Number of the block, counted from 0 through all stages.
+        layer: Index of the block, counted from 0 through all stages.
         height: Rows of the map.
         width: Columns of the map.
 
@@ -42,7 +42,7 @@ def routes_of(backbone: nn.Module, layer: int, height: int, width: int) -> list[
 
 
 def scanning_block(backbone: nn.Module, layer: int) -> tuple[CheckpointedBlock, SelectiveScans]:
-    """Return a block of a backbone, and its mixer.
+    """Return a block of a backbone and its mixer.
 
     Args:
         backbone: See :func:`routes_of`.
@@ -62,7 +62,7 @@ def scanning_block(backbone: nn.Module, layer: int) -> tuple[CheckpointedBlock, 
 
 
 def name_layers(backbone: nn.Module) -> dict[str, bool]:
-    """Return the names of a backbone's layers in their order, and whether each of them scans."""
+    """Return the names of a backbone's layers in order, and whether each of them scans."""
     return {name: mixer is not None for name, (_, mixer) in _layers(backbone).items()}
 
 
@@ -76,7 +76,7 @@ def _layers(backbone: nn.Module) -> dict[str, tuple[CheckpointedBlock, Selective
 
 
 def _points(route: Route) -> Tensor:
-    """Return where the steps are drawn, ``(L, 2)`` as x, y; zero tokens are nan."""
+    """Return the positions of the steps in the figure, ``(L, 2)`` as x, y; nan for zero tokens."""
     height, width = route.size
     pixels = torch.arange(height * width)
     places = [
@@ -91,7 +91,7 @@ def _points(route: Route) -> Tensor:
 
 
 def _draw_route(axes: Axes, route: Route, image: np.ndarray | None = None) -> None:
-    """One panel: pixels by the time of their visit, arrows from visit to visit."""
+    """Draw one panel: pixels coloured by the time of their visit, and arrows between visits."""
     from matplotlib import colormaps
     from matplotlib.collections import LineCollection
 
@@ -101,7 +101,7 @@ def _draw_route(axes: Axes, route: Route, image: np.ndarray | None = None) -> No
     colors = colormaps["viridis"](shares.numpy())
     ground = torch.ones(height * width, 4, dtype=torch.float64)
     on_map = (steps >= 0) & (steps < height * width)
-    # pale, so that arrows stand out
+    # pale colours, so that arrows stand out
     ground[steps[on_map]] = 0.55 * torch.from_numpy(colors)[on_map] + 0.45
     if image is not None:
         axes.imshow(image, extent=(-0.5, width - 0.5, height - 0.5, -0.5))
@@ -119,7 +119,7 @@ def _draw_route(axes: Axes, route: Route, image: np.ndarray | None = None) -> No
     for i, j in moves:
         close = (points[j] - points[i]).abs().max() <= _REACH and j == i + 1
         (near if close else far).append((i, j))
-    # dotted where zero tokens come between
+    # dotted if zero tokens come in between
     for style, chosen in (
         ("-", [(i, j) for i, j in far if j == i + 1]),
         (":", [(i, j) for i, j in far if j > i + 1]),
@@ -156,18 +156,17 @@ def draw_routes(
 ) -> Figure:
     """Draw a panel for each route.
 
-    Pixels are coloured by the time of their visit, from violet to yellow; those that are never
-    visited stay white. Arrows lead to neighbours, lines to pixels farther away, dotted ones where
-    zero tokens come between. The first visit is a disc, the last a square, a class token a star.
+    Pixels are coloured by the time of their visit, from violet to yellow; unvisited pixels are
+    white. Arrows lead to neighbours and lines to pixels farther away, dotted if zero tokens come in
+    between. A disc marks the first visit, a square the last, and a star a class token.
 
     Args:
-        found: What :func:`routes_of` gives; or this for several models by their names, which get a
-            row each.
-        title: Headline of the picture.
+        found: Result of :func:`routes_of`; or several by name, which get a row each.
+        title: Title of the figure.
         image: uint8 ``(H, W, 3)`` in RGB, drawn below the colours.
 
     Returns:
-        A figure of matplotlib, which must be installed, to be saved by its ``savefig``.
+        A matplotlib figure; needs matplotlib.
     """
     from matplotlib.figure import Figure
 

@@ -69,7 +69,7 @@ def test_names_weights_and_cache(published, server, home, capfd, monkeypatch):
 def test_a_file_that_is_put_there_by_hand(published, server, home, tmp_path):
     message = failing(f"{NAME}-page")
     place = home / "released" / "small-vmamba-micro-page.pth"
-    assert "on a page only" in message and "http://drive.example/folder" in message
+    assert "only a manual download" in message and "http://drive.example/folder" in message
     assert f"save it as {str(place)!r}" in message
     place.parent.mkdir(parents=True, exist_ok=True)
     for seed in (7, 8):  # a newer file replaces what was made of the old one
@@ -95,9 +95,9 @@ def test_paths_and_urls(published, server, tmp_path):
     ("address", "message"),
     [
         ("small-vmamba-mirco", "no published file has this name; closest: small-vmamba-micro"),
-        ("small-vmamba-unpublished", "its authors published no weights"),
-        ("local-vim-small", "its authors published no weights"),
-        ("mask-rcnn_vmamba-base-s1l20_fpn_1x_coco", "its authors published no weights"),
+        ("small-vmamba-unpublished", "the authors published no weights"),
+        ("local-vim-small", "the authors published no weights"),
+        ("mask-rcnn_vmamba-base-s1l20_fpn_1x_coco", "the authors published no weights"),
         ("small-vmamba-micro?weights=best", "weights must be ema, online, auto, got 'best'"),
     ],
 )
@@ -149,7 +149,7 @@ def test_busy_servers_are_asked_again(published, server):
         ([404], "the server answers 404"),
         ([403], "the server answers 403"),
         ([503, 503, 503], "the server answers 503"),
-        (["login"], "a web page in place of the file"),
+        (["login"], "a web page instead of the file"),
         (["broken", "broken", "broken"], "the connection broke"),
     ],
 )
@@ -197,7 +197,7 @@ def test_files_that_are_not_what_they_should_be(
     monkeypatch.chdir(tmp_path)
     good, server.files["/micro.pth"] = server.files["/micro.pth"], content(tmp_path)
     said = failing(NAME)
-    assert message in said and f"what came from {server.url}/micro.pth cannot be used" in said
+    assert message in said and f"the file from {server.url}/micro.pth cannot be used" in said
     assert kept(home) == [] and not Path("hacked").exists()
     server.files["/micro.pth"] = good
     assert_equal(weights_of(NAME), published[0])
@@ -205,7 +205,7 @@ def test_files_that_are_not_what_they_should_be(
 
 def test_a_full_disk(published, home, small_disk):
     said = failing(NAME)
-    assert "make room there, or let MMVSSM_HOME name another folder" in said
+    assert "make room there, or set MMVSSM_HOME to another folder" in said
     assert os.strerror(errno.EFBIG) in said and kept(home) == []
 
 
@@ -244,7 +244,7 @@ def test_training_stops_before_it_starts(published, server, monkeypatch):
     cli.require_weights(cfg)
     assert {path for path, _ in server.requests} == {"/micro.pth", "/dp05.pth"}
     cfg.load_from = f"{NAME}-page"
-    with pytest.raises(SystemExit, match="on a page only"):
+    with pytest.raises(SystemExit, match="only a manual download"):
         cli.require_weights(cfg)
     cfg.merge_from_dict({"load_from": None, "model.backbone.init_cfg": None})
     server.requests.clear()

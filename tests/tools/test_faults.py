@@ -100,7 +100,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used(tools, cls_checkpoint):
     newest.write_bytes(newest.read_bytes()[:-1000])
     (tools.folder / "damaged/last_checkpoint").write_text(str(newest))
     output = tools.run("train.py", "cls.py", "--work-dir", "damaged", "--resume")
-    assert f"Not resumed from, as it is damaged: '{newest}' is cut off" in output
+    assert f"Skipping a damaged checkpoint: '{newest}' is cut off" in output
     assert "resumed epoch: 2, iter: 6" in output
     ends = [tools.load(path) for path in (cls_checkpoint, "damaged/epoch_3.pth")]
     torch.testing.assert_close(ends[0]["state_dict"], ends[1]["state_dict"], rtol=0, atol=0)
@@ -125,7 +125,7 @@ def test_a_folder_that_cannot_be_written(tools):
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
         "train.py: error: the work folder 'read-only' cannot be written (Permission denied):"
-        " choose another by --work-dir"
+        " choose another with --work-dir"
     )
     assert "Traceback" not in done.stderr
     output = tools.run("train.py", "cls.py", "--work-dir", "cls.py/below", status=1)
@@ -146,7 +146,7 @@ def test_a_full_disk(tools, cls_checkpoint):
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert last_line(done.stderr) == (
         "train.py: error: the work folder 'full' cannot be written any more (File too large):"
-        " make room, and go on with --resume"
+        " free disk space, and continue with --resume"
     )
     assert list((tools.folder / "full").glob("*.pth")) == []
     assert list((tools.folder / "full").glob(".*.part")) == []
@@ -162,7 +162,8 @@ def test_two_trainings_in_one_folder(tools):
     output = tools.run("train.py", "cls.py", "--work-dir", "shared", status=1)
     assert last_line(output) == (
         "train.py: error: another training writes to the work folder 'shared' (process"
-        f" {first.pid} on {os.uname().nodename}): choose another by --work-dir, or wait for its end"
+        f" {first.pid} on {os.uname().nodename}): choose another with --work-dir, or wait until"
+        " it ends"
     )
     first.kill()
     first.wait()

@@ -129,7 +129,7 @@ def test_position_tables_of_another_size_are_resized(tools, place):
         torch.testing.assert_close(sample["pred_score"], score, rtol=0, atol=1e-5)
 
     output = tools.run("test.py", "vim_wide.py", "vim_small.pth", status=1)
-    expected = r"error: the checkpoint does not fit the config: 26 parameters are absent or have"
+    expected = r"error: the checkpoint does not fit the config: 26 parameters are missing or have"
     assert re.search(expected, output), output
     assert "Traceback" not in output
 

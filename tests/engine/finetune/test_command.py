@@ -123,7 +123,7 @@ def test_from_photos_to_detector_and_segmentor(train, run, photos, boxes, maps):
     trunk = weights(start, "backbone.stages.0.")
     for config, data, metric in (("det.py", boxes, "coco/segm_mAP"), ("seg.py", maps, "mIoU")):
         out, folder = train(config, "--data", data, *STILL, "--from", start, name=config)
-        assert f"The weights are those of {start}" in out
+        assert f"Starting from the weights of {start}" in out
         assert_close(weights(folder / "epoch_1.pth", "backbone.stages.0."), trunk)
         assert gives(run, folder / config, folder / "epoch_1.pth", metric)
     # the segmentor of iterations has become one of epochs
@@ -204,7 +204,7 @@ def test_epochs_alone_shorten_a_recipe(train, photos):
         ),
         (["--data", "photos", "--epochs", "1", "--from", "absent.pth"], "no checkpoint file"),
         (["--data", "photos", "--epochs", "1", "--from", "other.pth"], "holds no weights"),
-        (["--data", "photos", "--epochs", "1", "--from", "part.pth"], "of its weights are absent"),
+        (["--data", "photos", "--epochs", "1", "--from", "part.pth"], "of its weights are missing"),
         (["--data", "photos", "--epochs", "1", "--from", "wide.pth"], "does not fit the backbone"),
         (
             ["--data", "photos", "--epochs", "1", "--cfg-options", "model.head.num_classes=None",

@@ -30,7 +30,7 @@ class Pixels:
 
     @classmethod
     def of(cls, name: str) -> Pixels:
-        """Return the normalisation of the config ``name`` (``.py``), or ImageNet's for a variant."""
+        """Return the normalisation of a config (``.py``), or ImageNet's for a variant's name."""
         if not name.endswith(".py"):
             return cls()
         cfg = Config.fromfile(name)

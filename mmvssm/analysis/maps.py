@@ -31,7 +31,7 @@ class MapRecord:
     cls_positions: Sequence[int] = ()
 
     def to_map(self, x: Tensor) -> Tensor:
-        """Convert a tensor of the shape of ``output``, such as its gradient, to ``(B, H, W, C)``."""
+        """Convert a tensor shaped like ``output``, such as its gradient, to ``(B, H, W, C)``."""
         if self.size is None:
             return x.permute(0, 2, 3, 1) if self.channels_first else x
         return remove_tokens(x, self.cls_positions).unflatten(1, self.size)

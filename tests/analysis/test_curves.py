@@ -222,7 +222,7 @@ def test_refuses(tmp_path):
         read_curves(tmp_path / "absent.txt")
     with pytest.raises(FileNotFoundError, match="has no "):
         read_curves(tmp_path)
-    with pytest.raises(ValueError, match="no curves of a known kind"):
+    with pytest.raises(ValueError, match="no curves in a known log format"):
         read_curves(write(tmp_path / "a.txt", "Epoch 1 of 2: fine"))
 
 
@@ -251,4 +251,4 @@ def test_tool_refuses(tmp_path, run_tool, monkeypatch):
     assert "no log has mIoU" in run_tool(TOOL, "log.txt", "--keys", "mIoU")[0]
     assert "there is no log 'absent'" in run_tool(TOOL, "absent")[0]
     status, streams = run_tool(TOOL, "log.txt", "--labels", "a", "b")
-    assert status == 2 and "--labels must be as many as logs" in streams.err
+    assert status == 2 and "--labels must name all" in streams.err

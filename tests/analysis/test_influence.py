@@ -151,10 +151,10 @@ def test_kinds():
     ("change", "message"),
     [
         (dict(kind="attention"), "kind must be one of influence, activation, decayed, decay"),
-        (dict(query=(0.5, 1.5)), "query must be two shares from 0 to 1"),
-        (dict(query=0), "query must be a class token of 0, got number 0"),
+        (dict(query=(0.5, 1.5)), "query must be two fractions from 0 to 1"),
+        (dict(query=0), "query must be below 0, the number of class tokens, got 0"),
         (dict(layer=1), "layer must be from 0 to 0, got 1"),
-        (dict(image=torch.zeros(2, 3, 32, 32)), "image must be a single one"),
+        (dict(image=torch.zeros(2, 3, 32, 32)), r"image must have shape \(1, C, H, W\)"),
     ],
 )
 def test_refuses(change, message):

@@ -67,7 +67,7 @@ def test_refuses(wrong):
     with pytest.raises(ValueError, match="must be positive"):
         train_probe(blobs(6), blobs(6), **wrong)
     wide = Features(torch.zeros(6, 9), blobs(6).labels)
-    with pytest.raises(ValueError, match="of one width: 5, 9"):
+    with pytest.raises(ValueError, match="the same width, got 5 and 9"):
         train_probe(blobs(6), wide)
 
 

@@ -249,7 +249,7 @@ def test_layers_without_scans(served, open_page, checkpoint, image):
     config, weights = checkpoint("mambavision-micro_digits-cls")
     path, _ = image(32, 32)
     with served(config, weights) as address, open_page(address) as page:
-        page.get_by_text("2 of which scan. The others convolve or attend").wait_for()
+        page.get_by_text("2 of which scan. The others use convolution or attention").wait_for()
         upload(page, path)
         assert page.locator("#routes img").count() == 1
         choose_layer(page, 0)

@@ -115,6 +115,6 @@ def test_places(tmp_path):
         with pytest.raises(ValueError, match=r"file' is a file, .*: name a folder to write"):
             output_path(f"{tmp_path}/{target}", "x.pth")
     (tmp_path / "link").symlink_to("absent")
-    with pytest.raises(ValueError, match=r"link' is a file, or a link to nothing"):
+    with pytest.raises(ValueError, match=r"link' is a file or a broken link"):
         output_path(tmp_path / "link" / "a.pth", "x.pth")
     assert {path.name for path in tmp_path.iterdir()} == {"file", "link"}

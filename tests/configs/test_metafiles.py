@@ -276,7 +276,7 @@ def test_what_the_tool_refuses(copy):
     assert "'README' or 'log', got 'mmvssm'" in done.stderr
     shutil.rmtree(copy / "docs")
     done = run_zoo(copy)
-    assert done.returncode == 1 and "is no checkout" in done.stderr
+    assert done.returncode == 1 and "is not a checkout" in done.stderr
 
 
 def test_help():

@@ -123,7 +123,7 @@ def test_pseudo_labels_grow_with_the_schedule():
 def test_losses_without_a_runner_say_what_is_missing(monkeypatch):
     monkeypatch.setattr(MessageHub, "get_current_instance", lambda: MessageHub("empty"))
     loss = connectivity.MutualConnectivityLoss()
-    with pytest.raises(RuntimeError, match="has told no 'max_epochs'"):
+    with pytest.raises(RuntimeError, match="has not set 'max_epochs'"):
         loss(pyramid(), pyramid(), torch.zeros(2, 16, 16).long())
 
 

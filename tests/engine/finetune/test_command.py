@@ -231,7 +231,7 @@ def test_images_that_the_recipe_passes_over(refusal, boxes):
 def test_shortened_recipe_is_told_the_keys(refusal):
     recipe = ROOT / "configs" / "vmamba" / "vmamba-tiny-s1l8_8xb128_in1k.py"
     message = refusal(recipe, "--cfg-options", "train_cfg.max_epochs=2")
-    assert "param_scheduler.1 (CosineAnnealingLR) begins at 20, and training ends at 2" in message
+    assert "param_scheduler.1 (CosineAnnealingLR) begins at 20, but training ends at 2" in message
     assert "--epochs N" in message
 
 

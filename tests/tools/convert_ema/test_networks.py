@@ -235,15 +235,15 @@ def test_what_models_here_have_no_use_for_is_named(made):
     segmentor["decode_head.conv_seg.weight"] = torch.ones(3, 4, 1, 1)
     torch.save(dict(state_dict=segmentor), "seg.pth")
     _, output = made("seg.pth", "a.pth")
-    assert "left out, as the product has no use for them: backbone.norm_f.weight\n" in output
+    assert "left out, because the output does not use them: backbone.norm_f.weight\n" in output
     # a backbone is taken without the pyramid that its authors have inside
     torch.save(weights, "backbone.pth")
     _, output = made("backbone.pth", "b.pth")
-    left_out = output.partition("left out, as the product has no use for them: ")[2]
+    left_out = output.partition("left out, because the output does not use them: ")[2]
     assert "fpn1.0.weight" in left_out.splitlines()[0]
     # what another content cannot have is not listed
     _, output = made("seg.pth", "c.pth", "--to", "backbone")
-    assert "made     a backbone of it" in output and "left out" not in output
+    assert "made     a backbone from it" in output and "left out" not in output
 
 
 def test_a_detector_of_detectron2(made):

@@ -109,9 +109,7 @@ def test_a_name_that_is_no_text(released):
 
 
 def test_a_full_disk(run, released, small_disk):
-    message = (
-        r"cannot read or write: \[Errno 27\] File too large; check SRC, and the room and rights"
-    )
+    message = r"cannot read or write: \[Errno 27\] File too large; check SRC, and disk space and permissions"
     assert_refused(run, ["released.pth", "converted.pth"], message)
 
 

@@ -207,7 +207,7 @@ def run_tool(*arguments):
 def test_unknown_shape_is_refused():
     done = run_tool("--shape", "nothing of that name")
     assert done.returncode == 2
-    assert "no scan is called so; there are v0-tiny stage1 224x224 bs128" in done.stderr
+    assert "must be part of the name of a scan (v0-tiny stage1 224x224 bs128" in done.stderr
 
 
 @pytest.mark.slow

@@ -309,7 +309,7 @@ def test_routes_of_ones_own():
 
 def test_number_of_routes_must_not_depend_on_the_size():
     mixer = SS2D(8, scan=lambda height, width: torch.zeros(height, 1, dtype=torch.int32))
-    with pytest.raises(ValueError, match="'<lambda>' must have 4 routes .* got 5 over 5x3 pixels"):
+    with pytest.raises(ValueError, match=r"'<lambda>' must have 4 routes .* got 5 over 5x3 pixels"):
         mixer(torch.randn(1, 5, 3, 8))
 
 

@@ -158,7 +158,7 @@ def test_what_does_not_go_with_a_set():
     found = RouteSet(table, num_pixels=4)
     with pytest.raises(ValueError, match="must be None if routes is a RouteSet"):
         ops.selective_scan_2d(**t, routes=found, num_out=4)
-    with pytest.raises(ValueError, match="routes must be over the 4 pixels of x, got .* over 5"):
+    with pytest.raises(ValueError, match=r"routes must be over the 4 pixels of x, got .* over 5"):
         ops.selective_scan_2d(**t, routes=RouteSet(table, num_pixels=5))
 
 

@@ -266,7 +266,7 @@ def test_command_converts_there_and_back(tmp_path, monkeypatch, capsys):
     lost = {"backbone.prompts.image_gates", "backbone.prompts.gamma_gates"}
     assert state.keys() - again.keys() == lost
     assert all(torch.equal(again[key], state[key]) for key in again)
-    with pytest.raises(SystemExit, match=r"has no key that begins with 'desam\.'"):
+    with pytest.raises(SystemExit, match=r"has no key that starts with 'desam\.'"):
         convert(tmp_path / "ours.pth", tmp_path / "x.pth")
 
 
@@ -346,7 +346,7 @@ def test_gamma_of_black_and_white_changes_nothing():
         assert np.array_equal(data.gamma_correct(image), image)
     dark = np.full((4, 5, 3), 60, np.uint8)
     assert data.gamma_correct(dark).mean() == pytest.approx(127.5, abs=0.5)
-    with pytest.raises(ValueError, match="put AddGammaImage right behind LoadImageFromFile"):
+    with pytest.raises(ValueError, match="put AddGammaImage right after LoadImageFromFile"):
         data.AddGammaImage().transform(dict(img=dark.astype(np.float32)))
 
 

@@ -254,7 +254,7 @@ def test_heads_that_take_more_than_maps_are_refused(library, part):
     model = nn.Module()
     setattr(model, part, Head())
     with pytest.raises(
-        SystemExit, match="Head cannot be exported|only a dense head can be exported, got Head"
+        SystemExit, match=r"Head cannot be exported|only a dense head can be exported, got Head"
     ):
         export.plan_export(model, library, None)
 

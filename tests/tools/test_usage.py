@@ -88,7 +88,7 @@ def test_configs_may_inherit_ours_by_scope(refusal, place):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("config", ["cls.py", "seg.py"], ids=["without type", "with type"])
 def test_train_refuses_amp_without_gpu(refusal, config):
-    assert refusal("train.py", config, "--amp").endswith("and there is none")
+    assert refusal("train.py", config, "--amp").endswith("but there is none")
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_train_refuses_amp_without_gpu(refusal, config):
         (["--out", "metrics.txt", "--out-item", "metrics"], "got 'metrics.txt'"),
         (["--out", "folder"], "--out must end in .pkl to save predictions, got 'folder'"),
         (["--interval", "0"], "--interval must be at least 1"),
-        (["--tta", "--show-dir", "show"], "leave out --tta"),
+        (["--tta", "--show-dir", "show"], "cannot be combined with --tta"),
         (["--cfg-options", "default_scope=mmocr", "--tta"], "got 'mmocr'"),
         (["--cfg-options", "test_dataloader.dataset.data_root=nowhere"], "no data folder"),
         (["--cfg-options", "test_evaluator=None"], "'cls.py' has no test_evaluator"),

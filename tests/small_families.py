@@ -1,4 +1,4 @@
-"""A small network of every family, in its variants, for the tests of what backbones promise."""
+"""Small networks of every family, in its variants, for tests of what all backbones guarantee."""
 
 from dataclasses import dataclass, field
 
@@ -82,9 +82,15 @@ class Windowed(Hierarchical):
 
     bad_arguments = (
         *Hierarchical.bad_arguments[:-1],
-        (dict(num_heads=(4,)), r"num_heads must name .* the 2 stages with windows, got \(4,\)"),
+        (
+            dict(num_heads=(4,)),
+            r"num_heads must have one number for each of the 2 stages with windows, got \(4,\)",
+        ),
         (dict(num_heads=(3, 4)), "num_heads must divide the 64 channels, got 3"),
-        (dict(window_sizes=7), "window_sizes must name .* the 2 stages with windows, got 7"),
+        (
+            dict(window_sizes=7),
+            "window_sizes must have one number for each of the 2 stages with windows, got 7",
+        ),
         (dict(window_sizes=(7, 0)), r"window_sizes\[1\] must be a whole number of at least 1"),
         (dict(stem_dims=0), "stem_dims must be a whole number of at least 1, got 0"),
     )

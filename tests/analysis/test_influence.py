@@ -23,7 +23,7 @@ def scanning_layers(backbone):
 
 @contextmanager
 def scans_of(mixer):
-    """Each scan's input and what it gives for it, routes apart, all else being held fixed."""
+    """Return each scan's input, and its output for it by route, all other inputs being fixed."""
     calls, run = [], mixer.run_scan
 
     def keep(x, routes, *, merge="sum", param_sets=slice(None)):
@@ -75,7 +75,7 @@ def check_against_gradients(backbone, layer, image):
                     row = route.row(place)
                     atol = 1e-9 * expected.abs().max().item()
                     assert torch.allclose(row, expected, rtol=1e-6, atol=atol)
-                    # a place that the route does not visit hears of none
+                    # a position that the route does not visit is influenced by none
                     assert (route.written == place).any() or not row.any()
         assert next(routes, None) is None
     return found
@@ -100,7 +100,7 @@ def test_class_tokens_have_influence(place):
     assert all(value != 0 for value in found.merged.cls_values)
     of_token = influence(backbone, image, 1, 0)
     assert of_token.merged.query is None
-    # along the sequence and back the token hears of every patch
+    # forwards and backwards along the sequence, every patch influences the token
     assert of_token.merged.values.count_nonzero() == 15
     draw_influence(of_token).canvas.draw()
 
@@ -131,14 +131,14 @@ def test_smaller_maps_are_resized():
 
 
 def test_kinds():
-    """A scan of one state: what is left is below one, and the product of the others' parts."""
+    """With one state, what remains is below one, and the product of the parts of the steps."""
     backbone = VMamba(dict(embed_dims=16, depths=(1,)), out_indices=(0,)).eval()
     image = torch.randn(1, 3, 24, 32)
     found = {kind: influence(backbone, image, 0, (0.5, 0.5), kind) for kind in KINDS}
     rows = {kind: result.routes[0].values.flatten() for kind, result in found.items()}
     row, column = found["decay"].merged.query
     query = row * 8 + column
-    for values in rows.values():  # along the rows nothing comes back
+    for values in rows.values():  # along the rows nothing flows backwards
         assert values[: query + 1].all() and not values[query + 1 :].any()
     decay = rows["decay"][: query + 1]
     assert decay[-1] == 1 and (decay.diff() > 0).all()

@@ -1,4 +1,4 @@
-"""Receptive fields are the gradients they are defined by, for every family."""
+"""Receptive fields agree with the gradients that define them, for every family."""
 
 import pytest
 import torch

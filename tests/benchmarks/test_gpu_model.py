@@ -1,4 +1,4 @@
-"""The model of GPU time: its arithmetic by hand, and what it reads."""
+"""The model of GPU time: its arithmetic checked by hand, and its inputs."""
 
 import json
 import shutil
@@ -110,7 +110,7 @@ def test_bytes_and_floor_by_hand():
 @pytest.mark.parametrize(
     ("stride", "width", "cycles", "bytes_moved"),
     [
-        (0, 4, 1, 32),  # one place for all
+        (0, 4, 1, 32),  # the same address for all
         (4, 4, 1, 128),
         (2, 2, 1, 64),
         (16, 16, 4, 512),

@@ -1,4 +1,4 @@
-"""Reading checkpoints: what trainings save, in every container, and files that are none."""
+"""Reading checkpoints: what trainings save, in every container, and files of other kinds."""
 
 import argparse
 import bz2
@@ -67,7 +67,7 @@ def test_every_protocol(tmp_path, is_zip, protocol):
 )
 def test_every_dtype(tmp_path, is_zip, dtype):
     value = torch.arange(6).to(dtype).view(2, 3)
-    # the odd byte puts what stands behind it in the old format at an odd address
+    # in the old format, the odd byte puts what follows it at an odd address
     save(dict(a=torch.ones(1, dtype=torch.uint8), b=value), tmp_path / "a.pth", is_zip)
     got = read_checkpoint(tmp_path / "a.pth")["b"]
     assert got.dtype == dtype and got.shape == (2, 3)
@@ -87,7 +87,7 @@ def test_values_stay_shared_and_the_file_as_it_is(tmp_path, is_zip):
 
 @FORMATS
 def test_checkpoint_of_a_runner(tmp_path, is_zip):
-    """Log buffers, numpy numbers and random states stand beside the weights."""
+    """Log buffers, numpy numbers and random states are stored with the weights."""
     hub = MessageHub.get_instance("of a runner")
     hub.update_scalar("train/loss", torch.tensor(1.5))
     hub.update_info("iter", 30)
@@ -119,7 +119,7 @@ class Layer(torch.Tensor):
 
 
 class Packed:
-    """A tensor that no reading can make in this way."""
+    """Tensor that reading cannot rebuild in this way."""
 
     def __reduce__(self):
         storage = torch.zeros(8, dtype=torch.uint8).untyped_storage()
@@ -148,7 +148,7 @@ def test_tensors_of_other_kinds(tmp_path):
 
 def test_safetensors(tmp_path):
     tensors = {name: value.contiguous() for name, value in WEIGHTS.items()}
-    path = tmp_path / "a.pth"  # known by what it holds
+    path = tmp_path / "a.pth"  # recognised by its content
     safetensors.torch.save_file(tensors, path, dict(arch="tiny"))
     got = read_checkpoint(path)
     assert got["meta"] == dict(arch="tiny")
@@ -198,7 +198,7 @@ def test_files_without_checksums(tmp_path):
 
 
 class Hostile:
-    """Writes a file where it is unpickled."""
+    """Writes a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -349,7 +349,7 @@ def test_other_files(tmp_path, write, message):
 
 
 def test_directories_and_headers_larger_than_any_checkpoint_has(tmp_path):
-    """Their reading would take many times the memory of the file."""
+    """Reading them would take many times the memory of the file."""
     with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
         for i in range(300):
             archive.writestr(f"{i:05}{'a' * 30_000}", "")

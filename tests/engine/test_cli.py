@@ -1,4 +1,4 @@
-"""Shared parts of the tools that need no process of their own."""
+"""Shared parts of the tools that can be tested in this process."""
 
 import argparse
 import os
@@ -81,7 +81,7 @@ def test_leaf_datasets_are_found_in_any_wrapping():
 
 
 def cfg_options(*words):
-    """What ``--cfg-options`` makes of its words."""
+    """Return what ``--cfg-options`` makes of its arguments."""
     parser = argparse.ArgumentParser()
     add_shared_arguments(parser)
     return parser.parse_args(["--cfg-options", *words]).cfg_options
@@ -126,7 +126,7 @@ def test_values_that_cannot_be_read_are_usage_errors(value, capsys):
 
 
 class Doubled(nn.Linear):
-    """Takes a weight of half its rows."""
+    """Loads a weight with half as many rows."""
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         key = f"{prefix}weight"

@@ -1,4 +1,4 @@
-"""A missing folder or annotation file is named in one sentence; what may lie elsewhere is not."""
+"""A missing folder or annotation file is reported; files that may be elsewhere are not."""
 
 import pytest
 from mmengine.config import Config

@@ -1,4 +1,4 @@
-"""EfficientVMamba: the blocks against a plain float64 reading, and what variants may say."""
+"""EfficientVMamba: blocks against a plain float64 implementation, and arguments of variants."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def test_default_arguments():
 
 
 def batch_norm(layer, x):
-    """x (B, C, H, W), by its statistics in training and else by the running ones."""
+    """Normalise x (B, C, H, W) by its own statistics in training, otherwise by the running ones."""
     mean, var = layer.running_mean, layer.running_var
     if layer.training:
         mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
@@ -144,7 +144,7 @@ def test_smallest_images(downsample, smallest):
 
 
 def test_merging_of_maps_with_odd_sides():
-    """91x65 pixels give a 22x16 map, then halves rounded up, or down if the user wants."""
+    """91x65 pixels give a 22x16 map, then halves rounded up, or down as an option."""
     image = torch.randn(1, 3, 91, 65)
     for odd_size, sizes in (
         ("pad", [(22, 16), (11, 8), (6, 4), (3, 2)]),

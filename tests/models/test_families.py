@@ -1,4 +1,4 @@
-"""What every backbone promises, whatever its family: maps of any image, and arguments."""
+"""Guarantees of every backbone, whatever its family: maps of any image, and arguments."""
 
 import subprocess
 import sys
@@ -60,7 +60,7 @@ def test_images_of_a_batch_do_not_meet(family):
 
 @families
 def test_every_pixel_counts(family):
-    """The last map's every position sees the whole image: the scans reach everywhere."""
+    """Every position of the last map sees the complete image: the scans reach everywhere."""
     model = family.build(out_indices=(3,)).eval()
     image = torch.randn(1, 3, 64, 64, requires_grad=True)
     (last,) = model(image)

@@ -1,4 +1,4 @@
-"""Where backbones start from: what they say, and which checkpoints they refuse."""
+"""Initial weights of backbones: what they report, and which checkpoints they refuse."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ FAMILIES = {
 
 @pytest.fixture(params=FAMILIES)
 def original(request, tmp_path):
-    """A backbone, and a file of its authors, whose names are others."""
+    """A backbone, and a file of its authors, with other names."""
     backbone, arch = FAMILIES[request.param]
     # Vim's detectors and segmentors have no norms of outputs
     model = backbone(arch, out_norm=request.param != "vim")
@@ -63,7 +63,7 @@ def test_a_random_start_is_said(monkeypatch):
 
 
 def test_parts_of_a_network_load():
-    """Another depth, or a head beside it, is no reason to refuse a checkpoint."""
+    """Another depth, or an additional head, is no reason to refuse a checkpoint."""
     deeper, model = VMamba(dict(HIERARCHICAL, depths=(1, 1, 2, 1))), VMamba(HIERARCHICAL)
     incompatible = deeper.load_state_dict(model.state_dict(), strict=False)
     assert not incompatible.unexpected_keys
@@ -87,7 +87,7 @@ def test_norms_of_other_outputs_start_anew(backbone):
 
 
 class TestPositionGrids:
-    """The grid of a position embedding travels with it."""
+    """Tests that the grid of a position embedding is stored with it."""
 
     @staticmethod
     def vim(size):

@@ -1,4 +1,4 @@
-"""Route tables against the reference's own index tables, their registry and their cache."""
+"""Route tables against the reference's index tables, their registry and their cache."""
 
 import json
 from dataclasses import dataclass
@@ -88,7 +88,7 @@ def test_shorter_directions_end_with_zero_tokens():
 
 
 def test_directions_with_a_class_token():
-    """The token in the middle of the pixels comes at that step of every padded order."""
+    """A class token in the middle of the pixels comes at that step of every padded order."""
     found = route_set(("h", "v", "w2", "w2_flip"), 2, 3, cls_positions=(3,))
     assert found.num_pixels == 7
     assert found.read.tolist() == [
@@ -144,7 +144,7 @@ def test_size_must_be_positive(size):
 
 @pytest.fixture
 def registered():
-    """Names that a test registers are forgotten behind it."""
+    """Unregisters, after a test, the names that it registered."""
     before = dict(routes.SCANS)
     yield routes.register_routes
     routes.SCANS.clear()

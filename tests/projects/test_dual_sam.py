@@ -45,7 +45,7 @@ def mmseg_scope():
 
 
 def micro(**options):
-    """A network on a micro encoder of SAM's kind for images of 64x64 pixels."""
+    """Build a network on a micro SAM encoder for images of 64x64 pixels."""
     backbone = dict(type="DualViTSAM", arch=MICRO_SAM, img_size=64, train_gates=True)
     model = dict(type="DualSAM", decoder_widths=(16, 32, 64, 128), **options)
     return MODELS.build(dict(model, backbone=backbone))
@@ -275,7 +275,7 @@ def test_command_converts_there_and_back(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def animals(tmp_path):
-    """Six images of one bright disc each, in the layout of the data sets."""
+    """Six images with one bright disc each, in the layout of the data sets."""
     rng = np.random.default_rng(0)
     for folder in ("Image", "Masks"):
         (tmp_path / folder).mkdir()
@@ -306,7 +306,7 @@ def test_dataset_lists_masks_with_their_images(animals):
 
 
 def test_pipeline_normalises_and_resizes_as_published(animals):
-    """The published order is normalise, then resize: the same up to rounding."""
+    """The published order, normalise then resize, gives the same up to rounding."""
     cfg = Config.fromfile(CONFIGS / "dual-sam_vit-b_code_mas3k.py")
     options = dict(cfg.train_dataloader.dataset, data_root=str(animals))
     sample = DATASETS.build(options)[0]
@@ -478,7 +478,7 @@ def small_training(cfg, animals, work_dir, **model):
 
 @pytest.mark.parametrize("name", ["dual-sam_vit-b_code_mas3k", "dual-sam_vit-b_mas3k"])
 def test_trains_what_is_not_frozen(animals, tmp_path, monkeypatch, name):
-    # notes on machine and config cost more than the steps
+    # logging machine and config takes longer than the steps
     monkeypatch.setattr(Config, "pretty_text", "not formatted")
     monkeypatch.setattr(Runner, "_log_env", lambda runner, env_cfg: None)
     sam_file(tmp_path / "sam.pth", "")

@@ -1,4 +1,4 @@
-"""What may go wrong in a training: its end at any moment, damage, no room, two at once."""
+"""Faults in training: killed at any moment, damaged files, a full disk, two runs at once."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 SEED = ("--cfg-options", "randomness.seed=7")
-#: A config whose training ends itself, and the module that it imports for that.
+#: A config whose training kills itself, and the module that it imports for that.
 KILLED = """
 _base_ = "cls.py"
 custom_imports = dict(imports=["kill_here"])
@@ -49,7 +49,7 @@ class KillHere(Hook):
 
 @pytest.fixture
 def killed(tools):
-    """A config that KILL_IN ends."""
+    """A config whose training KILL_IN ends."""
     (tools.folder / "killed.py").write_text(KILLED)
     (tools.folder / "kill_here.py").write_text(MODULE)
     return "killed.py"
@@ -115,7 +115,7 @@ def test_a_folder_that_cannot_be_written(tools):
     folder.mkdir()
     folder.chmod(0o555)
     command = tools.command("train.py", "cls.py", "--work-dir", "read-only")
-    if os.geteuid() == 0:  # whom permissions do not bind
+    if os.geteuid() == 0:  # root is not bound by permissions
         if not shutil.which("setpriv"):
             pytest.skip("needs setpriv to run as root without root's rights")
         command = ["setpriv", "--bounding-set", "-dac_override", *command]

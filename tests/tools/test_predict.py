@@ -1,4 +1,4 @@
-"""tools/predict.py against what the models say themselves, and the libraries' inferencers."""
+"""tools/predict.py against the models themselves, and the libraries' inferencers."""
 
 import json
 import re

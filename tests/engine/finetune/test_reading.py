@@ -1,4 +1,4 @@
-"""Own data are found where they usually lie, and what is wrong with them is named."""
+"""A user's data are found in the usual places, and their defects are reported."""
 
 import json
 import re
@@ -23,7 +23,7 @@ def read(tmp_path):
 
 @pytest.fixture
 def refusal(tmp_path):
-    """The sentence with which data are refused."""
+    """Return the message with which data are refused."""
 
     def of(library, folder, **layout):
         with pytest.raises(DataError) as error:
@@ -58,7 +58,7 @@ class TestClassification:
             *("cat/cat 0.jpg 0", "cat/cat 1.jpg 0"),
             *("dog/dog 0.jpg 1", "dog/dog 1.jpg 1", "dog/dog 2.jpg 1", "owl/owl 0.jpg 2"),
         ]
-        # the folder of validation lacks the first class
+        # the validation folder lacks the first class
         assert lines(data.val) == ["dog/dog 0.jpg 1", "owl/owl 0.jpg 2"]
         assert (data.train.count, data.val.count, data.notes) == (6, 2, ())
 
@@ -93,7 +93,7 @@ class TestClassification:
         monkeypatch.setattr(reading, "SAMPLE", 3)
         monkeypatch.setattr("mmvssm.engine.finetune.classification.SAMPLE", 3)
         (photos / "train" / "cat" / "cat 1.jpg").write_text("no image")
-        data = read()  # of 0 to 5 are opened 0, 2 and 4
+        data = read()  # images 0, 2 and 4 of 0 to 5 are opened
         assert "3 of 6 images" in data.notes[0]
 
     def test_missing_folder(self, photos, refusal, tmp_path):
@@ -180,7 +180,7 @@ class TestDetection:
         assert data.train.images == str(boxes / "pictures")
 
     def test_validation_gets_the_categories_of_training(self, read, change):
-        """Labels are places in the list: another order would exchange the classes in silence."""
+        """Labels are positions in the list: another order would silently exchange the classes."""
 
         def turn(coco):
             coco["categories"] = [dict(id=1, name="dog"), dict(id=2, name="cat")]
@@ -320,7 +320,7 @@ class TestSegmentation:
         assert data.train.images == str(maps / "pictures" / "training")
 
     def test_image_turned_by_its_camera(self, read, maps):
-        """Training turns it as the camera says, and its map must be so."""
+        """Training rotates it as its EXIF orientation says, and its map must match."""
         path = maps / "images" / "training" / "0.jpg"
         exif = Image.Exif()
         exif[0x0112] = 6

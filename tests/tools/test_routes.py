@@ -1,4 +1,4 @@
-"""Pictures of routes show what the layers do: mmvssm/analysis and analysis_tools/routes.py."""
+"""Pictures of routes match the layers: mmvssm/analysis and analysis_tools/routes.py."""
 
 import re
 from functools import partial
@@ -22,7 +22,7 @@ SCAN = torch.ops.mmvssm.selective_scan_2d.default
 
 
 class Recorder(TorchDispatchMode):
-    """Keeps where every scan writes, which is in all mixers where its tokens come from."""
+    """Records where each scan writes, which in all mixers is where its tokens come from."""
 
     def __init__(self):
         super().__init__()
@@ -35,7 +35,7 @@ class Recorder(TorchDispatchMode):
 
 
 def recorded(backbone, layer, size, num_class=0):
-    """The tables of the scans that a layer runs."""
+    """Return the tables of the scans that a layer runs."""
     block = [m for m in backbone.modules() if isinstance(m, CheckpointedBlock)][layer]
     mixer = next(m for m in block.modules() if isinstance(m, SelectiveScans)).eval()
     dims = mixer.in_proj.in_features
@@ -64,7 +64,7 @@ def test_orders_of_the_half_map_are_one_scan(name):
     full, small = recorded(backbone, 0, (5, 7))
     first, *parts = routes_of(backbone, 0, 5, 7)
     assert torch.equal(first.steps, full[0].long())
-    # the first version writes every visit apart
+    # the first version writes every visit separately
     assert torch.equal(torch.cat([part.steps for part in parts]), small[0].long() % 12)
     assert [(part.size, part.first, part.total) for part in parts] == [
         ((3, 4), 12 * i, 36) for i in range(3)

@@ -21,10 +21,10 @@ DESCRIPTION = """\
 Draw the routes along which a layer of a backbone scans its map.
 
 A visual state-space layer reads the pixels of its map one after the other, along one or more
-routes. The picture has a panel for each: pixels are coloured by the time of their visit, from
-violet to yellow, and stay white if they are not visited; arrows lead from pixel to pixel, lines
-to pixels farther away, dotted ones where zero tokens come between; a disc marks the first visit,
-a square the last one and a red star a class token. Over an image the moves have the colours.
+routes. The figure has a panel for each route. Pixels are coloured by the time of their visit, from
+violet to yellow; unvisited pixels are white. Arrows lead to neighbours and lines to pixels farther
+away, dotted if zero tokens come in between. A disc marks the first visit, a square the last one,
+and a red star a class token. Over an image, lines have the colours of time instead.
 """
 EXAMPLES = """\
 examples:
@@ -35,11 +35,11 @@ examples:
       --columns 8 --out families.png
   python tools/analysis_tools/routes.py my-vmamba-tiny --import my_vmamba --out mine.png
 
-A variant is named as its configs are, FAMILY-ARCH; an unknown name lists all of them. Layers count
-through all stages. Weights play no part: routes are what a layer is built with.
+The name of a variant is FAMILY-ARCH, as in its configs; an unknown name lists all variants. Layers
+are counted through all stages. Routes do not depend on the weights.
 """
 PICTURES = (".png", ".pdf", ".svg")
-_PIXELS = 40  # of an image, to a side of a pixel of the map
+_PIXELS = 40  # pixels of an image per side of a map's pixel
 
 
 def parse_args() -> argparse.Namespace:
@@ -52,14 +52,14 @@ def parse_args() -> argparse.Namespace:
         "models",
         metavar="MODEL",
         nargs="+",
-        help="a variant such as vmamba-tiny-s1l8, or a config file (.py); several get a row each",
+        help="a variant such as vmamba-tiny-s1l8, or a config file (.py); each gets a row",
     )
     parser.add_argument(
         "--layer",
         type=int,
         nargs="+",
         metavar="N",
-        help="counted from 0, one for all models or one for each; default: the first that scans",
+        help="index of the layer, one for all models or one each (default: the first one that scans)",
     )
     parser.add_argument(
         "--grid",
@@ -67,7 +67,7 @@ def parse_args() -> argparse.Namespace:
         nargs=2,
         default=(8, 8),
         metavar=("H", "W"),
-        help="rows and columns of the map that is drawn (default: 8 8)",
+        help="rows and columns of the map (default: 8 8)",
     )
     parser.add_argument("--image", metavar="FILE", help="draw the routes over this image")
     parser.add_argument(
@@ -82,7 +82,7 @@ def parse_args() -> argparse.Namespace:
         type=Path,
         required=True,
         metavar="FILE.png",
-        help=f"the picture to write ({', '.join(PICTURES)})",
+        help=f"file to write ({', '.join(PICTURES)})",
     )
     add_import_option(parser, "routes or a family")
     args = parser.parse_args()
@@ -100,7 +100,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def read_routes(model: str, layer: int | None, grid: tuple[int, int]) -> tuple[str, list[Route]]:
-    """Return the class of a model's backbone, and the routes of the layer that was asked for."""
+    """Return the class of a model's backbone, and the routes of the requested layer."""
     backbone = build_backbone(model)
     if layer is None:
         layer = next((i for i, scans in enumerate(name_layers(backbone).values()) if scans), 0)
@@ -110,7 +110,7 @@ def read_routes(model: str, layer: int | None, grid: tuple[int, int]) -> tuple[s
 def main() -> None:
     args = parse_args()
     if find_spec("matplotlib") is None:
-        fail("this needs matplotlib: pip install matplotlib")
+        fail("this tool needs matplotlib: pip install matplotlib")
     require_place(args.out)
     import_modules(args.modules)
     try:

@@ -59,7 +59,7 @@ def parse_args() -> argparse.Namespace:
         type=int,
         nargs="+",
         metavar="N",
-        help="index of the layer, one for all models or one each (default: the first one that scans)",
+        help="index of the layer; one for all models, or one each (default: the first that scans)",
     )
     parser.add_argument(
         "--grid",

@@ -71,6 +71,6 @@ def test_commands_run(page, checkout):
     for words in found:
         assert words[0] == "python"
         run(checkout, *words[1:])
-        written = re.findall(r" (?:--out|--picture|-o)((?: [\w/.-]+\w)+)", " ".join(words))
+        written = re.findall(r" (?:--out|--picture|-o)((?: [\w/][\w/.-]*)+)", " ".join(words))
         for name in " ".join(written).split():
             assert (checkout / name).exists(), (words, name)

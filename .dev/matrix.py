@@ -1,11 +1,12 @@
-"""Runs the default tests and the demo in many environments, and notes the results.
+"""Run the default tests and the demo in several environments, and record the results.
 
-Run by ``make matrix``; rows can be named: ``make matrix ROWS='py310-torch2.1 forks'``. Each row has
-a clean clone of the last commit and an environment below build/matrix, where `make setup` installs
-what the row says. A row takes half an hour on two cores and 10 GB; interrupted, it goes on with the
-step that was cut off. The last rows build a network of a further OpenMMLab library each, beside the
-packages of the running environment. Results go to docs/start/environments.json and into the tables
-of docs/start/environments.md. The exit status is 1 if a test or a step of a row failed.
+Run by ``make matrix``; to run some rows: ``make matrix ROWS='py310-torch2.1 forks'``. Each row has
+a clean clone of the last commit and an environment in build/matrix, where `make setup` installs the
+versions of the row. A row takes half an hour on two cores and 10 GB of disk; if interrupted, the
+next run repeats the interrupted step. The last rows build a network of another OpenMMLab library
+each, next to the packages of the running environment. Results go to docs/start/environments.json
+and into the tables of docs/start/environments.md. The exit status is 1 if a test or a step of a row
+failed.
 """
 
 from __future__ import annotations
@@ -43,16 +44,16 @@ print(json.dumps(versions))
 
 @dataclass(frozen=True)
 class Row:
-    """What one environment is made of.
+    """Versions of one environment.
 
     Args:
-        name: Names the row and its folder.
-        python: Version of Python, as in ``python3.11``.
+        name: Name of the row and of its folder.
+        python: Version of Python, such as ``3.11``.
         torch: Version of torch.
-        torchvision: The version that belongs to it.
-        mmcv: Version of mmcv, or of onedl-mmcv.
-        forks: Take the maintained forks of the OpenMMLab libraries.
-        constraints: What pip must keep to, beside the project's own requirements.
+        torchvision: Version of torchvision for this torch.
+        mmcv: Version of mmcv, or of onedl-mmcv with ``forks``.
+        forks: Whether to install the maintained forks of the OpenMMLab libraries.
+        constraints: Pip constraints in addition to the project's own requirements.
     """
 
     name: str
@@ -65,7 +66,7 @@ class Row:
 
     @property
     def folder(self) -> Path:
-        """Where the row's clone, environment and logs are."""
+        """Folder of the row's clone, environment and logs."""
         return ROOT / "build" / "matrix" / self.name
 
 
@@ -86,13 +87,11 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"{', '.join(rows)}; default: all")
-    parser.add_argument(
-        "--table", action="store_true", help="only write the table of the page anew"
-    )
+    parser.add_argument("--table", action="store_true", help="only rewrite the table of the page")
     args = parser.parse_args()
     unknown = sorted(set(args.rows) - set(rows))
     if unknown:
-        parser.error(f"no row is called {', '.join(unknown)}; there are {', '.join(rows)}")
+        parser.error(f"ROW must be among {', '.join(rows)}, got {', '.join(unknown)}")
     good = True
     if not args.table:
         for name in args.rows or rows:
@@ -104,7 +103,7 @@ def main() -> int:
 
 
 def run(row: Row) -> dict:
-    """Go through the steps of a row and return its result."""
+    """Run the steps of a row and return its result."""
     commit = git("rev-parse", "--short", "HEAD")
     say(f"{row.name}: python {row.python}, torch {row.torch}, commit {commit}")
     checkout = row.folder / "checkout"
@@ -154,7 +153,7 @@ def run(row: Row) -> dict:
             result["tests"] |= counts(text)
         if step == "demo" and status == 0:
             result["demo"] = re.search(r"([\d.]+) on images", text)[1]
-        # failed tests are a result, and the demo runs after them all the same
+        # failed tests are a result, so the demo still runs after them
         if status and not (step == "tests" and result["tests"]["failed"]):
             result["failed_step"] = step
             print(*text.splitlines()[-15:], sep="\n    ")
@@ -184,7 +183,7 @@ def run_library(name: str) -> dict:
 
 
 def counts(output: str) -> dict[str, int]:
-    """Read how many tests passed, failed and were skipped from the last line of pytest."""
+    """Return the numbers of passed, failed and skipped tests from the last line of pytest."""
     last = output.strip().splitlines()[-1] if output.strip() else ""
     found = {word: int(number) for number, word in re.findall(r"(\d+) (\w+)", last)}
     return {
@@ -195,15 +194,15 @@ def counts(output: str) -> dict[str, int]:
 
 
 def described(result: dict) -> str:
-    """Say in a few words how a row went."""
+    """Return a short description of how a row went."""
     if result["failed_step"]:
-        return f"failed in its step {result['failed_step']!r}"
+        return f"step {result['failed_step']!r} failed"
     tests = result["tests"]
     return ", ".join(f"{number} {word}" for word, number in tests.items())
 
 
 def note(result: dict) -> None:
-    """Put the result of a row in the place of its last one."""
+    """Store the result of a row, replacing its previous one."""
     kept = [old for old in read_results() if old["row"] != result["row"]]
     order = [row.name for row in ROWS] + list(LIBRARIES)
     kept = sorted([*kept, result], key=lambda entry: order.index(entry["row"]))
@@ -216,7 +215,7 @@ def read_results() -> list[dict]:
 
 
 def page_with_table() -> str:
-    """Return the page with the table that the results give."""
+    """Return the page with its tables made from the results."""
     page, results = PAGE.read_text(), read_results()
     environments = [result for result in results if result["row"] not in LIBRARIES]
     libraries = [result for result in results if result["row"] in LIBRARIES]
@@ -232,7 +231,7 @@ def page_with_table() -> str:
 
 
 def library_lines(results: Iterable[dict]) -> list[str]:
-    """Return the table of the further libraries in Markdown."""
+    """Return the lines of the table of other libraries in Markdown."""
     lines = ["| Row | Version | Config | Outputs | Commit |", "|---|---|---|---|---|"]
     for result in results:
         shapes = ", ".join("x".join(map(str, shape)) for shape in result.get("shapes", ()))
@@ -248,7 +247,7 @@ def library_lines(results: Iterable[dict]) -> list[str]:
 
 
 def table_lines(results: Iterable[dict]) -> list[str]:
-    """Return the table of the environments in Markdown."""
+    """Return the lines of the table of environments in Markdown."""
     lines = [
         "| Row | Python | torch | mmcv | numpy | OpenCV | Tests: passed, failed, skipped "
         "| Demo: top 1 | Commit |",

@@ -34,6 +34,8 @@ copybutton_prompt_text = "$ "
 
 html_theme = "furo"
 html_title = f"mmvssm {release}"
+html_static_path = ["static"]
+html_css_files = ["tables.css"]
 
 LINK = re.compile(r"\[([^\[\]]*)\]\(([^()\s#]+)(#[\w-]+)?\)")
 #: A page of one link shows what the link leads to: pages of the repository that stand elsewhere.
@@ -57,6 +59,7 @@ def read_page(app, docname: str, source: list[str]) -> None:
         return
     shown = shown_pages()
     origin = next((file for file, place in shown.items() if place == page), page)
+    app.env.note_dependency(str(origin))  # a change of it must reach the page
 
     def lead(match: re.Match) -> str:
         text, target, anchor = match[1], match[2], match[3] or ""

@@ -1,4 +1,4 @@
-"""What README and the pages say works: their snippets run, their commands and files exist."""
+"""README and the pages are right: snippets run, and the commands and files exist."""
 
 import contextlib
 import functools
@@ -6,7 +6,6 @@ import importlib
 import io
 import re
 import runpy
-import shlex
 import shutil
 import sys
 from collections import OrderedDict
@@ -26,44 +25,21 @@ from mmvssm.families.key_map import KeyMap
 from mmvssm.hub import Address
 from mmvssm.models import VMamba
 from mmvssm.registry import MODELS
+from pages import PAGES, blocks, commands
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted(
-    page
-    for pattern in ("*.md", "docs/**/*.md", "configs/*/*.md", "ops/*.md", "projects/*/*.md")
-    for page in ROOT.glob(pattern)
-)
-#: Signs of snippets that other tests run.
+#: Strings that mark snippets run by other tests.
 ELSEWHERE = {
     'Inferencer("config.py"': "tests/tools/test_predict.py runs it with configs of all libraries",
     "onnxruntime": "tests/tools/test_export.py runs exported models",
     "aoti_load_package": "tests/tools/test_export.py runs compiled packages",
 }
-#: Code that pages show in whole or in parts; tests/packaging trains with it.
+#: Code that pages show completely or in part; tests/packaging trains with it.
 OUTSIDE = [
     file.read_text()
     for folder in ("outside_project", "outside_kernel")
     for file in (ROOT / "tests" / folder).glob("*.py")
 ]
-
-
-def blocks(language):
-    """All blocks of a language, each with a name that tells where it stands."""
-    for page in PAGES:
-        found = re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
-        for number, block in enumerate(found):
-            marks = [pytest.mark.slow] if "torch.compile(" in block else []
-            yield pytest.param(block, id=f"{page.relative_to(ROOT)}:{number}", marks=marks)
-
-
-def commands():
-    """All commands, continued lines joined, comments left out."""
-    for parameter in blocks("bash"):
-        text = parameter.values[0].replace("\\\n", " ")
-        for number, line in enumerate(text.splitlines()):
-            words = shlex.split(line, comments=True)
-            if words:
-                yield pytest.param(words, id=f"{parameter.id}:{number}")
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +107,7 @@ def test_snippet(block, reader, programs, monkeypatch):
 
 @functools.cache
 def options_of(tool):
-    """All options of a tool, as its --help shows them."""
+    """Return all options of a tool, as its --help shows them."""
     if tool.endswith(".sh"):
         return options_of(f"tools/{tool.rpartition('_')[2].removesuffix('.sh')}.py")
     text, argv = io.StringIO(), sys.argv
@@ -167,7 +143,9 @@ def test_command_names_what_exists(words, monkeypatch):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_files_that_a_page_names_exist(page):
-    text = re.sub(r"```cpp\n.*?```", "", page.read_text(), flags=re.DOTALL)  # [&](...) is no link
+    text = re.sub(
+        r"```cpp\n.*?```", "", page.read_text(), flags=re.DOTALL
+    )  # [&](...) is not a link
     for target in re.findall(r"\]\(([^()\s#]+)", text):
         if "://" not in target:
             assert (page.parent / target).exists(), target

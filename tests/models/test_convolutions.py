@@ -18,7 +18,7 @@ LAYERS = {
 
 
 def fill_free_memory_with_nan():
-    """Makes reads of memory that nobody wrote show: what is allocated next holds NaN."""
+    """Expose reads of uninitialised memory: the next allocations hold NaN."""
     sizes = (256, 1024, 4096, 16384, 65536)
     tensors = [torch.full((size,), torch.nan) for size in sizes for _ in range(8)]
     del tensors

@@ -1,4 +1,4 @@
-"""What every backbone promises, whatever its family: maps of any image, and arguments."""
+"""Guarantees of every backbone, whatever its family: maps of any image, and arguments."""
 
 import subprocess
 import sys
@@ -63,7 +63,7 @@ def test_images_of_a_batch_do_not_meet(family):
 
 @families
 def test_every_pixel_counts(family):
-    """The last map's every position sees the whole image: the scans reach everywhere."""
+    """Every position of the last map sees the complete image: the scans reach everywhere."""
     model = family.build(out_indices=(3,)).eval()
     image = torch.randn(1, 3, 64, 64, requires_grad=True)
     (last,) = model(image)
@@ -127,7 +127,7 @@ def test_bad_arguments(family):
     for arguments, message in [
         (dict(arch="giant"), f"arch must be one of '{family.first_arch}', .*got 'giant'"),
         (dict(arch=3), "arch must be a name or a dict, got int"),
-        (dict(arch=dict(family.arch, width=3)), "arch has unknown field.*'width'; known are"),
+        (dict(arch=dict(family.arch, width=3)), "arch has unknown field.*'width'; known fields"),
         (dict(arch=dict(family.arch, mixer=dict(gates=1))), "mixer has unknown.*'gates'; known"),
         (dict(arch=dict(family.arch, mixer=5)), "mixer must be a dict, got 5"),
         (dict(frozen_stages=4), "frozen_stages must be from -1 to 3, got 4"),

@@ -64,7 +64,7 @@ def test_opcheck_of_the_backward_ops():
 @pytest.mark.parametrize("d_state", [1, 3])
 def test_gradcheck_2d(d_state):
     t = tensors_2d(torch.float64, d_state=d_state)
-    # Zero tokens, a pixel met twice, and other rows written than read.
+    # zero tokens, a pixel visited twice, and rows written other than those read
     table = torch.tensor([[0, 5, -1, 5, 11], [3, -1, 2, 1, 0]] * 2).int()
     out = torch.tensor([[0, 1, 2, -1, 3], [4, 0, 0, 1, 2]] * 2).int()
 
@@ -91,7 +91,7 @@ def scan_1d(t, *values):
 
 
 def scan_2d(t, *values, **options):
-    # zero tokens, and a pixel met twice
+    # zero tokens, and a pixel visited twice
     table = torch.tensor([[0, 5, -1, 5, 11], [3, -1, 2, 1, 0]] * 2).int()
     return ops.selective_scan_2d(**dict(zip(t, values)), routes=table, **options)
 
@@ -125,7 +125,7 @@ def test_gradients_to_differentiate_are_those_of_the_kernels():
 
 
 def penalty(model, image):
-    """The gradient of a gradient penalty with regard to all parameters."""
+    """Return the gradient of a gradient penalty with respect to all parameters."""
     image.requires_grad_()
     total = sum(out.square().mean() for out in model(image))
     (grad,) = torch.autograd.grad(total, image, create_graph=True)
@@ -217,16 +217,16 @@ def test_per_sample_gradients_of_a_network():
 
 def test_transforms_need_the_definition():
     t = tensors_1d(torch.float64, requires_grad=False)
-    message = "backend 'cpu' was chosen, but torch.func and forward-mode derivatives go through"
+    message = "backend 'cpu' was chosen, but only the PyTorch scan supports torch.func"
     with ops.backend("cpu"), pytest.raises(RuntimeError, match=message):
         torch.func.grad(lambda u: ops.selective_scan(**{**t, "u": u}).sum())(t["u"])
-    with pytest.warns(UserWarning, match="PyTorch definition alone"):
+    with pytest.warns(UserWarning, match="only the PyTorch scan supports torch.func"):
         sys.modules[ops.backend.__module__]._warned.clear()
         torch.func.grad(lambda u: ops.selective_scan(**{**t, "u": u}).sum())(t["u"])
 
 
 def test_runs_inside_a_checkpoint():
-    """A checkpoint hands out what it recomputed once only."""
+    """Gradient checkpointing returns what it recomputed only once."""
     from torch.utils.checkpoint import checkpoint
 
     t = tensors_1d(length=70)
@@ -279,7 +279,7 @@ def test_pytorch_scan_is_one_node_for_any_length():
 
 @needs_strict
 def test_exported_pytorch_scan_is_pytorch_alone():
-    """Programs for others hold no op of ours, however they are traced."""
+    """Programs for use without mmvssm contain none of our ops, however they are traced."""
 
     class Scan(torch.nn.Module):
         def forward(self, t):

@@ -1,4 +1,4 @@
-"""Cases of plain backbones in forms besides the given ones, and their options."""
+"""Cases of plain backbones in further forms than the given ones, and their options."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ CASES = {
 
 
 def model_of(name, task, **options):
-    """A small network as a case describes its own, with other options."""
+    """Build a small network from a case's description, with other options."""
     case = Case(CASES[name])
     case.meta["build"].update(embed_dim=16, depth=2, d_state=2, dt_rank=1, num_classes=5)
     case.meta["build"].update(out_indices=[0, 1], img_size=32)
@@ -166,7 +166,7 @@ def verify(tmp_path, meta, outputs, **data):
 
 
 def maps_of(meta, backbone, family):
-    """Maps of a backbone before norms of outputs, and the weights of the case."""
+    """Return maps of a backbone before output norms, and the weights of the case."""
     weights = {entry[0]: torch.from_numpy(fill_value(*entry)) for entry in meta["state_dict"]}
     keys = ("patch_embed.", "pos_embed", "rope.", "layers.")
     own = {key: value for key, value in weights.items() if key.startswith(keys)}
@@ -246,7 +246,7 @@ def test_the_pyramid_of_patches_of_8(tmp_path):
 
 
 def test_both_with_a_rotary_embedding(tmp_path):
-    """Sums before the last are turned once more."""
+    """Sums before the last are rotated once more."""
     options = dict(if_rope=True, if_rope_residual=True)
     options |= dict(use_residual_as_feature=True, last_layer_process="add & norm")
     meta, maps, weights = segmentor(patch_size=8, **options)
@@ -260,7 +260,7 @@ def test_both_with_a_rotary_embedding(tmp_path):
 def test_options_left_out_and_without_effect(tmp_path, name):
     case = Case(CASES[name])
     del case.meta["build"]["out_indices"]
-    # mixers' outputs pass no norm, whatever the last sum would do; norms of tokens are not stored
+    # mixers' outputs get no norm, whatever the last sum gets; norms of tokens are not stored
     case.meta["build"]["last_layer_process"] = "add & norm"
     case.meta["state_dict"] = [e for e in case.meta["state_dict"] if "outnorm_" not in e[0]]
     assert verify(tmp_path, case.meta, {}, **case.data).status == "passed"

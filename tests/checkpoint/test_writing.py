@@ -112,7 +112,7 @@ def test_places(tmp_path):
         output_path(tmp_path / "absent", "x.pth")
     (tmp_path / "file").touch()
     for target in ("file/a.pth", "file/", "file/new/a.pth"):
-        with pytest.raises(ValueError, match=r"file' is a file, .*: name a folder to write"):
+        with pytest.raises(ValueError, match=r"file' is a file or .*: name a folder to write"):
             output_path(f"{tmp_path}/{target}", "x.pth")
     (tmp_path / "link").symlink_to("absent")
     with pytest.raises(ValueError, match=r"link' is a file or a broken link"):

@@ -239,7 +239,7 @@ def test_schedules_of_other_recipes(schedule, expected):
     ("settings", "message"),
     [
         ({"param_scheduler.1.type": "ReduceOnPlateauLR"}, r"scheduler\.1 \(ReduceOnPlateauLR\)"),
-        ({"param_scheduler.1.by_epoch": False}, "counts iterations, and train_cfg epochs"),
+        ({"param_scheduler.1.by_epoch": False}, "counts iterations, but train_cfg epochs"),
         ({"train_cfg.type": "OtherLoop"}, "train_cfg.type must be .* got 'OtherLoop'"),
     ],
 )  # fmt: skip

@@ -414,7 +414,7 @@ def test_missing_library_is_named(monkeypatch):
     with pytest.raises(ImportError, match="pip install -r projects/dual_sam/requirements"):
         data.score(np.zeros((4, 4)), np.zeros((4, 4), bool))
     (result, *_) = verify_file(GOLDEN / "metrics.json", "torch")
-    assert result.status == "unsupported" and "PySODMetrics is missing" in result.detail
+    assert result.status == "unsupported" and "PySODMetrics is not installed" in result.detail
 
 
 def test_metric_refuses_masks_of_other_values():

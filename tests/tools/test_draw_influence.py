@@ -63,7 +63,7 @@ def test_maps_of_an_image(run, library, mean, std):
 def test_a_class_token_asks(run):
     args = ("noise.png", "--size", 32, "--layer", 2, "--query-token", 0, "--kind", "decay")
     status, text, _ = run(VIM, *args, "--out", "token.json")
-    assert status == 0 and "all routes: over 8x8 pixels" in text
+    assert status == 0 and "all routes: 8x8 pixels" in text
     found = json.loads(Path("token.json").read_text())
     assert found["merged"]["query"] is None and found["kind"] == "decay"
     # nothing of 16 states has decayed where the token reads itself, on two ways

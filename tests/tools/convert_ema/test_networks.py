@@ -260,7 +260,7 @@ def test_a_detector_of_detectron2(made):
     Path("model_final.pkl").write_bytes(pickle.dumps(content, protocol=2))
     product, output = made("model_final.pkl", "a.pth", "--to", "detector", "--arch", "tiny")
     assert "img_size=96, out_norm=False: a detector" in output
-    assert "as the product has no use for them: pixel_mean\n" in output
+    assert "because the output does not use them: pixel_mean\n" in output
     found = weights_in(product)
     assert torch.equal(found["rpn_head.rpn_conv.1.conv.weight"], released[heads[1]])
     assert torch.equal(found["roi_head.mask_head.convs.3.conv.weight"], released[heads[-2]])

@@ -215,7 +215,7 @@ REFUSED = {
         "released.pth a.pth --import absent",
         "--import must name a module that can be imported, got 'absent'",
     ),
-    "nowhere": ("released.pth released.pth/a.pth", "'released.pth' is a file, .*: name a"),
+    "nowhere": ("released.pth released.pth/a.pth", "'released.pth' is a file or .*: name a"),
     "no suffix": ("released.pth a.bin", "'a.bin' must end in .pth, .* or in a slash"),
     "their safetensors": ("released.pth a.safetensors --reverse", "use .pth for DST"),
 }

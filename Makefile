@@ -49,7 +49,7 @@ IN_PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadgroup
 .PHONY: help
 help: ## this list
 	@echo "usage: make TARGET"
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 17
 	@echo
 	@echo "Every target sets up what it needs first; nothing is done twice. Settings:"
 	@echo "  PYTHON=...   use this Python's environment; default: the active one, else .venv,"
@@ -102,7 +102,7 @@ lint: setup ## ruff, mypy and clang-format: rules, types and format
 	@$(CLANG_FORMAT) --dry-run --Werror $(NATIVE)
 
 .PHONY: format
-format: setup ## ruff and clang-format: rewrite to the format and mend what can be mended
+format: setup ## ruff and clang-format: format the code, and fix what can be fixed
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 	@$(CLANG_FORMAT) -i $(NATIVE)
@@ -119,7 +119,7 @@ docs: setup ## the documentation site, in build/docs
 	@echo "open build/docs/index.html, or: make docs-serve"
 
 .PHONY: docs-serve
-docs-serve: docs ## the same, served on http://127.0.0.1:8000
+docs-serve: docs ## build the site and serve it on http://127.0.0.1:8000
 	@$(PY) -m http.server --bind 127.0.0.1 --directory build/docs 8000
 
 .PHONY: matrix

@@ -1,7 +1,7 @@
-"""Installs mmvssm and builds its native ops.
+"""Install mmvssm and build its native ops.
 
-The ops compile against the installed torch, so build in its environment:
-``pip install --no-build-isolation .`` (``MMVSSM_WITH_OPS=0`` leaves them out).
+The ops are compiled against the installed torch, so build in its environment:
+``pip install --no-build-isolation .`` (``MMVSSM_WITH_OPS=0`` skips them).
 """
 
 import importlib.util
@@ -25,7 +25,7 @@ def read_requirements(name: str) -> list[str]:
 
 
 def load_ops_build():
-    """The module ``ops/build.py``, which describes the native build and is not installed."""
+    """Load the module ``ops/build.py``, which describes the native build and is not installed."""
     spec = importlib.util.spec_from_file_location("mmvssm_ops_build", ROOT / "ops" / "build.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -33,12 +33,12 @@ def load_ops_build():
 
 
 def link_shared_files() -> None:
-    """Let the package hold what stands outside of it.
+    """Link files from outside the package into it, where the links are missing.
 
-    ``mmvssm/.mim`` shows what MIM and ``mmvssm::`` look for in a package, ``mmvssm/ops/csrc`` the
-    CUDA sources that NVRTC compiles. A source archive holds copies of the folders there, which
-    stay. A checkout holds links, which some ways of copying a tree turn into text files or leave
-    out.
+    ``mmvssm/.mim`` holds what MIM and ``mmvssm::`` look for in a package, ``mmvssm/ops/csrc`` the
+    CUDA sources that NVRTC compiles. In a source archive both are copies of the folders, which are
+    kept. In a checkout they are links, which some ways of copying a tree drop or turn into text
+    files.
     """
     links = {f"mmvssm/.mim/{name}": name for name in ("configs", "model-index.yml", "tools")}
     for name, target in {**links, "mmvssm/ops/csrc": "ops/csrc"}.items():

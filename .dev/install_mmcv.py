@@ -1,8 +1,8 @@
-"""Builds mmcv's compiled ops from its source archive and installs them.
+"""Build mmcv's compiled ops from its source archive and install them.
 
-The sources are unpacked below a work folder and compiled in place, so that an
-interrupted build goes on where it stopped. Does nothing when the running
-environment already has an mmcv that fits. Run by ``make``; by hand::
+The sources are unpacked into a work folder and compiled in place, so that an
+interrupted build resumes where it stopped. Does nothing if the current
+environment already has a suitable mmcv. Run by ``make``; by hand::
 
     python .dev/install_mmcv.py --version 2.1.0 --work-dir build/mmcv
     python .dev/install_mmcv.py --distribution onedl-mmcv --version 2.3.6 --work-dir build/mmcv
@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ops.build import cuda_toolkit
 
-#: The versions that fit, by the name of the distribution: mmcv's own, and its maintained fork.
+#: Supported versions (from, below) of each distribution: mmcv itself and its maintained fork.
 FITTING = {"mmcv": ("2.0.1", "2.2"), "onedl-mmcv": ("2.3.6", "2.4")}
 CHECK = """
 import mmcv, mmcv.ops
@@ -44,14 +44,14 @@ def main() -> int:
     check = CHECK.format(*FITTING[name])
     found = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
     if found.returncode == 0:
-        print(f"{name} {found.stdout.strip()} with its compiled ops is already there")
+        print(f"{name} {found.stdout.strip()} with its compiled ops is already installed")
         return 0
 
     source = fetch(name, args.version, args.work_dir)
     env, flavour = build_environment()
     print(
         f"compiling {name} {args.version} {flavour}, {env['MAX_JOBS']} jobs at a time: the\n"
-        "longest step, 8 to 16 minutes on 2 cores. Interrupted, it goes on where it was.",
+        "longest step, 8 to 16 minutes on 2 cores. If interrupted, it resumes on the next run.",
         flush=True,
     )
     wheel = build(source, env, args.work_dir / "build.log")
@@ -62,35 +62,52 @@ def main() -> int:
 
 
 def fetch(distribution: str, version: str, work_dir: Path) -> Path:
-    """Download and unpack the source archive, unless that was done before."""
+    """Download, unpack and mend the source archive, unless that was done before."""
     source = work_dir / f"{distribution}-{version}"
     if source.is_dir():
         return source
-    options = ["--quiet", "--no-deps", "--no-binary", distribution, "--no-build-isolation"]
-    requirement = f"{distribution}=={version}"
-    subprocess.run([*PIP, "download", *options, "--dest", str(work_dir), requirement], check=True)
     unpacked = work_dir / "unpacked"
     shutil.rmtree(unpacked, ignore_errors=True)
-    # the file and its folder may spell the name with an underscore
-    (archive,) = work_dir.glob("*mmcv-*.tar.gz")
-    shutil.unpack_archive(archive, unpacked)
-    (folder,) = unpacked.iterdir()
-    folder.rename(source)
+    unpacked.mkdir(parents=True)
+    options = ["--no-deps", "--no-binary", distribution, "--no-build-isolation", "--no-clean"]
+    download = [*PIP, "download", *options, "--dest", str(work_dir), f"{distribution}=={version}"]
+    # pip runs setup.py for its metadata, which fails before the mends; what it unpacked remains
+    env = os.environ | {"TMPDIR": str(unpacked.resolve())}
+    outcome = subprocess.run(download, env=env, capture_output=True, text=True)
+    found = sorted(unpacked.glob("pip-download-*/*mmcv_*/setup.py"))
+    if len(found) != 1:
+        sys.exit(f"{outcome.stdout}{outcome.stderr}\n{distribution} {version} was not downloaded")
+    mend(found[0])
+    found[0].parent.rename(source)
+    shutil.rmtree(unpacked)
     return source
 
 
-def build_environment() -> tuple[dict[str, str], str]:
-    """Environment variables for mmcv's build, and what it will build, in words.
+def mend(setup: Path) -> None:
+    """Change what keeps mmcv's setup.py from building beside new releases.
 
-    mmcv builds CUDA ops if torch sees a GPU. Without a toolkit that fits torch
-    the GPU is hidden from the build; without a GPU its hundred CUDA files would
-    be compiled for nothing, unless ``FORCE_CUDA=1`` asks for them.
+    The flag for C++17 goes, because torch adds the one that its headers need (C++20 since 2.14).
+    From Python 3.13 on, names that ``exec`` defines in a function are not in its ``locals()``.
+    """
+    text = setup.read_text(encoding="utf-8")
+    text = re.sub(r"'-std=c\+\+\d\d'(, )?", "", text)
+    text = text.replace("version_file, 'exec'))", "version_file, 'exec'), globals())")
+    text = text.replace("locals()['__version__']", "globals()['__version__']")
+    setup.write_text(text, encoding="utf-8")
+
+
+def build_environment() -> tuple[dict[str, str], str]:
+    """Return the environment variables for mmcv's build, and a description of what it builds.
+
+    mmcv builds CUDA ops if torch sees a GPU. Without a toolkit that torch can
+    use, the GPU is hidden from the build. Without a GPU, its hundred CUDA files
+    are compiled only with ``FORCE_CUDA=1``.
     """
     import torch
 
     env = dict(os.environ)
     env.setdefault("MAX_JOBS", str(len(os.sched_getaffinity(0))))
-    # Debug information, which Python's own flags ask for, doubles the work and the size.
+    # Python's own flags turn on debug information, which doubles the build time and the size.
     env["CFLAGS"] = f"{env.get('CFLAGS', '')} -g0".strip()
     if not (torch.cuda.is_available() or env.get("FORCE_CUDA") == "1"):
         return env, "with CPU ops (torch sees no GPU)"
@@ -103,7 +120,7 @@ def build_environment() -> tuple[dict[str, str], str]:
     if torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()
         env.setdefault("TORCH_CUDA_ARCH_LIST", f"{major}.{minor}")
-    # The headers of cuBLAS and cuSPARSE, which slim toolkits lack, come with torch.
+    # Slim toolkits lack the headers of cuBLAS and cuSPARSE; torch's dependencies include them.
     site = Path(torch.__file__).resolve().parents[1]
     headers = [str(p) for p in sorted(site.glob("nvidia/*/include"))]
     env["CPATH"] = os.pathsep.join(filter(None, [env.get("CPATH", ""), *headers]))
@@ -111,7 +128,7 @@ def build_environment() -> tuple[dict[str, str], str]:
 
 
 def build(source: Path, env: dict[str, str], log: Path) -> Path:
-    """Compile, showing how far it is, and return the wheel."""
+    """Compile, printing the progress, and return the path of the wheel."""
     command = [sys.executable, "setup.py", "--quiet", "bdist_wheel"]
     with log.open("w") as log_file:
         process = subprocess.Popen(
@@ -127,13 +144,13 @@ def build(source: Path, env: dict[str, str], log: Path) -> Path:
         for line in process.stdout:
             log_file.write(line)
             step = PROGRESS.match(line)
-            # One line for each tenth of the work: readable on a terminal and in a log.
+            # one line for each tenth of the files: readable in a terminal and in a log
             if step and int(step[1]) * 10 // int(step[2]) > shown:
                 shown = int(step[1]) * 10 // int(step[2])
                 print(f"  mmcv: {step[1]} of {step[2]} files compiled", flush=True)
     if process.wait() != 0:
         tail = log.read_text().splitlines()[-30:]
-        sys.exit("\n".join([*tail, f"mmcv did not build; the whole log: {log}"]))
+        sys.exit("\n".join([*tail, f"building mmcv failed; full log: {log}"]))
     (wheel,) = (source / "dist").glob("*.whl")
     return wheel
 

@@ -1,10 +1,12 @@
-"""Runs the default tests and the demo in many environments, and notes the results.
+"""Run the default tests and the demo in several environments, and record the results.
 
-Run by ``make matrix``; rows can be named: ``make matrix ROWS='py310-torch2.1 forks'``. Each row has
-a clean clone of the last commit and an environment below build/matrix, where `make setup` installs
-what the row says. A row takes half an hour on two cores and 10 GB; interrupted, it goes on with the
-step that was cut off. Results go to docs/start/environments.json and into the table of
-docs/start/environments.md. The exit status is 1 if a test or a step of a row failed.
+Run by ``make matrix``; to run some rows: ``make matrix ROWS='py310-torch2.1 forks'``. Each row has
+a clean clone of the last commit and an environment in build/matrix, where `make setup` installs the
+versions of the row. A row takes half an hour on two cores and 10 GB of disk; if interrupted, the
+next run repeats the interrupted step. The last rows build a network of another OpenMMLab library
+each, next to the packages of the running environment. Results go to docs/start/environments.json
+and into the tables of docs/start/environments.md. The exit status is 1 if a test or a step of a row
+failed.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from other_libraries import LIBRARIES  # noqa: E402
+
 from mmvssm.files import atomic_write  # noqa: E402
 
 PAGE = ROOT / "docs" / "start" / "environments.md"
@@ -40,16 +44,16 @@ print(json.dumps(versions))
 
 @dataclass(frozen=True)
 class Row:
-    """What one environment is made of.
+    """Versions of one environment.
 
     Args:
-        name: Names the row and its folder.
-        python: Version of Python, as in ``python3.11``.
+        name: Name of the row and of its folder.
+        python: Version of Python, such as ``3.11``.
         torch: Version of torch.
-        torchvision: The version that belongs to it.
-        mmcv: Version of mmcv, or of onedl-mmcv.
-        forks: Take the maintained forks of the OpenMMLab libraries.
-        constraints: What pip must keep to, beside the project's own requirements.
+        torchvision: Version of torchvision for this torch.
+        mmcv: Version of mmcv, or of onedl-mmcv with ``forks``.
+        forks: Whether to install the maintained forks of the OpenMMLab libraries.
+        constraints: Pip constraints in addition to the project's own requirements.
     """
 
     name: str
@@ -62,7 +66,7 @@ class Row:
 
     @property
     def folder(self) -> Path:
-        """Where the row's clone, environment and logs are."""
+        """Folder of the row's clone, environment and logs."""
         return ROOT / "build" / "matrix" / self.name
 
 
@@ -78,30 +82,28 @@ ROWS = [
 
 
 def main() -> int:
-    rows = {row.name: row for row in ROWS}
+    rows = {row.name: row for row in ROWS} | LIBRARIES
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"{', '.join(rows)}; default: all")
-    parser.add_argument(
-        "--table", action="store_true", help="only write the table of the page anew"
-    )
+    parser.add_argument("--table", action="store_true", help="only rewrite the table of the page")
     args = parser.parse_args()
     unknown = sorted(set(args.rows) - set(rows))
     if unknown:
-        parser.error(f"no row is called {', '.join(unknown)}; there are {', '.join(rows)}")
+        parser.error(f"ROW must be among {', '.join(rows)}, got {', '.join(unknown)}")
     good = True
     if not args.table:
         for name in args.rows or rows:
-            result = run(rows[name])
+            result = run_library(name) if name in LIBRARIES else run(rows[name])
             note(result)
-            good &= not result["failed_step"] and not result["tests"]["failed"]
+            good &= not result["failed_step"] and not result.get("tests", {}).get("failed")
     atomic_write(PAGE, lambda part: part.write_text(page_with_table()))
     return not good
 
 
 def run(row: Row) -> dict:
-    """Go through the steps of a row and return its result."""
+    """Run the steps of a row and return its result."""
     commit = git("rev-parse", "--short", "HEAD")
     say(f"{row.name}: python {row.python}, torch {row.torch}, commit {commit}")
     checkout = row.folder / "checkout"
@@ -151,7 +153,7 @@ def run(row: Row) -> dict:
             result["tests"] |= counts(text)
         if step == "demo" and status == 0:
             result["demo"] = re.search(r"([\d.]+) on images", text)[1]
-        # failed tests are a result, and the demo runs after them all the same
+        # failed tests are a result, so the demo still runs after them
         if status and not (step == "tests" and result["tests"]["failed"]):
             result["failed_step"] = step
             print(*text.splitlines()[-15:], sep="\n    ")
@@ -160,8 +162,28 @@ def run(row: Row) -> dict:
     return result
 
 
+def run_library(name: str) -> dict:
+    """Build and run a network of a further OpenMMLab library; return the result."""
+    folder = ROOT / "build" / "matrix" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    say(f"{name}: beside the packages of {sys.executable}")
+    log = folder / "library.log"
+    command = [sys.executable, ROOT / ".dev" / "other_libraries.py", name, "--folder", folder]
+    with log.open("w") as file:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=file, text=True)
+    result = {"row": name, "commit": git("rev-parse", "--short", "HEAD")}
+    result |= {"date": time.strftime("%Y-%m-%d"), "failed_step": None}
+    if done.returncode:
+        result["failed_step"] = "library"
+        print(*log.read_text(errors="replace").splitlines()[-15:], sep="\n    ")
+    else:
+        result |= json.loads(done.stdout.splitlines()[-1])
+    say(f"{name}: {result['failed_step'] or result['shapes']}")
+    return result
+
+
 def counts(output: str) -> dict[str, int]:
-    """Read how many tests passed, failed and were skipped from the last line of pytest."""
+    """Return the numbers of passed, failed and skipped tests from the last line of pytest."""
     last = output.strip().splitlines()[-1] if output.strip() else ""
     found = {word: int(number) for number, word in re.findall(r"(\d+) (\w+)", last)}
     return {
@@ -172,17 +194,17 @@ def counts(output: str) -> dict[str, int]:
 
 
 def described(result: dict) -> str:
-    """Say in a few words how a row went."""
+    """Return a short description of how a row went."""
     if result["failed_step"]:
-        return f"failed in its step {result['failed_step']!r}"
+        return f"step {result['failed_step']!r} failed"
     tests = result["tests"]
     return ", ".join(f"{number} {word}" for word, number in tests.items())
 
 
 def note(result: dict) -> None:
-    """Put the result of a row in the place of its last one."""
+    """Store the result of a row, replacing its previous one."""
     kept = [old for old in read_results() if old["row"] != result["row"]]
-    order = [row.name for row in ROWS]
+    order = [row.name for row in ROWS] + list(LIBRARIES)
     kept = sorted([*kept, result], key=lambda entry: order.index(entry["row"]))
     text = json.dumps(kept, indent=1) + "\n"
     atomic_write(RESULTS, lambda part: part.write_text(text))
@@ -193,15 +215,39 @@ def read_results() -> list[dict]:
 
 
 def page_with_table() -> str:
-    """Return the page with the table that the results give."""
-    before, _, rest = PAGE.read_text().partition("<!-- rows -->\n")
-    _, _, after = rest.partition("<!-- end of rows -->\n")
-    table = "\n".join(table_lines(read_results()))
-    return f"{before}<!-- rows -->\n{table}\n<!-- end of rows -->\n{after}"
+    """Return the page with its tables made from the results."""
+    page, results = PAGE.read_text(), read_results()
+    environments = [result for result in results if result["row"] not in LIBRARIES]
+    libraries = [result for result in results if result["row"] in LIBRARIES]
+    for mark, lines in [
+        ("rows", table_lines(environments)),
+        ("libraries", library_lines(libraries)),
+    ]:
+        before, _, rest = page.partition(f"<!-- {mark} -->\n")
+        _, _, after = rest.partition(f"<!-- end of {mark} -->\n")
+        table = "\n".join(lines)
+        page = f"{before}<!-- {mark} -->\n{table}\n<!-- end of {mark} -->\n{after}"
+    return page
+
+
+def library_lines(results: Iterable[dict]) -> list[str]:
+    """Return the lines of the table of other libraries in Markdown."""
+    lines = ["| Row | Version | Config | Outputs | Commit |", "|---|---|---|---|---|"]
+    for result in results:
+        shapes = ", ".join("x".join(map(str, shape)) for shape in result.get("shapes", ()))
+        cells = [
+            f"`{result['row']}`",
+            result.get("version", ""),
+            f"`{Path(LIBRARIES[result['row']].config).stem}`",
+            shapes or "failed",
+            f"{result['commit']}, {result['date']}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
 
 
 def table_lines(results: Iterable[dict]) -> list[str]:
-    """Return the table of the results in Markdown."""
+    """Return the lines of the table of environments in Markdown."""
     lines = [
         "| Row | Python | torch | mmcv | numpy | OpenCV | Tests: passed, failed, skipped "
         "| Demo: top 1 | Commit |",

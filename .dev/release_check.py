@@ -1,8 +1,8 @@
-"""Checks that this tree can be released: what it says of itself, its archives, an offline install.
+"""Check that this tree can be released: its metadata, its archives and an offline install.
 
-Run by ``make release-check``. Builds the source archive and a wheel of it, installs the wheel
-without a network into a clean environment that sees the libraries of the running one, and runs
-there the check of the ops and a forward pass.
+Run by ``make release-check``. Builds the source archive and a wheel from it, installs the wheel
+offline into a clean environment that sees the libraries of the current one, and there runs the
+check of the ops and a forward pass.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> int:
 
 
 def contradictions(version: str) -> list[str]:
-    """Return what in this tree does not fit the version, a sentence each."""
+    """Return what in this tree disagrees with the version, one sentence for each."""
     wrong = []
     citation = (ROOT / "CITATION.cff").read_text()
     if f"\nversion: {version}\n" not in citation:
@@ -59,7 +59,7 @@ def contradictions(version: str) -> list[str]:
         ["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     if status.stdout:
-        wrong.append(f"the work tree has changes:\n{status.stdout.rstrip()}")
+        wrong.append(f"the working tree has uncommitted changes:\n{status.stdout.rstrip()}")
     return wrong
 
 
@@ -77,7 +77,7 @@ def build(folder: Path, version: str) -> Path:
 
 
 def try_offline(wheel: Path, version: str) -> None:
-    """Install a wheel into a clean environment without a network, and use it there."""
+    """Install a wheel offline into a clean environment, and use it there."""
     with tempfile.TemporaryDirectory() as folder:
         environment = Path(folder, "venv")
         venv.create(environment, with_pip=True)
@@ -88,7 +88,8 @@ def try_offline(wheel: Path, version: str) -> None:
         options = ["--no-index", "--no-deps", "--ignore-installed"]
         subprocess.run([python, *PIP, "install", *options, wheel], check=True, cwd=folder)
         for command in (["-m", "mmvssm.ops"], ["-c", SMOKE.format(version=version)]):
-            subprocess.run([python, *command], check=True, cwd=folder)
+            # -I: a PYTHONPATH would put this tree before the wheel
+            subprocess.run([python, "-I", *command], check=True, cwd=folder)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Time and memory of tools/convert_ema.py on large files, each run in a process of its own.
+"""Measure time and memory of tools/convert_ema.py on large files, each run in its own process.
 
-Memory is the peak of the process beyond that of the same tool refusing a file that is empty, so
-that the imported libraries do not count; the pages of the mapped file that are in memory do.
+Memory is the peak of the process minus that of the same tool when it refuses an empty file, so that
+the imported libraries do not count; resident pages of the memory-mapped file do.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ RUNS = {
 
 
 def make_files(folder: Path, size: float) -> None:
-    """Write files of ``size`` GB: weights alone, in every format, and a whole training."""
+    """Write files of ``size`` GB: weights alone, in every format, and a training checkpoint."""
     for name, copies in (("weights", 1), ("training", 4)):
         weights, arch = make_weights(size / copies)
-        # the files say what their network is, which has no name
+        # the files describe their network, whose arch has no name
         meta = dict(mmvssm=dict(type="mmvssm.VMamba", arch=arch))
         content: dict = {"model": weights, "meta": meta}
         if copies > 1:
@@ -56,7 +56,7 @@ def make_files(folder: Path, size: float) -> None:
 
 
 def make_weights(size: float) -> tuple[dict[str, torch.Tensor], dict]:
-    """Weights of a VMamba classifier of about ``size`` GB in original names, and its arch."""
+    """Return weights of a VMamba of about ``size`` GB under the original names, and its arch."""
     dims, block = 160, 1
     with torch.device("meta"):
         blocks = [
@@ -72,7 +72,7 @@ def make_weights(size: float) -> tuple[dict[str, torch.Tensor], dict]:
 
 
 def run(folder: Path, arguments: tuple[str, ...]) -> tuple[float, float, int]:
-    """Seconds, peak memory in MB and exit status of the tool."""
+    """Run the tool; return seconds, peak memory in MB and exit status."""
     start = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, str(TOOL), *arguments],
@@ -103,14 +103,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "empty.pth").touch()
-        # in another process, whose memory is not counted as that of the tool
+        # in another process, so that its memory does not count as the tool's
         maker = multiprocessing.get_context("spawn").Process(
             target=make_files, args=(folder, args.size)
         )
         maker.start()
         maker.join()
         if maker.exitcode:
-            sys.exit("convert.py: error: the files could not be made")
+            sys.exit("convert.py: error: writing the test files failed")
         floor = min(run(folder, ("empty.pth", "x.pth"))[1] for _ in range(2))
         for title, arguments in RUNS.items():
             size = (folder / arguments[0]).stat().st_size / 1e6

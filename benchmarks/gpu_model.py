@@ -1,11 +1,11 @@
 """Predict the time that the CUDA kernels take on an H100, without a GPU.
 
-The figures are those of a model, not measured; expect them to be off by a factor of two either
-way. What the model reads is the machine code that nvcc makes of the kernels and the launches that
-their host code asks for; gpu/ holds its parts. It needs nvcc, cuobjdump and a C++ compiler.
+The figures come from a model, not from measurements; expect them to be off by a factor of two
+either way. The model reads the machine code that nvcc generates for the kernels and the launches
+that their host code makes; gpu/ holds its parts. It needs nvcc, cuobjdump and a C++ compiler.
 
     python benchmarks/gpu_model.py                    # benchmarks/results/predicted-h100.json
-    python benchmarks/gpu_model.py --instructions     # counts alone
+    python benchmarks/gpu_model.py --instructions     # counts only
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ console = Console(highlight=False)
 
 
 def problems() -> list[tuple[Scan, str]]:
-    """Scans and the type of their inputs: those that floors are stated for."""
+    """Return the scans for which floors are stated, each with the dtype of its inputs."""
     found = []
     for batch, size in SETTINGS:
         found.append((stages("v0-tiny", batch, size, V0_TINY, 16)[0], "fp32"))
@@ -45,7 +45,7 @@ def problems() -> list[tuple[Scan, str]]:
 
 
 def compile_kernels() -> dict[str, Kernel]:
-    """All kernels of the package by name."""
+    """Compile all kernels of the package and return them by name."""
     kernels: dict[str, Kernel] = {}
     for source in sorted((SOURCES / "cuda").glob("*.cu")):
         with console.status(f"compiling {source.name} for {ARCHITECTURE}"):
@@ -56,7 +56,7 @@ def compile_kernels() -> dict[str, Kernel]:
 def show_instructions(
     kernels: dict[str, Kernel], host: HostCode, chosen: list[tuple[Scan, str]]
 ) -> None:
-    """Print registers and spills of all kernels, and what a step costs in the chosen scans."""
+    """Print registers and spills of all kernels, and the cost of a step in the chosen scans."""
     table = Table("kernel", "registers", "stack", "spills", "instructions")
     for kernel in kernels.values():
         counts = (kernel.registers, kernel.stack, kernel.spills, len(kernel.code))
@@ -86,7 +86,7 @@ def predict_pass(
     problem: tuple[Scan, str],
     direction: str,
 ) -> dict:
-    """A row of the result: what one pass takes, and what each of its launches."""
+    """Return one row of the result: the time of a pass and of each of its launches."""
     scan, dtype = problem
     times = predict(work, kernels, H100)
     seconds = sum(t.seconds for t in times)
@@ -119,7 +119,7 @@ def predict_pass(
 def predict_all(
     kernels: dict[str, Kernel], host: HostCode, chosen: list[tuple[Scan, str]]
 ) -> tuple[list[dict], list[dict]]:
-    """Rows of our kernels and of the peers' design: one of each problem and pass."""
+    """Return rows of our kernels and of the peers' design, one for each problem and pass."""
     peers = compile_peers()
     rows, peer_rows = [], []
     for problem in chosen:
@@ -137,7 +137,7 @@ def predict_all(
 
 
 def main() -> None:
-    """Count or predict, as the command line asks."""
+    """Count instructions or predict times, as the command line says."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -150,18 +150,20 @@ def main() -> None:
     chosen = [(scan, dtype) for scan, dtype in problems() if args.shape in scan.name]
     if not chosen:
         names = ", ".join(scan.name for scan, _ in problems())
-        parser.error(f"--shape {args.shape}: no scan is called so; there are {names}")
+        parser.error(f"--shape must be part of the name of a scan ({names}), got {args.shape!r}")
     kernels = compile_kernels()
     try:
         run(args, kernels, chosen)
     except UnknownCodeError as error:
-        parser.exit(1, f"{parser.prog}: {error}; the model knows what nvcc 13.0 writes for sm_90\n")
+        parser.exit(
+            1, f"{parser.prog}: {error}; the model supports what nvcc 13.0 generates for sm_90\n"
+        )
 
 
 def run(
     args: argparse.Namespace, kernels: dict[str, Kernel], chosen: list[tuple[Scan, str]]
 ) -> None:
-    """Print counts, or write predictions."""
+    """Print instruction counts, or write predictions."""
     with tempfile.TemporaryDirectory() as folder:
         host = HostCode(Path(folder))
         if args.instructions:

@@ -1,4 +1,4 @@
-"""What is timed: scan problems of the published models, baselines, floors."""
+"""Subjects of the benchmarks: scan problems of the published models, baselines and floors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ H200 = dict(bandwidth=4.3e12, special=132 * 16 * 1.98e9)
 
 
 def stages(name: str, batch: int, size: tuple[int, int], widths, d_state: int) -> list[Scan]:
-    """The scans of the four stages of a hierarchical model; widths are the scanned channels."""
+    """Return the scans of a hierarchical model's stages; widths are (scanned channels, rank)."""
     scans = []
     for i, (channels, dt_rank) in enumerate(widths):
         height, width = (-(-s // 2 ** (i + 2)) for s in size)
@@ -27,7 +27,7 @@ def stages(name: str, batch: int, size: tuple[int, int], widths, d_state: int) -
 V0_TINY = [(192, 6), (384, 12), (768, 24), (1536, 48)]
 TINY_S1L8 = [(96, 6), (192, 12), (384, 24), (768, 48)]
 
-# The two problems that the CPU targets are stated for.
+# The two problems for which the CPU targets are stated.
 REFERENCE_SCANS = [
     Scan("B2 K4 D192 N16 L784", 2, 192, 16, 28, 28, 12),
     Scan("B2 K4 D96 N1 L3136", 2, 96, 1, 56, 56, 6),
@@ -37,7 +37,7 @@ REFERENCE_SCANS = [
 def sliced_loop(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
 ) -> Tensor:
-    """The per-step loop usual in research code: all decays at once, then a slice for every step."""
+    """Scan with the loop usual in research code: all decays at once, then a slice for each step."""
     step = F.softplus(delta + delta_bias[:, None])
     B, C = (t.repeat_interleave(u.shape[1] // t.shape[1], dim=1) for t in (B, C))
     decay = torch.exp(torch.einsum("bdl,dn->bdln", step, A))
@@ -59,7 +59,7 @@ def gather_scan_merge(
     dt_bias: Tensor,
     D: Tensor,
 ) -> Tensor:
-    """The route form unfused: gathered copies, the 1-D kernel, a scatter-add."""
+    """Scan along routes, unfused: gathered copies, the 1-D kernel, a scatter-add."""
     batch, pixels, channels = x.shape
     num_routes, length = routes.read.shape
     index, route = routes.read.long(), torch.arange(num_routes, device=x.device)[:, None]

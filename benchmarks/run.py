@@ -1,8 +1,7 @@
-"""Benchmarks of the ops and the models against their baselines, all in one process.
+"""Benchmark the ops and the models against their baselines, all in one process.
 
-Every suite runs its implementations in turn, in alternating order, on fresh random inputs, and
-writes medians, minima, ratios and errors against float64 to a JSON file together with the machine,
-the versions and the load.
+Every suite runs its implementations in alternating order on fresh random inputs. Medians, minima,
+ratios and errors against float64 go to a JSON file, with the machine, the versions and the load.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ console = Console(highlight=False)
 
 
 def with_backward(function: Callable[..., Tensor], inputs: dict[str, Tensor]) -> Callable[[], None]:
-    """A run of ``function`` and of its backward pass for all float inputs."""
+    """Return a run of ``function`` and of its backward pass for all tensor inputs."""
     leaves = {
         n: t.detach().requires_grad_() if isinstance(t, Tensor) else t for n, t in inputs.items()
     }
@@ -55,7 +54,7 @@ def with_backward(function: Callable[..., Tensor], inputs: dict[str, Tensor]) ->
 
 
 def without_grad(function: Callable[..., Tensor], inputs: dict[str, Tensor]) -> Callable[[], None]:
-    """A run of ``function`` alone."""
+    """Return a run of ``function`` without gradients."""
 
     def run() -> None:
         with torch.no_grad():
@@ -65,7 +64,7 @@ def without_grad(function: Callable[..., Tensor], inputs: dict[str, Tensor]) -> 
 
 
 def errors(y: Tensor, expected: Tensor) -> dict[str, float]:
-    """Largest and root-mean-square error relative to the root mean square of the exact values."""
+    """Return the largest and the RMS error, relative to the RMS of the exact values."""
     difference, scale = y.double().cpu() - expected, expected.square().mean().sqrt()
     return {
         "max": float(difference.abs().max() / scale),
@@ -74,7 +73,7 @@ def errors(y: Tensor, expected: Tensor) -> dict[str, float]:
 
 
 def record(results: list, entry: dict, times: dict[str, dict[str, float]], first: str) -> None:
-    """Append a result, with every time's ratio to the first implementation, and show it."""
+    """Append a result, with the ratio of each time to that of ``first``, and print it."""
     for values in times.values():
         values["ratio"] = values["median_ms"] / times[first]["median_ms"]
     results.append({**entry, "times": times})
@@ -83,7 +82,7 @@ def record(results: list, entry: dict, times: dict[str, dict[str, float]], first
 
 
 def run_scan(args: argparse.Namespace, results: list) -> None:
-    """The 1-D scan against the loops (CPU) or the floor (GPU)."""
+    """Time the 1-D scan against loops (CPU) or the floor (GPU)."""
     if args.device == "cpu":
         problems = [(scan, "fp32") for scan in REFERENCE_SCANS]
     else:
@@ -144,7 +143,7 @@ def run_scan(args: argparse.Namespace, results: list) -> None:
 
 
 def run_scan2d(args: argparse.Namespace, results: list) -> None:
-    """The route form against gather + 1-D kernel + merge of the same package."""
+    """Time the route form against gather + 1-D kernel + merge of the same package."""
     if args.device == "cpu":
         settings = [(1, (224, 224), "fp32")]
     else:
@@ -168,7 +167,7 @@ def run_scan2d(args: argparse.Namespace, results: list) -> None:
 
 
 def build_classifiers(device: str) -> dict[str, torch.nn.Module]:
-    """Swin-T, ConvNeXt-T and two VMamba as mmpretrain classifiers."""
+    """Build Swin-T, ConvNeXt-T and two VMambas as mmpretrain classifiers."""
     from mmpretrain.models import build_classifier
 
     def classifier(backbone: dict, width: int) -> torch.nn.Module:
@@ -194,7 +193,7 @@ def build_classifiers(device: str) -> dict[str, torch.nn.Module]:
 
 
 def run_models(args: argparse.Namespace, results: list) -> None:
-    """Latency, and on a GPU throughput and training steps, of whole classifiers."""
+    """Time classifiers: latency, and on a GPU also throughput and training steps."""
     models = build_classifiers(args.device)
 
     def infer(model: torch.nn.Module, images: Tensor) -> None:
@@ -223,7 +222,7 @@ def run_models(args: argparse.Namespace, results: list) -> None:
 
 
 def run_scaling(args: argparse.Namespace, results: list) -> None:
-    """Time against pixels: the slope of log time over log pixels."""
+    """Fit time against pixels: the slope of log time over log pixels."""
     sizes = (224, 448, 896, 1792)
     for name, model in build_classifiers(args.device).items():
         model.eval()
@@ -240,7 +239,7 @@ def run_scaling(args: argparse.Namespace, results: list) -> None:
 
 
 def draw_latency(results: list) -> Figure:
-    """Draw the time of an image of each model of the suite ``scaling`` against its side."""
+    """Plot time per image against image side for each model of the suite ``scaling``."""
     figure = Figure(figsize=(6, 3.4), layout="constrained", dpi=100)
     axes = figure.subplots()
     for entry in results:
@@ -259,7 +258,7 @@ def draw_latency(results: list) -> Figure:
 
 
 def run_import(args: argparse.Namespace, results: list) -> None:
-    """What ``import mmvssm`` costs beyond MMEngine's own import."""
+    """Time ``import mmvssm`` against MMEngine's own import."""
 
     def start(module: str) -> None:
         subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
@@ -281,13 +280,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--suite", nargs="+", choices=SUITES, default=list(SUITES))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repetitions", type=int, help="timed runs (CPU 15, GPU 100)")
-    parser.add_argument("--warmups", type=int, help="runs before (CPU 3, GPU 25)")
+    parser.add_argument("--warmups", type=int, help="untimed runs before them (CPU 3, GPU 25)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--picture", type=Path, help="plot of the suite scaling to write (.png)")
     args = parser.parse_args()
     if args.picture and "scaling" not in args.suite:
-        parser.error("--picture draws the suite scaling, which --suite leaves out")
+        parser.error(f"--picture needs the suite scaling, but --suite is {' '.join(args.suite)}")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU")
     on_gpu = args.device == "cuda"
@@ -319,14 +318,14 @@ def main() -> None:
             "ops": ops.info(),
             "results": results,
         }
-        for name in ("extension", "nvrtc"):  # they name paths of this machine
+        for name in ("extension", "nvrtc"):  # paths of this machine
             content["ops"].pop(name, None)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         write_outputs([args.out], content)
-        console.print(f"written to {args.out}")
+        console.print(f"wrote {args.out}")
     if args.picture:
         save_figure(draw_latency(results), args.picture)
-        console.print(f"drawn in {args.picture}")
+        console.print(f"wrote {args.picture}")
 
 
 if __name__ == "__main__":

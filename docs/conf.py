@@ -24,24 +24,26 @@ extensions = [
     "sphinx_copybutton",
 ]
 myst_heading_anchors = 3
-nb_execution_mode = "off"  # notebooks are kept with their outputs; slow tests run them
+nb_execution_mode = "off"  # notebooks are stored with their outputs; slow tests run them
 myst_enable_extensions = ["colon_fence"]
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # the docstrings tell shapes and dtypes, which types do not
+autodoc_typehints = "none"  # the docstrings give shapes and dtypes, which type hints do not
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 copybutton_prompt_text = "$ "
 
 html_theme = "furo"
 html_title = f"mmvssm {release}"
+html_static_path = ["static"]
+html_css_files = ["tables.css"]
 
 LINK = re.compile(r"\[([^\[\]]*)\]\(([^()\s#]+)(#[\w-]+)?\)")
-#: A page of one link shows what the link leads to: pages of the repository that stand elsewhere.
+#: A page that is a single link shows the linked page, which is elsewhere in the repository.
 SHOWN = re.compile(r"\[[^\]]+\]\(([^()\s]+\.md)\)\s*")
 
 
 def shown_pages() -> dict[Path, Path]:
-    """Return the files outside of docs/ that pages show, and these pages."""
+    """Return the files outside docs/ that pages show, and these pages."""
     pages = {}
     for page in DOCS.rglob("*.md"):
         match = SHOWN.fullmatch(page.read_text())
@@ -51,12 +53,13 @@ def shown_pages() -> dict[Path, Path]:
 
 
 def read_page(app, docname: str, source: list[str]) -> None:
-    """Put in what a page shows, and let links lead to pages of the site or to files."""
+    """Insert the content that a page shows, and point links to pages of the site or to files."""
     page = Path(app.env.doc2path(docname))
     if page.suffix != ".md":
         return
     shown = shown_pages()
     origin = next((file for file, place in shown.items() if place == page), page)
+    app.env.note_dependency(str(origin))  # a change of it must reach the page
 
     def lead(match: re.Match) -> str:
         text, target, anchor = match[1], match[2], match[3] or ""
@@ -75,7 +78,7 @@ def read_page(app, docname: str, source: list[str]) -> None:
 
 
 def copy_notebooks(app) -> None:
-    """Copy the notebooks of examples/ to where the site's pages are looked for."""
+    """Copy the notebooks of examples/ to the source folder of the site."""
     folder = DOCS / "notebooks"
     folder.mkdir(exist_ok=True)
     for notebook in (ROOT / "examples").glob("*.ipynb"):
@@ -83,6 +86,6 @@ def copy_notebooks(app) -> None:
 
 
 def setup(app) -> None:
-    """Connect the reading of pages."""
+    """Connect the handlers that run when pages are read."""
     app.connect("builder-inited", copy_notebooks)
     app.connect("source-read", read_page)

@@ -1,9 +1,9 @@
-"""A whole VMamba in plain PyTorch: read it from top to bottom, or run it to train it on digits.
+"""A complete VMamba in plain PyTorch: read it from top to bottom, or run it to train on digits.
 
     python examples/minimal_vmamba.py --epochs 10
 
 The network computes what ``mmvssm.VMamba`` does (second version: one state, no gate, MLPs), but
-its scan reads as the definition, a step at a time. Paper: https://arxiv.org/abs/2401.10166.
+its scan follows the definition, one step at a time. Paper: https://arxiv.org/abs/2401.10166.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from torch import nn
 
 
 def selective_scan(u, delta, A, B, C, D):
-    """Scan: u and delta (Bt, K, D, L), A (K, D, N), B and C (Bt, K, N, L), D (K, D) -> as u."""
+    """Scan u and delta (Bt, K, D, L), A (K, D, N), B and C (Bt, K, N, L), D (K, D) -> as u."""
     state, outputs = 0, []
     for step, x, b, c in zip(*(t.unbind(-1) for t in (delta, u, B, C))):
         decay = torch.exp(step[..., None] * A)  # how much is remembered: (Bt, K, D, N)
@@ -27,7 +27,7 @@ def selective_scan(u, delta, A, B, C, D):
 
 
 def cross_routes(height, width):
-    """Four orders of visiting all pixels (4, H*W): rows, columns, and both from their ends."""
+    """Return four orders of visiting all pixels (4, H*W): rows, columns, and both reversed."""
     pixels = torch.arange(height * width).view(height, width)
     rows, columns = pixels.flatten(), pixels.t().flatten()
     return torch.stack([rows, columns, rows.flip(0), columns.flip(0)])
@@ -48,7 +48,7 @@ class SS2D(nn.Module):
         bound = rank**-0.5
         weight = torch.empty(num_routes, dim, rank).uniform_(-bound, bound)
         self.dt_projs_weight = nn.Parameter(weight)
-        # Steps begin between 0.001 and 0.1: the bias is softplus's inverse of them.
+        # Steps start between 0.001 and 0.1: the bias is their inverse softplus.
         steps = torch.empty(num_routes, dim).uniform_(math.log(1e-3), math.log(1e-1)).exp()
         self.dt_projs_bias = nn.Parameter(steps + torch.log(-torch.expm1(-steps)))
         rates = torch.arange(1.0, d_state + 1).repeat(num_routes * dim, 1)
@@ -66,7 +66,7 @@ class SS2D(nn.Module):
         batch, height, width, dim = x.shape
         routes = cross_routes(height, width).to(x.device)
         u = x.flatten(1, 2)[:, routes]  # every route's sequence of pixels: (B, K, L, C)
-        # Step, B and C depend on the pixel: this is what makes the scan selective.
+        # Step, B and C depend on the pixel: that makes the scan selective.
         projected = torch.einsum("bklc,koc->bkol", u, self.x_proj_weight)
         step, B, C = projected.split(self.split, dim=2)
         delta = torch.einsum("bkrl,kcr->bkcl", step, self.dt_projs_weight)
@@ -74,13 +74,13 @@ class SS2D(nn.Module):
         A, D = -torch.exp(self.A_logs), self.Ds
         A, D = A.view(len(routes), dim, -1), D.view(len(routes), dim)
         y = selective_scan(u.transpose(2, 3), delta, A, B, C, D)  # (B, K, C, L)
-        back = routes.argsort(1)  # where each pixel was in its route
+        back = routes.argsort(1)  # position of each pixel in its route
         y = sum(y[:, k, :, back[k]] for k in range(len(routes)))
         return y.transpose(1, 2).view(batch, height, width, dim)
 
 
 class Block(nn.Module):
-    """What every layer is: mix the pixels, then mix the channels."""
+    """One layer: mix the pixels, then mix the channels."""
 
     def __init__(self, dim):
         super().__init__()

@@ -1,9 +1,9 @@
 """mmvssm: visual state-space backbones for the OpenMMLab libraries.
 
-Importing the package is light: it loads no model, and native code only in
-a process that has torch already, so that saved programs find their ops. The
-backbones are built from configs as ``type='mmvssm.VMamba'``; mmengine then
-imports :mod:`mmvssm.registry` by itself.
+Importing the package is cheap: it imports no model, and native code only if
+torch is already imported, so that saved programs find their ops. Configs build
+the backbones as ``type='mmvssm.VMamba'``; mmengine then imports
+:mod:`mmvssm.registry` by itself.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from .scheme import register_scheme
 from .version import __version__
 from .zoo import get_model, list_models
 
-# mmengine resolves ``_base_ = 'mmvssm::...'`` only for packages of this table.
-# The value is looked up as a distribution, then as a module whose folder is
-# taken: a submodule name gives the right folder in wheel and editable installs.
+# mmengine resolves ``_base_ = 'mmvssm::...'`` only for packages in this table.
+# It looks the value up as a distribution, then as a module and takes its folder:
+# a submodule name gives the right folder in wheel and editable installs.
 MODULE2PACKAGE.setdefault("mmvssm", "mmvssm.version")
-# The fork of mmsegmentation is a distribution of another name: there mmengine finds the module.
+# Forks of mmsegmentation have another distribution name; let mmengine find the module instead.
 try:
     distribution(MODULE2PACKAGE["mmseg"])
 except PackageNotFoundError:
     MODULE2PACKAGE["mmseg"] = "mmseg"
 register_scheme()
-# TorchScript files and exported programs name our ops, which torch looks up when it loads them.
+# torch looks our ops up when it loads TorchScript files and exported programs.
 if "torch" in sys.modules:
     importlib.import_module("mmvssm.ops")
 
@@ -46,14 +46,14 @@ __all__ = [
 
 
 def config_path(name: str) -> str:
-    """Absolute path of one of the package's config files.
+    """Return the absolute path of one of the package's config files.
 
-    For ``_base_`` in configs that a stock OpenMMLab script reads::
+    Use it for ``_base_`` in configs for stock OpenMMLab scripts::
 
         _base_ = __import__('mmvssm').config_path('vmamba/vmamba-tiny-s1l8_8xb128_in1k.py')
 
     Args:
-        name: Path below the package's ``configs`` folder.
+        name: Path relative to the package's ``configs`` folder.
 
     Returns:
         The absolute path of the file.

@@ -1,4 +1,4 @@
-"""How scans are counted, by the package's own counter and by those of MMEngine and fvcore."""
+"""FLOPs of scans, for the package's own counter and those of MMEngine and fvcore."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from math import prod
 from typing import Any
 
 Shape = Sequence[int]
-#: Module of a counter, and its table from names of operators to functions that count them.
+#: Modules of counters, and the name of their table from operators to functions that count them.
 _COUNTERS = {
     "mmengine.analysis.complexity_analysis": "_DEFAULT_SUPPORTED_FLOP_OPS",
     "fvcore.nn.flop_count": "_DEFAULT_SUPPORTED_OPS",
@@ -22,10 +22,10 @@ class ScanCost:
     """Multiply-accumulates of scans as the authors of a family count them.
 
     Attributes:
-        per_state: For each state of a scanned element.
-        per_element: For each scanned element in addition to its states.
-        once: Whether convolution and projections count once instead of for every route.
-        precision: Relative difference within which the published figures follow from this.
+        per_state: Number per state of a scanned element.
+        per_element: Number per scanned element in addition to its states.
+        once: Whether convolution and projections count once instead of once per route.
+        precision: Relative precision to which this reproduces the published figures.
     """
 
     per_state: int = 9
@@ -37,14 +37,14 @@ class ScanCost:
         return f"{self.per_state} N + {self.per_element}"
 
     def macs(self, elements: float, d_state: int) -> float:
-        """Count the scan itself, over ``elements`` = routes x length x channels of N states."""
+        """Return the cost of a scan over ``elements`` = routes x length x channels of N states."""
         return elements * (self.per_state * d_state + self.per_element)
 
     def scan_2d_macs(self, x: Shape, routes: Shape, A: Shape, dt_weight: Shape) -> float:
-        """Count a ``selective_scan_2d`` by the shapes of its arguments.
+        """Return the cost of ``selective_scan_2d`` from the shapes of its arguments.
 
-        The papers project at every visit of a pixel, the package once per pixel, in front of the
-        op: what further visits would cost is added, so that both counts agree.
+        The papers project at every visit of a pixel; the package projects once per pixel, before
+        the op. The cost of projecting at further visits is added, so that both counts agree.
         """
         (batch, pixels, *_), steps, d_state = x, routes[1], A[1]
         num_routes, channels, dt_rank = dt_weight
@@ -54,7 +54,7 @@ class ScanCost:
 
 
 def _sizes(value: Any) -> list[int]:
-    """Shape of a value of a traced graph."""
+    """Return the shape of a value of a traced graph."""
     return value.type().sizes()
 
 
@@ -75,11 +75,11 @@ _HANDLES: dict[str, Callable[[list[Any], list[Any]], float]] = {
 
 
 def register_with_counters() -> None:
-    """Let the counters of MMEngine and, where it is installed, of fvcore know the scans.
+    """Register the scans with the counters of MMEngine and, if installed, fvcore.
 
-    They see operators alone, so that all families are counted as most papers do, ``9 N + 1``
-    multiply-accumulates for each scanned element; :func:`mmvssm.analysis.count_flops` follows each
-    family.
+    These counters see only operators, so they count all families as most papers do, with
+    ``9 N + 1`` multiply-accumulates per scanned element. :func:`mmvssm.analysis.count_flops`
+    follows the convention of each family.
     """
     for name, table in _COUNTERS.items():
         if find_spec(name.partition(".")[0]) is not None:

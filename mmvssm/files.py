@@ -1,4 +1,4 @@
-"""Files: written so that an interrupted run loses nothing that existed, and their hashes."""
+"""Atomic writing of files, and their hashes."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-#: Called with the bytes that are done and those there are in all.
+#: Function called with the number of bytes done and in total.
 Progress = Callable[[int, int], object]
 _CHUNK = 2**22
 
 
 def home() -> Path:
-    """Return the folder of what is kept: ``MMVSSM_HOME``, else ``mmvssm`` in torch.hub's folder."""
+    """Return the cache folder: ``MMVSSM_HOME``, else ``mmvssm`` in torch.hub's folder."""
     named = os.environ.get("MMVSSM_HOME")
     if named:
         return Path(named).expanduser().absolute()
-    import torch  # not needed by those who only write a file
+    import torch  # not needed to write a file
 
     return Path(torch.hub.get_dir(), "mmvssm")
 
 
 @contextmanager
 def temporary_sibling(path: str | Path) -> Iterator[Path]:
-    """Name a temporary file in the folder of ``path``, with the same suffix.
+    """Yield the path of a temporary file in the folder of ``path``, with the same suffix.
 
-    What stands under this name in the end is removed: rename it to keep it.
+    The file is removed at the end; rename it to keep it.
     """
     path = Path(path)
-    # a name that nobody can have put a link under
+    # a random name, under which nobody can have placed a link
     part = path.with_name(f".{path.stem}.{secrets.token_hex(8)}.part{path.suffix}")
     try:
         yield part
@@ -40,14 +40,14 @@ def temporary_sibling(path: str | Path) -> Iterator[Path]:
 
 
 def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file, and then rename it to ``path``.
+    """Write a file under a temporary name, then rename it to ``path``.
 
     Args:
-        path: The file to be, in a folder that exists.
-        write: Is called with the path of the temporary file, which has the same suffix.
+        path: The file, in an existing folder.
+        write: Function called with the path of the temporary file, which has the same suffix.
 
     Raises:
-        OSError: If a file cannot be written; what was at ``path`` stays.
+        OSError: If the file cannot be written; an existing file at ``path`` is then kept.
     """
     with temporary_sibling(path) as part:
         write(part)
@@ -55,7 +55,7 @@ def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
 
 
 def existing_folder(folder: Path) -> Path:
-    """Return the folder, or the nearest around it that exists."""
+    """Return the folder if it exists, else its nearest existing parent."""
     return next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
 
 

@@ -1,4 +1,4 @@
-"""What is said where a config needs an OpenMMLab library that is not there."""
+"""Error messages for OpenMMLab libraries that a config needs but are not installed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-#: Distributions by the names that MMEngine and Python give for what they miss.
+#: Distributions by the names in the errors of MMEngine and Python.
 _DISTRIBUTIONS = {
     "mmcv": "mmcv",
     "mmdet": "mmdet",
@@ -23,13 +23,15 @@ class MissingLibraryError(ModuleNotFoundError):
 
 @contextmanager
 def missing_library_named(what: str) -> Iterator[None]:
-    """Say in one sentence which OpenMMLab library is missing inside; other errors pass.
+    """Convert errors about missing OpenMMLab libraries to one that names the library.
+
+    Other errors are not changed.
 
     Args:
-        what: What needs it, in words.
+        what: What needs the library, for the message.
 
     Raises:
-        MissingLibraryError: In place of the error that Python or MMEngine raise.
+        MissingLibraryError: Instead of the error of Python or MMEngine.
     """
     try:
         yield
@@ -38,8 +40,8 @@ def missing_library_named(what: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if error.name == "mmcv._ext":
             raise MissingLibraryError(
-                f"{what} needs mmcv with its compiled ops, and the mmcv that is installed has none"
-                " (as mmcv-lite): pip uninstall mmcv-lite, then"
+                f"{what} needs mmcv with its compiled ops, but the installed mmcv has none"
+                " (like mmcv-lite): pip uninstall mmcv-lite, then"
                 " pip install --no-build-isolation 'mmcv>=2.0.1,<2.2'",
                 name=error.name,
             ) from error
@@ -48,7 +50,7 @@ def missing_library_named(what: str) -> Iterator[None]:
         if missing is None:
             raise
         raise MissingLibraryError(
-            f"{what} needs {missing}, which is not installed: requirements/mminstall.txt and"
-            " docs/start/install.md say which version",
+            f"{what} needs {missing}, which is not installed; for the version, see"
+            " requirements/mminstall.txt and docs/start/install.md",
             name=missing,
         ) from error

@@ -1,11 +1,11 @@
-"""Texts and names from files, made fit for messages."""
+"""Formatting of text and names from files for messages."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from itertools import islice
 
-#: How many names a message lists.
+#: Largest number of names in a message.
 MOST = 8
 
 
@@ -16,13 +16,13 @@ def printable(text: object, limit: int = 80) -> str:
 
 
 def join_names(names: Collection[object], most: int = MOST) -> str:
-    """List the first of the names, and how many more there are."""
+    """List the first ``most`` names, and the number of further ones."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(printable(name, 200) for name in islice(names, most)) + rest
 
 
 def brief(error: BaseException) -> str:
-    """Return the first line of an error in brackets."""
+    """Return the first line of an error in parentheses."""
     words = str(error).split("\n", 1)[0]
     if isinstance(error, SystemExit):
         words = f"it ends with sys.exit({error.code!r})"

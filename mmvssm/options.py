@@ -1,8 +1,8 @@
 """Training options as config fragments: ``configs/options``.
 
-MMEngine lets two bases of a config not set the same key, so a fragment that changes what a config
-sets already cannot stand beside it in ``_base_``. It is laid over the config instead: by
-``--option`` of the tools, or in a config file by :func:`add_options`.
+MMEngine does not allow two bases of a config to set the same key, so a fragment that changes
+settings of a config cannot be a second base. Instead, it is merged into the config: by ``--option``
+of the tools, or in a config file by :func:`add_options`.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ def read_option(name: str) -> dict:
 
 
 def add_options(settings: dict, *names: str) -> None:
-    """Lay options over the settings of a config file.
+    """Merge options into the settings of a config file.
 
-    This is the last line of the file::
+    Call it in the last line of the file::
 
         _base_ = __import__("mmvssm").config_path("vmamba/vmamba-tiny-s1l8_8xb128_in1k.py")
         __import__("mmvssm").add_options(globals(), "amp-bf16", "gradient-checkpointing")
 
     Args:
-        settings: The file's ``globals()``, to which the options are added.
-        *names: Names or paths as in :func:`read_option`; later ones have the last word.
+        settings: The file's ``globals()``, into which the options are merged.
+        *names: Names or paths as in :func:`read_option`; later ones take precedence.
     """
     for name in names:
         option = read_option(name)

@@ -1,4 +1,4 @@
-"""Progress of long work, on standard error."""
+"""Progress bars on standard error."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-#: From this size on, a bar is worth its line.
+#: Size in bytes from which a progress bar is useful.
 LARGE = 64 * 2**20
 
 
 @contextmanager
 def byte_bar(title: str, least: int = 0) -> Iterator[Callable[[int, int], None]]:
-    """Show how many bytes are done.
+    """Show the progress of an operation in bytes.
 
     Args:
-        title: What is being done.
-        least: Size from which on there is a bar.
+        title: Description of the operation.
+        least: Smallest total for which a bar is shown.
 
     Yields:
-        A function of the bytes that are done and of those there are in all, 0 for not known.
+        A function of the number of bytes done and in total, 0 if the total is unknown.
     """
     columns = (
         TextColumn(title),
@@ -53,10 +53,10 @@ def byte_bar(title: str, least: int = 0) -> Iterator[Callable[[int, int], None]]
 
 @contextmanager
 def step_bar(title: str, total: int | None) -> Iterator[Callable[..., None]]:
-    """Show how many steps are done, of ``total`` if that is known.
+    """Show the progress of an operation in steps, of ``total`` if that is known.
 
     Yields:
-        A function to be called after each step, or with the number of steps that it stands for.
+        A function to call after each step, or with a number of steps.
     """
     columns = (
         TextColumn("{task.description}"),

@@ -1,8 +1,8 @@
 """Registries: children of MMEngine's roots, so that ``mmvssm.X`` is found from any library.
 
-Each child names the module that registers into it (its location); MMEngine imports that when a
-type with scope ``mmvssm`` is first looked up. All roots have a child, so that a config can switch
-to the scope as a whole.
+Each child names the module that registers into it (its location), which MMEngine imports when a
+type of scope ``mmvssm`` is first looked up. Every root has a child, so that a config can switch to
+this scope entirely.
 """
 
 from mmengine import registry as root

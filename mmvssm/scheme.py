@@ -1,4 +1,4 @@
-"""The scheme ``mmvssm://`` of MMEngine's checkpoint loader; light, as nothing is loaded for it."""
+"""The scheme ``mmvssm://`` for MMEngine's checkpoint loader; importing it loads nothing else."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ def load_from_mmvssm(filename: str, map_location: Any = None) -> dict[str, Any]:
     """Load released weights by name, for MMEngine's ``CheckpointLoader``.
 
     Args:
-        filename: ``mmvssm://NAME``, see :meth:`mmvssm.hub.Address.parse`.
-        map_location: Device, see :func:`torch.load`.
+        filename: ``mmvssm://NAME`` (see :meth:`mmvssm.hub.Address.parse`).
+        map_location: Device (see :func:`torch.load`).
 
     Returns:
-        ``dict(meta=..., state_dict=...)``: a classifier's ``backbone.*`` and ``head.*``, or a
-        detector or segmentor where the file is one.
+        ``dict(meta=..., state_dict=...)`` with the weights of the classifier (``backbone.*`` and
+        ``head.*``), detector or segmentor in the file.
 
     Raises:
         ValueError, ReleasedFileError: See :func:`mmvssm.hub.fetch`.
@@ -30,10 +30,10 @@ def load_from_mmvssm(filename: str, map_location: Any = None) -> dict[str, Any]:
 
 
 def register_scheme() -> None:
-    """Let MMEngine's checkpoint loader know ``mmvssm://``, once the loader itself is imported.
+    """Register ``mmvssm://`` with MMEngine's checkpoint loader if the loader is imported.
 
-    Importing the package or its models does it. Our configs do it as well, for inferencers, which
-    load weights before they build the model.
+    Importing the package or its models calls this function. Our configs call it as well, for
+    inferencers that load weights before they build the model.
     """
     module = sys.modules.get("mmengine.runner.checkpoint")
     if module is not None:

@@ -1,4 +1,4 @@
-"""Models of the config zoo by name, in the manner of timm and mmpretrain."""
+"""Models of the config zoo by name, as in timm and mmpretrain."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _CONFIGS = Path(__file__).resolve().parent / ".mim" / "configs"
 LIBRARIES = ("mmpretrain", "mmdet", "mmseg")
-#: Folders of configs that are no models of the zoo.
+#: Folders of configs that are not part of the zoo.
 _OTHERS = ("_base_", "demo", "options")
 
 
@@ -32,7 +32,7 @@ def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
 
     Args:
         pattern: Shell pattern of names, such as ``'*vmamba*upernet*'``.
-        pretrained: Whether to list only those whose weights were published.
+        pretrained: Whether to list only models with published weights.
     """
     names = [name for name in _paths() if fnmatchcase(name, pattern)]
     if pretrained:
@@ -46,10 +46,10 @@ def build_model(cfg: Config) -> BaseModel:
     """Build the model of a config of mmpretrain, mmdetection or mmsegmentation.
 
     Args:
-        cfg: A config with ``default_scope`` and ``model``; what it inits from is not loaded.
+        cfg: A config with ``default_scope`` and ``model``; checkpoints in it are not loaded.
 
     Raises:
-        ValueError: If the config is of none of the libraries, or has no model.
+        ValueError: If the config belongs to none of the libraries, or has no model.
         MissingLibraryError: If its library, or mmcv, is not installed.
     """
     from importlib import import_module
@@ -75,25 +75,25 @@ def get_model(
     device: str | torch.device | None = None,
     **model: Any,
 ) -> BaseModel:
-    """Build a model of the config zoo: a classifier, a detector or a segmentor.
+    """Build a classifier, detector or segmentor of the config zoo.
 
     Args:
         name: A name of :func:`list_models`.
-        pretrained: Whether to load the published weights, or the checkpoint to load: a path, a URL
-            or ``'mmvssm://NAME'``. Only an arch's own weights are loaded: with False the start of
-            the backbone is random, whatever the config says.
-        device: Where to put the model.
-        **model: Settings of the config's ``model``, such as ``head=dict(num_classes=10)`` or
+        pretrained: True to load the published weights, or a checkpoint to load: a path, a URL or
+            ``'mmvssm://NAME'``. With False, all weights are random; a pretrained backbone in the
+            config is not loaded either.
+        device: Device of the model; None for the CPU.
+        **model: Changes to the config's ``model``, such as ``head=dict(num_classes=10)`` or
             ``backbone=dict(frozen_stages=1)``.
 
     Returns:
-        The model in evaluation mode. ``model.cfg`` is its config, and ``model.dataset_meta`` tells
-        the classes if a checkpoint does. The inferencers of mmpretrain take it as it is.
+        The model in evaluation mode. ``model.cfg`` is its config, and ``model.dataset_meta`` holds
+        the classes if a checkpoint has them. The inferencers of mmpretrain accept the model.
 
     Raises:
         ValueError: If there is no such model, or its weights were not published.
-        ReleasedFileError: If they cannot be had, see :func:`mmvssm.hub.fetch`.
-        MissingLibraryError: If the library that the model is made of is not installed.
+        ReleasedFileError: If the weights are not available (see :func:`mmvssm.hub.fetch`).
+        MissingLibraryError: If the library of the model is not installed.
 
     Examples:
         >>> import mmvssm, torch
@@ -117,7 +117,7 @@ def get_model(
         cfg = Config.fromfile(paths[name])
     cfg.merge_from_dict(dict(model=model))
     built = build_model(cfg)
-    # where mmdet and mmseg, and where mmpretrain looks for it
+    # mmdet and mmseg look for the first, mmpretrain for the second
     built.cfg = built._config = cfg
     if pretrained:
         checkpoint = f"{SCHEME}{name}" if pretrained is True else pretrained

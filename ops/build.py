@@ -2,15 +2,16 @@
 
 Environment variables:
 
-* ``MMVSSM_WITH_OPS=0``: no native code; the package runs on its PyTorch path.
-* ``FORCE_CUDA=1``: compile the CUDA kernels although no GPU is visible (needs nvcc).
-* ``TORCH_CUDA_ARCH_LIST``: CUDA architectures; unset, those of the GPUs that are seen, and without
-  any 7.5 to 12.0, as far as the toolkit goes, with PTX of the last.
-* ``CUDA_HOME`` or ``CUDA_PATH``: root of the toolkit; unset, that of ``nvcc`` on the path, else
-  ``/usr/local/cuda``.
-* ``MAX_JOBS``: compilers to run side by side.
-* ``MMVSSM_SANITIZE=1``: CPU kernels that end the process at a wrong access to memory or undefined
-  behaviour, by GCC's sanitizers; Python needs their library preloaded (``make sanitize``).
+* ``MMVSSM_WITH_OPS=0``: build no native code; the package falls back to PyTorch.
+* ``FORCE_CUDA=1``: compile the CUDA kernels even if no GPU is visible (needs nvcc).
+* ``TORCH_CUDA_ARCH_LIST``: CUDA architectures. Default: those of the visible GPUs; without a GPU
+  those from 7.5 to 12.0 that the toolkit supports, with PTX of the last.
+* ``CUDA_HOME`` or ``CUDA_PATH``: root of the toolkit. Default: that of ``nvcc`` on the ``PATH``,
+  otherwise ``/usr/local/cuda``.
+* ``MAX_JOBS``: number of parallel compiler processes.
+* ``MMVSSM_SANITIZE=1``: build CPU kernels with GCC's sanitizers, which abort the process on an
+  invalid memory access or undefined behaviour; Python needs their library preloaded
+  (``make sanitize``).
 """
 
 from __future__ import annotations
@@ -27,36 +28,37 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "ops" / "csrc"
 USUAL_TOOLKIT = Path("/usr/local/cuda")
 RELEASE_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
-# What was built and why not more, for the end of the build.
+# What was built and why not more; printed at the end of the build.
 REPORT: list[str] = []
 # vptr looks for type information that torch's libraries do not export
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all"]
 
 
 def compiler_flags() -> tuple[list[str], list[str]]:
-    """Flags to compile and to link C++ with, on this platform.
+    """Return the flags for compiling and for linking C++ on this platform.
 
-    Without OpenMP ``at::parallel_for`` is serial in this library.
+    Without OpenMP, ``at::parallel_for`` is serial in this library.
     """
     if sys.platform == "darwin":
-        # Apple's compiler takes the option behind another; torch brings omp.h and, loaded
-        # beforehand, the library: a second copy of it would end the process.
+        # Apple's compiler needs -Xpreprocessor before the option. torch comes with omp.h and with
+        # the OpenMP library, which is loaded before ours: a second copy would abort the process.
         return ["-O3", "-Xpreprocessor", "-fopenmp"], []
-    # GCC takes its own AVX-512 header for uninitialised memory, and remarks on an internal ABI.
+    # GCC warns of uninitialised memory in its own AVX-512 header, and of an internal ABI change.
     return ["-O3", "-fopenmp", "-Wno-psabi", "-Wno-maybe-uninitialized"], ["-fopenmp"]
 
 
 def extensions() -> list:
-    """The extensions for ``setup(ext_modules=...)``.
+    """Return the extensions for ``setup(ext_modules=...)``.
 
     Returns:
         One extension, or none with ``MMVSSM_WITH_OPS=0``.
 
     Raises:
-        RuntimeError: If torch or a compiler that was asked for is missing.
+        RuntimeError: If torch is missing, an environment variable has an invalid value, or
+            ``FORCE_CUDA=1`` is set without a usable CUDA toolkit.
     """
     if not _wanted():
-        print("mmvssm: native ops left out (MMVSSM_WITH_OPS=0)")
+        print("mmvssm: not building native ops (MMVSSM_WITH_OPS=0)")
         return []
     includes = [*_mmcv_headers(), str(SOURCES)]
     sources = [*SOURCES.glob("*.cpp"), *SOURCES.glob("cpu/*.cpp")]
@@ -69,7 +71,7 @@ def extensions() -> list:
         sources += [*SOURCES.glob("cuda/*.cu"), *SOURCES.glob("cuda/*.cpp")]
         flags["nvcc"] = ["-O3"]
         if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
-            # Own flags: torch knows fewer architectures than a newer toolkit.
+            # our own flags, because torch knows fewer architectures than a newer toolkit
             flags["nvcc"] += _flags_of(architectures)
         macros += [
             ("MMVSSM_WITH_CUDA", None),
@@ -96,13 +98,13 @@ def extensions() -> list:
 
 
 def cmdclass() -> dict:
-    """The build command for ``setup(cmdclass=...)``."""
+    """Return the build command for ``setup(cmdclass=...)``."""
     if not _wanted():
         return {}
     from torch.utils.cpp_extension import BuildExtension
 
     class ReportingBuild(BuildExtension):
-        """Says in the end what was built, and why not more."""
+        """Build command that finally prints what was built, and why not more."""
 
         def run(self) -> None:
             super().run()
@@ -123,14 +125,14 @@ def _wanted() -> bool:
     if wanted and importlib.util.find_spec("torch") is None:
         raise RuntimeError(
             "torch is not visible to this build: install torch first and build with"
-            " 'pip install --no-build-isolation .', or set MMVSSM_WITH_OPS=0 to go without"
+            " 'pip install --no-build-isolation .', or set MMVSSM_WITH_OPS=0 to build without"
             " native ops"
         )
     return wanted
 
 
 def _mmcv_headers() -> list[str]:
-    """Folder of mmcv's device registry, which the ops dispatch through; none without mmcv."""
+    """Return the folder of mmcv's device registry, which dispatches the ops; none without mmcv."""
     spec = importlib.util.find_spec("mmcv")
     if spec is None:
         return []
@@ -139,13 +141,13 @@ def _mmcv_headers() -> list[str]:
 
 
 def _prepare_cuda() -> tuple[str, str]:
-    """Which CUDA architectures to build for; points CUDA_HOME where needed.
+    """Choose the CUDA architectures to build for, and set ``CUDA_HOME`` to the toolkit.
 
     Returns:
-        The architectures as ``'8.0 9.0+PTX'``, empty for none, and why there are not more.
+        The architectures, such as ``'8.0 9.0+PTX'``, empty for none, and why there are not more.
 
     Raises:
-        RuntimeError: If ``FORCE_CUDA=1`` cannot be followed.
+        RuntimeError: If ``FORCE_CUDA=1`` is set without a usable CUDA toolkit.
     """
     import torch
 
@@ -169,7 +171,7 @@ def _prepare_cuda() -> tuple[str, str]:
     missing = [name for name in wanted if name not in known]
     note = f"not for {' '.join(missing)}: nvcc in {home} does not know them" if missing else ""
     if not seen or any(_number(name) > _number(known[-1]) for name in missing):
-        # PTX of the last one lets later GPUs run it, too.
+        # PTX of the last architecture lets later GPUs run the kernels, too
         fitting = list(dict.fromkeys([*fitting, *([] if fitting else known[-1:])]))
         fitting[-1] += "+PTX"
     if not fitting:
@@ -189,13 +191,13 @@ def _visible_architectures() -> list[str]:
 
 
 def _architectures_of(nvcc: Path) -> list[str]:
-    """Architectures that a compiler knows, as ``['7.5', '8.0', ...]``."""
+    """Return the architectures that a compiler knows, such as ``['7.5', '8.0']``."""
     numbers = {int(n) for n in re.findall(r"\bsm_(\d+)\b", _run(nvcc, "--list-gpu-code"))}
     return [f"{number // 10}.{number % 10}" for number in sorted(numbers)]
 
 
 def _flags_of(architectures: str) -> list[str]:
-    """Flags of nvcc for ``'8.0 9.0+PTX'``."""
+    """Return nvcc's flags for architectures such as ``'8.0 9.0+PTX'``."""
     flags = []
     for name in architectures.split():
         number = _number(name.removesuffix("+PTX"))
@@ -206,13 +208,13 @@ def _flags_of(architectures: str) -> list[str]:
 
 
 def cuda_toolkit() -> tuple[Path | None, str]:
-    """The CUDA toolkit to compile with, also for mmcv's build.
+    """Find the CUDA toolkit to compile with, also for mmcv's build.
 
-    Looks where torch does: ``CUDA_HOME``, ``CUDA_PATH``, ``nvcc`` on the path, ``/usr/local/cuda``.
+    Searches as torch does: ``CUDA_HOME``, ``CUDA_PATH``, ``nvcc`` on ``PATH``, ``/usr/local/cuda``.
 
     Returns:
         Its root and ``''``; or None and the reason, if nvcc is missing or torch cannot use it:
-        torch refuses toolkits of another major version than its own.
+        torch refuses toolkits whose major version differs from its own.
     """
     import torch
 
@@ -234,8 +236,8 @@ def cuda_toolkit() -> tuple[Path | None, str]:
         return None, f"{nvcc} does not run"
     if release[1] != torch.version.cuda.split(".")[0]:
         return None, f"nvcc is of CUDA {release[1]} and torch of CUDA {torch.version.cuda}"
-    # nvcc may be a wrapper script far from its toolkit: ask it. Debian's does not say; there the
-    # headers lie where the system's do.
+    # nvcc may be a wrapper script far from its toolkit, so ask it for the root. Debian's does not
+    # print one; there the headers are among the system's.
     top = re.search(r"^#\$ TOP=(.+)$", _run(nvcc, "--dryrun", "-E", "-x", "cu", os.devnull), re.M)
     return (Path(top[1].strip()).resolve() if top else nvcc.parent.parent), ""
 

@@ -1,6 +1,6 @@
-"""Compiles the CUDA sources with every toolkit and for every architecture that it knows.
+"""Compile the CUDA sources with several toolkits, for every architecture that each supports.
 
-Not part of the tests: toolkits are large. One that is installed::
+Not part of the tests, because toolkits are large. With an installed toolkit::
 
     python ops/check_toolkits.py /usr/local/cuda/bin/nvcc
 
@@ -11,8 +11,8 @@ installed: with ``contrib non-free`` in the list of sources, ::
     for package in *.deb; do dpkg-deb -x $package root; done
     python ops/check_toolkits.py root
 
-where ``root`` is searched for ``nvcc`` and the headers. One line for each file and toolkit; the
-exit status is 1 if any does not compile without a warning.
+where ``root`` is searched for ``nvcc`` and the headers. Prints one line for each file and
+architecture; the exit status is 1 if any of them fails to compile or gives a warning.
 """
 
 from __future__ import annotations
@@ -35,11 +35,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("toolkits", nargs="+", type=Path, help="an nvcc, or a folder to look in")
+    parser.add_argument(
+        "toolkits", nargs="+", type=Path, help="an nvcc, or a folder to search for one"
+    )
     parser.add_argument(
         "--architectures", nargs="+", type=int, help="such as 75 90 (default: all from 75 on)"
     )
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilers side by side")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="parallel compilers")
     args = parser.parse_args()
     failed = 0
     for place in args.toolkits:
@@ -62,7 +64,7 @@ def main() -> int:
 
 
 def find_nvcc(place: Path) -> tuple[Path, list[str]]:
-    """A compiler, and the flags with which it finds its parts where packages were unpacked."""
+    """Return a compiler, and the flags with which it finds its parts in unpacked packages."""
     if place.is_file():
         return place, []
     found = [path for path in place.rglob("nvcc") if path.is_file() and is_program(path)]
@@ -81,13 +83,13 @@ def find_nvcc(place: Path) -> tuple[Path, list[str]]:
 
 
 def is_program(path: Path) -> bool:
-    """Whether a file is machine code; Debian's ``/usr/bin/nvcc`` is a script for ``/usr/lib``."""
+    """Return whether a file is a binary: Debian's ``/usr/bin/nvcc`` is a wrapper script."""
     with open(path, "rb") as file:
         return file.read(4) == b"\x7fELF"
 
 
 def compile_one(nvcc: Path, flags: list[str], source: Path, architecture: int) -> str:
-    """Compile one file for one architecture; return what was said, empty if all is well."""
+    """Compile one file for one architecture; return the compiler's output, empty on success."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder, "kernels.o")
         code = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"

@@ -18,7 +18,7 @@ def pytest_configure():
 
 
 def pytest_itemcollected(item):
-    """Keeps in one process the tests that share an installation, or programs that they compile."""
+    """Keep tests that share an installation or compiled programs in one process."""
     if item.path.parent.name in ("packaging", "cuda_on_cpu", "cpu_elsewhere"):
         item.add_marker(pytest.mark.xdist_group(item.path.parent.name))
 
@@ -34,13 +34,13 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(autouse=True)
 def seed():
-    """Makes every test's random numbers its own, whichever tests ran before."""
+    """Makes the random numbers of a test independent of the tests that ran before."""
     torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
 def stock_readers():
-    """Tools that run in this process make MMEngine read files safely: not beyond their test."""
+    """Undoes the safe reading that tools in this process set up in MMEngine, after each test."""
     yield
     module = sys.modules.get("mmengine.runner.checkpoint")
     if module is not None:
@@ -51,7 +51,7 @@ def stock_readers():
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """On images this small a second thread is waited for longer than it works."""
+    """Uses one thread: on images this small a second one costs more than it gains."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

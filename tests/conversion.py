@@ -1,4 +1,4 @@
-"""What tests of tools/convert_ema.py share: cases, a small network, readers of products."""
+"""Helpers of the tests of tools/convert_ema.py: cases, a small network, reading of outputs."""
 
 import json
 import re
@@ -15,7 +15,7 @@ MICRO = dict(embed_dims=8, depths=(1, 1, 1, 1))
 CONFIG = f"""default_scope = 'mmdet'
 model = dict(backbone=dict(type='mmvssm.VMamba', arch={MICRO}, out_indices=(3,)))
 """
-#: What MMEngine stores of a network that has no name.
+#: What MMEngine stores about a network that has no name.
 META = dict(cfg=CONFIG)
 
 
@@ -29,7 +29,7 @@ def read_case(name):
 
 
 def product_of(output):
-    """The file that the last line names."""
+    """Return the file that the last line names."""
     return re.fullmatch(r"wrote    (\S+), [\d.]+ MB", output.splitlines()[-1])[1]
 
 

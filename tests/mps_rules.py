@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 FUNCTIONS = Path(torchgen.__file__).parent / "packaged/ATen/native/native_functions.yaml"
-# Ops that are written in terms of others.
+# ops that are composed of others
 COMPOSITE = {
     "CompositeExplicitAutograd",
     "CompositeExplicitAutogradNonFunctional",
@@ -34,7 +34,7 @@ ADVANCED_INDEX = {
 
 @lru_cache
 def functions_on_mps(path=FUNCTIONS):
-    """Names ``op.overload`` of the ops that run on Apple's GPUs."""
+    """Return the names ``op.overload`` of the ops that run on Apple's GPUs."""
     # torch's own loader does the same: the C one is many times faster
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     entries = {}
@@ -53,7 +53,7 @@ def functions_on_mps(path=FUNCTIONS):
 
 
 class LikeMPS(TorchDispatchMode):
-    """Raises at the first call that an Apple GPU would refuse; keeps the names of all ops."""
+    """Raises at the first call that an Apple GPU would refuse; records the names of all ops."""
 
     def __init__(self):
         super().__init__()
@@ -62,7 +62,7 @@ class LikeMPS(TorchDispatchMode):
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         name = op.name().removeprefix("aten::")
         self.seen.add(name)
-        # every device has an attention of its own
+        # every device has its own attention
         if name not in self.known and not name.startswith("_scaled_dot_product_"):
             raise NotImplementedError(f"no kernel for Apple's GPUs: {op.name()}")
         if op in ADVANCED_INDEX:

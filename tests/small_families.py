@@ -1,4 +1,4 @@
-"""A small network of every family, in its variants, for the tests of what backbones promise."""
+"""Small networks of every family, in its variants, for tests of what all backbones guarantee."""
 
 from dataclasses import dataclass, field
 
@@ -46,7 +46,7 @@ class Hierarchical(Family):
     stem: str = "floor"
     downsample: str = "ceil"
     bad_arguments = (
-        (dict(arch=dict(depths=(1, 1))), "arch needs the field 'embed_dims'"),
+        (dict(arch=dict(depths=(1, 1))), "arch must have the field 'embed_dims'"),
         (dict(embed_dims=(8, 16)), "embed_dims must name 4 widths"),
         (dict(out_indices=(0, 4)), r"out_indices must hold stages 0 to 3.*\(0, 4\)"),
         (dict(out_indices=()), "out_indices must hold stages 0 to 3"),
@@ -82,9 +82,15 @@ class Windowed(Hierarchical):
 
     bad_arguments = (
         *Hierarchical.bad_arguments[:-1],
-        (dict(num_heads=(4,)), r"num_heads must name .* the 2 stages with windows, got \(4,\)"),
+        (
+            dict(num_heads=(4,)),
+            r"num_heads must have one number for each of the 2 stages with windows, got \(4,\)",
+        ),
         (dict(num_heads=(3, 4)), "num_heads must divide the 64 channels, got 3"),
-        (dict(window_sizes=7), "window_sizes must name .* the 2 stages with windows, got 7"),
+        (
+            dict(window_sizes=7),
+            "window_sizes must have one number for each of the 2 stages with windows, got 7",
+        ),
         (dict(window_sizes=(7, 0)), r"window_sizes\[1\] must be a whole number of at least 1"),
         (dict(stem_dims=0), "stem_dims must be a whole number of at least 1, got 0"),
     )
@@ -96,7 +102,7 @@ class Plain(Family):
 
     pads: bool = False
     bad_arguments = (
-        (dict(arch=dict(embed_dims=8)), "arch needs the field 'num_layers'"),
+        (dict(arch=dict(embed_dims=8)), "arch must have the field 'num_layers'"),
         (dict(out_indices=(0, 4)), r"out_indices must hold layers -4 to 3.*\(0, 4\)"),
         (dict(out_indices=()), "out_indices must hold layers -4 to 3"),
         (dict(num_layers=0), "num_layers must be a whole number of at least 1, got 0"),

@@ -1,4 +1,4 @@
-"""Who may import whom: downwards only, as the layers of the package lie on one another."""
+"""Import rules: a layer of the package may import only from the layers below it."""
 
 import ast
 import re
@@ -11,7 +11,7 @@ PACKAGE = ROOT / "mmvssm"
 
 
 def read_layers():
-    """The table of the page on the architecture: what each layer may import."""
+    """Read the table of the architecture page: what each layer may import."""
     page = (ROOT / "ARCHITECTURE.md").read_text()
     rows = re.search(r"\| layer \| may import \|\n.*\n((?:\|.*\n)+)", page)[1].splitlines()
     names = [re.findall(r"`(\w+)`", row) for row in rows]
@@ -24,7 +24,7 @@ MODULES = {file: file.relative_to(PACKAGE).parts for file in sorted(PACKAGE.rglo
 
 
 def imported(file, parts):
-    """Names below mmvssm that a module imports, as tuples of their parts."""
+    """Return the names in mmvssm that a module imports, as tuples of their parts."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -62,7 +62,7 @@ def test_layers_are_all_folders_with_code():
 
 
 def test_ops_need_torch_alone():
-    """No OpenMMLab library is needed to run a scan; mmcv is looked for, and may be absent."""
+    """No OpenMMLab library is needed to run a scan; mmcv is optional."""
     for file, parts in MODULES.items():
         if parts[0] != "ops":
             continue

@@ -1,4 +1,4 @@
-"""Parity with the reference on every golden case, and the mistakes that the cases detect."""
+"""Parity with the reference on every golden case, and mistakes that the cases detect."""
 
 import json
 from dataclasses import replace
@@ -47,7 +47,7 @@ def test_every_given_case_is_found():
 
 
 def must_fail(path):
-    """The errors are too large, and nothing else is wrong with the case."""
+    """Assert that the errors are too large, and that nothing else is wrong with the case."""
     (result,) = verify_file(path, "auto", TIGHT)
     assert result.status == "failed" and result.detail.startswith("worst"), result
 
@@ -76,7 +76,7 @@ def test_another_description_fails(tmp_path, name, change):
 
 
 def row_major(height, width):
-    """Atrous routes that go through their quarters row by row, all four of them."""
+    """Return atrous routes that go through all four of their quarters row by row."""
     table = routes.atrous(height, width).clone()
     table[1::2] = table[1::2].unflatten(1, ((width + 1) // 2, -1)).transpose(1, 2).flatten(1)
     return table

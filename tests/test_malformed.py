@@ -1,4 +1,4 @@
-"""Thousands of wrong calls of ops, layers and configs: Python errors, never the process's end.
+"""Thousands of wrong calls of ops, layers and configs raise Python errors and never crash.
 
 ``make sanitize`` runs these on ops whose every access to memory is checked.
 """
@@ -13,7 +13,7 @@ from mmvssm import ops
 from mmvssm.models import layers
 from mmvssm.registry import MODELS
 
-#: What wrong arguments may raise. RuntimeError: of torch, for instance where memory is short.
+#: What wrong arguments may raise. RuntimeError comes from torch, such as when out of memory.
 REFUSALS = (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError)
 #: Arguments of any kind.
 ODDITIES = (
@@ -31,7 +31,7 @@ DTYPES = (
 
 
 def odd_tensor(rng, like=None):
-    """A tensor that is not what is asked for, often nearly."""
+    """Draw a tensor that is not what is expected, though often nearly."""
     if like is None or rng.random() < 0.3:
         tensor = torch.ones(rng.choice(SHAPES)).to(rng.choice(DTYPES))
     else:
@@ -132,7 +132,7 @@ def call_op(rng):
 
 
 def call_registered_op(rng):
-    """Those behind the checks for people, forward and backward."""
+    """Call the registered ops directly, without the Python checks, forward and backward."""
     t = sequence(rng)
     t["delta"] = t["delta"][:, :1].expand(-1, 6, -1).contiguous()
     scan = [t[name] for name in ("u", "delta", "A", "B", "C", "D", "delta_bias")]
@@ -184,7 +184,7 @@ BACKBONES = {
     "Vim": dict(arch=PLAIN, out_indices=1, img_size=32, out_type="featmap"),
     "LocalVim": dict(arch=PLAIN, out_indices=1, img_size=32, out_type="featmap"),
 }
-# numbers that would build large networks are no malformed ones
+# numbers that would build large networks are not malformed
 SMALL = [value for value in ODDITIES if not isinstance(value, int | float) or abs(value) < 100]
 
 

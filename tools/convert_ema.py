@@ -1,4 +1,4 @@
-"""Turn a released or trained checkpoint into a clean, checked one of mmvssm, or back."""
+"""Convert a released or trained checkpoint to a verified one of mmvssm, or back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import mmvssm  # noqa: F401  makes 'mmvssm::' bases known before a config is read
+import mmvssm  # noqa: F401  registers 'mmvssm::' bases before a config is read
 from mmvssm.checkpoint import (
     CONTENTS,
     DTYPES,
@@ -38,29 +38,29 @@ from mmvssm.messages import join_names, printable
 from mmvssm.progress import LARGE, byte_bar
 
 EXAMPLES = """examples:
-  a released classifier, for tools/test.py or as the start of a training (load_from):
+  a released classifier, for tools/test.py or to start training from (load_from):
     python tools/convert_ema.py vssm1_tiny_0230s_ckpt_epoch_264.pth checkpoints/vmamba-t.pth
-  its backbone, to start a detector or segmentor from:
+  its backbone, to initialise a detector or segmentor:
     python tools/convert_ema.py vssm1_tiny_0230s_ckpt_epoch_264.pth checkpoints/ --to detector
     python tools/train.py configs/vmamba/mask-rcnn_vmamba-tiny-s1l8_fpn_1x_coco.py --cfg-options \\
       model.backbone.init_cfg.checkpoint=FILE
-  the weights of a training with EMAHook: their average, or as they were trained:
+  the weights of a training run with EMAHook, averaged or as trained:
     python tools/convert_ema.py work_dirs/NAME/epoch_300.pth averaged.pth --weights ema
     python tools/convert_ema.py work_dirs/NAME/epoch_300.pth trained.pth --weights online
-  weights of a family that a project of yours declares, see mmvssm.families.register_family:
+  weights of a family declared in your own project (see mmvssm.families.register_family):
     python tools/convert_ema.py snake_tiny.pth snake.pth --import snake_vmamba
   weights trained here, for the original project's code:
     python tools/convert_ema.py work_dirs/NAME/epoch_300.pth vmamba-original.pth --reverse
 
-Which weights a file holds: research code keeps averaged weights under 'model_ema', 'ema_model' or
-'state_dict_ema', next to 'model' or 'state_dict'. A file that EMAHook has saved is the other way
-round: 'state_dict' holds the AVERAGED weights, so that tools/test.py evaluates them, and
-'ema_state_dict' the weights as trained. A product holds one kind only, and its meta says which.
+Averaged weights: research code stores them as 'model_ema', 'ema_model' or 'state_dict_ema', next to
+'model' or 'state_dict'. In a file saved by EMAHook it is the other way round: 'state_dict' holds
+the AVERAGED weights, so that tools/test.py evaluates them, and 'ema_state_dict' the weights as
+trained. The output holds only one kind, and its meta says which.
 
-Nothing that a file asks for is run while it is read. Exit status: 0; 1 for input that cannot be
-converted; 2 for a wrong command line and for a file that asks to run code; 130 when interrupted.
+No code of a file is run. Exit status: 0; 1 for input that cannot be converted; 2 for a wrong
+command line, or a file that would run code; 130 if interrupted.
 """
-#: The ends of a cluster's time and of a terminal are taken as Ctrl-C: the run cleans up.
+#: Signals of clusters and terminals that are treated like Ctrl-C, so that the run cleans up.
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -71,36 +71,35 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "source",
         metavar="SRC",
-        help="checkpoint: a released file of one of the families, or of a training with OpenMMLab"
-        " (.pth, .pt, .ckpt, .safetensors)",
+        help="checkpoint: a released file of one of the families, or one of an OpenMMLab training"
+        " run (.pth, .pt, .ckpt, .safetensors)",
     )
     parser.add_argument(
         "target",
         metavar="DST",
-        help="file to write (.pth, or .safetensors), whose name gets the first 8 digits of its "
-        "SHA-256 before the suffix; or a folder (FOLDER/), for the source's name; folders that are "
-        "missing are made",
+        help="file to write (.pth or .safetensors); the first 8 digits of its SHA-256 are added to "
+        "the name. Or a folder (FOLDER/), to use the source's name; missing folders are created",
     )
     parser.add_argument(
         "--arch",
         metavar="ARCH",
-        help="hold the weights against this arch instead of the one found, e.g. tiny-s1l8 or "
-        "local_vim/small-searched, or against the model of a config file (.py), heads included",
+        help="compare the weights with this arch instead of the detected one, e.g. tiny-s1l8 or "
+        "local_vim/small-searched, or with the model of a config file (.py), including its heads",
     )
-    add_import_option(parser, "a family that a project of your own declares")
+    add_import_option(parser, "a family declared in your own project")
     parser.add_argument(
         "--weights",
         choices=["auto", "ema", "online"],
         default="auto",
-        help="take the exponential moving average or the weights as trained (default: auto, those "
-        "that gave the authors' results, in other files the average where there is one)",
+        help="convert the exponential moving average or the weights as trained (default: auto, the "
+        "ones that gave the authors' results; for other files, the average if there is one)",
     )
     parser.add_argument(
         "--to",
         choices=CONTENTS,
-        help="what to write (default: what the file holds): classifier, for load_from and tests; "
-        "backbone, its layers alone; detector or segmentor, the complete model if the file has it, "
-        "else the backbone as the configs of the task take it in init_cfg",
+        help="content to write (default: that of the file): classifier, for load_from and tests; "
+        "backbone, only its layers; detector or segmentor, the complete model if the file has it, "
+        "else the backbone for init_cfg in the configs of the task",
     )
     parser.add_argument(
         "--dtype", choices=list(DTYPES), help="dtype of the weights (default: the file's)"
@@ -114,22 +113,22 @@ def parse_args() -> argparse.Namespace:
         "--verify", action="store_true", help="run the backbone once and check its outputs"
     )
     parser.add_argument(
-        "--force", action="store_true", help="replace a file that has the product's name"
+        "--force", action="store_true", help="replace an existing file with the output's name"
     )
     parser.add_argument(
         "--trust",
         action="store_true",
-        help="read SRC with pickle, RUNNING whatever code it holds: only for files of people whom "
-        "you would let use your account",
+        help="read SRC with pickle, RUNNING any code in it: only for files from people whom you "
+        "would let use your account",
     )
     return parser.parse_args()
 
 
 @contextmanager
 def bar(title: str, checkpoint: Checkpoint | None = None) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error, shown when there is much to do.
+    """Show a progress bar on standard error for large files.
 
-    What has been read of ``checkpoint`` is let go on the way, so that it never takes much memory.
+    Parts of ``checkpoint`` that have been read are released on the way, to save memory.
     """
     released = 0
     with byte_bar(title, LARGE) as progress:
@@ -145,9 +144,9 @@ def bar(title: str, checkpoint: Checkpoint | None = None) -> Iterator[Callable[[
 
 
 def until_complete(progress: Callable[[int, int], None]) -> Callable[[int, int], None]:
-    """``progress`` of writing, after which interrupts are ignored: only a renaming is left.
+    """Wrap ``progress`` to ignore interrupts once writing is complete and only renaming is left.
 
-    One that came behind it would say that nothing was written.
+    A later interrupt would report that nothing was written, although the file exists.
     """
 
     def show(done: int, total: int) -> None:
@@ -160,25 +159,23 @@ def until_complete(progress: Callable[[int, int], None]) -> Callable[[int, int],
 
 
 def output_path(target: str | Path, source: str | Path) -> Path:
-    """Return the path of a product, but for the digits of its hash.
+    """Return the path of the output, without the digits of its hash.
 
     Args:
-        target: A path that ends in one of :data:`SUFFIXES`; or a folder, which exists or is named
-            with a slash at its end, in which the product has the name of the source.
-        source: The file that is converted.
+        target: A path that ends in one of :data:`SUFFIXES`; or a folder that exists or ends in a
+            slash, in which the output gets the name of the source.
+        source: The file to convert.
 
     Raises:
-        ValueError: If ``target`` is none of these.
+        ValueError: If ``target`` is neither.
     """
     path = Path(target)
     is_folder = path.is_dir() or str(target).endswith(("/", os.sep))
     existing = existing_folder(path if is_folder else path.parent)
     if not existing.is_dir():
-        raise ValueError(
-            f"{str(existing)!r} is a file, or a link to nothing: name a folder to write into"
-        )
+        raise ValueError(f"{str(existing)!r} is a file or a broken link: name a folder to write to")
     if is_folder:
-        name = Path(source).name.removesuffix(".tar")  # some files are called .pth.tar
+        name = Path(source).name.removesuffix(".tar")  # some files are named .pth.tar
         stem = re.sub(rf"-[0-9a-f]{{{DIGITS}}}$", "", Path(name).stem)
         return path / f"{stem}.pth"
     if path.suffix not in SUFFIXES:
@@ -218,12 +215,12 @@ def smoke_test(converted: Converted) -> dict[str, Tensor]:
 
 
 def size_of(path: Path) -> str:
-    """Size of a file in megabytes."""
+    """Format the size of a file in megabytes."""
     return f"{path.stat().st_size / 1e6:.1f} MB"
 
 
 def describe(converted: Converted, checkpoint: Checkpoint) -> Iterator[str]:
-    """Lines on what was found in the file."""
+    """Yield lines that describe the content of the file."""
     weights, found = converted.weights, converted.found
     kinds = {"ema": "EMA weights", "online": "weights as trained"}
     others = [
@@ -232,7 +229,7 @@ def describe(converted: Converted, checkpoint: Checkpoint) -> Iterator[str]:
         if other.place != weights.place
     ]
     also = f"; the file also has {', '.join(others)}" if others else ""
-    below = f", behind the prefix {printable(weights.prefix)!r}" if weights.prefix else ""
+    below = f", without the prefix {printable(weights.prefix)!r}" if weights.prefix else ""
     yield f"took     {kinds[weights.kind]} from {weights.place}{below}{also}"
     options = "".join(f", {name}={value!r}" for name, value in found.options.items())
     yield f"found    {found.family.type}, arch={found.arch!r}{options}: a {converted.source}"
@@ -240,44 +237,44 @@ def describe(converted: Converted, checkpoint: Checkpoint) -> Iterator[str]:
         yield f"licence  weights of the authors of {found.family.type} are {found.family.licence}"
     if found.others:
         yield (
-            f"         {', '.join(map(repr, found.others))} has the same shapes, so say"
-            " --arch if it is that one"
+            f"         {', '.join(map(repr, found.others))} has the same shapes; pass --arch if it"
+            " is that one"
         )
     count = sum(value.numel() for value in converted.state_dict.values())
     heads = [key for key in converted.state_dict if not key.startswith("backbone.")]
     what = "none missing or left over"
     if heads and converted.content != "classifier" and not converted.heads_checked:
         what = (
-            f"none of the backbone missing or left over; the {len(heads)} others are compared with"
-            " a model if --arch names its config"
+            f"none of the backbone missing or left over; the {len(heads)} others are only compared"
+            " with a model if --arch names its config"
         )
     yield f"checked  {len(converted.state_dict)} tensors, {count:,} numbers, all finite: {what}"
     if converted.content in ("detector", "segmentor") and converted.content != converted.source:
-        yield f"made     the backbone that {converted.content}s start from, for init_cfg"
+        yield f"made     the backbone of a {converted.content}, for init_cfg"
     elif converted.content != converted.source:
-        yield f"made     a {converted.content} of it"
+        yield f"made     a {converted.content} from it"
     if converted.unused:
         names = join_names(converted.unused)
-        yield f"         left out, as the product has no use for them: {names}"
+        yield f"         left out, because the output does not use them: {names}"
     if converted.reinitialised:
         layers = dict.fromkeys(key.rpartition(".")[0] for key in converted.reinitialised)
-        yield f"         not in the file, so at their start: {', '.join(layers)}"
+        yield f"         not in the file, so newly initialised: {', '.join(layers)}"
 
 
 def main() -> None:
     args = parse_args()
     for number in INTERRUPTS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup and scripts ignore some
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup and scripts ignore some signals
             signal.signal(number, signal.default_int_handler)
     source = Path(args.source)
     if getattr(sys.stdout, "errors", None) == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are no text
+        sys.stdout.reconfigure(errors="backslashreplace")  # for file names that are not text
     warnings.formatwarning = lambda message, *_: f"convert_ema.py: warning: {message}\n"
     try:
         import_modules(args.modules)
         place = output_path(args.target, source)
         if args.reverse and place.suffix == ".safetensors":
-            raise ValueError("the original projects read no .safetensors: let DST end in .pth")
+            raise ValueError("the original projects cannot read .safetensors: use .pth for DST")
         with bar("reading") as progress:
             checkpoint = read_checkpoint(source, trust=args.trust, progress=progress)
         print(f"read     {args.source}, {size_of(source)}")
@@ -314,7 +311,7 @@ def main() -> None:
     except (FileNotFoundError, FileExistsError, ValueError) as error:
         fail(str(error))
     except OSError as error:
-        fail(f"cannot read or write: {error}; check SRC, and the room and rights where DST is")
+        fail(f"cannot read or write: {error}; check SRC, and disk space and permissions of DST")
     print(f"wrote    {product}, {size_of(product)}")
 
 

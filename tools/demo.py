@@ -5,10 +5,10 @@
     tools/demo.py det    boxes and masks with Mask R-CNN, mmdet
     tools/demo.py seg    pixel labels with UperNet, mmseg
 
-Makes the data in data/ if it is absent, trains with tools/train.py, tests with
-tools/test.py, and writes the checkpoint, the metrics, the curves and a picture of
-predictions to work_dirs/demo-TASK/; both folders lie in the current one. It may be
-interrupted: run it again, and it continues where it stopped, repeating no finished step.
+The tool creates the data in data/ if they are missing, trains with tools/train.py, tests
+with tools/test.py, and writes the checkpoint, the metrics, the curves and a figure of
+predictions to work_dirs/demo-TASK/. Both folders are in the working directory. If it is
+interrupted, run it again: it continues where it stopped, without repeating finished steps.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ COLOURS = [plt.get_cmap("tab10")(digit)[:3] for digit in range(10)]
 
 
 class Sample(NamedTuple):
-    """A validation image `(H, W, 3)` RGB in 0..1, its annotation and its prediction."""
+    """A validation image `(H, W, 3)` in RGB from 0 to 1, with its annotation and prediction."""
 
     image: np.ndarray
     result: BaseDataElement
@@ -53,7 +53,7 @@ class Sample(NamedTuple):
 
 @contextmanager
 def figure(path: Path, rows: int, columns: int, size: float) -> Iterator[np.ndarray]:
-    """A grid of axes `(rows, columns)`; at the end saved to `path`, complete or not at all."""
+    """Yield a grid of axes `(rows, columns)`, and save the figure to `path` at the end."""
     fig, axes = plt.subplots(
         rows, columns, figsize=(size * columns, size * rows), squeeze=False, layout="constrained"
     )
@@ -63,7 +63,7 @@ def figure(path: Path, rows: int, columns: int, size: float) -> Iterator[np.ndar
 
 
 def draw_labels(path: Path, samples: list[Sample]) -> None:
-    """Every image under its predicted digit, red where it is another one."""
+    """Draw images with their predicted digits, red if wrong."""
     columns = 8
     with figure(path, len(samples) // columns, columns, size=1.1) as axes:
         for axis, (image, result) in zip(axes.flat, samples):
@@ -72,11 +72,11 @@ def draw_labels(path: Path, samples: list[Sample]) -> None:
             axis.set_title(title, color="green" if predicted == true else "red", fontsize=9)
             axis.imshow(image)
             axis.axis("off")
-        axes[0, 0].figure.suptitle("predicted digits; red where it is another one", fontsize=10)
+        axes[0, 0].figure.suptitle("predicted digits; red if wrong", fontsize=10)
 
 
 def draw_pairs(path: Path, samples: list[Sample], draw: Callable) -> None:
-    """Pairs of panels: `draw(axis, sample, predicted)` of the annotation, then the prediction."""
+    """Draw pairs of panels with `draw(axis, sample, predicted)`: annotation and prediction."""
     with figure(path, len(samples) // 2, 4, size=2.2) as axes:
         for pair, sample in zip(axes.reshape(-1, 2), samples):
             for axis, title in zip(pair, ("annotated", "predicted")):
@@ -88,7 +88,7 @@ def draw_pairs(path: Path, samples: list[Sample], draw: Callable) -> None:
 
 
 def draw_instances(axis: plt.Axes, sample: Sample, predicted: bool) -> None:
-    """Boxes and masks; of the predictions those with a score above 0.5."""
+    """Draw boxes and masks; of the predictions, only those with a score above 0.5."""
     overlay = sample.image.copy()
     if predicted:
         instances = sample.result.pred_instances
@@ -107,7 +107,7 @@ def draw_instances(axis: plt.Axes, sample: Sample, predicted: bool) -> None:
 
 
 def draw_segments(axis: plt.Axes, sample: Sample, predicted: bool) -> None:
-    """The pixels of digits; background (label 0) and unlabelled pixels show the image."""
+    """Draw the pixels of digits; background (label 0) and unlabelled pixels show the image."""
     pixels = sample.result.pred_sem_seg if predicted else sample.result.gt_sem_seg
     labels = pixels.data.squeeze(0).numpy()
     overlay = sample.image.copy()
@@ -117,7 +117,7 @@ def draw_segments(axis: plt.Axes, sample: Sample, predicted: bool) -> None:
 
 
 class Task(NamedTuple):
-    """A demo: config, metric that counts, what it is at best, goal, pictures and how to draw."""
+    """A demo: config, main metric, its best value and goal, number of samples, and figure."""
 
     config: str
     metric: str
@@ -149,7 +149,7 @@ TASKS = {
 
 
 def read_scalars(work_dir: Path, metric: str) -> tuple[list, list]:
-    """Training loss and metric as `(epoch, value)` pairs, through all parts of a resumed run."""
+    """Read training loss and metric as `(epoch, value)` pairs from all parts of a resumed run."""
     losses, metrics = {}, {}
     for path in sorted(work_dir.glob("*/vis_data/scalars.json")):
         for record in map(json.loads, path.read_text().splitlines()):
@@ -157,7 +157,7 @@ def read_scalars(work_dir: Path, metric: str) -> tuple[list, list]:
                 losses[record["step"]] = (record["epoch"], record["loss"])
             elif metric in record:
                 metrics[record["step"]] = record[metric]
-    # While training, a step is an iteration, and an epoch ends with its last one.
+    # In training records, a step is an iteration, and an epoch ends with its last one.
     length = max((step / epoch for step, (epoch, _) in losses.items()), default=1)
     points = [(step / length, loss) for step, (_, loss) in sorted(losses.items())]
     return points, sorted(metrics.items())
@@ -177,7 +177,7 @@ def draw_curves(path: Path, work_dir: Path, task: Task) -> None:
 
 
 def predict(cfg: Config, checkpoint: str, count: int) -> list[Sample]:
-    """Predictions for `count` images spread over the test set."""
+    """Predict `count` images spread over the test set."""
     init_default_scope(cfg.default_scope)
     if "data_preprocessor" in cfg:
         cfg.model.setdefault("data_preprocessor", cfg.data_preprocessor)
@@ -204,7 +204,7 @@ def is_up_to_date(path: Path, source: Path) -> bool:
 
 
 def demo(name: str, options: list[str]) -> None:
-    """Do what is not done yet, then report."""
+    """Run the steps that are not done yet, then print a report."""
     task = TASKS[name]
     work_dir = Path("work_dirs", f"demo-{name}")
     config = ROOT / "configs" / "demo" / task.config
@@ -246,7 +246,7 @@ def demo(name: str, options: list[str]) -> None:
 
 
 def parse_options(options: list[str]) -> dict:
-    """`KEY=VALUE` words as the dict that MMEngine reads from them."""
+    """Parse `KEY=VALUE` words to a dict as MMEngine does."""
     parser = argparse.ArgumentParser()
     parser.add_argument("options", nargs="*", action=DictAction, default={})
     return parser.parse_args(options).options

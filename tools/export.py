@@ -1,11 +1,11 @@
-"""Export a classifier, segmentor or detector: ONNX, torch.export, or compiled code."""
+"""Export a classifier, segmentor or detector to ONNX, torch.export or compiled code."""
 
 import argparse
 from pathlib import Path
 
 import torch
 
-import mmvssm  # noqa: F401  makes 'mmvssm::' bases known before the config is read
+import mmvssm  # noqa: F401  registers 'mmvssm::' bases before the config is read
 from mmvssm.engine import cli
 from mmvssm.engine.export import (
     PACKAGES,
@@ -22,20 +22,20 @@ from mmvssm.engine.export import (
 from mmvssm.engine.loading import load_model
 
 EXAMPLES = """examples:
-  for ONNX Runtime and others, any batch and image size:
+  for ONNX Runtime and others, with any batch and image size:
     python tools/export.py configs/vmamba/vmamba-tiny-s1l8_8xb128_in1k.py \\
         mmvssm://vmamba-tiny-s1l8 -o vmamba.onnx
-  of one image size, which makes a simpler graph:
+  for a fixed image size, which gives a simpler graph:
     python tools/export.py CONFIG CHECKPOINT -o model.onnx --shape 224 224
   for torch.export.load:
     python tools/export.py CONFIG CHECKPOINT -o model.pt2
   compiled for the processor of this machine, for torch._inductor.aoti_load_package:
     python tools/export.py CONFIG CHECKPOINT -o model.pt2 --aot
 
-The input is `image`, float32 (B, 3, H, W) with values 0 to 255 in BGR; normalisation is part of
-the graph. The written file is compared with the model. No code of the checkpoint is run.
+The input is `image`, float32 (B, 3, H, W) in BGR with values from 0 to 255; normalisation is part
+of the graph. The written file is compared with the model. No code of the checkpoint is run.
 """
-#: Largest difference of an output from the model's that is accepted.
+#: Largest accepted difference of an output from the model's.
 TOLERANCE = 1e-4
 
 
@@ -56,14 +56,16 @@ def parse_args() -> argparse.Namespace:
         help="fix the image size (default: any size of at least 32 32)",
     )
     parser.add_argument(
-        "--aot", action="store_true", help="compile NAME.pt2 by AOTInductor (needs a C++ compiler)"
+        "--aot",
+        action="store_true",
+        help="compile NAME.pt2 with AOTInductor (needs a C++ compiler)",
     )
     cli.add_config_arguments(parser)
     args = parser.parse_args()
     if Path(args.out).suffix not in PACKAGES:
         parser.error(f"-o must end in {' or '.join(PACKAGES)}, got {args.out!r}")
     if args.aot and Path(args.out).suffix != ".pt2":
-        parser.error(f"--aot makes a .pt2 file, got -o {args.out!r}")
+        parser.error(f"--aot writes a .pt2 file, got -o {args.out!r}")
     if args.shape and min(args.shape) < 32:
         parser.error(f"--shape must be at least 32 32, got {' '.join(map(str, args.shape))}")
     return args
@@ -104,7 +106,7 @@ def main() -> None:
     worst = largest_difference(run, module, plan)
     if worst > TOLERANCE:
         cli.fail(f"{args.out!r} differs from the model by {worst:.1e}: do not use it")
-    print(f"Compared with the model at another batch: differs by {worst:.1e} at most.")
+    print(f"Compared with the model at another batch size: differs by at most {worst:.1e}.")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Write the demo data sets: real handwritten digits, no download.
+"""Write the demo datasets from real handwritten digits, without a download.
 
-scikit-learn ships 1,797 handwritten digits of 8x8 pixels. This tool turns them into a
-classification, a detection and a segmentation data set, each in the layout of the
-benchmark that the library of its task is known for:
+scikit-learn ships 1,797 handwritten digits of 8x8 pixels. This tool converts them to a
+classification, a detection and a segmentation dataset, each in the layout of the standard
+benchmark of its task:
 
     DIR/digits-cls  like ImageNet: train/<digit>/*.png, val/<digit>/*.png (32x32)
     DIR/digits-det  like COCO: {train,val}/*.png (128x128),
@@ -13,8 +13,8 @@ benchmark that the library of its task is known for:
                     rim of a stroke), 1 = background, 2..11 = the digits 0..9
 
 Every fifth digit of each class is held out: no validation image shows a training digit.
-The files depend on the seed only. A data set appears when it is complete, and one that
-is there is kept.
+The files depend only on the seed. A dataset is created atomically, and an existing one is
+kept.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ CLASSES = tuple(str(digit) for digit in range(10))
 CLS_SIZE = 32
 CANVAS_SIZE = 128
 NUM_CANVASES = {"train": 1000, "val": 100}
-# A pixel belongs to a digit where its ink covers more than INK; between RIM and INK it is
-# neither digit nor background.
+# A pixel belongs to a digit if its ink exceeds INK; between RIM and INK it is neither digit nor
+# background.
 INK, RIM = 0.4, 0.1
 
 
 class Digit(NamedTuple):
-    """A digit on a canvas: its label and the canvas-sized `(H, W)` mask of its pixels."""
+    """A digit on a canvas: its label, and the mask `(H, W)` of its pixels on the canvas."""
 
     label: int
     mask: np.ndarray
@@ -57,7 +57,7 @@ class Canvas(NamedTuple):
 
 
 def load_split() -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """The real digits as `split -> (ids (N,), ink (N, 8, 8) in 0..1, labels (N,))`."""
+    """Load the digits as `split -> (ids (N,), ink (N, 8, 8) in 0..1, labels (N,))`."""
     digits = load_digits()
     held_out = np.zeros(len(digits.target), dtype=bool)
     for label in range(10):
@@ -71,12 +71,12 @@ def load_split() -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
 
 
 def enlarge(ink: np.ndarray, size: int) -> np.ndarray:
-    """Ink `(8, 8)` resampled to `(size, size)`, still within 0..1."""
+    """Resample ink `(8, 8)` to `(size, size)`, clipped to 0..1."""
     return np.clip(cv2.resize(ink, (size, size), interpolation=cv2.INTER_CUBIC), 0, 1)
 
 
 def texture(rng: np.random.Generator) -> np.ndarray:
-    """A dark canvas `(H, W, 3)` of coloured noise at three scales, values 20..120."""
+    """Draw a dark canvas `(H, W, 3)` of coloured noise at three scales, values 20..120."""
     shape = (CANVAS_SIZE, CANVAS_SIZE)
     canvas = rng.uniform(40, 100, size=(1, 1, 3)) * np.ones((*shape, 1))
     for cells, amplitude in ((4, 20), (16, 10), (64, 8)):
@@ -86,7 +86,7 @@ def texture(rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_canvas(rng: np.random.Generator, ink: np.ndarray, labels: np.ndarray) -> Canvas:
-    """Three to six digits, 24 to 48 pixels large, apart from each other, on a texture."""
+    """Draw three to six disjoint digits, 24 to 48 pixels large, on a texture."""
     image = texture(rng)
     taken = np.zeros((CANVAS_SIZE, CANVAS_SIZE), dtype=bool)
     rim = np.zeros_like(taken)
@@ -113,7 +113,7 @@ def draw_canvas(rng: np.random.Generator, ink: np.ndarray, labels: np.ndarray) -
 
 
 def canvases(seed: int, split: str, what: str):
-    """Yield the canvases of a split; detection and segmentation see the same ones."""
+    """Yield the canvases of a split, the same ones for detection and segmentation."""
     _, ink, labels = load_split()[split]
     for index in track(range(NUM_CANVASES[split]), description=f"{what} {split}"):
         stream = np.random.default_rng([seed, split == "val", index])
@@ -127,7 +127,7 @@ def write_png(path: Path, image: np.ndarray) -> None:
 
 
 def encode_rle(mask: np.ndarray) -> dict:
-    """COCO's uncompressed run lengths: column by column, starting with the zeros."""
+    """Encode a mask in COCO's uncompressed run lengths, by column, starting with zeros."""
     flat = mask.flatten(order="F")
     edges = np.flatnonzero(np.diff(flat)) + 1
     if flat[0]:
@@ -137,14 +137,14 @@ def encode_rle(mask: np.ndarray) -> dict:
 
 
 def bounding_box(mask: np.ndarray) -> list[int]:
-    """COCO's `[x, y, width, height]` of a mask."""
+    """Return COCO's `[x, y, width, height]` of a mask."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     top, left = int(rows[0]), int(columns[0])
     return [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1]
 
 
 def write_cls(folder: Path, seed: int) -> None:
-    """ImageNet's layout. The digits themselves: the seed changes nothing here."""
+    """Write the digits in ImageNet's layout; the seed has no effect."""
     for split, (ids, ink, labels) in load_split().items():
         for number, image, label in track(
             list(zip(ids, ink, labels, strict=True)), description=f"digits-cls {split}"
@@ -154,7 +154,7 @@ def write_cls(folder: Path, seed: int) -> None:
 
 
 def write_det(folder: Path, seed: int) -> None:
-    """COCO's layout: category ids 1..10, image and annotation ids from 1."""
+    """Write canvases in COCO's layout: category ids 1..10, image and annotation ids from 1."""
     for split in NUM_CANVASES:
         images, annotations = [], []
         for name, canvas in canvases(seed, split, "digits-det"):
@@ -187,7 +187,7 @@ def write_det(folder: Path, seed: int) -> None:
 
 
 def write_seg(folder: Path, seed: int) -> None:
-    """ADE20K's layout, where index 0 means unlabelled (`reduce_zero_label=True`)."""
+    """Write canvases in ADE20K's layout, in which 0 is unlabelled (`reduce_zero_label=True`)."""
     for split, name_of_split in (("train", "training"), ("val", "validation")):
         for name, canvas in canvases(seed, split, "digits-seg"):
             labels = np.ones(canvas.rim.shape, dtype=np.uint8)
@@ -202,19 +202,19 @@ WRITERS = {"cls": write_cls, "det": write_det, "seg": write_seg}
 
 
 def make_data_set(root: Path, task: str, seed: int) -> Path:
-    """Write one data set below `root` unless it is there already.
+    """Write one dataset below `root` unless it exists.
 
     Args:
-        root: Folder that holds the data sets; made if needed.
+        root: Folder of the datasets; created if needed.
         task: One of `cls`, `det`, `seg`.
-        seed: Seed of textures, places, sizes, colours and the choice of digits.
+        seed: Seed of textures, positions, sizes, colours and the choice of digits.
 
     Returns:
-        The folder of the data set.
+        The folder of the dataset.
 
     Raises:
-        ValueError: If `root` is a file, or holds something else under the data set's name.
-        OSError: If something cannot be written.
+        ValueError: If `root` is a file, or holds something else under the dataset's name.
+        OSError: If a file cannot be written.
     """
     if root.exists() and not root.is_dir():
         raise ValueError(f"DIR must be a folder, but {root} is a file")
@@ -252,14 +252,14 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("dir", type=Path, metavar="DIR", help="folder for the data sets")
+    parser.add_argument("dir", type=Path, metavar="DIR", help="folder for the datasets")
     parser.add_argument("--seed", type=int, default=0, help="seed of the canvases (default 0)")
     parser.add_argument(
         "--task",
         nargs="+",
         choices=tuple(WRITERS),
         default=list(WRITERS),
-        help="data sets to write (default: all)",
+        help="datasets to write (default: all)",
     )
     args = parser.parse_args()
     if args.seed < 0:

@@ -22,45 +22,50 @@ END = "<!-- End of the tables. -->"
 DESCRIPTION = """\
 Write the tables of the model zoo from the metafiles, or check that they are up to date.
 
-What is known of a config (parameters, FLOPs, the authors' results and where they published them) is
-written once, in the metafile.yml of its folder, which also serves MIM; the authors' weights are
-listed in the family's declaration in mmvssm/families. This tool makes the tables of
-configs/*/README.md from them, between two comment lines, and all of docs/model_zoo.md.
+The facts about a config (parameters, FLOPs, the authors' results and where they were published) are
+stored in the metafile.yml of its folder, which MIM uses as well; the authors' weights are listed in
+the family's declaration in mmvssm/families. From these, this tool generates the tables in
+configs/*/README.md, between two comment lines, and all of docs/model_zoo.md.
 """
 EXAMPLES = """\
-after a change of a metafile:
+after changing a metafile:
   python tools/model_zoo.py            write what has changed
   python tools/model_zoo.py --check    write nothing; exit status 1 if a page is out of date
 
-A new family: give it a folder below configs with a metafile.yml that model-index.yml imports, and a
-README.md with the two comment lines, which this tool names where they are missing.
+For a new family, create a folder in configs with a metafile.yml that model-index.yml imports, and a
+README.md with the two comment lines; if they are missing, this tool prints them.
 """
 INTRODUCTION = """\
 # Model zoo
 
 <!-- Written by tools/model_zoo.py from configs/*/metafile.yml: do not edit. -->
 
-Results are those that the authors published, of models that they trained with their own code, and
-beside them stands where: a table of the paper, a page of their repository or the log of a training.
-A dash says that no number was published, or one of another network, which the family's page names.
-`mmvssm://NAME` is the name of the authors' file, which works wherever MMEngine takes a checkpoint
-(see [weights.md](weights.md)); where they have it on a page only, the first run says what to save
-where. Each row ends with a command to start with, from a checkout. Parameters are those of the
-models as this package builds them. FLOPs are in each family's published
-convention, or in that of VMamba, one multiply-accumulate being one, and do not compare across
-families; each family's page says more.
+This page lists every recipe of this package with its size, the published result, the released
+weights and a command to start with. The page of each family says more about it.
+
+- **Results** are those that the authors published, of models that they trained with their own code.
+  *Source* says where: a table of the paper, a page of their repository, or the log of a training. A
+  dash means that no number was published, or only one of another network, which the family's page
+  names.
+- **Weights**: `mmvssm://NAME` names the authors' file and works wherever MMEngine takes a
+  checkpoint (see [weights](weights.md)). If the authors offer a file only on a page, the first run
+  says what to save where.
+- **Parameters** are those of the models as this package builds them. **FLOPs** count a
+  multiply-accumulate as one, in each family's published convention or else in VMamba's, so they do
+  not compare across families.
+- **Commands** are run from a checkout of this repository.
 """
-#: What a result's ``Source`` may say.
+#: Allowed values of a result's ``Source``.
 SOURCE = re.compile(
     r"paper(, table \d+)?( \(text\))?|README( (at|of branch) [\w#]+)?|[\w.]+\.md|log", re.ASCII
 )
 TEXT_NOTE = """
-(text): read from a text copy of the paper, and found in no second source.
+(text): taken from a text copy of the paper; no second source was found.
 """
 
 
 class Column(NamedTuple):
-    """A column of numbers: headline, and what a metafile calls it."""
+    """A column of numbers: its title, and its names in metafiles."""
 
     title: str
     dataset: str
@@ -68,7 +73,7 @@ class Column(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A table: its headline, the training data that its configs name, and its columns."""
+    """A table: its title, the training data of its configs, and its columns."""
 
     title: str
     data: str
@@ -115,7 +120,7 @@ HEADS = {"mmdet-heads": "mmdet's own heads"}
 
 
 class Entry(NamedTuple):
-    """A config: its family's folder and title, and its entry in the metafile."""
+    """A config: folder and title of its family, and its entry in the metafile."""
 
     folder: str
     family: str
@@ -130,13 +135,13 @@ class Entry(NamedTuple):
 
     @property
     def recipe(self) -> str:
-        """Method and schedule, in words; for ImageNet-1k what came before it, or nothing."""
+        """Method and schedule; for ImageNet-1k, the pretraining or nothing."""
         first, *rest = self.model["Name"].split("_")
         schedule = next((part for part in rest if re.search(r"\d(x|e|k)$", part)), "")
         *words, length = schedule.split("-")
         schedule = ", ".join([length, *(SCALES[word] for word in words if word in SCALES)])
         if self.data == "COCO":
-            # other numbers of images a step than the usual one
+            # unusual numbers of images per step
             for gpus, batch in (word.split("xb") for word in words if "xb" in word):
                 schedule += f", {int(gpus) * int(batch)} images"
             heads = [HEADS[part] for part in rest if part in HEADS]
@@ -147,23 +152,23 @@ class Entry(NamedTuple):
 
     @property
     def data(self) -> str:
-        """What it trains on."""
+        """Training data."""
         return self.model["Metadata"]["Training Data"]
 
     @property
     def source(self) -> str:
-        """Where the authors published the results; nothing where there are none."""
+        """Sources of the published results; empty if there are none."""
         return "; ".join(dict.fromkeys(result["Source"] for result in self.results))
 
     @property
     def released(self) -> list[Released]:
-        """The authors' files for it."""
+        """The authors' files for this config."""
         files = FAMILIES[self.folder].released if self.folder in FAMILIES else ()
         return [file for file in files if file.config == self.model["Name"]]
 
     @property
     def command(self) -> str:
-        """A first command: a test of the authors' weights, a training where there are none."""
+        """A first command: a test of the authors' weights, or training if there are none."""
         if self.released:
             return f"python tools/test.py {self.model['Config']} mmvssm://{self.released[0].name}"
         return f"python tools/train.py {self.model['Config']}"
@@ -182,7 +187,7 @@ class Entry(NamedTuple):
         return results
 
     def number(self, column: Column) -> str:
-        """A published result, a dash where there is none."""
+        """Return a published result, or a dash if there is none."""
         for result in self.results:
             if result["Dataset"] == column.dataset and column.metric in result["Metrics"]:
                 return str(result["Metrics"][column.metric])
@@ -190,7 +195,7 @@ class Entry(NamedTuple):
 
 
 def read_entries(root: Path) -> list[Entry]:
-    """All entries of the metafiles, in their order."""
+    """Read all entries of the metafiles in order."""
     entries = []
     for file in yaml.safe_load((root / "model-index.yml").read_text())["Import"]:
         content = yaml.safe_load((root / file).read_text())
@@ -206,16 +211,16 @@ def millions(parameters: int) -> str:
 
 
 def giga(flops: float | None, image_size: str | None) -> str:
-    """FLOPs in words, with the size of the image where it is not that of the column."""
+    """Format FLOPs, with the image size if it is not that of the column."""
     if flops is None:
         return "-"
-    # three digits, zeros kept
+    # three digits, including trailing zeros
     number = f"{flops / 1e9:.0f}" if flops >= 1e12 else f"{flops / 1e9:#.3g}".rstrip(".")
     return f"{number} G at {image_size}" if image_size else f"{number} G"
 
 
 def weights(file: Released) -> str:
-    """A released file: its name, result, and links."""
+    """Format a released file: its name, result and links."""
     links = [f"[file]({file.url})"] if file.url else []
     links += [f"[page]({file.page})"] if file.page else []
     links += [f"[log]({url})" for url in file.logs]
@@ -226,12 +231,12 @@ def weights(file: Released) -> str:
 def table(
     task: Task, entries: list[Entry], link: Callable[[Path], str], with_family: bool = False
 ) -> str:
-    """The table of one task as Markdown; columns without any content are left out.
+    """Return the table of one task as Markdown, without empty columns.
 
     Args:
         task: The task.
         entries: Its entries.
-        link: From a path below the repository to what a link on the page says.
+        link: Function from a path in the repository to the target of a link on the page.
         with_family: Whether to name the family in every row.
     """
     rows = []
@@ -264,7 +269,7 @@ def table(
 
 
 def tables(entries: list[Entry], link: Callable[[Path], str], with_family: bool = False) -> str:
-    """The tables of all tasks under their headlines."""
+    """Return the tables of all tasks with their titles."""
     parts = []
     for task in TASKS:
         chosen = [entry for entry in entries if entry.data == task.data]
@@ -274,7 +279,7 @@ def tables(entries: list[Entry], link: Callable[[Path], str], with_family: bool 
 
 
 def write_pages(root: Path) -> dict[Path, str]:
-    """The wanted content of every page, by its path."""
+    """Return the content of every page by its path."""
     entries = read_entries(root)
     pages = {}
     for folder in dict.fromkeys(entry.folder for entry in entries):
@@ -316,7 +321,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     if not (ROOT / PAGE.parent).is_dir():
-        sys.exit(f"model_zoo.py: error: {str(ROOT)!r} is no checkout: it has no folder 'docs'")
+        sys.exit(f"model_zoo.py: error: {str(ROOT)!r} is not a checkout: it has no folder 'docs'")
     outdated = {
         path: text
         for path, text in write_pages(ROOT).items()

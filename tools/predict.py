@@ -1,4 +1,4 @@
-"""Predict images and videos by a classifier, detector or segmentor: pictures and JSON."""
+"""Run a classifier, detector or segmentor on images and videos; write pictures and JSON."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 import cv2
 
-import mmvssm  # noqa: F401  makes 'mmvssm::' bases known before the config is read
+import mmvssm  # noqa: F401  registers 'mmvssm::' bases before the config is read
 from mmvssm.engine import cli
 from mmvssm.engine.predict import Prediction, Predictor
 from mmvssm.engine.predict_inputs import Source, find_sources, read_frames
@@ -17,10 +17,10 @@ from mmvssm.files import atomic_write, temporary_sibling
 from mmvssm.progress import step_bar
 
 EXAMPLES = """examples:
-  released weights on a folder of photos:
+  released weights on a folder of images:
     python tools/predict.py configs/vmamba/vmamba-tiny-s1l8_8xb128_in1k.py \\
         mmvssm://vmamba-tiny-s1l8 photos/ -o out
-  a checkpoint of your own, averaged over flips, 8 images at a time:
+  your own checkpoint, averaged over flips, 8 images at a time:
     python tools/predict.py CONFIG work_dirs/NAME/epoch_12.pth 'photos/**/*.jpg' -o out \\
         --tta --batch-size 8
   a video:
@@ -44,30 +44,32 @@ def parse_args() -> argparse.Namespace:
         help="images, videos, folders of them, or quoted patterns such as 'photos/**/*.jpg'",
     )
     parser.add_argument(
-        "-o", "--out", metavar="DIR", required=True, help="folder of the results, made if need be"
+        "-o", "--out", metavar="DIR", required=True, help="folder for results, created if needed"
     )
-    parser.add_argument("--device", help="where to run: cpu, cuda, cuda:1 (default: a GPU if any)")
+    parser.add_argument(
+        "--device", help="device, such as cpu or cuda:1 (default: a GPU if there is one)"
+    )
     parser.add_argument(
         "--tta",
         action="store_true",
-        help="average over augmented views: tta_model and tta_pipeline of the config; in "
-        "classification and detection by default the image and its mirror image",
+        help="average over augmented views, those of tta_model and tta_pipeline of the config; "
+        "default in classification and detection: the image and its mirror image",
     )
     parser.add_argument(
         "--batch-size",
         type=int,
         default=1,
         metavar="N",
-        help="images of one size that are predicted at once (default: 1)",
+        help="largest number of images per batch (default: 1)",
     )
     parser.add_argument(
         "--score-thr",
         type=float,
         default=0.3,
         metavar="SCORE",
-        help="leave out a detector's instances that score no more than this (default: 0.3)",
+        help="drop a detector's instances with scores of at most this (default: 0.3)",
     )
-    parser.add_argument("--no-pictures", action="store_true", help="write the JSON and maps alone")
+    parser.add_argument("--no-pictures", action="store_true", help="write only JSON and maps")
     cli.add_config_arguments(parser)
     args = parser.parse_args()
     if args.batch_size < 1:
@@ -76,14 +78,14 @@ def parse_args() -> argparse.Namespace:
 
 
 class Results:
-    """The folder of the results: pictures, maps, and the JSON that names them."""
+    """Writer of the results: pictures, maps, and the entries of the JSON file."""
 
     def __init__(self, folder: Path, predictor: Predictor, pictures: bool) -> None:
         self.folder, self.predictor, self.pictures = folder, predictor, pictures
         self.broken: list[dict[str, str]] = []
 
     def add_broken(self, source: Source, error: OSError) -> None:
-        """Note an image or video that cannot be read."""
+        """Record an image or video that cannot be read."""
         reason = error.strerror or str(error)
         self.broken.append(dict(path=str(source.path), reason=reason))
 
@@ -130,7 +132,7 @@ class Results:
                 entry["frames"].append(frame)
                 if self.pictures:
                     height, width = prediction.image.shape[:2]
-                    # drawn classes may take a picture of another size
+                    # drawing a class may change the size of the picture
                     drawn = cv2.resize(self.predictor.draw(prediction), (width, height))
                     if writer is None:
                         code = cv2.VideoWriter_fourcc(*"mp4v")
@@ -138,7 +140,7 @@ class Results:
                     writer.write(drawn)
                 advance(1)
             if not entry["frames"]:
-                raise OSError("it has no frame that can be read")
+                raise OSError("it has no readable frame")
             if writer is not None:
                 writer.release()
                 part.replace(path)
@@ -147,7 +149,7 @@ class Results:
 
 
 def read_images(sources: list[Source], results: Results) -> Iterator[tuple[Source, str, Any]]:
-    """Read all images; those that are broken are noted."""
+    """Read all images, and record those that cannot be read."""
     for source in sources:
         try:
             image = results.predictor.read(str(source.path))
@@ -163,7 +165,7 @@ def main() -> None:
     sources = find_sources(args.inputs)
     folder = Path(args.out)
     if folder.exists() and not folder.is_dir():
-        cli.fail(f"-o must name a folder, {args.out!r} is a file")
+        cli.fail(f"-o must name a folder, but {args.out!r} is a file")
     predictor = Predictor(
         cfg,
         args.checkpoint,
@@ -198,10 +200,10 @@ def main() -> None:
     atomic_write(
         folder / "predictions.json", lambda part: part.write_text(json.dumps(content, indent=1))
     )
-    print(f"{len(images)} images and {len(videos)} videos are predicted: {folder}")
+    print(f"predicted {len(images)} images and {len(videos)} videos: {folder}")
     if results.broken:
         names = "; ".join(f"{item['path']}: {item['reason']}" for item in results.broken)
-        cli.fail(f"{len(results.broken)} could not be read and were left out: {names}")
+        cli.fail(f"{len(results.broken)} could not be read and were skipped: {names}")
 
 
 if __name__ == "__main__":

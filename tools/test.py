@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.registry import METRICS
 
-import mmvssm  # noqa: F401  makes 'mmvssm::' bases known before the config is read
+import mmvssm  # noqa: F401  registers 'mmvssm::' bases before the config is read
 from mmvssm.engine import cli, runtime
 from mmvssm.engine.data_check import require_data
 from mmvssm.engine.plain_files import read_files_safely
@@ -20,15 +20,15 @@ EXAMPLES = """examples:
     python tools/test.py CONFIG work_dirs/NAME/epoch_12.pth
   segmentation over several scales and flips, mIoU(MS), on 8 GPUs:
     tools/dist_test.sh CONFIG CHECKPOINT 8 --tta
-  predictions as a file (as a folder of PNGs in segmentation) and as pictures:
+  predictions as a file (in segmentation, a folder of PNG files) and as pictures:
     python tools/test.py CONFIG CHECKPOINT --out predictions.pkl --show-dir pictures
   the metrics as JSON:
     python tools/test.py CONFIG CHECKPOINT --out metrics.json --out-item metrics
 
-No code in a checkpoint is run when it is read.
+No code of a checkpoint is run.
 """
 
-# The hook that draws predictions, by library.
+# Hooks that draw predictions, by library.
 DRAWING_HOOKS = {
     "mmpretrain": "VisualizationHook",
     "mmdet": "mmdet.DetVisualizationHook",
@@ -45,8 +45,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--tta",
         action="store_true",
-        help="average over augmented views: tta_model and tta_pipeline of the config; in "
-        "classification and detection by default the image and its mirror image",
+        help="average over augmented views, those of tta_model and tta_pipeline of the config; "
+        "default in classification and detection: the image and its mirror image",
     )
     parser.add_argument("--amp", action="store_true", help="mixed precision")
     parser.add_argument(
@@ -67,14 +67,14 @@ def parse_args() -> argparse.Namespace:
         type=int,
         default=1,
         metavar="N",
-        help="draw every N-th image (default: 1; in detection always each)",
+        help="draw every N-th image (default: 1; in detection always every image)",
     )
     parser.add_argument(
         "--wait-time",
         type=float,
         default=2,
         metavar="SECONDS",
-        help="how long --show shows an image (default: 2)",
+        help="time for which --show displays an image (default: 2)",
     )
     cli.add_shared_arguments(parser)
     args = parser.parse_args()
@@ -89,14 +89,14 @@ def parse_args() -> argparse.Namespace:
 
 
 def set_up_drawing(cfg: Config, args: argparse.Namespace) -> None:
-    """Switch on the library's drawing hook; each library has its own names for that."""
+    """Enable the library's drawing hook, which has other options in each library."""
     library = cli.library_of(cfg, "--show")
     if library == "mmpretrain" and args.tta:
-        cli.fail("--show and --show-dir draw one view of an image: leave out --tta")
+        cli.fail("--show and --show-dir cannot be combined with --tta in classification")
     hook = dict(type=DRAWING_HOOKS[library])
     hook.update(cfg.get("default_hooks", {}).get("visualization", {}))
     hook.update(show=args.show, interval=args.interval, wait_time=args.wait_time)
-    # Absolute, since mmdet joins a relative folder to its own path anew for every image.
+    # An absolute path, because mmdet joins a relative one to its own path again for every image.
     folder = args.show_dir and os.path.abspath(args.show_dir)
     if library == "mmpretrain":
         hook.update(enable=True, out_dir=folder)
@@ -110,17 +110,17 @@ def set_up_drawing(cfg: Config, args: argparse.Namespace) -> None:
 
 
 def set_up_tta(cfg: Config, config_path: str) -> None:
-    """Wrap the model for several views of each image and give the datasets the TTA pipeline."""
+    """Wrap the model for several views of each image, and set the TTA pipeline of the datasets."""
     for dataset in cli.leaf_datasets(cfg.test_dataloader.dataset):
         dataset.pipeline = tta_pipeline(cfg, config_path, dataset.pipeline)
     cfg.model = dict(**tta_model(cfg), module=cfg.model)
 
 
 def set_up_out(cfg: Config, out: str) -> dict | None:
-    """Let the evaluation save predictions; returns the config of an extra metric, if needed."""
+    """Make the evaluation save predictions; return the config of an extra metric, if needed."""
     library = cli.library_of(cfg, "--out")
     if library == "mmseg":
-        # Before the processes start: mmseg makes it in one of them, and the others do not wait.
+        # Before the processes start: mmseg creates it in one of them, and the others do not wait.
         os.makedirs(out, exist_ok=True)
         evaluator = cfg.test_evaluator
         for metric in evaluator if isinstance(evaluator, list) else [evaluator]:
@@ -133,7 +133,7 @@ def set_up_out(cfg: Config, out: str) -> dict | None:
 
 
 def save_metrics(metrics: dict, out: str) -> None:
-    """Write the metrics to ``out``, complete or not at all."""
+    """Write the metrics to ``out`` atomically."""
     os.makedirs(os.path.dirname(out) or ".", exist_ok=True)
     atomic_write(out, lambda part: mmengine.dump(metrics, part))
 

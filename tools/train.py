@@ -1,7 +1,7 @@
 """Train a classifier, detector or segmentor from a config of mmpretrain, mmdet or mmseg.
 
-On the recipe's benchmark, or with --data on your own photos, COCO file or label maps, starting
-from the weights that were released for the network.
+Train on the recipe's benchmark or, with --data, on your own images, COCO file or label maps,
+starting from the weights released for the network.
 """
 
 import argparse
@@ -9,7 +9,7 @@ import argparse
 from mmengine.config import Config
 from mmengine.device import get_device
 
-import mmvssm  # noqa: F401  makes 'mmvssm::' bases known before the config is read
+import mmvssm  # noqa: F401  registers 'mmvssm::' bases before the config is read
 from mmvssm.engine import cli, make_resumable, runtime
 from mmvssm.engine.data_check import require_data
 from mmvssm.engine.finetune import command
@@ -24,9 +24,9 @@ EXAMPLES = """examples:
   a fixed seed and smaller batches, in another folder:
     python tools/train.py CONFIG --work-dir runs/a \\
         --cfg-options randomness.seed=0 train_dataloader.batch_size=8
-  learning rate by the true batch size, mixed precision, 8 GPUs:
+  learning rate scaled by the actual batch size, mixed precision, 8 GPUs:
     tools/dist_train.sh CONFIG 8 --auto-scale-lr --amp
-  your own photos (photos/train/CLASS/*.jpg), boxes (a COCO file) and label maps:
+  your own images (photos/train/CLASS/*.jpg), boxes (a COCO file) and label maps:
     python tools/train.py configs/vmamba/vmamba-tiny-s1l8_8xb128_in1k.py \\
         --data photos --epochs 20
     python tools/train.py configs/vmamba/mask-rcnn_vmamba-tiny-s1l8_fpn_1x_coco.py \\
@@ -34,13 +34,13 @@ EXAMPLES = """examples:
     python tools/train.py \\
         configs/vmamba/vmamba-tiny-s1l8_upernet_4xb4-160k_ade20k-512x512.py \\
         --data maps --epochs 50
-  bfloat16, blocks recomputed in the backward pass to save memory, curves for TensorBoard:
+  bfloat16, gradient checkpointing and TensorBoard:
     python tools/train.py CONFIG --option amp-bf16 gradient-checkpointing tensorboard
 
-A resumed run ends with the weights of an uninterrupted one: all random numbers depend on the
-seed, the rank and the iteration alone. On GPUs also set randomness.deterministic=True.
-No code in a checkpoint is run when it is read. What this script saves are plain values, which
-stock scripts and inferencers read as well (docs/checkpoints.md).
+A resumed run ends with the weights of an uninterrupted one, because all random numbers depend only
+on the seed, the rank and the iteration. On GPUs, also set randomness.deterministic=True.
+No code of a checkpoint is run. This script saves only plain values, which stock scripts and
+inferencers can read as well (docs/checkpoints.md).
 """
 
 
@@ -54,20 +54,20 @@ def parse_args() -> argparse.Namespace:
         nargs="?",
         const="auto",
         metavar="CHECKPOINT",
-        help="continue a run: alone, from the newest checkpoint in the work folder (from the "
-        "start where there is none); with a file, from that checkpoint",
+        help="continue a run from a checkpoint; without a file, from the newest one in the work "
+        "folder (or from the start if there is none)",
     )
     parser.add_argument("--amp", action="store_true", help="mixed precision (GPU)")
     parser.add_argument(
         "--auto-scale-lr",
         action="store_true",
-        help="scale the learning rate by true batch size / auto_scale_lr.base_batch_size",
+        help="scale the learning rate by actual batch size / auto_scale_lr.base_batch_size",
     )
     parser.add_argument("--no-validate", action="store_true", help="do not evaluate while training")
     parser.add_argument(
         "--no-persistent-workers",
         action="store_true",
-        help="stop and start the data workers at every epoch",
+        help="restart the data workers in every epoch",
     )
     command.add_arguments(parser)
     cli.add_shared_arguments(parser)
@@ -77,7 +77,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def released_name(cfg: Config) -> str | None:
-    """Return the name of the released weights of a config's backbone, None for an own arch."""
+    """Return the name of the released weights of a config's backbone; None for a custom arch."""
     backbone = cfg.model.backbone
     own = cli.type_name(backbone), backbone.get("arch")
     for name, (family, arch) in arch_names().items():
@@ -87,12 +87,12 @@ def released_name(cfg: Config) -> str | None:
 
 
 def set_up_resume(cfg: Config, resume: str) -> None:
-    """Name the checkpoint to continue from, and take over the seed of its run."""
+    """Set the checkpoint to resume from, and the seed of its run."""
     checkpoint = cli.latest_checkpoint(cfg.work_dir) if resume == "auto" else resume
     cfg.resume = True
     cfg.load_from = checkpoint
     if checkpoint is None:
-        print(f"Nothing to resume in {cfg.work_dir}: training starts anew.", flush=True)
+        print(f"Nothing to resume in {cfg.work_dir}: training from the start.", flush=True)
         return
     cli.require_checkpoint(checkpoint)
     if cfg.get("randomness", {}).get("seed") is None:
@@ -100,15 +100,15 @@ def set_up_resume(cfg: Config, resume: str) -> None:
 
 
 def set_up_amp(cfg: Config) -> None:
-    """Make the optimizer wrapper one of mixed precision."""
-    # mmpretrain's schedules leave the type out.
+    """Replace the optimizer wrapper by one for mixed precision."""
+    # mmpretrain's schedules omit the type.
     kind = cli.type_name(cfg.optim_wrapper) or "OptimWrapper"
     if kind.endswith("AmpOptimWrapper"):
         return
     if kind != "OptimWrapper":
-        cli.fail(f"--amp replaces an optim_wrapper of type OptimWrapper, the config's is {kind}")
+        cli.fail(f"--amp needs an optim_wrapper of type OptimWrapper, but the config's is {kind}")
     if get_device() == "cpu":
-        cli.fail("--amp trains on GPUs only, and there is none")
+        cli.fail("--amp needs a GPU, but there is none")
     cfg.optim_wrapper.type = "AmpOptimWrapper"
     cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
 
@@ -125,7 +125,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
         if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
             cli.fail(
                 f"--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=N) in {args.config!r}, "
-                "the batch size over all GPUs that its learning rate is meant for"
+                "the batch size over all GPUs for which its learning rate is set"
             )
         cfg.auto_scale_lr.enable = True
     if args.resume is not None:

@@ -17,12 +17,13 @@ from mmvssm.ops.backend import BACKENDS
 from verifier import Tolerance, find_cases, verify_file
 
 DESCRIPTION = """\
-For each golden case below the given folders: build the model or call the operator that it
-describes, fill in its weights and input, and compare every stored output and gradient.
+For each golden case below the given folders, build the model or call the operator that it
+describes, load its weights and input, and compare every stored output and gradient.
 
-A case is NAME.json (what was built) beside NAME.npz (what the reference gave). Prints one line a
-case with the worst error and what it was; the last line counts. Exit status 1 if a case failed,
-none was found or the backend cannot run; cases of what this version does not build do not fail.
+A case consists of NAME.json (the model or operator) and NAME.npz (results of the reference). The
+tool prints one line per case with the worst error and its tensor; the last line counts the cases.
+The exit status is 1 if a case failed, none was found or the backend cannot run; cases that this
+version does not support do not fail.
 """
 EXAMPLES = """\
 examples:
@@ -39,7 +40,7 @@ def parse_args() -> argparse.Namespace:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("paths", nargs="+", metavar="DIR", help="folders with cases, or json files")
+    parser.add_argument("paths", nargs="+", metavar="DIR", help="folders with cases, or JSON files")
     parser.add_argument(
         "--backend",
         choices=BACKENDS,
@@ -49,8 +50,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--tol",
         type=float,
-        help="largest relative error that passes, gradient norms included"
-        " (default: 1e-5, gradient norms 5e-5, for backend torch; 1e-4 for the others)",
+        help="largest relative error allowed, also for gradient norms"
+        " (default: 1e-5 and 5e-5 for gradient norms with backend torch; 1e-4 with others)",
     )
     parser.add_argument(
         "--import",
@@ -58,7 +59,7 @@ def parse_args() -> argparse.Namespace:
         action="append",
         default=[],
         metavar="MODULE",
-        help="Python module to import first, which may add readers of further kinds of case with"
+        help="Python module to import first, which may add readers for other kinds of cases with"
         " verifier.register_reader; may be given several times",
     )
     return parser.parse_args()

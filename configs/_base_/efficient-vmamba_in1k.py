@@ -1,5 +1,5 @@
-# EfficientVMamba on ImageNet-1k, by the logs of the released weights. The authors' files say
-# VMamba's recipe instead, with which a user of their code reports 74.7 for tiny.
+# EfficientVMamba on ImageNet-1k, following the logs of the released weights. The authors' files
+# have VMamba's recipe instead, with which a user of their code reports 74.7 for tiny.
 _base_ = "./local-mamba_in1k.py"
 
 optim_wrapper = dict(optimizer=dict(lr=2e-3))
@@ -9,5 +9,5 @@ param_scheduler = [
     dict(type="mmvssm.CosineAnnealingLR", eta_min=1e-6, begin=20, convert_to_iter_based=True),
 ]
 
-# buffers, which batch norms have, are averaged as well
+# the buffers of batch norms are averaged as well
 custom_hooks = [dict(_base_.custom_hooks[0], update_buffers=True)]

@@ -1,4 +1,4 @@
-# ImageNet-1k with the trainer of LocalMamba, which EfficientVMamba shares: what differs from
+# ImageNet-1k with LocalMamba's trainer, which EfficientVMamba shares: the differences from
 # in1k_300e.py.
 _base_ = "./in1k_300e.py"
 
@@ -6,8 +6,8 @@ model = dict(
     train_cfg=dict(augments=[dict(type="Mixup", alpha=0.2), dict(type="CutMix", alpha=1.0)])
 )
 
-# timm's `rand-m9-mstd0.5`, which is not `inc1`: colour, contrast etc. are multiplied by 0.1 to 1.9,
-# and a higher level keeps more bits and solarises less (bits are rounded up here, down there).
+# timm's `rand-m9-mstd0.5`, without `inc1`: colour, contrast etc. are multiplied by 0.1 to 1.9, and
+# a higher level keeps more bits and solarises less (bits are rounded up here, down in timm).
 train_pipeline = [
     step
     if step.type != "RandAugment"
@@ -38,7 +38,7 @@ train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 
 optim_wrapper = dict(optimizer=dict(weight_decay=0.04), clip_grad=dict(max_norm=1.0))
 
-# warm-up in steps of an epoch, from 1e-7 to the full rate after 20
+# warm-up by epoch, from 1e-7 to the full rate after 20 epochs
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-4, end=21),
     dict(type="mmvssm.CosineAnnealingLR", eta_min=1e-6, begin=20, convert_to_iter_based=True),

@@ -1,6 +1,6 @@
-# What LocalVim's detectors share. The neck makes all levels of one map: what the last layer adds
-# to the stream, normed. (The layers keep the RMSNorm of the weights that they start from; as run,
-# they applied LayerNorm to them: norm="ln".)
+# Shared settings of LocalVim's detectors. The neck makes all levels from one map: what the last
+# layer adds to the stream, normalised. (The layers keep the RMSNorm of the weights that they start
+# from; the published runs applied LayerNorm: norm="ln".)
 local_vim_detector = dict(
     backbone=dict(
         type="mmvssm.LocalVim",
@@ -13,9 +13,9 @@ local_vim_detector = dict(
     neck=dict(type="mmvssm.SimpleFeaturePyramid"),
 )
 
-# All but the position embedding is decayed, norms as well. As run: of the layer decay of 0.7 that
-# was asked for, only patch and position embeddings saw anything. vim_detector.py shows how to give
-# it to all layers, which is instead of these factors.
+# Everything except the position embedding is decayed, norms as well. As in the published runs, the
+# configured layer decay of 0.7 affects only patch and position embeddings. vim_detector.py shows
+# how to apply it to all layers, in place of these factors.
 local_vim_optim_wrapper = dict(
     optimizer=dict(weight_decay=0.05),
     paramwise_cfg=dict(

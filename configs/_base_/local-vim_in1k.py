@@ -1,11 +1,11 @@
 # LocalVim on ImageNet-1k: LocalMamba's trainer in full precision, without clipping and averaging,
-# as the authors' file and command say (the paper speaks of an average of decay 0.9999).
+# as in the authors' file and command (the paper mentions an average of decay 0.9999).
 # A variant adds its name and the width of the head.
 _base_ = "./local-mamba_in1k.py"
 
 model = dict(backbone=dict(_delete_=True, type="mmvssm.LocalVim", drop_path_rate=0.1), neck=None)
 
-# Decay spares 1-D parameters, biases (dt_projs_bias holds those of four layers) and embeddings.
+# No decay of 1-D parameters, biases (dt_projs_bias holds those of four layers) and embeddings.
 optim_wrapper = dict(
     _delete_=True,
     type="OptimWrapper",

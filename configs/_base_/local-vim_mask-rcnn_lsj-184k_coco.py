@@ -1,5 +1,5 @@
-# LocalVim in Mask R-CNN, as published; gradients were sent in half precision, which is left to
-# the launcher.
+# LocalVim in Mask R-CNN, as published. The published runs sent gradients in half precision, which
+# is left to the launcher here.
 _base_ = [
     "mmdet::_base_/models/mask-rcnn_r50_fpn.py",
     "./vim_lsj-184k_coco.py",
@@ -28,5 +28,5 @@ model = dict(
 
 optim_wrapper = _base_.local_vim_optim_wrapper
 
-# inferencers load weights before they build the model, so mmvssm:// must be known by then
+# inferencers load weights before they build the model, so mmvssm:// must be registered by then
 __import__("mmvssm").register_scheme()

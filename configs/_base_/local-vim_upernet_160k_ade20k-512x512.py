@@ -1,6 +1,6 @@
-# LocalVim in UperNet: four maps of stride 16 (what layers add to the stream, normed), without a
+# LocalVim in UperNet: four maps of stride 16 (what layers add to the stream, normalised), without a
 # neck. A variant adds its name and the channels of the two heads. (The layers keep the RMSNorm of
-# the weights that they start from; as run, they applied LayerNorm to them: norm="ln".)
+# the weights that they start from; the published runs applied LayerNorm: norm="ln".)
 _base_ = "./upernet_160k_ade20k-512x512.py"
 
 model = dict(

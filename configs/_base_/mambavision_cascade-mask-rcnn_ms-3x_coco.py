@@ -1,9 +1,8 @@
 # MambaVision in Cascade Mask R-CNN, 36 epochs, many scales: heads and data of ConvNeXt's config,
 # learning rate and decay of Swin's. A variant adds its arch and the channels of the neck.
 #
-# One window covers the maps of stages 3 and 4, which are filled up with zeros to its size. The
-# published configs name other drop-path rates, which the published code does not read: it takes
-# 0.2.
+# One window covers the maps of stages 3 and 4, which are zero-padded to its size. The published
+# configs set other drop-path rates, which the published code ignores: it uses 0.2.
 _base_ = (
     "mmdet::convnext/cascade-mask-rcnn_convnext-t-p4-w7_fpn_4conv1fc-giou_amp-ms-crop-3x_coco.py"
 )
@@ -25,5 +24,5 @@ optim_wrapper = dict(
     paramwise_cfg=dict(custom_keys=dict(norm=dict(decay_mult=0.0))),
 )
 
-# inferencers load weights before they build the model, so mmvssm:// must be known by then
+# inferencers load weights before they build the model, so mmvssm:// must be registered by then
 __import__("mmvssm").register_scheme()

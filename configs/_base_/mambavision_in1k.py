@@ -1,24 +1,24 @@
-# MambaVision on ImageNet-1k: what differs from in1k_300e.py. 310 epochs, and ten more at the lowest
-# rate. A variant adds its backbone, the width of the head and, where they differ, weight decay, the
-# weight of MESA and how test images are resized.
+# MambaVision on ImageNet-1k: the differences from in1k_300e.py. 310 epochs, and ten more at the
+# lowest rate. A variant adds its backbone, the width of the head and, where they differ, weight
+# decay, the weight of MESA and how test images are resized.
 #
-# 32x128 images a step, as trained: on 8 GPUs four batches make one. With 32 GPUs set
-# accumulative_counts and the interval of the average to 1, and leave --auto-scale-lr out: the
-# layers' steps are of LAMB, which does not scale so.
+# 32x128 images per step, as published: on 8 GPUs four batches are accumulated. With 32 GPUs set
+# accumulative_counts and the interval of the average to 1, and do not use --auto-scale-lr: the
+# optimizer is LAMB, for which linear scaling does not hold.
 #
-# The published runs interpolated crops by one of two ways at random; these are bicubic.
+# The published runs chose the interpolation of crops at random from two; here it is bicubic.
 _base_ = "./in1k_300e.py"
 
 model = dict(backbone=dict(type="mmvssm.MambaVision", out_norm="bn"))
 
-# images of one crop, not cut out of larger ones, as most variants were tested
+# the shorter side is resized to the crop size itself, as most variants were tested
 test_pipeline = [
     dict(step, scale=224) if step.type == "ResizeEdge" else step for step in _base_.test_pipeline
 ]
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-# Decay spares 1-D parameters and biases: dt_projs_bias has a second axis, for routes.
+# No decay of 1-D parameters and biases: dt_projs_bias has a second axis, for routes.
 optim_wrapper = dict(
     accumulative_counts=4,
     optimizer=dict(
@@ -32,14 +32,14 @@ optim_wrapper = dict(
     paramwise_cfg=dict(custom_keys=dict(dt_projs_bias=dict(decay_mult=0.0))),
 )
 
-# the cosine falls from the first iteration on, under the warm-up
+# the cosine starts at the first iteration, during the warm-up
 param_scheduler = [
     dict(type="LinearLR", start_factor=2e-4, end=20, convert_to_iter_based=True),
     dict(type="CosineAnnealingLR", eta_min=5e-6, end=310, convert_to_iter_based=True),
 ]
 train_cfg = dict(max_epochs=320)
 
-# decay 0.9998, buffers of batch norms as well
+# decay 0.9998; the buffers of batch norms are averaged as well
 custom_hooks = [
     dict(_base_.custom_hooks[0], momentum=2e-4, interval=4, update_buffers=True),
     # after a quarter of 310 epochs

@@ -1,8 +1,8 @@
 # RetinaNet, 12 epochs: PVT's config. A variant adds its backbone and the channels of the neck's
-# three maps.
+# three input maps.
 _base_ = "mmdet::pvt/retinanet_pvt-t_fpn_1x_coco.py"
 
-# of the first stage there is no map: its norm would be trained by nothing
+# the map of the first stage is not used, and its norm would get no gradient
 model = dict(
     backbone=dict(
         _delete_=True,
@@ -12,5 +12,5 @@ model = dict(
     neck=dict(start_level=0),
 )
 
-# inferencers load weights before they build the model, so mmvssm:// must be known by then
+# inferencers load weights before they build the model, so mmvssm:// must be registered by then
 __import__("mmvssm").register_scheme()

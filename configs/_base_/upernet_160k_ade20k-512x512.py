@@ -1,11 +1,11 @@
 # UperNet, 160k iterations: Swin's config, whose recipe VMamba follows. A variant adds its
-# backbone and, where they are not Swin-T's, the channels of the two heads.
+# backbone and, unless they are Swin-T's, the channels of the two heads.
 #
-# Parameters with "norm" in their name are not decayed: all norms of the backbone. (VMamba's
-# own code calls some of them by numbers and so decayed them.)
+# Parameters with "norm" in their name, that is all norms of the backbone, are not decayed.
+# (VMamba's own code numbers some of them, and so decayed them.)
 _base_ = "mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py"
 
-# not Swin's weights: a variant names the released classifier that its backbone starts from
+# instead of Swin's weights: a variant names the released classifier that its backbone starts from
 checkpoint_file = None
 
 model = dict(backbone=dict(_delete_=True, init_cfg=dict(type="Pretrained", prefix="backbone.")))
@@ -14,5 +14,5 @@ train_dataloader = dict(batch_size=4)
 
 auto_scale_lr = dict(enable=False, base_batch_size=16)
 
-# inferencers load weights before they build the model, so mmvssm:// must be known by then
+# inferencers load weights before they build the model, so mmvssm:// must be registered by then
 __import__("mmvssm").register_scheme()

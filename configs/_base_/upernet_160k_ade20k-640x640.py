@@ -1,4 +1,4 @@
-# UperNet on larger crops, of images larger by as much; all else as at 512.
+# UperNet on larger crops, from images larger by the same factor; otherwise as at 512.
 _base_ = "./upernet_160k_ade20k-512x512.py"
 
 crop_size = (640, 640)

@@ -1,6 +1,6 @@
-# UperNet on larger crops, of images larger by as much; all else as at 512. (The file of VMamba's
-# authors trains on images and crops of 512 pixels, padded to 896: its pipelines have an older form,
-# which nothing reads.)
+# UperNet on larger crops, from images larger by the same factor; otherwise as at 512. (The file of
+# VMamba's authors trains on images and crops of 512 pixels, padded to 896: its pipelines are in an
+# older form, which is ignored.)
 _base_ = "./upernet_160k_ade20k-512x512.py"
 
 crop_size = (896, 896)

@@ -1,6 +1,6 @@
-# Vim in Cascade Mask R-CNN, as published: Detectron2's heads, and how it trains them. Boxes learn
-# by L1; of the second and third stage, all that the stage before gives, without further samples.
-# The published networks had rope=True and divide_out=False; without a class token, or freed of it.
+# Vim in Cascade Mask R-CNN, as published: Detectron2's heads and their training. The box loss is
+# L1; the second and third stage train on all boxes of the stage before, without further sampling.
+# The published networks had rope=True and divide_out=False, and no class token, or had it removed.
 _base_ = "./vim_cascade-mask-rcnn_mmdet-heads_lsj-184k_coco.py"
 
 norm_cfg = dict(type="mmvssm.MapNorm", eps=1e-6)

@@ -1,6 +1,6 @@
-# Vim in Cascade Mask R-CNN with mmdet's own heads, on the schedule of the published one (see
-# vim_cascade-mask-rcnn_lsj-184k_coco.py); gradients were sent in half precision, which is left to
-# the launcher.
+# Vim in Cascade Mask R-CNN with mmdet's own heads, on the published schedule (see
+# vim_cascade-mask-rcnn_lsj-184k_coco.py). The published runs sent gradients in half precision,
+# which is left to the launcher here.
 _base_ = [
     "mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py",
     "./vim_lsj-184k_coco.py",

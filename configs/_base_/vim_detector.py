@@ -1,5 +1,5 @@
-# What Vim's detectors share. The neck makes all levels of one map: the stream behind the last
-# layer, without a norm; no class token.
+# Shared settings of Vim's detectors. The neck makes all levels from one map: the stream after the
+# last layer, without a norm; no class token.
 vim_detector = dict(
     backbone=dict(
         type="mmvssm.Vim",
@@ -12,8 +12,8 @@ vim_detector = dict(
     neck=dict(type="mmvssm.SimpleFeaturePyramid"),
 )
 
-# All but the position embedding is decayed: so it was in the published runs, whose norms are of
-# classes that their rule for norms did not know.
+# Everything except the position embedding is decayed, as in the published runs, whose rule for
+# norms did not know the classes of these norms.
 vim_optim_wrapper = dict(
     constructor="mmvssm.LayerDecayOptimWrapperConstructor",
     optimizer=dict(weight_decay=0.1),

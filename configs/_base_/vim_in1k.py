@@ -1,4 +1,4 @@
-# Vim on ImageNet-1k, which follows DeiT: what differs from in1k_300e.py. In full precision,
+# Vim on ImageNet-1k, following DeiT: the differences from in1k_300e.py. In full precision,
 # without clipping. A variant adds its name, drop path and the width of the head.
 _base_ = "./in1k_300e.py"
 
@@ -6,7 +6,7 @@ model = dict(backbone=dict(_delete_=True, type="mmvssm.Vim"), neck=None)
 
 train_dataloader = dict(sampler=dict(type="mmpretrain.RepeatAugSampler"))
 
-# Decay spares 1-D parameters, biases (dt_projs_bias holds those of two layers) and embeddings.
+# No decay of 1-D parameters, biases (dt_projs_bias holds those of two layers) and embeddings.
 optim_wrapper = dict(
     _delete_=True,
     type="OptimWrapper",
@@ -23,8 +23,8 @@ optim_wrapper = dict(
     ),
 )
 
-# In steps of an epoch, each an epoch late, as the authors' trainer steps: 1e-6 in the first two
-# epochs, up to the seventh, and a cosine of 300 epochs, which their warm-up covers the start of.
+# Updated by epoch, one epoch late, as in the authors' trainer: 1e-6 in the first two epochs, then
+# rising up to the seventh, and a cosine of 300 epochs, whose start the warm-up hides.
 param_scheduler = [
     dict(type="ConstantLR", factor=1e-3, end=2),
     dict(type="LinearLR", start_factor=1e-3, begin=1, end=7),

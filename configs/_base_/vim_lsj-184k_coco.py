@@ -1,12 +1,12 @@
 # COCO with large-scale jittering, 184,375 iterations of 64 images: the long training of Vim's and
-# LocalVim's detectors. What inherits it adds the model, weight decay and rates, and fills images up
-# to 1024 x 1024 pixels, in tests too, as each of the two published codes does it.
+# LocalVim's detectors. Configs that inherit it add the model, weight decay and rates, and pad
+# images to 1024 x 1024 pixels, in tests too, in the way of the respective published code.
 _base_ = "mmdet::common/lsj-100e_coco-instance.py"
 
 train_dataloader = dict(
     batch_size=8,
     sampler=dict(type="InfiniteSampler"),
-    # bare: the inherited one repeats itself to make longer epochs
+    # the plain dataset: the inherited one is repeated to make longer epochs
     dataset=dict(_base_.train_dataloader.dataset.dataset, _delete_=True, _scope_="mmdet"),
 )
 
@@ -31,5 +31,5 @@ default_hooks = dict(checkpoint=dict(by_epoch=False, interval=10000))
 log_processor = dict(by_epoch=False)
 auto_scale_lr = dict(enable=False, base_batch_size=64)
 
-# inferencers load weights before they build the model, so mmvssm:// must be known by then
+# inferencers load weights before they build the model, so mmvssm:// must be registered by then
 __import__("mmvssm").register_scheme()

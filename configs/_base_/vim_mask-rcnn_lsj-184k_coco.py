@@ -1,6 +1,6 @@
-# Vim in Mask R-CNN, long: base as its authors' project has it beside the published Cascade Mask
-# R-CNN (vim_cascade-mask-rcnn_lsj-184k_coco.py). It has no files of tiny and small, which differ
-# from base here as they do there. No results of any were published.
+# Vim in Mask R-CNN, long schedule: for base as in the authors' project, which has it next to the
+# published Cascade Mask R-CNN (vim_cascade-mask-rcnn_lsj-184k_coco.py). The project has no files
+# for tiny and small, which differ from base here as they do there. No results were published.
 _base_ = [
     "mmdet::_base_/models/mask-rcnn_r50_fpn.py",
     "./vim_lsj-184k_coco.py",

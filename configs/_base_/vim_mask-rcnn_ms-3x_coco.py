@@ -1,4 +1,4 @@
-# Vim in Mask R-CNN: the usual schedule, with the decays and drop path of the published
+# Vim in Mask R-CNN: the usual schedule, with the decay factors and drop path of the published
 # Cascade Mask R-CNN (see ../vim/cascade-mask-rcnn_vim-tiny_fpn_lsj-184k_coco.py).
 _base_ = ["./mask-rcnn_ms-3x_coco.py", "./vim_detector.py"]
 

@@ -1,8 +1,8 @@
 # Vim with a patch every 8 pixels: 30 epochs from the released weights of stride 16, as trained and
-# not averaged, which a variant names. (tools/convert_ema.py --weights online makes such a file of
-# a training of one's own.)
+# not averaged, which a variant names. (For a training of your own, tools/convert_ema.py --weights
+# online makes such a file.)
 # The position embedding is resized when it is loaded. The rate is constant: the published runs
-# asked for a cosine whose first and last value are the same.
+# configured a cosine whose first and last values are the same.
 _base_ = "./vim_in1k.py"
 
 model = dict(backbone=dict(drop_path_rate=0.0))

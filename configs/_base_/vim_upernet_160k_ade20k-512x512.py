@@ -1,4 +1,4 @@
-# Vim in UperNet, by the paper's recipe (appendix B): rate, decay and schedule of the hierarchical
+# Vim in UperNet, with the paper's recipe (appendix B): rate, decay and schedule of the hierarchical
 # backbones. Network, drop path and test are those of the authors' files, which run 60k iterations
 # (see ../vim/vim-tiny_upernet_4xb8-60k_ade20k-512x512.py). A variant adds its name, features and
 # channels.
@@ -17,7 +17,7 @@ model = dict(
     test_cfg=dict(mode="slide", crop_size=(512, 512), stride=(341, 341)),
 )
 
-# Decay spares 1-D parameters and biases, but not positions: so it was in the authors' runs.
+# No decay of 1-D parameters and biases, but of position embeddings, as in the authors' runs.
 optim_wrapper = dict(
     paramwise_cfg=dict(
         _delete_=True,

@@ -1,5 +1,5 @@
-# What the three demo trainings share: tiny-s1l8's design, small enough for two CPU cores,
-# and how it learns. Each config says `model=dict(backbone=dict(_base_.vmamba_micro, ...))`.
+# Shared settings of the three demo trainings: tiny-s1l8's design, small enough for two CPU cores,
+# and the optimization. Each config says `model=dict(backbone=dict(_base_.vmamba_micro, ...))`.
 vmamba_micro = dict(
     type="mmvssm.VMamba",
     arch=dict(embed_dims=32, depths=(1, 1, 2, 1)),

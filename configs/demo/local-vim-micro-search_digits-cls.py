@@ -1,4 +1,4 @@
-# The search for LocalVim's scan directions on handwritten digits, as that for LocalVMamba's beside.
+# The search for LocalVim's scan directions on handwritten digits, like the one for LocalVMamba.
 _base_ = "./local-vim-micro_digits-cls.py"
 
 model = dict(backbone=dict(directions="search"))

@@ -13,6 +13,6 @@ model = dict(
     )
 )
 train_cfg = dict(max_epochs=8)
-# In so short a training, preferences are to grow ten times as fast as the rest.
+# In such a short training, preferences learn ten times as fast as the rest.
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys={"merge.weights": dict(lr_mult=10)}))
 custom_hooks = [dict(type="mmvssm.DirectionSearchHook", interval=46)]

@@ -1,4 +1,4 @@
-# The detector of the other demo config on a plain backbone: one map of stride 8, of which the
+# The detector of the other demo config on a plain backbone: one map of stride 8, from which the
 # neck makes the four levels. Box AP50 0.981 after five minutes on one CPU core.
 _base_ = "mask-rcnn_vmamba-micro_digits-det.py"
 

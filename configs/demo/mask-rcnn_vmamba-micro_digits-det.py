@@ -7,7 +7,7 @@ _base_ = [
     "../_base_/vmamba_micro.py",
 ]
 
-# All that follows the backbone is thinner than for COCO, and anchors start at 16 pixels:
+# Everything after the backbone is thinner than for COCO, and anchors start at 16 pixels:
 # digits are up to 48 pixels high.
 model = dict(
     backbone=dict(_base_.vmamba_micro, _delete_=True),
@@ -38,7 +38,7 @@ digits = dict(
     data_root=data_root,
     metainfo=dict(classes=tuple("0123456789")),
 )
-# never flipped: a mirrored digit is no digit
+# never flipped: a mirrored digit is not a digit
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),

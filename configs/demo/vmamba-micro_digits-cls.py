@@ -12,7 +12,7 @@ model = dict(
 data_preprocessor = dict(num_classes=10, mean=[80] * 3, std=[95] * 3)
 
 digits = dict(_scope_="mmpretrain", type="CustomDataset", data_root="data/digits-cls")
-# shifted by up to two pixels; never flipped: a mirrored digit is no digit
+# shifted by up to two pixels; never flipped: a mirrored digit is not a digit
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="RandomCrop", crop_size=32, padding=2),

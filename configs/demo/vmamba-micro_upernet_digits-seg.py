@@ -7,8 +7,8 @@ _base_ = [
     "../_base_/vmamba_micro.py",
 ]
 
-# The last layer starts with larger weights than usual: otherwise digits are told from the
-# background first, and training stays long where all digits look the same.
+# The last layer starts with larger weights than usual. Otherwise training first separates digits
+# from the background, and stays for long where all digits look the same.
 head = dict(
     num_classes=11,
     norm_cfg=dict(type="BN"),
@@ -30,7 +30,7 @@ digits = dict(
     reduce_zero_label=True,
     metainfo=dict(classes=("background", *"0123456789")),
 )
-# never flipped: a mirrored digit is no digit
+# never flipped: a mirrored digit is not a digit
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations"),

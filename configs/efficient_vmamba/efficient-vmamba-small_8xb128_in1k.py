@@ -1,7 +1,7 @@
 _base_ = "../_base_/efficient-vmamba_in1k.py"
-# 64 wide, as in the training log: upstream's files say 96. 16x128 images a step, as trained:
-# on 8 GPUs two batches make one. With 16 GPUs set accumulative_counts to 1, and leave
-# --auto-scale-lr out.
+# 64 wide, as in the training log: upstream's files say 96. 16x128 images per step, as published:
+# on 8 GPUs two batches are accumulated. With 16 GPUs set accumulative_counts to 1, and do not use
+# --auto-scale-lr.
 model = dict(
     backbone=dict(type="mmvssm.EfficientVMamba", arch="small", drop_path_rate=0.1),
     head=dict(in_channels=512),

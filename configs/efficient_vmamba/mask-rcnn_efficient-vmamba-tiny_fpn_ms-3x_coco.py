@@ -1,5 +1,5 @@
 _base_ = "../_base_/mask-rcnn_amp-ms-3x_coco.py"
-# Upstream's file says depths 2-2-9-2, and a neck of Swin's widths: both do not fit the weights.
+# Upstream's file has depths 2-2-9-2 and a neck with Swin's widths; neither fits the weights.
 model = dict(
     backbone=dict(
         type="mmvssm.EfficientVMamba",

@@ -7,4 +7,4 @@ model = dict(
         init_cfg=dict(checkpoint="mmvssm://local-vmamba-small"),
     )
 )
-optim_wrapper = dict(type="AmpOptimWrapper")  # as trained; the tiny one without
+optim_wrapper = dict(type="AmpOptimWrapper")  # as published; tiny was trained without it

@@ -1,6 +1,6 @@
 _base_ = "../_base_/mambavision_in1k.py"
-# The network of the weights that were pretrained on ImageNet-21k. How they were fine-tuned is not
-# published: this is the recipe of large2 at their size of images.
+# The network of the weights that were pretrained on ImageNet-21k. Their fine-tuning is not
+# published: this is the recipe of large2 at their image size.
 model = dict(
     backbone=dict(arch="large3-256", drop_path_rate=0.5),
     head=dict(in_channels=2048),

@@ -1,6 +1,6 @@
 _base_ = "../_base_/mambavision_in1k.py"
-# The network of the weights that were pretrained on ImageNet-21k. How they were fine-tuned is not
-# published: this is the recipe of large2 at their size of images.
+# The network of the weights that were pretrained on ImageNet-21k. Their fine-tuning is not
+# published: this is the recipe of large2 at their image size.
 model = dict(
     backbone=dict(arch="large3-512", drop_path_rate=0.5),
     head=dict(in_channels=2048),
@@ -14,7 +14,7 @@ train_pipeline = [
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 
-# a crop of 0.93 out of a square, whatever the ratio of the image
+# a crop of 0.93 from a square resize, whatever the aspect ratio of the image
 changes = dict(
     ResizeEdge=dict(type="Resize", scale=(550, 550), backend="pillow", interpolation="bicubic"),
     CenterCrop=dict(type="CenterCrop", crop_size=512),

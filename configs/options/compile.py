@@ -1,3 +1,3 @@
-# torch.compile for the training step. The first iterations compile, which takes minutes. More
-# arguments of torch.compile may be added here.
+# torch.compile for the training step. The first iterations compile, which takes minutes. Further
+# arguments of torch.compile can be added here.
 compile = dict(mode="default")

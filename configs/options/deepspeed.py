@@ -1,5 +1,5 @@
-# DeepSpeed, ZeRO stage 2, in bfloat16: gradients and optimizer state shared out over the
-# processes. tools/train.py hands the config's gradient clipping over to DeepSpeed.
+# DeepSpeed, ZeRO stage 2, in bfloat16: gradients and optimizer state are sharded over the
+# processes. tools/train.py passes the config's gradient clipping on to DeepSpeed.
 runner_type = "FlexibleRunner"
 strategy = dict(
     type="DeepSpeedStrategy",

@@ -1,5 +1,5 @@
-# Weights, gradients and optimizer state shared out over the processes, one block of the
-# backbone at a time gathered (FSDP). Checkpoints hold the whole model, as those of one GPU do.
+# FSDP: weights, gradients and optimizer state are sharded over the processes, and gathered one
+# block of the backbone at a time. Checkpoints hold the full model, as those of one GPU do.
 runner_type = "FlexibleRunner"
 strategy = dict(
     type="mmvssm.FSDPStrategy",

@@ -1,3 +1,3 @@
-# Blocks of the backbone keep their input alone and are computed again in the backward pass:
-# less memory, the same numbers.
+# Blocks of the backbone keep only their input and are recomputed in the backward pass: less memory,
+# the same results.
 model = dict(backbone=dict(with_cp=True))

@@ -1,4 +1,4 @@
-# Curves for TensorBoard, besides those that the log keeps: tensorboard --logdir WORK_DIR
+# Curves for TensorBoard, in addition to those of the log: tensorboard --logdir WORK_DIR
 visualizer = dict(
     vis_backends=[
         dict(type="mmengine.LocalVisBackend"),

@@ -1,4 +1,4 @@
-# As run, it started from weights of Vim's first release: rope=True, divide_out=False.
+# The published run started from weights of Vim's first release: rope=True, divide_out=False.
 _base_ = "../_base_/vim_upernet_160k_ade20k-512x512.py"
 model = dict(
     backbone=dict(arch="small", init_cfg=dict(checkpoint="mmvssm://vim-small?weights=online")),

@@ -1,6 +1,6 @@
 # The authors' repository: what its script runs (Vim-Ti's file says half of rate and decay).
-# Of the layer decay that was asked for, only patch and position embeddings saw anything;
-# ../_base_/vim_detector.py shows how to give it to all layers, which is instead of these factors.
+# The configured layer decay affected only patch and position embeddings;
+# ../_base_/vim_detector.py shows how to apply it to all layers, in place of these factors.
 _base_ = "./vim-tiny_upernet_4xb4-160k_ade20k-512x512.py"
 train_dataloader = dict(batch_size=8)
 optim_wrapper = dict(
@@ -13,8 +13,8 @@ optim_wrapper = dict(
         }
     ),
 )
-# the rate falls from the first iteration on, also while it is warmed up (the last value is reached
-# one iteration before `end`)
+# the decay starts at the first iteration, during the warm-up (the last value is reached one
+# iteration before `end`)
 param_scheduler = [
     dict(_base_.param_scheduler[0], end=1501),
     dict(_base_.param_scheduler[1], begin=0, end=60001),

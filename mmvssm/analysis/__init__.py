@@ -1,4 +1,4 @@
-"""What models do and cost: their routes, what they see, what decisions rest on, FLOPs, time."""
+"""Analysis of models: routes, influence, receptive fields, Grad-CAM, FLOPs, time and more."""
 
 from .accuracy import evaluate, main_metrics, pipeline_at
 from .animation import animate_routes

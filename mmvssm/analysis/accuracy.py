@@ -1,4 +1,4 @@
-"""The metrics of a model on a config's test data, at any image size."""
+"""Metrics of a model on a config's test data, at any image size."""
 
 from __future__ import annotations
 
@@ -16,20 +16,24 @@ from mmengine.runner import Runner
 Step = Mapping[str, Any]
 #: Transforms that set the size of an image.
 _RESIZING = ("ResizeEdge", "Resize")
-#: What a model is judged by; names of metrics end so.
+#: Main metrics; the name of a metric ends with one of these.
 MAIN_METRICS = ("accuracy/top1", "bbox_mAP", "segm_mAP", "mIoU")
 
 
 def pipeline_at(pipeline: Sequence[Step], size: int) -> list[dict[str, Any]]:
-    """Return a test pipeline for images of another size, which keeps its proportions.
+    """Return a test pipeline changed to another image size, with the same proportions.
 
-    A classifier's that crops gets the crop ``size`` and, as in the papers, the size before the crop
-    in the proportion of the pipeline. In a detector's or segmentor's the shorter side of the size
-    that it resizes to becomes ``size``. One that does not resize does so: a classifier's to a
-    square, others' the shorter side, before annotations are loaded.
+    A classifier's pipeline that crops gets the crop ``size``, and its resize is scaled by the same
+    factor, as in the papers. In other pipelines, the shorter side of the resize becomes ``size``. A
+    pipeline without resize gets one: to a square for classifiers, else by the shorter side, before
+    annotations are loaded.
+
+    Args:
+        pipeline: Steps of the pipeline; they are not changed.
+        size: New size in pixels.
 
     Raises:
-        ValueError: If the pipeline crops, but does not resize before, or resizes by a factor.
+        ValueError: If the pipeline crops without resizing before, or resizes by a factor.
     """
     steps = [deepcopy(dict(step)) for step in pipeline]
     kinds = [str(step["type"]).rpartition(".")[2] for step in steps]
@@ -57,7 +61,7 @@ def pipeline_at(pipeline: Sequence[Step], size: int) -> list[dict[str, Any]]:
 
 
 def main_metrics(metrics: Mapping[str, float]) -> list[str]:
-    """Return the names of those metrics that a model is judged by, see :data:`MAIN_METRICS`."""
+    """Return the names of the main metrics; see :data:`MAIN_METRICS`."""
     return [name for name in metrics if name.endswith(MAIN_METRICS)]
 
 
@@ -69,7 +73,7 @@ def evaluate(
     Args:
         model: The config's model, with its weights, on the device to use.
         cfg: Config with ``test_dataloader`` and ``test_evaluator``.
-        progress: Is told how many batches of how many are done.
+        progress: Called with the number of batches so far and in total.
     """
     with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.no_grad():
         loader = Runner.build_dataloader(deepcopy(cfg.test_dataloader))

@@ -1,4 +1,4 @@
-"""Routes in motion: the scans of a layer over an image, pixel after pixel."""
+"""Animations of the routes of a layer over an image."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ _FRAME, _LAST = 80, 1500  # milliseconds
 _PANEL = 208  # pixels of the longer side
 _PANELS_PER_ROW = 4
 _GAP, _LINE = 8, 15  # pixels
-_DIM = 0.35  # brightness of what is not visited yet
+_DIM = 0.35  # brightness of unvisited pixels
 _HEAD = (255, 255, 255)
 _TOKEN = (220, 0, 0)
 
 
 def visit_times(scans: LayerScans, route: RouteScan, share: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Return when a route came to each place last, as shares of its steps.
+    """Return when a route last visited each place, as fractions of its steps.
 
     Args:
         scans: The layer.
-        route: One of the routes of its first window; those of all windows run at once.
-        share: Share of the steps that are done, above 0 and at most 1; one step is always done.
+        route: One of the routes of its first window; those of all windows run in parallel.
+        share: Fraction of the steps that are done, in (0, 1]; at least one step is done.
 
     Returns:
-        float64 ``(H, W)`` of the map that is visited, and ``(T,)`` of the class tokens; 0 for what
-        was not visited.
+        float64 ``(H, W)`` for the pixels and ``(T,)`` for the class tokens; 0 for those not
+        visited.
     """
     height, width = route.size
     total = len(route.read)
@@ -53,19 +53,19 @@ def visit_times(scans: LayerScans, route: RouteScan, share: float = 1.0) -> tupl
 
 
 def animate_routes(scans: LayerScans, image: np.ndarray, frames: int = FRAMES) -> list[Image.Image]:
-    """Draw the routes of a layer over an image, all at once, at shares of their steps.
+    """Draw the routes of a layer over an image, in frames that show them progressing in parallel.
 
-    What is not visited yet is dark; visited pixels have the colour of the time of their last visit,
-    from violet to yellow, those of the latest steps are white. A disc before a pixel is a class
-    token, filled once it is visited.
+    Unvisited pixels are dark. Visited pixels are coloured by the time of their last visit, from
+    violet to yellow; those of the latest steps are white. A disc before a pixel is a class token,
+    filled once it is visited. The function needs matplotlib.
 
     Args:
-        scans: What :func:`record_scans` gives.
-        image: uint8 ``(H, W, 3)`` in RGB, what the backbone saw.
-        frames: How many pictures there are.
+        scans: Result of :func:`record_scans`.
+        image: The input of the backbone as uint8 ``(H, W, 3)`` in RGB.
+        frames: Number of frames.
 
     Returns:
-        The pictures, all of one size, with a panel for each route. Needs matplotlib.
+        The frames, all of the same size, with a panel for each route.
     """
     routes = scans.routes[0]
     scale = _PANEL / max(image.shape[:2])
@@ -73,7 +73,7 @@ def animate_routes(scans: LayerScans, image: np.ndarray, frames: int = FRAMES) -
     resized = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC)
     base = np.asarray(resized).astype(np.float32)
     panels = [_Panel(scans, route, base) for route in routes]
-    # a line holds as many letters as fit beside one another
+    # as many characters per line as fit into the panel
     titles = [textwrap.wrap(route.name, max(size[1] // 7, 10)) for route in routes]
     head = max(map(len, titles)) * _LINE + 4
     columns = min(len(panels), _PANELS_PER_ROW)
@@ -97,7 +97,7 @@ def animate_routes(scans: LayerScans, image: np.ndarray, frames: int = FRAMES) -
 
 
 def encode_animation(frames: Sequence[Image.Image]) -> bytes:
-    """Return an animated WebP, which every current browser plays; the last frame stays a while."""
+    """Encode frames as an animated WebP, whose last frame is held for a while."""
     file = io.BytesIO()
     durations = [_FRAME] * (len(frames) - 1) + [_LAST]
     frames[0].save(
@@ -108,19 +108,19 @@ def encode_animation(frames: Sequence[Image.Image]) -> bytes:
 
 
 class _Panel:
-    """One route over an image.
+    """The panel of one route.
 
     Args:
         scans: The layer.
         route: The route.
-        image: float32 ``(h, w, 3)`` of 0 to 255.
+        image: float32 ``(h, w, 3)`` with values from 0 to 255.
     """
 
     def __init__(self, scans: LayerScans, route: RouteScan, image: np.ndarray) -> None:
         self.scans, self.route, self.image = scans, route, image
 
     def draw(self, done: float, before: float) -> Image.Image:
-        """Draw what is visited after a share of the steps, and what since another as the latest."""
+        """Draw the pixels visited at fraction ``done``, with those since ``before`` as latest."""
         from matplotlib import colormaps
 
         times, tokens = (part.numpy() for part in visit_times(self.scans, self.route, done))
@@ -137,7 +137,7 @@ class _Panel:
         pen = ImageDraw.Draw(picture)
         for place, time in zip(self.route.cls_places, tokens):
             row, column = divmod(place, grid[1])
-            if place == times.size:  # behind the last pixel
+            if place == times.size:  # after the last pixel
                 row, column = grid[0] - 1, grid[1]
             x, y = column * size[1] / grid[1], (row + 0.5) * size[0] / grid[0]
             x = min(max(x, 6), picture.width - 7)

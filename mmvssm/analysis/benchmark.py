@@ -1,4 +1,4 @@
-"""Latency, throughput and memory of models, side by side."""
+"""Comparison of models by latency, throughput and memory."""
 
 from __future__ import annotations
 
@@ -38,34 +38,33 @@ def compare(
 ) -> list[dict[str, Any]]:
     """Measure models in turn, under each setting, on random images.
 
-    A run is the network from the image to what its heads give, see
-    :func:`mmvssm.analysis.run_network`; in training its backward pass, too. Reading of images,
-    decoding of boxes, losses of detectors and the optimizer's step are not in it.
+    A run is the network from the image to the outputs of its heads (see
+    :func:`mmvssm.analysis.run_network`), in training with the backward pass. It does not include
+    reading images, decoding boxes, losses of detectors and the optimizer step.
 
     Args:
         models: Models by name; they are moved to ``device``, and their mode changes.
         shape: Size ``(H, W)`` of the images.
-        batch_sizes: Images in a run.
-        modes: Of :data:`MODES`.
-        precisions: Of :data:`PRECISIONS`, other than ``'fp32'`` by autocast.
-        device: ``'cpu'`` or ``'cuda'``. Every run ends with the device idle.
+        batch_sizes: Batch sizes.
+        modes: Modes, of :data:`MODES`.
+        precisions: Precisions, of :data:`PRECISIONS`; all but ``'fp32'`` use autocast.
+        device: ``'cpu'`` or ``'cuda'``. Every run ends with a synchronisation.
         repetitions: Timed runs of each model; models alternate from run to run.
-        warmups: Runs before.
-        budget: Seconds after which a slow model is run no more (at least three times).
-        progress: Is called after each round of runs of a setting.
-        compiled: Whether each model is measured as compiled by ``torch.compile``, too, under its
-            name followed by ``' compiled'``; for each setting by itself, so that batches share no
-            graph of open sizes.
+        warmups: Runs before the timed ones.
+        budget: Seconds after which a slow model is not run any more (but at least three times).
+        progress: Called after each round of runs of a setting.
+        compiled: Whether each model is also measured under ``torch.compile``, as its name followed
+            by ``' compiled'``. It is compiled separately for each setting, with static sizes.
 
     Returns:
-        For each setting and model a dict: ``model``, ``mode``, ``precision``, ``batch_size``,
-        ``shape``, ``median_ms``, ``min_ms``, ``repetitions``, ``images_per_s``, ``ratio`` of the
-        time to the first model's, and ``peak_mib``: weights, and the most that a run adds;
-        ``compile_s`` of a compiled one: seconds of the first run, which compiles. Of a model that
-        runs out of a GPU's memory ``error`` instead of numbers.
+        A dict for each setting and model, with ``model``, ``mode``, ``precision``, ``batch_size``,
+        ``shape``, ``median_ms``, ``min_ms``, ``repetitions``, ``images_per_s``, ``ratio`` (time
+        relative to the first model) and ``peak_mib`` (weights plus the peak of a run); for compiled
+        models also ``compile_s``, the seconds of the first run. If a model runs out of GPU memory,
+        the dict has ``error`` instead of numbers.
 
     Raises:
-        ValueError: If a setting is none of its choices, or a batch norm sees a single value.
+        ValueError: If a setting is not one of its choices, or a batch norm gets a single value.
     """
     for name, values, known in (
         ("modes", modes, MODES),
@@ -78,7 +77,7 @@ def compare(
             "sizes, batches and repetitions must be at least 1, got"
             f" {tuple(shape)}, {tuple(batch_sizes)}, {repetitions}"
         )
-    # one process, whose batch norms have nobody to talk to
+    # a single process, so batch norms have nothing to synchronise with
     models = {name: revert_sync_batchnorm(model).to(device) for name, model in models.items()}
     results = []
     for mode, precision, batch_size in product(modes, precisions, batch_sizes):
@@ -131,7 +130,7 @@ def _autocast(images: Tensor, dtype: torch.dtype) -> Any:
 def _networks(
     models: Mapping[str, nn.Module], compiled: bool
 ) -> dict[str, tuple[nn.Module, Callable[[nn.Module, Tensor], list[Tensor]]]]:
-    """Return by name a model and what runs it."""
+    """Return each model and the function that runs it, by name."""
     if not compiled:
         return {name: (model, run_network) for name, model in models.items()}
     torch.compiler.reset()
@@ -158,10 +157,10 @@ def _train(model: nn.Module, network: Callable, images: Tensor, dtype: torch.dty
 def draw_benchmark(results: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw images per second, a panel for each mode and precision.
 
-    A line for each model where there are several batch sizes, else a bar.
+    Each model is a line if there are several batch sizes, else a bar.
 
     Args:
-        results: What :func:`compare` gives.
+        results: Result of :func:`compare`.
     """
     from matplotlib.figure import Figure
 

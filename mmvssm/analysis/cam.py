@@ -1,4 +1,4 @@
-"""Grad-CAM: which places of an image a class rests on, by the last map of a backbone.
+"""Grad-CAM: which regions of an image support a class, from the last map of a backbone.
 
 `Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization
 <https://arxiv.org/abs/1610.02391>`_
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ClassActivation:
-    """Where in an image a class is seen.
+    """Class activation map of an image.
 
     Attributes:
         label: Index of the class.
-        score: Its score, see :func:`grad_cam`.
-        values: ``(h, w)``: the map, of the backbone's last one, not negative.
-        heat: ``(H, W)``: the same over the image, from 0 to 1.
-        image: uint8 ``(H, W, 3)``: the image as the config's pipeline gives it, RGB.
+        score: Score of the class (see :func:`grad_cam`).
+        values: ``(h, w)``: activations at the resolution of the backbone's last map, not negative.
+        heat: ``(H, W)``: activations resized to the image, from 0 to 1.
+        image: uint8 ``(H, W, 3)``: the image after the config's pipeline, in RGB.
     """
 
     label: int
@@ -49,21 +49,22 @@ def grad_cam(
 ) -> ClassActivation:
     """Compute the Grad-CAM of a class.
 
-    The map is that of the last stage behind its output norm; for tokens, that of the patch tokens
-    behind the last layer, or the one before where a class token alone is read behind the last. Its
-    channels are weighted by their mean gradients of the score: a classifier's is the class's logit,
-    a segmentor's the sum of its logits where it is the likeliest class, a detector's the sum of the
-    scores of its boxes.
+    The map is the last stage's after its output norm. For plain backbones it consists of the patch
+    tokens after the last layer, or after the layer before if only a class token is read at the end.
+    Its channels are weighted by the mean gradients of a score: the logit of the class (classifier),
+    the sum of its logits where it is the most likely class (segmentor), or the sum of the scores of
+    its boxes (detector).
 
     Args:
-        model: A network of the config, in evaluation mode, see :func:`load_model`.
+        model: The model of the config, in evaluation mode (see :func:`load_model`).
         cfg: A config of mmpretrain, mmdet or mmseg.
         image: Path of an image.
-        label: Index of the class; None for the likeliest.
+        label: Index of the class; None for the most likely class.
 
     Raises:
-        ValueError: If there is no such class, a detector finds none, or the score does not depend
-            on the map.
+        FileNotFoundError: If there is no such image.
+        ValueError: If there is no such class, a detector does not find it, or the score does not
+            depend on the map.
     """
     inputs, samples, shown = _prepare(model, cfg, image)
     backbone = model.backbone
@@ -85,7 +86,7 @@ def grad_cam(
 
 
 def _prepare(model: nn.Module, cfg: Config, image: str | Path) -> tuple[Tensor, list[Any], Tensor]:
-    """Return the input of the network, the samples that go with it, and the image."""
+    """Return the input of the network, its data samples, and the image."""
     if not Path(image).is_file():
         raise FileNotFoundError(f"there is no image {str(image)!r}")
     dataset = cfg.test_dataloader.dataset
@@ -95,7 +96,7 @@ def _prepare(model: nn.Module, cfg: Config, image: str | Path) -> tuple[Tensor, 
     with default_scope(cfg):
         data = Compose(steps)(dict(img_path=str(image), img_id=0))
     if data is None:
-        raise ValueError(f"{str(image)!r} is no image that can be read")
+        raise ValueError(f"{str(image)!r} cannot be read as an image")
     shown = data["inputs"].flip(0).permute(1, 2, 0)
     batch = model.data_preprocessor(pseudo_collate([data]), False)
     return batch["inputs"], batch["data_samples"], shown
@@ -147,14 +148,14 @@ _SCORES = {"mmpretrain": _score_of_image, "mmseg": _score_of_pixels, "mmdet": _s
 
 
 def draw_cam(found: ClassActivation, title: str = "") -> Figure:
-    """Draw the image, and the map over it: the redder, the more the class rests on a place.
+    """Draw the image, and the activation map over it in red where the class is supported most.
 
     Args:
-        found: What :func:`grad_cam` gives.
-        title: Headline of the picture.
+        found: Result of :func:`grad_cam`.
+        title: Title of the figure.
 
     Returns:
-        A figure of matplotlib, which must be installed, to be saved by its ``savefig``.
+        A matplotlib figure; needs matplotlib.
     """
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Training curves, read from the logs of MMEngine and of the authors' own code."""
+"""Training curves from the logs of MMEngine and of the authors' own code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|nan|inf"
-#: A number and, in brackets, its mean so far.
+#: A number and, in parentheses, its running mean.
 _MEAN = rf"\s*(?:{_NUMBER})%? \(\s*({_NUMBER})%?\)"
 _PAIR = re.compile(rf"([\w./-]+): ({_NUMBER})(?=\s|$)")
 # MMEngine's and mmcv's text: `Epoch(train) [3][50/200]`, `Iter [50/160000]`
@@ -29,26 +29,26 @@ _SWIN_TRAIN = re.compile(rf"Train: \[(\d+)/\d+\]\[(\d+)/(\d+)\].*?\bloss{_MEAN}"
 _SWIN_TEST = re.compile(rf"\* Acc@1 ({_NUMBER}) Acc@5 ({_NUMBER})")
 _SWIN_BEST = re.compile(r"Max accuracy( ema)?:")
 # timm's text (MambaVision): `Train: 0 [  50/1251 (  4%)]  Loss: ...`, `Test (EMA): [  48/48] ...`,
-# and that of LocalMamba's code (EfficientVMamba, too), which names the epoch of a test
+# and that of LocalMamba's code (also EfficientVMamba), which states the epoch of a test
 _TIMM_TRAIN = re.compile(rf"Train: (\d+) \[\s*(\d+)/(\d+)[^]]*\]\s+Loss:{_MEAN}")
 _TIMM_TEST = re.compile(
     rf"Test ?(\(EMA\))?:(?: \d+)? \[\s*(\d+)/(\d+)\].*?\sLoss:{_MEAN}"
     rf"\s+(?:Acc@1|Top-1):{_MEAN}\s+(?:Acc@5|Top-5):{_MEAN}"
 )
 _TESTED = ("test_loss", "accuracy/top1", "accuracy/top5")
-#: What logs hold besides losses and metrics.
+#: Entries of logs that are neither losses nor metrics.
 _OTHERS = re.compile(r"(^|_)(time|eta|memory|epoch|iter|step|mode|lr|momentum)$|^n_parameters$")
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A quantity over a training.
+    """A quantity over the course of training.
 
     Attributes:
-        name: As the log names it; for the authors' classifiers ``loss``, ``accuracy/top1``,
+        name: Name in the log; for the authors' classifiers ``loss``, ``accuracy/top1``,
             ``accuracy/top5``, and ``ema/...`` for averaged weights.
-        unit: What ``steps`` count: ``'epoch'`` (fractions within one) or ``'iter'``.
-        steps: Where the values stand.
+        unit: Unit of ``steps``: ``'epoch'`` (with fractions) or ``'iter'``.
+        steps: Position of each value.
         values: The values.
     """
 
@@ -58,27 +58,27 @@ class Curve:
     values: tuple[float, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all of it in plain types; values that are no numbers become None, as in JSON."""
+        """Return the curve in plain types for JSON; values that are not finite become None."""
         values = [value if math.isfinite(value) else None for value in self.values]
         return {**asdict(self), "values": values}
 
 
 def read_curves(path: str | Path) -> dict[str, Curve]:
-    """Return the curves of a training by name.
+    """Return the curves of a training log by name.
 
-    Known are MMEngine's ``vis_data/scalars.json`` and text log, mmcv's text log and ``.log.json``,
-    the text log of Swin Transformer's code (VMamba, MSVMamba), the ``log.txt`` of DeiT's (Vim), a
-    JSON object in each line, the text log and ``summary.csv`` of timm (MambaVision), and the text
-    log and ``metrics.csv`` of LocalMamba's code (EfficientVMamba, too). The tables have one
-    accuracy, of the averaged weights where there are some.
+    The supported formats are MMEngine's ``vis_data/scalars.json`` and text log; mmcv's text log and
+    ``.log.json``; the text log of Swin Transformer's code (VMamba, MSVMamba); the ``log.txt`` of
+    DeiT's code (Vim), with a JSON object per line; the text log and ``summary.csv`` of timm
+    (MambaVision); and the text log and ``metrics.csv`` of LocalMamba's code (also EfficientVMamba).
+    The CSV files have only one accuracy, that of the averaged weights if there are any.
 
     Args:
-        path: A log, or the work folder of MMEngine's runs, whose logs are read one after the other:
-            a run that resumes takes the place of what an earlier one did behind that point.
+        path: A log, or the work folder of MMEngine runs, whose logs are read in order: a resumed
+            run replaces the values of earlier runs after the point where it resumed.
 
     Raises:
         FileNotFoundError: If there is no such file, or the folder has no logs.
-        ValueError: If no curve is found in it.
+        ValueError: If it holds no curves in a known format.
     """
     path = Path(path)
     files = sorted(path.glob("*/vis_data/scalars.json")) if path.is_dir() else [path]
@@ -101,7 +101,7 @@ def read_curves(path: str | Path) -> dict[str, Curve]:
         if name not in found:
             found[name] = Curve(name, unit, tuple(points), tuple(points.values()))
     if not found:
-        raise ValueError(f"{str(path)!r} has no curves of a known kind of log")
+        raise ValueError(f"{str(path)!r} holds no curves in a known log format")
     return found
 
 
@@ -132,12 +132,12 @@ def _entry(line: str) -> dict[str, Any]:
 def _of_json(entries: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, float, str, float]]:
     trained = [entry for entry in entries if "loss" in entry]
     iterations = [entry["iter"] for entry in trained]
-    # mmcv's iterations begin anew in every epoch, MMEngine's never
+    # mmcv's iterations restart in every epoch, MMEngine's do not
     anew = any(later <= earlier for earlier, later in pairwise(iterations))
     by_epoch = anew or (
         all("epoch" in e for e in trained) and not any("mode" in e for e in trained)
     )
-    # of an epoch; the last iterations of one are not logged, so that this is the least it can be
+    # iterations per epoch; the last ones are not logged, so this is a lower bound
     length = max((e["iter"] / (1 if anew else e["epoch"]) for e in trained if by_epoch), default=1)
     for entry in entries:
         if "train_loss" in entry or "test_acc1" in entry:  # DeiT's, whose first epoch is 0
@@ -165,25 +165,25 @@ _NAMES = {
 
 
 def _of_table(text: Sequence[str]) -> Iterator[tuple[str, float, str, float]]:
-    """Rows of epochs counted from 0; a run that resumes writes the names once more."""
+    """Read a table whose epochs count from 0; a resumed run writes its header again."""
     names: list[str] = []
     for row in csv.reader(text):
         if row[:1] == ["epoch"]:
             names = row
-        elif len(row) == len(names):  # else the last row of a run that was killed
+        elif len(row) == len(names):  # else the last row of a killed run
             for name, value in zip(names, row):
                 if not _OTHERS.search(name):
                     yield "epoch", float(row[0]) + 1, _NAMES.get(name, name), float(value)
 
 
 def _of_swin(text: Sequence[str]) -> Iterator[tuple[str, float, str, float]]:
-    """Test results stand in front of the line that says whose they are, behind an epoch."""
+    """Read Swin's text log, in which the line after a test result says which weights it is of."""
     epoch, pending = 0.0, None
     for line in text:
         if match := _SWIN_TRAIN.search(line):
             number, step, total = map(int, match.groups()[:3])
             epoch = number + 1.0
-            # both counted from 0; the average over the epoch so far
+            # both count from 0; the value is the running mean of the epoch
             yield "epoch", number + (step + 1) / total, "loss", float(match[4])
         elif match := _SWIN_TEST.search(line):
             pending = float(match[1]), float(match[2])
@@ -195,14 +195,14 @@ def _of_swin(text: Sequence[str]) -> Iterator[tuple[str, float, str, float]]:
 
 
 def _of_timm(text: Sequence[str]) -> Iterator[tuple[str, float, str, float]]:
-    """All means are of the batches so far: those of a test hold at its last batch."""
+    """Read timm's text log, whose values are running means, complete at the last batch."""
     epoch = 0.0
     for line in text:
         if match := _TIMM_TRAIN.search(line):
             number, step, total = map(int, match.groups()[:3])
             epoch = number + 1.0
             yield "epoch", number + (step + 1) / total, "loss", float(match[4])
-        # timm tells the last index, LocalMamba's code the number of batches
+        # timm states the last index, LocalMamba's code the number of batches
         elif (match := _TIMM_TEST.search(line)) and int(match[2]) + 1 >= int(match[3]):
             prefix = "ema/" if match[1] else ""
             for name, value in zip(_TESTED, match.groups()[3:]):
@@ -231,10 +231,10 @@ def _of_mmengine(text: Sequence[str]) -> Iterator[tuple[str, float, str, float]]
 
 
 def draw_curves(logs: Mapping[str, Mapping[str, Curve]], names: Sequence[str]) -> Figure:
-    """Draw a panel for each quantity, a line for each training.
+    """Draw a panel for each quantity, with a line for each training run.
 
     Args:
-        logs: What :func:`read_curves` gives, by the name of the training.
+        logs: Results of :func:`read_curves` by name of the training run.
         names: Quantities to draw.
     """
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of classifiers, detectors, segmentors and backbones, layer by layer."""
+"""Parameters and FLOPs of classifiers, detectors, segmentors and backbones, by layer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Layer:
-    """A module of a model: its name, class, parameters, and multiply-adds for one image."""
+    """A module of a model: name, class, number of parameters, and multiply-adds per image."""
 
     name: str
     kind: str
@@ -40,14 +40,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class Complexity:
-    """What a model costs.
+    """Parameters and multiply-adds of a model.
 
     Attributes:
         shape: Size ``(H, W)`` of the image.
-        parameters: Number of all parameters, those of heads that only train included.
-        macs: Multiply-adds for one image, which the papers call FLOPs.
-        convention: What is counted, in words.
-        layers: All modules that are counted, outer ones before those inside of them.
+        parameters: Number of all parameters, including heads that are only used in training.
+        macs: Multiply-adds per image, which the papers call FLOPs.
+        convention: Description of what is counted.
+        layers: All counted modules, each before the modules inside it.
     """
 
     shape: tuple[int, int]
@@ -57,7 +57,7 @@ class Complexity:
     layers: tuple[Layer, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all of it in plain types, for JSON."""
+        """Return all fields in plain types, for JSON."""
         return asdict(self)
 
 
@@ -66,16 +66,16 @@ def count_flops(
 ) -> Complexity:
     """Count the parameters of a model and the multiply-adds of a prediction.
 
-    What is counted follows the published figures: matrix products, convolutions, norms,
-    interpolation and scans, of a segmentor without auxiliary heads, of a two-stage detector with
-    1000 boxes and 100 masks. Classifiers with a plain backbone are counted by their weights, at
-    every token, as Vim and LocalMamba do. A scan costs what its family says (``Family.cost``).
+    The count follows the published figures: matrix products, convolutions, norms, interpolation and
+    scans. It excludes auxiliary heads of segmentors, and assumes 1000 boxes and 100 masks for
+    two-stage detectors. Classifiers with a plain backbone are counted by their weights at every
+    token, as Vim and LocalMamba do. The cost of a scan is that of its family (``Family.cost``).
 
     Args:
-        model: A model of mmpretrain, mmdetection or mmsegmentation, or a backbone; it is not
-            changed, nothing is computed, and it may stand on any device, also on ``"meta"``.
-        shape: Image size ``(H, W)``; None for that of the papers, see :data:`SHAPES`.
-        cost: What a scan costs; None for what the authors of the family count.
+        model: A model of mmpretrain, mmdetection or mmsegmentation, or a backbone, on any device,
+            also ``"meta"``. It is not changed, and nothing is computed.
+        shape: Image size ``(H, W)``; None for that of the papers (see :data:`SHAPES`).
+        cost: Cost of a scan; None for that of the family's authors.
 
     Raises:
         ValueError: See :func:`task_of`; or if the shape does not fit the model.
@@ -84,7 +84,7 @@ def count_flops(
     height, width = SHAPES[task] if shape is None else shape
     if min(height, width) < 1:
         raise ValueError(f"shape must be at least 1x1, got {height}x{width}")
-    # no data, and nothing of the caller's model is touched
+    # a copy without data, so that the caller's model is not touched
     model = deepcopy(model).to("meta").eval()
     image = torch.empty(1, channels_of(model), height, width, device="meta")
     backbone = getattr(model, "backbone", model)
@@ -149,7 +149,7 @@ def _of_mixer(mixer: MambaMixer, cost: ScanCost, length: int) -> float:
     directions = 1 if cost.once else routes
     own = (mixer.conv1d.weight, mixer.x_proj_weight, mixer.dt_projs_weight)
     token = sum(weight.numel() for weight in own) * directions / routes
-    # the published scripts count the width once more
+    # the published scripts add the width
     token += mixer.in_proj.in_features
     token += mixer.in_proj.weight.numel() + mixer.out_proj.weight.numel()
     total = length * (token + cost.macs(routes * inner, mixer.d_state))
@@ -161,13 +161,14 @@ def _of_mixer(mixer: MambaMixer, cost: ScanCost, length: int) -> float:
 
 
 def _formulas(cost: ScanCost, scalar_decay: bool) -> dict[Any, Callable[..., float]]:
-    """Twice the multiply-adds of what torch's counter leaves out or counts otherwise.
+    """Return formulas for operators that torch's counter omits or counts differently.
 
-    Norms and interpolation are as in fvcore, which the published figures were counted with.
+    They return twice the multiply-adds. Norms and interpolation are counted as by fvcore, which the
+    published figures use.
     """
 
     def scan(x, x_dbl, routes, out_routes, A, dt_weight, *args, **kwargs):
-        if scalar_decay:  # of each head, whose steps are not projected
+        if scalar_decay:  # per head, without a step projection
             return 2 * cost.macs(x[0] * routes[1] * dt_weight[0] * dt_weight[1], A[1])
         return 2 * cost.scan_2d_macs(x, routes, A, dt_weight)
 
@@ -187,13 +188,14 @@ def _formulas(cost: ScanCost, scalar_decay: bool) -> dict[Any, Callable[..., flo
         _SCAN: scan,
         _aten.native_layer_norm: layer_norm,
         _aten._native_batch_norm_legit_no_training: batch_norm,
+        _aten.native_batch_norm: batch_norm,  # what torch < 2.3 runs
         _aten.upsample_bilinear2d: bilinear,
         _aten.upsample_nearest2d: nearest,
     }
 
 
 def _of_operators(model: nn.Module, cost: ScanCost, image: Tensor) -> Counter[str]:
-    """Count the operators that run, by the innermost module that runs them, and sum up."""
+    """Count the operators that run by the innermost module that runs them, and sum up."""
     formulas = _formulas(cost, _has_scalar_decay(model))
     counter = FlopCounterMode(display=False, custom_mapping=formulas)
     own: Counter[str] = Counter()  # of floats
@@ -218,7 +220,7 @@ def _of_operators(model: nn.Module, cost: ScanCost, image: Tensor) -> Counter[st
         run_network(model, image)
     settle()
     for name, module in model.named_modules():
-        if isinstance(module, Attention):  # zeros that are only there for the kernels
+        if isinstance(module, Attention):  # exclude the zero padding for the kernels
             own[name] *= module.width / (module.width + module.padding)
     counts: Counter[str] = Counter()
     for name, macs in own.items():
@@ -229,12 +231,12 @@ def _of_operators(model: nn.Module, cost: ScanCost, image: Tensor) -> Counter[st
 
 
 def draw_complexity(found: Complexity, depth: int = 3, title: str = "") -> Figure:
-    """Draw what the layers of a model cost: a bar for each, all of which make up the model.
+    """Draw FLOPs and parameters of a model's layers as bars that add up to the model.
 
     Args:
-        found: What :func:`count_flops` gives.
-        depth: How deep in the model layers are taken apart, at least 1.
-        title: Headline of the picture.
+        found: Result of :func:`count_flops`.
+        depth: Depth in the module tree to which layers are split, at least 1.
+        title: Title of the figure.
     """
     from matplotlib.figure import Figure
 
@@ -263,7 +265,7 @@ def draw_complexity(found: Complexity, depth: int = 3, title: str = "") -> Figur
 
 
 def _taken_apart(found: Complexity, depth: int) -> list[Layer]:
-    """Return the layers of a depth, those above it that have none inside, and the rest."""
+    """Return the layers at a depth, the leaves above it, and an entry for the rest."""
     levels = {layer.name: layer.name.count(".") + 1 if layer.name else 0 for layer in found.layers}
     outer = {layer.name.rpartition(".")[0] for layer in found.layers if layer.name}
     layers = [
@@ -273,6 +275,6 @@ def _taken_apart(found: Complexity, depth: int) -> list[Layer]:
     ]
     macs = found.macs - sum(layer.macs for layer in layers)
     parameters = found.parameters - sum(layer.parameters for layer in layers)
-    # what layers further out do themselves, and those that only train
+    # operators of outer modules, and parameters of heads that are only used in training
     rest = [Layer("the rest", "", parameters, macs)] * (macs > 0.5 or parameters > 0)
     return layers + rest

@@ -1,4 +1,4 @@
-"""Images as the networks of configs take them."""
+"""Reading and normalising images for the networks of configs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 @dataclass(frozen=True)
 class Pixels:
-    """How pixels of 0 to 255 become numbers: those of ImageNet, if nothing else is said.
+    """Normalisation of pixels with values from 0 to 255; the default is that of ImageNet.
 
     Attributes:
         mean: Mean of each channel.
-        std: Its standard deviation.
-        rgb: Whether channels are in the order red, green, blue, or else the other way round.
+        std: Standard deviation of each channel.
+        rgb: Whether channels are in RGB order, else BGR.
     """
 
     mean: Sequence[float] = (123.675, 116.28, 103.53)
@@ -30,7 +30,7 @@ class Pixels:
 
     @classmethod
     def of(cls, name: str) -> Pixels:
-        """Return what the config ``name`` says (``.py``), or ImageNet's for a variant's name."""
+        """Return the normalisation of a config (``.py``), or ImageNet's for a variant's name."""
         if not name.endswith(".py"):
             return cls()
         cfg = Config.fromfile(name)
@@ -40,31 +40,31 @@ class Pixels:
         return cls(own["mean"], own["std"], own.get("to_rgb", own.get("bgr_to_rgb", False)))
 
     def normed(self, image: Tensor) -> Tensor:
-        """``(H, W, 3)`` of 0 to 255 -> ``(1, 3, H, W)``."""
+        """Normalise ``(H, W, 3)`` with values from 0 to 255 to ``(1, 3, H, W)``."""
         mean, std = torch.tensor(self.mean), torch.tensor(self.std)
         return ((image - mean) / std).permute(2, 0, 1)[None].float()
 
 
 def read_image(path: str | Path, size: Sequence[int], rgb: bool = True) -> Tensor:
-    """Read an image, scale it until it covers ``size`` and cut the middle out.
+    """Read an image, scale it to cover ``size`` and crop the centre.
 
     Args:
         path: The file.
         size: Height and width.
-        rgb: Order of the channels, see :class:`Pixels`.
+        rgb: Order of the channels (see :class:`Pixels`).
 
     Returns:
         uint8 ``(H, W, 3)``.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no image.
+        ValueError: If it cannot be read as an image.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no image {str(path)!r}")
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if image is None:
-        raise ValueError(f"{str(path)!r} is no image that can be read")
+        raise ValueError(f"{str(path)!r} cannot be read as an image")
     height, width = size
     scale = max(height / image.shape[0], width / image.shape[1])
     if scale != 1:
@@ -76,7 +76,7 @@ def read_image(path: str | Path, size: Sequence[int], rgb: bool = True) -> Tenso
 
 
 def find_images(folder: str | Path) -> list[Path]:
-    """Return the images below a folder in the order of their names.
+    """Return the images below a folder, sorted by name.
 
     Raises:
         ValueError: If there are none.
@@ -88,7 +88,7 @@ def find_images(folder: str | Path) -> list[Path]:
 
 
 def choose_images(folder: str | Path, count: int, seed: int = 0) -> list[Path]:
-    """Return ``count`` images of a folder drawn at random, or all where there are fewer."""
+    """Return ``count`` random images of a folder, or all if there are fewer."""
     found = find_images(folder)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(found), generator=generator)[:count].tolist()
@@ -96,7 +96,7 @@ def choose_images(folder: str | Path, count: int, seed: int = 0) -> list[Path]:
 
 
 def images_of(paths: Iterable[Path], size: Sequence[int], pixels: Pixels) -> Iterator[Tensor]:
-    """Yield images ``(1, 3, H, W)`` as a network takes them, see :func:`read_image`."""
+    """Yield normalised images ``(1, 3, H, W)``; see :func:`read_image`."""
     for path in paths:
         yield pixels.normed(read_image(path, size, pixels.rgb))
 

@@ -1,9 +1,9 @@
-"""Influence maps: what every pixel of a layer's map contributes to one of them, route by route.
+"""Influence maps: the contribution of every pixel of a layer's map to one of them, by route.
 
-A selective scan is linear in its input once steps, B and C are given, so it is a matrix of
-contributions, as attention is: `VMamba <https://arxiv.org/abs/2401.10166>`_, `The Hidden Attention
-of Mamba Models <https://arxiv.org/abs/2403.01590>`_. It is computed from the recurrence, for a
-single row of the matrix, without dividing by decays, which underflow.
+For given steps, B and C, a selective scan is linear in its input, so it can be written as a matrix
+of contributions, like attention: `VMamba <https://arxiv.org/abs/2401.10166>`_, `The Hidden
+Attention of Mamba Models <https://arxiv.org/abs/2403.01590>`_. Single rows of the matrix are
+computed from the recurrence, without dividing by decays, which underflow.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _PANELS_PER_ROW = 6
 
 @dataclass(frozen=True)
 class InfluenceMap:
-    """What pixels contribute along one route, or along all.
+    """Contributions of pixels along one route, or along all.
 
     Attributes:
         name: Name of the route.
-        values: float64 ``(H, W)``.
+        values: Contributions, float64 ``(H, W)``.
         query: The pixel ``(row, column)`` that they contribute to; None for a class token.
         cls_values: Contributions of the class tokens.
-        cls_places: Pixel before which each class token stands.
+        cls_places: Index of the pixel before which each class token is inserted.
     """
 
     name: str
@@ -52,9 +52,9 @@ class Influence:
     """Influence on one pixel of a layer.
 
     Attributes:
-        kind: See :data:`KINDS`.
+        kind: Kind of contribution (see :data:`KINDS`).
         routes: A map for each route, of the size that the route visits.
-        merged: Their sum; those of smaller maps are resized bilinearly.
+        merged: Sum of the maps; smaller ones are resized bilinearly.
     """
 
     kind: str
@@ -69,24 +69,24 @@ def influence(
     query: Sequence[float] | int,
     kind: str = "influence",
 ) -> Influence:
-    """Compute what pixels contribute to one of them in the scans of a layer.
+    """Compute the contributions of all pixels to one pixel in the scans of a layer.
 
-    Contributions are those to the output of the scan, before what follows it, as means over the
-    channels; the direct way through D is left out.
+    These are contributions to the output of the scan, averaged over the channels, without the skip
+    connection through D.
 
     Args:
         backbone: A backbone of any family, in evaluation mode.
         image: ``(1, 3, H, W)``.
-        layer: Number of the block, counted from 0 through all stages.
-        query: Where the pixel is, as shares of height and width from 0 to 1; or the number of a
-            class token.
-        kind: See :data:`KINDS`.
+        layer: Index of the block, counted from 0 through all stages.
+        query: Position of the pixel as fractions of height and width, from 0 to 1; or the index of
+            a class token.
+        kind: Kind of contribution (see :data:`KINDS`).
 
     Raises:
         ValueError: If the layer has no scan, or an argument is not one of its choices.
     """
     if not isinstance(query, int) and (len(query) != 2 or not all(0 <= at <= 1 for at in query)):
-        raise ValueError(f"query must be two shares from 0 to 1, got {tuple(query)}")
+        raise ValueError(f"query must be two fractions from 0 to 1, got {tuple(query)}")
     scans = record_scans(backbone, layer, image)
     window, place = _find(scans, query)
     maps = [_one_route(scans, window, place, route, kind) for route in scans.routes[window]]
@@ -112,7 +112,8 @@ def _find(scans: LayerScans, query: Sequence[float] | int) -> tuple[int, int | t
     if isinstance(query, int):
         if query not in range(len(first.cls_places)):
             raise ValueError(
-                f"query must be a class token of {len(first.cls_places)}, got number {query}"
+                f"query must be below {len(first.cls_places)}, the number of class tokens,"
+                f" got {query}"
             )
         return 0, query
     row, column = (min(int(at * n), n - 1) for at, n in zip(query, scans.size))
@@ -131,7 +132,7 @@ def _one_route(
     else:
         row, column = (at % side if side else at for at in query)
         whole = (side, side) if side else scans.size
-        # the pixel of a smaller map that lies over the query
+        # the pixel of a smaller map that covers the query
         row, column = row * height // whole[0], column * width // whole[1]
         place, at = row * width + column, query if side else (row, column)
     values = route.row(place, kind).cpu()
@@ -151,19 +152,19 @@ def draw_influence(
     image: Tensor | None = None,
     columns: int = _PANELS_PER_ROW,
 ) -> Figure:
-    """Draw a panel for each route and one for all: red raises, blue lowers the output.
+    """Draw a panel for each route and one for their sum: red raises the output, blue lowers it.
 
-    Every panel has a scale of its own, to the power of 0.5 on both sides. A box marks the query, a
-    star a class token, in the colour of its contribution.
+    Every panel has its own scale, to the power of 0.5 in both directions. A box marks the query; a
+    star is a class token, in the colour of its contribution.
 
     Args:
-        found: What :func:`influence` gives.
-        title: Headline of the picture.
-        image: uint8 ``(H, W, 3)``, RGB, drawn beside the maps.
-        columns: Panels beside one another at most.
+        found: Result of :func:`influence`.
+        title: Title of the figure.
+        image: uint8 ``(H, W, 3)`` in RGB, drawn beside the maps.
+        columns: Largest number of panels per row.
 
     Returns:
-        A figure of matplotlib, which must be installed, to be saved by its ``savefig``.
+        A matplotlib figure; needs matplotlib.
     """
     from matplotlib.figure import Figure
 
@@ -196,7 +197,7 @@ def _draw_map(axes: Axes, part: InfluenceMap) -> None:
     power, colors = PowerNorm(0.5, 0, largest), colormaps["RdBu_r"]
 
     def color(values: Tensor) -> Tensor:
-        """Shares from 0 (all blue) to 1 (all red)."""
+        """Map values to positions in the colour map, from 0 (blue) to 1 (red)."""
         strength = torch.from_numpy(power(values.abs().numpy()).data)
         return 0.5 + 0.5 * strength * values.sign()
 

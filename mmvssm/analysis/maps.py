@@ -1,4 +1,4 @@
-"""The last map inside a backbone of any family, and its blocks."""
+"""Recording of the last map inside a backbone of any family."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from mmvssm.models.layers.tokens import remove_tokens
 
 @dataclass
 class MapRecord:
-    """What a module gave in a forward pass.
+    """The output of a module in a forward pass.
 
     Attributes:
-        output: Its output as it stands in the graph, a map or a sequence of tokens.
-        channels_first: Whether it is a map ``(B, C, H, W)``, not ``(B, H, W, C)``.
+        output: Output with its graph, a map or a sequence of tokens.
+        channels_first: Whether a map is ``(B, C, H, W)`` instead of ``(B, H, W, C)``.
         size: Grid ``(H, W)`` of the tokens; None for a map.
-        cls_positions: Indices of class tokens among them.
+        cls_positions: Indices of class tokens among the tokens.
     """
 
     output: Tensor = field(init=False)
@@ -31,7 +31,7 @@ class MapRecord:
     cls_positions: Sequence[int] = ()
 
     def to_map(self, x: Tensor) -> Tensor:
-        """Bring what has the form of ``output``, such as its gradient, into ``(B, H, W, C)``."""
+        """Convert a tensor shaped like ``output``, such as its gradient, to ``(B, H, W, C)``."""
         if self.size is None:
             return x.permute(0, 2, 3, 1) if self.channels_first else x
         return remove_tokens(x, self.cls_positions).unflatten(1, self.size)
@@ -42,10 +42,10 @@ def recorded_map(backbone: nn.Module, back: int = 0, normed: bool = False) -> It
     """Record the last map of a backbone while it runs.
 
     Args:
-        backbone: Hierarchical or plain: the map is the output of its last stage or layer, before
-            the norm.
-        back: Layers to go back from the last one; for plain backbones.
-        normed: Record what the output norm makes of it; for hierarchical backbones.
+        backbone: A hierarchical or plain backbone; the map is the output of its last stage or
+            layer, before the norm.
+        back: Number of layers to go back from the last one; only for plain backbones.
+        normed: Record the map after the output norm; only for hierarchical backbones.
 
     Raises:
         TypeError: If the backbone is of neither kind.

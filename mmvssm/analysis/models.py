@@ -1,4 +1,4 @@
-"""Backbones by the names that configs begin with, and the weights of checkpoints in them."""
+"""Building of backbones and models by name or config, and loading of their weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mmvssm.libraries import missing_library_named
 from mmvssm.messages import join_names
 from mmvssm.zoo import build_model
 
-#: Output norms, which a variant may have at more stages than the network of a checkpoint.
+#: Output norms, which a variant may have at more stages than the checkpoint's network.
 _OUT_NORM = re.compile(r"norm\d+\.")
 
 
@@ -30,8 +30,8 @@ def build_backbone(name: str) -> nn.Module:
     """Build the backbone of a variant or of a config, with arbitrary weights.
 
     Args:
-        name: Family and arch joined by a dash, as in ``vmamba-tiny-s1l8``, or a config file, which
-            ends in ``.py``, whose ``model`` has a ``backbone`` of a declared family; modules of its
+        name: Family and arch joined by a dash, such as ``vmamba-tiny-s1l8``, or a config file
+            (``.py``) whose ``model`` has a ``backbone`` of a declared family; modules in its
             ``custom_imports`` may declare families.
 
     Raises:
@@ -62,9 +62,9 @@ def build_backbone(name: str) -> nn.Module:
 
 
 def build_without_weights(cfg: Config) -> nn.Module:
-    """Build the model of a config without memory for its weights, where its backbone allows it.
+    """Build the model of a config, without allocating its weights if the backbone supports it.
 
-    Backbones of the declared families do; a model with another has arbitrary weights.
+    Backbones of the declared families do; models with other backbones get arbitrary weights.
 
     Raises:
         ValueError: See :func:`mmvssm.zoo.build_model`.
@@ -92,14 +92,13 @@ def load_backbone(name: str, checkpoint: str | None = None) -> nn.Module:
 
     Args:
         name: See :func:`build_backbone`.
-        checkpoint: A file or ``mmvssm://NAME``, read without running code in it, of the
-            backbone alone or of a whole network; None for the random weights that training starts
-            from where it starts from nothing.
+        checkpoint: A file or ``mmvssm://NAME``, of the backbone or of a complete network, read
+            without running code in it; None for random weights as in training from scratch.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the name is unknown, or the weights do not fit.
-        CheckpointError: If the file is no checkpoint.
+        CheckpointError: If the file is not a checkpoint.
     """
     backbone = build_backbone(name)
     if checkpoint is None:
@@ -115,7 +114,7 @@ def load_backbone(name: str, checkpoint: str | None = None) -> nn.Module:
 
 
 def load_model(cfg: Config, checkpoint: str) -> nn.Module:
-    """Build the whole network of a config with the weights of a checkpoint, in evaluation mode.
+    """Build the complete model of a config with the weights of a checkpoint, in evaluation mode.
 
     Args:
         cfg: A config of mmpretrain, mmdet or mmseg.
@@ -124,7 +123,7 @@ def load_model(cfg: Config, checkpoint: str) -> nn.Module:
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the weights do not fit.
-        CheckpointError: If the file is no checkpoint.
+        CheckpointError: If the file is not a checkpoint.
         MissingLibraryError: If the config's library, or mmcv, is not installed.
     """
     with default_scope(cfg):
@@ -135,7 +134,7 @@ def load_model(cfg: Config, checkpoint: str) -> nn.Module:
 
 @contextmanager
 def default_scope(cfg: Config) -> Iterator[None]:
-    """Look types up where the config's library does, whose own types are registered.
+    """Register the types of the config's library, and look types up in its scope.
 
     Raises:
         MissingLibraryError: If the library, or mmcv, is not installed.
@@ -152,7 +151,7 @@ def _load(
     checkpoint: str,
     optional: re.Pattern | None = None,
 ) -> None:
-    """Load weights into a module; ValueError if parameters get none."""
+    """Load weights into a module; raise ValueError if some are missing or do not fit."""
     try:
         missing = module.load_state_dict(dict(weights), strict=False).missing_keys
     except RuntimeError as error:
@@ -168,7 +167,7 @@ def _load(
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Keep back what MMEngine says of every parameter that is initialised."""
+    """Suppress MMEngine's message about every parameter that is initialised."""
     level = logging.root.manager.disable
     logging.disable(logging.INFO)
     try:

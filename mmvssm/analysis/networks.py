@@ -1,4 +1,4 @@
-"""Models of the three libraries as networks: from an image to what their heads give."""
+"""Running models of the three libraries from images to the outputs of their heads."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
-#: Image sizes at which the papers count, by what :func:`task_of` says.
+#: Image sizes at which the papers count FLOPs, by the result of :func:`task_of`.
 SHAPES = {
     "backbone": (224, 224),
     "classifier": (224, 224),
     "detector": (800, 1280),
     "segmentor": (512, 2048),
 }
-#: Regions that pass the heads of a two-stage detector: number and side of boxes and masks.
+#: Regions for the heads of a two-stage detector: number per image, and side of their features.
 REGIONS = {"bbox_head": (1000, 7), "mask_head": (100, 14)}
 
 
 def task_of(model: nn.Module) -> str:
-    """Return what a model is, a key of :data:`SHAPES`.
+    """Return the task of a model, a key of :data:`SHAPES`.
 
     Raises:
-        ValueError: If a model of a library has none of the heads that can be counted.
+        ValueError: If a model of a library has no known head.
     """
     if not hasattr(model, "extract_feat"):
         return "backbone"
@@ -33,26 +33,28 @@ def task_of(model: nn.Module) -> str:
     if hasattr(model, "head"):
         return "classifier"
     raise ValueError(
-        "the model must have a head, a decode_head, a bbox_head or a roi_head, got a"
+        "the model must have a head, a decode_head, a bbox_head or a roi_head, got"
         f" {type(model).__name__}"
     )
 
 
 def channels_of(model: nn.Module) -> int:
-    """Return how many channels the images have that a model takes."""
+    """Return the number of input channels of a model."""
     return next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
 
 
 def run_network(model: nn.Module, images: Tensor) -> list[Tensor]:
-    """Run what a prediction runs between the image and the decoding of what the heads give.
+    """Run a model as in a prediction, from the image to the raw outputs of its heads.
+
+    Auxiliary heads of segmentors are not run. The heads of a two-stage detector get
+    :data:`REGIONS` with features of zero for each image.
 
     Args:
-        model: See :func:`task_of`; of a segmentor the auxiliary heads are left out, the heads of a
-            two-stage detector get the :data:`REGIONS` of each image, of features that are zero.
+        model: A model (see :func:`task_of`).
         images: ``(B, C, H, W)``, normalised.
 
     Returns:
-        All tensors that come out of it.
+        All output tensors.
     """
     task = task_of(model)
     if task == "backbone":

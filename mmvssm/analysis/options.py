@@ -1,4 +1,4 @@
-"""Options that the analysis tools have in common."""
+"""Command-line options shared by the analysis tools."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .output import PICTURES
 
 
 def add_model_option(parser: argparse.ArgumentParser) -> None:
-    """Add the place ``MODEL``."""
+    """Add the argument ``MODEL``."""
     parser.add_argument(
         "model", metavar="MODEL", help="a variant such as vmamba-tiny-s1l8, or a config file (.py)"
     )
@@ -35,8 +35,8 @@ def add_size_option(parser: argparse.ArgumentParser, default: int = 224) -> None
         action=Size,
         default=(default, default),
         metavar=("H", "W"),
-        help=f"height and width of the images, or one number for both (default: {default}); they"
-        " are scaled to cover it, and the middle is cut out",
+        help=f"height and width of the images, or one number for both (default: {default}); images"
+        " are scaled to cover this size, then cropped at the centre",
     )
 
 
@@ -50,7 +50,10 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
             raise argparse.ArgumentTypeError(str(error).split("\n", 1)[0]) from error
 
     parser.add_argument(
-        "--device", type=device, default=get_device(), help="such as cpu or cuda:1 (default: a GPU)"
+        "--device",
+        type=device,
+        default=get_device(),
+        help="device, such as cpu or cuda:1 (default: a GPU if there is one)",
     )
 
 
@@ -62,12 +65,12 @@ def add_out_option(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar="FILE",
-        help=f"files to write: pictures ({' '.join(PICTURES)}), or the numbers (.json)",
+        help=f"files to write: figures ({' '.join(PICTURES)}), or numbers (.json)",
     )
 
 
 def to_numbers(values: Tensor) -> list:
-    """Return a tensor as nested lists of numbers of six digits, for JSON."""
+    """Return a tensor as nested lists of numbers with six significant digits, for JSON."""
     if values.dim() == 1:
         return [float(f"{value:.6g}") for value in values.tolist()]
     return [to_numbers(row) for row in values]

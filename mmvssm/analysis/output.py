@@ -1,4 +1,4 @@
-"""Results as files: numbers as JSON, figures as pictures."""
+"""Output files: numbers as JSON, and figures."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ PICTURES = (".png", ".svg", ".pdf")
 
 
 def check_outputs(paths: Sequence[Path]) -> None:
-    """Check that results can be written to ``paths``, before they are computed.
+    """Check, before results are computed, that they can be written to ``paths``.
 
     Args:
-        paths: Files, whose suffixes say what is written: ``.json`` or one of :data:`PICTURES`.
+        paths: Files; the suffix selects the format, ``.json`` or one of :data:`PICTURES`.
 
     Raises:
-        ValueError: If a suffix is another, a folder is missing, or matplotlib for a picture.
+        ValueError: If a suffix is unknown, a folder is missing, or a figure needs matplotlib, which
+            is not installed.
     """
     suffixes = (".json", *PICTURES)
     for path in paths:
@@ -35,16 +36,16 @@ def check_outputs(paths: Sequence[Path]) -> None:
         if not path.parent.is_dir():
             raise ValueError(f"there is no folder {str(path.parent)!r}")
         if path.suffix in PICTURES and find_spec("matplotlib") is None:
-            raise ValueError("pictures need matplotlib: pip install matplotlib")
+            raise ValueError("figures need matplotlib: pip install matplotlib")
 
 
 def write_outputs(
     paths: Sequence[Path], data: Any, draw: Callable[[], Figure] | None = None
 ) -> None:
-    """Write results: ``data`` to JSON files, what ``draw`` returns to pictures.
+    """Write ``data`` to JSON files, and the figure that ``draw`` returns to the others.
 
     Raises:
-        OSError: If a file cannot be written; what was there stays.
+        OSError: If a file cannot be written; an existing file is then kept.
     """
     for path in paths:
         if path.suffix == ".json":
@@ -55,7 +56,7 @@ def write_outputs(
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a picture; a PNG with a palette, which is a third as large."""
+    """Write a figure; PNG files get a palette, which reduces them to a third."""
     if path.suffix == ".png":
         from PIL import Image
 

@@ -1,4 +1,4 @@
-"""Linear probe: how well a linear classifier does on the features of a frozen backbone."""
+"""Linear probe: a linear classifier trained on the features of a frozen backbone."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Progress = Callable[[], object]
 
 @dataclass(frozen=True)
 class Features:
-    """What a network sees in a data set.
+    """Features of a network for a dataset.
 
     Attributes:
-        values: float32 ``(N, C)`` on the CPU, what the head of the classifier gets.
+        values: Inputs of the classifier's head, float32 ``(N, C)`` on the CPU.
         labels: int64 ``(N,)``.
-        classes: Names of the classes, empty if the data set has none.
+        classes: Names of the classes; empty if the dataset has none.
     """
 
     values: Tensor
@@ -39,12 +39,12 @@ class Features:
 
 @dataclass(frozen=True)
 class Probe:
-    """A trained linear classifier and how often it is right.
+    """A trained linear classifier and its accuracy.
 
     Attributes:
         classifier: Linear layer from features to classes.
-        train_accuracy, test_accuracy: In percent.
-        class_accuracy: The same on the test data of each class; nan for one without images.
+        train_accuracy, test_accuracy: Accuracies in percent.
+        class_accuracy: Accuracy on the test data of each class in percent; nan without images.
         losses: Mean loss of each epoch.
     """
 
@@ -56,13 +56,13 @@ class Probe:
 
 
 def frozen_loader(loader: ConfigDict, pipeline: Sequence[dict]) -> dict:
-    """Return a data loader's config that gives every image once, in order, as in a test."""
+    """Return a data loader's config that yields every image once, in order, as in a test."""
     loader = deepcopy(loader)
     dataset = loader["dataset"]
-    while "dataset" in dataset:  # of wrappers that repeat or pick images
+    while "dataset" in dataset:  # wrappers that repeat or select images
         dataset = dataset["dataset"]
     if "datasets" in dataset:
-        raise ValueError("the training data must be one data set, got several in one")
+        raise ValueError("the training data must be a single dataset, got several")
     dataset["pipeline"] = deepcopy(list(pipeline))
     return dict(
         batch_size=loader["batch_size"],
@@ -77,16 +77,16 @@ def extract_features(
 ) -> Features:
     """Run a classifier without its last layer on the training or test data of its config.
 
-    Images pass the test pipeline in both cases: nothing is drawn at random.
+    Both use the test pipeline, which has no random steps.
 
     Args:
         model: A classifier of mmpretrain with its weights, on the device to use.
         cfg: Its config, with a ``train_dataloader`` and a ``test_dataloader``.
         split: ``'train'`` or ``'test'``.
-        progress: Is called after each batch.
+        progress: Called after each batch.
 
     Raises:
-        ValueError: If the split is none of these, or its data have no labels.
+        ValueError: If the split is unknown, or images do not have exactly one label.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split must be train or test, got {split!r}")
@@ -105,7 +105,7 @@ def extract_features(
             labels += [sample.gt_label for sample in data["data_samples"]]
             progress()
     if any(label.numel() != 1 for label in labels):
-        raise ValueError("a linear probe needs data with one label an image")
+        raise ValueError("a linear probe needs data with one label per image")
     classes = (getattr(loader.dataset, "metainfo", None) or {}).get("classes") or ()
     return Features(torch.cat(values), torch.cat(labels).cpu().long(), tuple(classes))
 
@@ -123,23 +123,22 @@ def train_probe(
     device: str = "cpu",
     progress: Progress = lambda: None,
 ) -> Probe:
-    """Train a linear classifier on stored features, by SGD with a cosine schedule.
+    """Train a linear classifier on stored features, with SGD and a cosine schedule.
 
-    Features are brought to mean 0 and standard deviation 1 of the training data first, so that the
-    learning rate means the same for every network; the classifier that is returned takes them as
-    they are.
+    Features are first standardised by the training data, so that the learning rate suits every
+    network. The returned classifier takes unstandardised features.
 
     Args:
         train: Features to train on.
         test: Features to test on.
         epochs: Passes over the training features.
-        batch_size: Features in a step, at most all.
+        batch_size: Largest number of features per step.
         lr: Initial learning rate; it falls to 0 along a cosine, step by step.
-        momentum: Of SGD.
-        weight_decay: Of SGD.
-        seed: Of the order of the features.
-        device: Where to train.
-        progress: Is called after each epoch.
+        momentum: Momentum of SGD.
+        weight_decay: Weight decay of SGD.
+        seed: Seed of the order of the features.
+        device: Device to train on.
+        progress: Called after each epoch.
 
     Raises:
         ValueError: If a number is not positive, or the features have different widths.
@@ -150,7 +149,9 @@ def train_probe(
         )
     width = train.values.shape[1]
     if test.values.shape[1] != width:
-        raise ValueError(f"train and test must be of one width: {width}, {test.values.shape[1]}")
+        raise ValueError(
+            f"train and test must have the same width, got {width} and {test.values.shape[1]}"
+        )
     num_classes = max(int(train.labels.max()), int(test.labels.max()), len(train.classes) - 1) + 1
     mean = train.values.mean(0)
     std = train.values.std(0, correction=0).clamp(min=1e-6)
@@ -177,7 +178,7 @@ def train_probe(
         progress()
     classifier = nn.Linear(width, num_classes)
     with torch.no_grad():
-        # the standardisation goes into the weights
+        # fold the standardisation into the weights
         classifier.weight.copy_(weight.cpu() / std)
         classifier.bias.copy_(bias.cpu() - classifier.weight @ mean)
         right = {
@@ -196,12 +197,12 @@ def train_probe(
 
 
 def draw_probe(probe: Probe, classes: Sequence[str] = (), title: str = "") -> Figure:
-    """Draw the loss of the training, and how often each class is recognised.
+    """Draw the training loss and the accuracy of each class.
 
     Args:
-        probe: What :func:`train_probe` gives.
+        probe: Result of :func:`train_probe`.
         classes: Names of the classes.
-        title: Headline of the picture.
+        title: Title of the figure.
     """
     from matplotlib.figure import Figure
 

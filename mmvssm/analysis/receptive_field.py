@@ -1,4 +1,4 @@
-"""Effective receptive fields: which pixels of an image the middle of the last map depends on.
+"""Effective receptive fields: the pixels of an image on which the centre of the last map depends.
 
 `Understanding the Effective Receptive Field in Deep Convolutional Neural Networks
 <https://arxiv.org/abs/1701.04128>`_; measured as `VMamba <https://arxiv.org/abs/2401.10166>`_ does.
@@ -25,12 +25,12 @@ _PANEL = 2.4  # inches
 
 @dataclass(frozen=True)
 class Area:
-    """The smallest square around the middle that holds a share of all contributions.
+    """The smallest square around the centre that holds a given fraction of all contributions.
 
     Attributes:
-        radius: Pixels that it reaches from the middle to each side.
+        radius: Pixels from the centre to each side.
         side: ``2 * radius + 1``.
-        ratio: Its part of the image; what lies outside of an image that is not square is no part.
+        ratio: Area of the square within the image, as a fraction of the image.
     """
 
     radius: int
@@ -43,9 +43,9 @@ class ReceptiveField:
     """The effective receptive field of a backbone.
 
     Attributes:
-        contribution: float64 ``(H, W)``: mean over the images of each pixel's contribution.
-        num_images: Images that count.
-        num_skipped: Images left out because their gradients were not finite.
+        contribution: float64 ``(H, W)``: contribution of each pixel, averaged over the images.
+        num_images: Number of images in the average.
+        num_skipped: Number of images skipped because their gradients were not finite.
     """
 
     contribution: Tensor
@@ -58,13 +58,13 @@ class ReceptiveField:
         return shown / shown.max().clamp(min=torch.finfo(shown.dtype).tiny)
 
     def area(self, share: float) -> Area | None:
-        """Return the smallest square that holds more than a share of all contributions.
+        """Return the smallest square that holds more than a fraction ``share`` of contributions.
 
-        It grows to half of the longer side at most; None if it does not hold as much by then.
+        Returns None if no square with a radius below half of the longer side holds enough.
         """
         height, width = self.contribution.shape
         row, column = height // 2, width // 2
-        # sums of all rectangles that begin in the upper left corner
+        # sums of all rectangles from the upper left corner
         sums = torch.zeros(height + 1, width + 1, dtype=torch.float64)
         sums[1:, 1:] = self.contribution.double().cumsum(0).cumsum(1)
         for radius in range(1, max(height, width) // 2):
@@ -78,11 +78,11 @@ class ReceptiveField:
 
 
 def receptive_field(backbone: nn.Module, images: Iterable[Tensor]) -> ReceptiveField:
-    """Measure the effective receptive field of the pixel in the middle of the last map.
+    """Measure the effective receptive field of the central pixel of the last map.
 
-    The score is the sum of what is positive in the pixel's channels, ``relu`` of the last stage's
-    or layer's output before its norm; a contribution is what is positive in its gradient, summed
-    over the colours.
+    The score is the sum of the positive channels of this pixel in the output of the last stage or
+    layer, before its norm. A contribution is the positive part of the score's gradient, summed over
+    the colours.
 
     Args:
         backbone: A backbone of any family, in evaluation mode.
@@ -105,7 +105,8 @@ def receptive_field(backbone: nn.Module, images: Iterable[Tensor]) -> ReceptiveF
             total = torch.zeros_like(maps[0])
         if total.shape != maps[0].shape:
             raise ValueError(
-                f"images must have one size, got {tuple(total.shape)} and {tuple(maps[0].shape)}"
+                f"images must have the same size, got {tuple(total.shape)} and"
+                f" {tuple(maps[0].shape)}"
             )
         finite = maps.flatten(1).isfinite().all(1)
         total += maps[finite].sum(0)
@@ -125,13 +126,13 @@ def draw_receptive_fields(
     """Draw receptive fields side by side: lighter pixels contribute more.
 
     Args:
-        fields: Rows of fields; None leaves a place empty.
-        columns: Headlines of the columns.
+        fields: Rows of fields; None leaves a panel empty.
+        columns: Titles of the columns.
         rows: Labels of the rows.
         power: See :meth:`ReceptiveField.display`.
 
     Returns:
-        A figure of matplotlib, which must be installed, to be saved by its ``savefig``.
+        A matplotlib figure; needs matplotlib.
     """
     from matplotlib.figure import Figure
 

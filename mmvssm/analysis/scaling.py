@@ -1,4 +1,4 @@
-"""What a model costs, and how well it does, against the size of its images."""
+"""Cost and accuracy of a model as functions of the image size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .timing import exponent
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: Quantities that grow with the pixels, and what they are called.
+#: Quantities that grow with the number of pixels, and their labels.
 QUANTITIES = {"macs": "FLOPs (G)", "median_ms": "time (ms)", "peak_mib": "peak memory (MiB)"}
 
 
@@ -29,27 +29,27 @@ def scale(
     """Measure a model on square images of several sizes.
 
     Args:
-        model: A model of a config, see :func:`mmvssm.analysis.run_network`.
+        model: The model of a config (see :func:`mmvssm.analysis.run_network`).
         sizes: Sides of the images in pixels.
-        metrics: Returns metrics at a size, by their names.
-        progress: Is called after each size, first of the metrics, then of time and memory.
+        metrics: Function that returns metrics at a size, by name.
+        progress: Called after each size, first for metrics, then for time and memory.
         **settings: Further arguments of :func:`mmvssm.analysis.compare`, each list with one entry.
 
     Returns:
-        ``results``: for each size what :func:`mmvssm.analysis.compare` tells, ``size``, ``macs`` of
-        an image and, if asked for, ``metrics``; and ``exponents``: the powers of the number of
-        pixels that FLOPs, time and memory grow with, if there are several sizes.
+        A dict with ``results``, the entry of :func:`mmvssm.analysis.compare` for each size with
+        ``size``, ``macs`` per image and, if requested, ``metrics``; and ``exponents``, the powers
+        of the number of pixels with which FLOPs, time and memory grow, if there are several sizes.
 
     Raises:
-        ValueError: If there are no sizes, or the model does not take one.
+        ValueError: If there are no sizes, or the model does not support one.
     """
     if not sizes:
         raise ValueError("sizes must name at least one size")
-    # first, as it computes nothing, and finds sizes that the model does not take
+    # first, because it is cheap and finds sizes that the model does not support
     macs = {size: count_flops(model, (size, size)).macs for size in sizes}
     found = []
     if metrics is not None:
-        # before any timed training, in which batch norms note what they see
+        # before timing training, which updates batch-norm statistics
         for size in sizes:
             found.append(dict(metrics(size)))
             progress()
@@ -76,8 +76,8 @@ def draw_scaling(found: Mapping[str, Any], title: str = "") -> Figure:
     """Draw a panel for each quantity against the side of the image.
 
     Args:
-        found: What :func:`scale` gives.
-        title: Headline of the picture.
+        found: Result of :func:`scale`.
+        title: Title of the figure.
     """
     from matplotlib.figure import Figure
 

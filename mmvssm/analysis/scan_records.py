@@ -1,4 +1,4 @@
-"""What the scans of one layer did with an image, step by step."""
+"""Recording of the scans of a layer for an image, step by step."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from mmvssm.ops.routes import RouteSet
 from .routes import scanning_block
 
 KINDS = {
-    "influence": "how the output answers to the input, exactly: C exp(S_q - S_p) B d",
-    "activation": "how input and output fit, without steps and decay: C B",
+    "influence": "exact derivative of the output by the input: C exp(S_q - S_p) B d",
+    "activation": "match of input and output, without steps and decay: C B",
     "decayed": "the same with decay, without steps: C exp(S_q - S_p) B",
-    "decay": "what is left of a state on the way: exp(S_q - S_p)",
+    "decay": "remaining fraction of a state: exp(S_q - S_p)",
 }
 
 
@@ -29,16 +29,17 @@ KINDS = {
 class RouteScan:
     """One route of a layer's scan of an image; L steps, D channels, N states, all in float64.
 
-    ``h[l] = exp(steps[l] * A) h[l-1] + steps[l] * B[l] * u[l]`` and ``y[l] = C[l] h[l]``.
+    The scan is ``h[l] = exp(steps[l] * A) h[l-1] + steps[l] * B[l] * u[l]`` and
+    ``y[l] = C[l] h[l]``.
 
     Attributes:
-        name: What the route does.
+        name: Caption of the route.
         size: Map ``(H, W)`` that it visits.
-        read: int64 ``(L,)``: pixel that is read, -1 for a zero token, ``H * W + t`` for class
+        read: int64 ``(L,)``: pixel read at each step, -1 for a zero token, ``H * W + t`` for class
             token ``t``.
-        written: The same for the pixel that is written.
-        cls_places: Pixel before which each class token stands.
-        steps: ``(L, D)``.
+        written: The same for the pixel written at each step.
+        cls_places: Index of the pixel before which each class token is inserted.
+        steps: Step sizes ``(L, D)``.
         A: ``(D, N)``.
         B: ``(L, N)``.
         C: ``(L, N)``.
@@ -56,15 +57,16 @@ class RouteScan:
 
     @property
     def num_places(self) -> int:
-        """Pixels and class tokens."""
+        """Number of pixels and class tokens."""
         return self.size[0] * self.size[1] + len(self.cls_places)
 
     def row(self, place: int, kind: str = "influence") -> Tensor:
-        """Return what every place contributes to the output at one of them.
+        """Return the contribution of every place to the output at one of them.
 
         Args:
-            place: The pixel, or ``H * W + t`` for class token ``t``.
-            kind: See :data:`KINDS`; a mean over the channels, a sum over the states.
+            place: Index of the pixel, or ``H * W + t`` for class token ``t``.
+            kind: Kind of contribution (see :data:`KINDS`), averaged over the channels and summed
+                over the states.
 
         Returns:
             float64 ``(H * W + T,)``.
@@ -88,7 +90,7 @@ class RouteScan:
                 left = torch.exp(passed[:, :, None] * self.A)
                 value = torch.einsum("mdn,mn->md", left, states)
                 value = (value * self.steps[seen] if kind == "influence" else value).mean(1)
-            # what stands at no place is added to a row of its own
+            # zero tokens are added to an extra row
             row.index_add_(0, self.read[seen] % (self.num_places + 1), value)
         return row[:-1]
 
@@ -99,8 +101,8 @@ class LayerScans:
 
     Attributes:
         size: Map ``(H, W)`` of the layer.
-        routes: For each window its routes; one window where the whole map is scanned.
-        window_size: Side of the windows; None for none.
+        routes: Routes of each window; there is one window if the entire map is scanned.
+        window_size: Side of the windows; None if there are none.
     """
 
     size: tuple[int, int]
@@ -110,19 +112,19 @@ class LayerScans:
 
 @torch.no_grad()
 def record_scans(backbone: nn.Module, layer: int, image: Tensor) -> LayerScans:
-    """Run a backbone and keep what the scans of one layer did.
+    """Run a backbone and record the scans of one layer.
 
     Args:
         backbone: A model whose blocks have mixers derived from :class:`SelectiveScans`.
-        layer: Number of the block, counted from 0 through all stages.
+        layer: Index of the block, counted from 0 through all stages.
         image: ``(1, 3, H, W)``.
 
     Raises:
-        ValueError: If there is no such layer or it has no scan, there are more images, or the layer
-            scans the output of another scan.
+        ValueError: If there is no such layer, it has no scan or scans the output of another scan,
+            or there are several images.
     """
     if len(image) != 1:
-        raise ValueError(f"image must be a single one, (1, C, H, W), got {tuple(image.shape)}")
+        raise ValueError(f"image must have shape (1, C, H, W), got {tuple(image.shape)}")
     block, mixer = scanning_block(backbone, layer)
     stage = next(
         (part for part in backbone.modules() if block in getattr(part, "blocks", ())), None
@@ -151,7 +153,7 @@ def record_scans(backbone: nn.Module, layer: int, image: Tensor) -> LayerScans:
 
 @contextmanager
 def _recorded_calls(mixer: SelectiveScans) -> Iterator[list[tuple[RouteSet, tuple[Tensor, ...]]]]:
-    """Keep routes and inputs of the scans that a mixer runs."""
+    """Record the routes and inputs of the scans that a mixer runs."""
     calls: list[tuple[RouteSet, tuple[Tensor, ...]]] = []
     run = mixer.run_scan
 
@@ -171,20 +173,20 @@ def _recorded_calls(mixer: SelectiveScans) -> Iterator[list[tuple[RouteSet, tupl
 def _routes_of_window(
     calls: Sequence[tuple[RouteSet, tuple[Tensor, ...]]], named: list[Route], b: int, layer: int
 ) -> Iterator[RouteScan]:
-    """Yield the routes of all scans of one window, or of the map."""
+    """Yield the routes of all scans of one window, or of the entire map."""
     rest = iter(named)
     for routes, (x, x_dbl, A, dt_weight, dt_bias, _) in calls:
         sets = len(dt_weight)
         for k, A_k in enumerate(A.double().unflatten(0, (sets, -1))):
             parts = [next(rest)]
-            # a sequence of several parts carries its state on
+            # several named routes may be parts of one sequence
             while sum(len(part.steps) for part in parts) < routes.length:
                 parts.append(next(rest))
             read = torch.cat([part.steps for part in parts]).to(x.device)
             if len(read) != routes.length:
                 raise ValueError(
-                    f"layer {layer} scans the output of another scan, so what a pixel contributes"
-                    " is no matter of single routes"
+                    f"layer {layer} scans the output of another scan, so contributions of pixels"
+                    " cannot be split by route"
                 )
             rows = routes.read[k].long()
             visible = rows >= 0
@@ -201,10 +203,10 @@ def _routes_of_window(
 
 
 def _written(out: Tensor, route: Route) -> Tensor:
-    """Return the places that are written, from the rows of the output."""
+    """Convert output rows to the places that are written."""
     num_pixels = route.size[0] * route.size[1]
     places = [[num_pixels + t for t, at in enumerate(route.cls_places) if at == p] + [p]
               for p in range(num_pixels + 1)]  # fmt: skip
     order = torch.tensor(list(chain(*places))[:-1], device=out.device)
-    # parts that are kept apart have rows of their own, one map after the other
+    # separate parts have separate rows, one map after the other
     return torch.where(out < 0, -1, order[out % len(order)])

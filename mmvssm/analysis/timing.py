@@ -1,4 +1,4 @@
-"""Time and memory of several implementations side by side, and facts on the machine."""
+"""Measuring time and memory of several implementations, and facts about the machine."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def measure(
     """Run implementations in turn and report their times.
 
     Args:
-        implementations: Name and function of each; order alternates from round to round.
-        device: ``'cpu'`` (wall clock) or ``'cuda'`` (events, level-2 cache flushed before).
-        repetitions: Timed runs of each.
-        warmups: Runs before.
-        budget: Seconds after which a slow implementation is run no more (at least three times).
-        progress: Is called after each round of timed runs.
+        implementations: Functions by name; their order alternates from round to round.
+        device: ``'cpu'`` (wall clock) or ``'cuda'`` (events, with the level-2 cache flushed).
+        repetitions: Timed runs of each function.
+        warmups: Runs before the timed ones.
+        budget: Seconds after which a slow function is not run any more (but at least three times).
+        progress: Called after each round of timed runs.
 
     Returns:
-        For each name ``median_ms``, ``min_ms``, ``repetitions`` and, on CUDA, ``peak_mib``, see
-        :func:`peak_memory`.
+        For each name, ``median_ms``, ``min_ms``, ``repetitions`` and, on CUDA, ``peak_mib`` (see
+        :func:`peak_memory`).
     """
     time_of = _run_cuda if device == "cuda" else _run_cpu
     times: dict[str, list[float]] = {name: [] for name in implementations}
@@ -75,14 +75,14 @@ def measure(
 
 
 def exponent(x: Sequence[float], y: Sequence[float]) -> float:
-    """Return the power of ``x`` that ``y`` grows with: the slope of a line of their logarithms."""
+    """Return the power of ``x`` with which ``y`` grows: the slope of a log-log regression."""
     return statistics.linear_regression([*map(math.log, x)], [*map(math.log, y)]).slope
 
 
 def peak_memory(function: Callable[[], object], device: str) -> int:
-    """Return the most bytes that torch allocates while ``function`` runs, beyond those before it.
+    """Return the peak of bytes that torch allocates while ``function`` runs, above the start.
 
-    Memory that kernels take without asking torch is not in it.
+    Memory that kernels allocate without torch is not included.
     """
     if device == "cuda":
         torch.cuda.synchronize()
@@ -91,10 +91,10 @@ def peak_memory(function: Callable[[], object], device: str) -> int:
         function()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    # the profiler's library would report that there is no GPU
+    # otherwise the profiler's library reports that there is no GPU
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what it says of cycles concerns others
+        warnings.simplefilter("ignore")  # the profiler's warnings on cycles do not apply here
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             function()
     with tempfile.TemporaryDirectory() as folder:
@@ -128,7 +128,7 @@ def _flush_cache() -> None:
 
 
 def machine(device: str) -> dict[str, object]:
-    """Processor, threads, load, versions and, for CUDA, GPU and driver."""
+    """Return processor, threads, load, versions and, for CUDA, GPU and driver."""
     facts: dict[str, object] = {
         "cpu": _cpu_name(),
         "cpu_count": os.cpu_count(),

@@ -1,4 +1,4 @@
-"""A page in the browser that shows what a trained network does with an image."""
+"""A demo page for the browser that shows what a trained network does with an image."""
 
 from .explorer import Explorer, Scene
 

@@ -12,7 +12,7 @@ import tempfile
 from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 
-import mmvssm  # noqa: F401  makes 'mmvssm::' bases known before the config is read
+import mmvssm  # noqa: F401  registers 'mmvssm::' bases before the config is read
 from mmvssm.engine import cli
 
 from .explorer import Explorer
@@ -20,27 +20,28 @@ from .explorer import Explorer
 DESCRIPTION = """\
 Show in the browser what a trained network does with an image.
 
-Drop an image on the page, and see the prediction, the routes of a layer moving over the image,
-what each pixel contributes to the one that you click, and the effective receptive field. For
-classifiers, detectors and segmentors with any backbone of this package. The page loads nothing from
-the internet and sends nothing there; images stay on the machine that runs this program.
+Drop an image on the page to see the prediction, an animation of a layer's routes over the image,
+the contribution of each pixel to the one that you click, and the effective receptive field. The
+page supports classifiers, detectors and segmentors with any backbone of this package. It loads
+nothing from the internet and sends nothing there; images stay on the machine that runs this
+program.
 """
 EXAMPLES = """\
 examples:
-  the digits classifier that `make demo` trains:
+  the digits classifier trained by `make demo`:
     python -m mmvssm.app configs/demo/vmamba-micro_digits-cls.py \\
         work_dirs/demo-cls/epoch_15.pth
   released weights, on a GPU:
     python -m mmvssm.app configs/vmamba/vmamba-tiny-s1l8_8xb128_in1k.py \\
         mmvssm://vmamba-tiny-s1l8 --device cuda
-  on a machine that you reach by ssh, from your own browser:
+  on a remote machine, with your local browser:
     ssh -L 7860:127.0.0.1:7860 MACHINE python -m mmvssm.app CONFIG CHECKPOINT
 
-Only this machine can open the page, unless --host says otherwise; it has no passwords. No code of
-the checkpoint is run. Needs requirements/app.txt.
+Without --host, only this machine can open the page; there are no passwords. No code of the
+checkpoint is run. Needs requirements/app.txt.
 """
 PACKAGES = ("gradio", "matplotlib")
-#: gradio and what it brings shall ask nothing of the internet.
+#: Variables that keep gradio and its dependencies from using the internet.
 OFFLINE = dict(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
 
 
@@ -58,13 +59,15 @@ def parse_args() -> argparse.Namespace:
         "--host",
         default="127.0.0.1",
         metavar="ADDRESS",
-        help="address to listen on; 0.0.0.0 lets every machine that reaches this one use the page"
-        " (default: 127.0.0.1, this machine alone)",
+        help="address to listen on; with 0.0.0.0, all machines that reach this one can open the"
+        " page (default: 127.0.0.1, only this machine)",
     )
     parser.add_argument(
-        "--port", type=int, default=7860, help="port; 0 takes any that is free (default: 7860)"
+        "--port", type=int, default=7860, help="port; 0 for any free port (default: 7860)"
     )
-    parser.add_argument("--device", help="where to run: cpu, cuda, cuda:1 (default: a GPU if any)")
+    parser.add_argument(
+        "--device", help="device, such as cpu or cuda:1 (default: a GPU if there is one)"
+    )
     cli.add_config_arguments(parser)
     args = parser.parse_args()
     try:
@@ -77,14 +80,14 @@ def parse_args() -> argparse.Namespace:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Take a port; one that cannot be had ends the program.
+    """Bind a port; end the program if it is not available.
 
     Args:
         host: Address to listen on, IPv4 or IPv6.
-        port: The port; 0 for any that is free.
+        port: The port; 0 for any free port.
     """
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    # a port that a page was served on a moment ago
+    # allows a port that was in use a moment ago
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
@@ -102,7 +105,7 @@ def main() -> None:
         cli.fail(f"the page needs {', '.join(lacking)}: pip install -r requirements/app.txt")
     cfg = cli.load_config(args.config, args.cfg_options, args.option)
     device = cli.choose_device(args.device)
-    # what is open when the program is told to end shall be closed, as after Ctrl+C
+    # close everything on SIGTERM, as after Ctrl+C
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with ExitStack() as stack:
         listener = stack.enter_context(listen(args.host, args.port))

@@ -1,4 +1,4 @@
-"""What the page shows: the prediction for an image, and what happens on the way to it."""
+"""The results that the page shows: the prediction for an image, and insights into the network."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from mmvssm.engine.predict import Predictor
 from mmvssm.models.backbones.hierarchical import HierarchicalBackbone
 from mmvssm.models.backbones.plain import PlainBackbone
 
-#: Longer side of the images that layers are examined with: it bounds memory and time of a click.
+#: Longer side of images for inspecting layers; it bounds memory and time of a click.
 MAX_SIDE = 512
-#: Longer side up to which small pictures are enlarged.
+#: Longer side to which small pictures are enlarged.
 _SHOWN_SIDE = 320
 #: Columns of the table of results, by library.
 COLUMNS = {
@@ -44,13 +44,13 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Scene:
-    """An image on its way into the backbone.
+    """An image prepared for the backbone.
 
     Attributes:
-        inputs: ``(1, 3, H, W)``, as the backbone gets it, but at most :data:`MAX_SIDE` high and
-            wide.
-        picture: uint8 ``(H, W, 3)`` in RGB: what the inputs show.
-        network_size: Height and width that the backbone gets.
+        inputs: Input of the backbone ``(1, 3, H, W)``, reduced to sides of at most
+            :data:`MAX_SIDE`.
+        picture: The same image as uint8 ``(H, W, 3)`` in RGB.
+        network_size: Height and width of the input in a prediction.
     """
 
     inputs: Tensor
@@ -63,8 +63,8 @@ class Layer:
     """A layer of the backbone.
 
     Attributes:
-        number: Counted from 0 through all stages.
-        name: Of the module.
+        number: Index, counted from 0 through all stages.
+        name: Name of the module.
         scans: Whether it scans along routes.
     """
 
@@ -74,13 +74,13 @@ class Layer:
 
 
 class Explorer:
-    """A trained network and the pictures of what it does.
+    """A trained network, with methods that draw what it does.
 
     Args:
         cfg: A config of mmpretrain, mmdet or mmseg with a backbone of this package.
         checkpoint: A file, or ``mmvssm://NAME``; no code of it is run.
-        config_path: Path of the config, for messages and headlines.
-        device: Where the network runs.
+        config_path: Path of the config, for messages and titles.
+        device: Device of the network.
     """
 
     def __init__(
@@ -102,29 +102,29 @@ class Explorer:
 
     @property
     def columns(self) -> list[str]:
-        """Headlines of the rows of :meth:`predict`."""
+        """Column titles of the rows of :meth:`predict`."""
         return COLUMNS[self.predictor.library]
 
     @property
     def num_tokens(self) -> int:
-        """Class tokens of the backbone."""
+        """Number of class tokens of the backbone."""
         is_plain = isinstance(self.backbone, PlainBackbone)
         return len(self.backbone.cls_positions(1)) if is_plain else 0
 
     @property
     def first_layer(self) -> int:
-        """The first layer that scans."""
+        """Index of the first layer that scans."""
         return next(layer.number for layer in self.layers if layer.scans)
 
     def predict(self, path: str) -> tuple[np.ndarray, list[list[str]]]:
         """Predict an image.
 
         Args:
-            path: Its file.
+            path: The file.
 
         Returns:
             The prediction drawn into the image, uint8 ``(H, W, 3)`` in RGB, and the results as rows
-            of words, see :attr:`columns`.
+            of text (see :attr:`columns`).
 
         Raises:
             OSError: If it cannot be read as an image.
@@ -133,13 +133,13 @@ class Explorer:
         (prediction,) = self.predictor.predict([(None, path, image)])
         drawn = prediction
         if self.predictor.library == "mmpretrain":
-            # the words need room, whatever the size of the image
+            # small images have no room for the text
             drawn = replace(prediction, image=enlarged(prediction.image))
         picture = enlarged(cv2.cvtColor(self.predictor.draw(drawn), cv2.COLOR_BGR2RGB))
         return picture, _rows(self.predictor.describe(prediction))
 
     def look(self, path: str) -> Scene:
-        """Prepare an image as for a prediction, to be examined by the methods below.
+        """Prepare an image as for a prediction, for the methods below.
 
         Raises:
             OSError: If it cannot be read as an image.
@@ -157,7 +157,7 @@ class Explorer:
         """Animate the routes of a layer over an image.
 
         Returns:
-            An animated WebP, and what is seen, in words.
+            An animated WebP, and its caption.
 
         Raises:
             ValueError: If the layer has no scan that can be shown.
@@ -176,12 +176,13 @@ class Explorer:
     def influence(
         self, scene: Scene, layer: int, query: Sequence[float] | int, kind: str = "influence"
     ) -> Image.Image:
-        """Draw what the pixels of a layer contribute to one of them.
+        """Draw the contributions of the pixels of a layer to one of them.
 
         Args:
-            scene: What :meth:`look` gives.
-            layer: Number of the layer.
-            query: Where the pixel is, as shares of height and width; or number of a class token.
+            scene: Result of :meth:`look`.
+            layer: Index of the layer.
+            query: Position of the pixel as fractions of height and width; or the index of a class
+                token.
             kind: See :data:`mmvssm.analysis.KINDS`.
 
         Raises:
@@ -198,7 +199,7 @@ class Explorer:
         return _rendered(figure)
 
     def receptive_field(self, scene: Scene) -> Image.Image:
-        """Draw which pixels of the image the middle of the last map depends on.
+        """Draw the effective receptive field of the centre of the last map.
 
         Raises:
             ValueError: If the gradients are not finite.
@@ -208,13 +209,13 @@ class Explorer:
 
 
 def enlarged(picture: np.ndarray) -> np.ndarray:
-    """Return a small picture ``(H, W, 3)`` with each pixel repeated, so that it can be seen."""
+    """Enlarge a small picture ``(H, W, 3)`` by repeating its pixels."""
     factor = max(_SHOWN_SIDE // max(picture.shape[:2]), 1)
     return picture.repeat(factor, 0).repeat(factor, 1)
 
 
 def _rows(found: dict) -> list[list[str]]:
-    """The results that :meth:`Predictor.describe` gives as rows of words."""
+    """Convert the result of :meth:`Predictor.describe` to rows of text."""
     if "labels" in found:
         return [[name, f"{score:.1%}"] for name, score in zip(found["classes"], found["scores"])]
     if "areas" in found:

@@ -1,4 +1,4 @@
-"""The page: what is seen and clicked, and the server that it comes from. Needs gradio."""
+"""The page and its server; needs gradio."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from mmvssm.analysis import KINDS
 from .explorer import MAX_SIDE, Explorer, Scene, enlarged
 
 ROUTES = """## Routes of a layer
-A layer reads the pixels of its map one after the other, along each of its routes. Colours tell
-when, from violet to yellow; white are the latest."""
+A layer reads the pixels of its map one after the other, along each of its routes. Colours show the
+time of the visit, from violet to yellow; the latest pixels are white."""
 INFLUENCE = """## Influence on a pixel
-Click a pixel of the left picture: the maps show what each pixel of the layer contributes to it,
-along each route and in all. Red raises its output, blue lowers it; the box is the pixel."""
+Click a pixel of the left picture: the maps show the contribution of each pixel of the layer to it,
+along each route and in total. Red raises its output, blue lowers it; the box marks the pixel."""
 FIELD = """## Effective receptive field
-Which pixels of this image the middle of the last map depends on: lighter ones count for more
+The pixels of this image on which the centre of the last map depends: lighter pixels contribute more
 (contributions to the power of 0.2)."""
-#: The fonts of the system, so that none is loaded.
+#: System fonts, so that none is downloaded.
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 MIDDLE = (0.5, 0.5)
 
 
 def build_page(explorer: Explorer) -> gr.Blocks:
-    """Build the page of a network; nothing of it sends or loads anything beyond the server.
+    """Build the page of a network, which communicates with its own server only.
 
     Args:
-        explorer: The network and its pictures.
+        explorer: The network.
     """
     kinds = [(f"{kind}: {words}", kind) for kind, words in KINDS.items()]
 
@@ -71,7 +71,7 @@ def build_page(explorer: Explorer) -> gr.Blocks:
         return None if path is None else explorer.receptive_field(explorer.look(path))
 
     def place_of(picture: np.ndarray, event: gr.SelectData) -> tuple[float, float]:
-        """The clicked pixel as shares of height and width."""
+        """Return the position of the clicked pixel as fractions of height and width."""
         (x, y), (height, width) = event.index, picture.shape[:2]
         return (y + 0.5) / height, (x + 0.5) / width
 
@@ -82,7 +82,7 @@ def build_page(explorer: Explorer) -> gr.Blocks:
                 type="filepath", image_mode=None, sources=["upload", "clipboard"], label="Image",
                 height=360, elem_id="image",
             )  # fmt: skip
-            # the file as it is: the config's own pipeline reads it, and says what is wrong with it
+            # pass the file unchanged: the config's own pipeline reads it and reports errors
             image.preprocess = lambda upload: None if upload is None else upload.path
             picture = _picture("Prediction", "prediction")
             table = gr.Dataframe(
@@ -114,7 +114,7 @@ def build_page(explorer: Explorer) -> gr.Blocks:
             field = _picture("Receptive field", "field", height=300, show_label=False, scale=2)
         query = gr.State(MIDDLE)
 
-        # the network does one thing at a time: recording hooks into it
+        # one call at a time, because recordings hook into the network
         one = dict(concurrency_id="network", concurrency_limit=1)
         to_routes = dict(
             fn=show_routes, inputs=[image, layer], outputs=[routes, routes_note], **one
@@ -155,8 +155,8 @@ def _network(explorer: Explorer) -> str:
     if scanning == count:
         return f"{words}, all of which scan."
     return (
-        f"{words}, {scanning} of which scan. The others convolve or attend: they have no routes,"
-        " and no map of influence."
+        f"{words}, {scanning} of which scan. The others use convolution or attention: they have"
+        " neither routes nor influence maps."
     )
 
 
@@ -165,7 +165,7 @@ def _describe(scene: Scene) -> str:
     words = f"The network sees this image at {height}x{width} pixels"
     if scene.picture.shape[:2] != scene.network_size:
         height, width = scene.picture.shape[:2]
-        words += f"; layers are examined at {height}x{width}, as no side may exceed {MAX_SIDE}"
+        words += f"; layers are shown at {height}x{width}, since no side may exceed {MAX_SIDE}"
     return f"{words}."
 
 
@@ -174,7 +174,7 @@ def serve(page: gr.Blocks, listener: socket.socket) -> None:
 
     Args:
         page: The page.
-        listener: What is bound to the address to listen on.
+        listener: Socket bound to the address to listen on.
     """
     address, port = listener.getsockname()[:2]
     app = gr.mount_gradio_app(
@@ -184,6 +184,6 @@ def serve(page: gr.Blocks, listener: socket.socket) -> None:
     listener.listen()
     shown = f"[{address}]" if ":" in address else address
     print(f"the page is at http://{shown}:{port} (Ctrl+C ends the program)", flush=True)
-    # open pages hold connections, which would keep the program from ending
+    # open pages hold connections, which would delay the shutdown
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
     uvicorn.Server(config).run(sockets=[listener])

@@ -1,6 +1,6 @@
-"""Checkpoint files: reading them safely, recognising, converting and writing them."""
+"""Checkpoint files: safe reading, recognition, conversion and writing."""
 
-# ruff: noqa: F401  the names are for others
+# ruff: noqa: F401  re-exported
 
 from mmvssm.families.key_map import KeyMap, map_key, map_state_dict, split_part
 from mmvssm.families.recognise import MixedFamiliesError, UnknownFamilyError, find_family

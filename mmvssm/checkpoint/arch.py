@@ -1,4 +1,4 @@
-"""The arch and the constructor options of a backbone that weights fit exactly."""
+"""Search for the arch and the constructor options of a backbone that weights fit exactly."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from mmvssm.messages import brief, join_names
 from mmvssm.models.backbones.plain import PlainBackbone
 from mmvssm.models.layers.tokens import CLASS_TOKENS
 
-#: Options in which models of other tasks differ that have the same network.
+#: Options in which models of different tasks differ although their network is the same.
 OUTPUTS = ("out_indices", "out_norm", "drop_cls_token", "img_size")
-#: Larger numbers, more stages and items than networks have, which would take long to build.
+#: Limits beyond any real network, so that a file cannot make building one take long.
 _MAX_NUMBER, _MAX_BLOCKS, _MAX_STAGES, _MAX_ITEMS, _MAX_TEXT = 4096, 512, 8, 512, 1 << 20
 
 Shapes = Mapping[str, Sequence[int]]
@@ -34,7 +34,7 @@ class ArchError(ValueError):
 
 
 class Differences(NamedTuple):
-    """Keys that are given but not wanted, wanted but not given, and of another shape or type."""
+    """Keys that are unexpected, missing, or have another shape or dtype."""
 
     left_over: tuple[str, ...]
     missing: tuple[str, ...]
@@ -56,7 +56,7 @@ class Differences(NamedTuple):
 def compare(
     given: Mapping[str, Tensor | Sequence[int]], wanted: Mapping[str, Tensor | Sequence[int]]
 ) -> Differences:
-    """Compare weights, or their shapes, with those of a model: keys, shapes, floats or integers."""
+    """Compare weights, or their shapes, with a model's: keys, shapes, and dtypes of integers."""
     both = [(key, _describe(given[key]), _describe(wanted[key])) for key in wanted if key in given]
     return Differences(
         tuple(key for key in given if key not in wanted),
@@ -66,7 +66,7 @@ def compare(
 
 
 def _describe(value: Tensor | Sequence[int]) -> str:
-    """Write a shape, and the type of integers; shapes alone are those of floating numbers."""
+    """Format a shape, with the dtype of integers; a bare shape stands for floating point."""
     if not isinstance(value, Tensor) or value.is_floating_point():
         return str(tuple(value.shape if isinstance(value, Tensor) else value))
     return f"{tuple(value.shape)} of {str(value.dtype)[6:]}"
@@ -74,7 +74,14 @@ def _describe(value: Tensor | Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class Found:
-    """A backbone that weights fit; ``others`` are further archs whose networks have the shapes."""
+    """A backbone that weights fit.
+
+    Attributes:
+        family: Declaration of its family.
+        arch: Name or fields of its arch.
+        options: Further arguments of the constructor.
+        others: Other archs whose networks have the same shapes.
+    """
 
     family: Family
     arch: str | dict
@@ -83,7 +90,7 @@ class Found:
 
     @property
     def config(self) -> dict:
-        """The backbone in a config's ``model``."""
+        """Config of the backbone."""
         return dict(type=self.family.type, arch=self.arch, **self.options)
 
     def build(self) -> nn.Module:
@@ -98,9 +105,9 @@ class Found:
         return shapes_of(self.build().state_dict())
 
     def differences(self, given: Shapes) -> Differences:
-        """Compare shapes of weights, whose tables may lack the rows of dropped class tokens.
+        """Compare the shapes of weights with the backbone's.
 
-        Nor need they say the grid of a table.
+        Position embeddings may lack the rows of dropped class tokens, and their grid.
         """
         table = given.get("pos_embed", ())
         if self.options.get("drop_cls_token") and len(table) == 3:
@@ -114,7 +121,7 @@ class Found:
         return compare(given, wanted)
 
     def with_outputs_of(self, given: Shapes) -> Found:
-        """Return the same network with the outputs and the image size of weights."""
+        """Return the same network with the outputs and the image size inferred from weights."""
         arch = self.family.backbone.read_arch(self.arch)
         options = {name: value for name, value in self.options.items() if name not in OUTPUTS}
         arch |= {k: value for k, value in options.items() if k in arch and value is not None}
@@ -126,10 +133,16 @@ class Found:
 
 
 def find_arch(given: Shapes, family: Family, name: str | None = None) -> Found:
-    """Return the named arch, with the fewest options, that has exactly the given weights.
+    """Return the named arch that fits the weights exactly with the fewest options.
 
-    ``name`` is the only arch to compare with; None for all. ArchError lists the differences from
-    the nearest. Keys of ``given`` are ours, without the prefix ``backbone.``.
+    Args:
+        given: Shapes of the weights by our keys, without the prefix ``backbone.``.
+        family: The family.
+        name: The only arch to compare with; None for all.
+
+    Raises:
+        ArchError: If no arch fits; the message lists the differences from the nearest one.
+        ValueError: If ``name`` is unknown.
     """
     names = family.backbone.arch_settings
     if name is not None and name not in names:
@@ -146,11 +159,11 @@ def find_arch(given: Shapes, family: Family, name: str | None = None) -> Found:
         found, differences, reason = min(tried, key=lambda one: one[1].number)
         raise ArchError(
             f"the weights do not fit {family.backbone.__name__} {found.arch!r}{reason}, the nearest"
-            f" arch; if their network is another, name its config file (--arch CONFIG.py);"
+            f" arch; for another network, name its config file (--arch CONFIG.py);"
             f" differences: {differences}"
         )
 
-    # images are usually of multiples of 32 pixels
+    # sides of images are usually multiples of 32 pixels
     def is_odd(found: Found) -> bool:
         size = found.options.get("img_size", 0)
         return any(side % 32 for side in (size if isinstance(size, tuple) else (size,)))
@@ -162,41 +175,50 @@ def find_arch(given: Shapes, family: Family, name: str | None = None) -> Found:
 
 
 def _outline(shapes: Shapes) -> set[tuple[str, tuple[int, ...]]]:
-    """Return keys and shapes of layers that options of the constructor do not change."""
+    """Return keys and shapes of the layers that constructor options do not affect."""
     layers = ("proj.weight", "fc1.weight", "expand.weight")
     blocks = {key: shapes[key] for key in shapes if key.startswith(("stages.", "layers."))}
     return {(key, tuple(shape)) for key, shape in blocks.items() if key.endswith(layers)}
 
 
 def _with_options(given: Shapes, family: Family, arch: str) -> tuple[Found, Differences, str]:
-    """Return a named arch with the options of the weights, what differs, and why it must."""
+    """Return a named arch with options inferred from weights, the differences, and a reason."""
     found = Found(family, arch)
     try:
         own = replace(found, options=family.read_options(given, family.backbone.read_arch(arch)))
         return own, own.differences(given), ""
     except (ValueError, RuntimeError) as error:
-        # no options give these shapes: they are compared with those of the arch itself
+        # no options fit: compare with the arch without options
         return found, found.differences(given), brief(error)
 
 
 def read_config(path: str) -> Config:
-    """Read a config file, or ``'mmvssm::vim/NAME.py'``; its imports may declare families."""
+    """Read a config file, or ``'mmvssm::vim/NAME.py'``; its imports may declare families.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be read.
+    """
     is_ours, name = path.startswith("mmvssm::"), path.removeprefix("mmvssm::")
     file = config_path(name) if is_ours else path
     if not Path(file).is_file():
         raise FileNotFoundError(f"there is no config file {path!r} to take the arch from")
     try:
         return Config.fromfile(file)
-    # config files are programs, which fail in every possible way, or end ours
+    # config files are programs, which may raise anything or exit
     except (Exception, SystemExit) as error:
         raise ValueError(f"the config {path!r} cannot be read{brief(error)}") from None
 
 
 def find_in_config(config: Config, path: str) -> Found:
-    """Return the backbone of a config as it is; ValueError if it is of no declared family."""
+    """Return the backbone of a config.
+
+    Raises:
+        ValueError: If the config has no backbone of a declared family.
+    """
     try:
         backbone = dict(config.to_dict()["model"]["backbone"])
-    except Exception as error:  # dicts of any form, and classes that cannot be imported
+    except Exception as error:  # malformed dicts, and classes that cannot be imported
         raise ValueError(f"no model.backbone can be read from {path!r}{brief(error)}") from None
     found = _from_fields(backbone)
     if found is None:
@@ -206,7 +228,12 @@ def find_in_config(config: Config, path: str) -> Found:
 
 
 def hold_against(found: Found, given: Shapes, path: str) -> Found:
-    """Return a backbone with the outputs and image size of weights; ArchError unless they fit."""
+    """Return a backbone with outputs and image size inferred from weights.
+
+    Raises:
+        ArchError: If the weights do not fit.
+        ValueError: If the backbone cannot be built.
+    """
     try:
         differences = found.differences(given)
         own = found.with_outputs_of(given) if differences.number else found
@@ -219,9 +246,9 @@ def hold_against(found: Found, given: Shapes, path: str) -> Found:
 
 
 def declared_backbones(checkpoint: Mapping[str, Any]) -> Iterator[Found]:
-    """Yield the backbones that a file itself says to hold; none is built or believed yet.
+    """Yield the backbones that a file declares, unverified and not built.
 
-    Our own files say it, and the config that MMEngine stores as text, which is read as data.
+    Our own files store it, as does the config text of MMEngine, which is parsed as data.
     """
     meta = checkpoint.get("meta")
     own, text = (meta.get("mmvssm"), meta.get("cfg")) if isinstance(meta, Mapping) else (None, None)
@@ -245,12 +272,12 @@ def _from_fields(backbone: Mapping[str, Any]) -> Found | None:
         return None
     default = inspect.signature(family.backbone).parameters["arch"].default
     arch = default if backbone.get("arch") is None else backbone["arch"]
-    dropped = ("type", "arch", "init_cfg", "_scope_")  # the rest makes the network
+    dropped = ("type", "arch", "init_cfg", "_scope_")  # the rest determines the network
     return Found(family, arch, {k: v for k, v in backbone.items() if k not in dropped})
 
 
 def _is_modest(value: Any, depth: int = 6) -> bool:
-    """Whether a backbone of what a file says is built soon, or refused."""
+    """Return whether fields from a file are small enough to build, or reject, in a short time."""
     if isinstance(value, Mapping):
         depths = value.get("depths", ())
         blocks = [value.get("num_layers", 0), *(depths if isinstance(depths, list | tuple) else ())]
@@ -266,7 +293,7 @@ def _is_modest(value: Any, depth: int = 6) -> bool:
 
 
 class _DictCalls(ast.NodeTransformer):
-    """Turns calls ``dict(a=1)`` into literals ``{'a': 1}``."""
+    """Transformer of calls ``dict(a=1)`` to literals ``{'a': 1}``."""
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
@@ -277,7 +304,7 @@ class _DictCalls(ast.NodeTransformer):
 
 
 def _backbone_in_text(text: str) -> dict[str, Any]:
-    """Return ``model.backbone`` of a config text, if it is of literals and ``dict`` calls."""
+    """Return ``model.backbone`` of a config text if it consists of literals and ``dict`` calls."""
     try:
         tree = _DictCalls().visit(ast.parse(text if len(text) <= _MAX_TEXT else ""))
         for node in tree.body:
@@ -288,5 +315,5 @@ def _backbone_in_text(text: str) -> dict[str, Any]:
                         backbone = ast.literal_eval(value)
                         return backbone if isinstance(backbone, dict) else {}
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
-        return {}  # no text of a config
+        return {}  # not the text of a config
     return {}

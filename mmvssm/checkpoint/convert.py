@@ -1,4 +1,4 @@
-"""From a released or trained checkpoint to a checked one for our models in four steps, and back."""
+"""Conversion of released or trained checkpoints to checked ones for our models, and back."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from .heads import check_content, check_heads, content_of
 from .weights import Weights, behind_prefix, find_weights, own_meta, select_weights
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-#: Entries of a file's own ``meta`` that stay true of the product.
+#: Entries of a file's ``meta`` that remain valid after the conversion.
 KEPT_META = ("dataset_meta", "epoch", "iter")
 POS_EMBED = f"{PREFIX}pos_embed"
 _OUT_NORM = re.compile(rf"^{re.escape(PREFIX)}norm\d+\.")
-# Numbers that are looked at together, so that a large tensor needs no large mask.
+# Numbers checked at a time, so that a large tensor needs no large mask.
 _CHUNK = 2**24
 
 
 @dataclass(frozen=True)
 class Selected:
-    """Weights of one kind, what the file holds, and what to make of it; see :class:`Converted`."""
+    """Weights of one kind, the content of the file, and that of the result."""
 
     weights: Weights
     source: str
@@ -46,7 +46,7 @@ class Selected:
 
 @dataclass(frozen=True)
 class Renamed:
-    """All weights under our names, those of them that are kept, and whether the file had them."""
+    """All weights under our names, those to keep, and whether the file already had our names."""
 
     key_map: KeyMap
     everything: dict[str, Tensor]
@@ -56,7 +56,7 @@ class Renamed:
 
 @dataclass(frozen=True)
 class Fitted:
-    """Complete weights, their backbone, and the names of norms that are at their start."""
+    """Complete weights, their backbone, and the names of newly initialised norms."""
 
     found: Found
     state_dict: dict[str, Tensor]
@@ -65,18 +65,18 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Converted:
-    """Weights of a checkpoint in our names, complete and finite.
+    """Weights of a checkpoint under our names, complete and finite.
 
     Attributes:
         weights: The weights of the file, under its own names.
         found: The backbone that they fit.
-        source, content: What the file and ``state_dict`` hold, of :data:`~.heads.CONTENTS`.
-        names: Naming of the project, see :func:`release_names`; None for weights trained here.
-        state_dict: The weights, with ``backbone.`` in front of the backbone's.
-        reinitialised: Names in ``state_dict`` that the file does not have: norms at their start.
-        unused: Names in the file that are left out, if it holds what ``state_dict`` does.
-        heads_checked: Whether heads have been held against a config's model, too.
-        meta: Description of the weights for the product, in plain types.
+        source, content: Content of the file and of ``state_dict``, of :data:`~.heads.CONTENTS`.
+        names: Naming of the project (see :func:`release_names`); None for weights trained here.
+        state_dict: The weights; the backbone's have the prefix ``backbone.``.
+        reinitialised: Names in ``state_dict`` that the file lacks: newly initialised norms.
+        unused: Names in the file that are not used, if ``source`` and ``content`` are the same.
+        heads_checked: Whether heads were compared with a config's model, too.
+        meta: Description of the weights to store with them, in plain types.
     """
 
     weights: Weights
@@ -100,20 +100,20 @@ def convert(
     dtype: str | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Converted:
-    """Give the weights of a checkpoint our names, and check every one of them.
+    """Convert the weights of a checkpoint to our names, and check every one of them.
 
     Args:
-        checkpoint: What :func:`read_checkpoint` gives: a released file of a family, or ours.
-        arch: Arch to hold the weights against: ``'tiny'``, ``'vim/tiny'``, or the path of a config,
-            whose heads are compared, too. None takes what the file says of itself where it fits,
+        checkpoint: Content of a released or trained file, from :func:`read_checkpoint`.
+        arch: Arch to compare the weights with: ``'tiny'``, ``'vim/tiny'``, or the path of a config,
+            whose heads are compared, too. None uses the backbone that the file declares if it fits,
             else the named arch of the family that fits.
-        weights: ``'ema'`` (the average), ``'online'`` (weights as trained) or ``'auto'``: those
-            that gave the authors' results, in other files the average where there is one.
-        to: What to make, one of :data:`~.heads.CONTENTS`; None for what the file holds. A
-            ``'detector'`` or ``'segmentor'`` of a file without one is the backbone that the configs
-            of this task build, output norms at their start included.
-        dtype: A key of :data:`DTYPES` for all floating-point weights; None leaves each its own.
-        progress: Is told how many bytes of how many have been checked.
+        weights: ``'ema'`` (averaged weights), ``'online'`` (weights as trained) or ``'auto'``: the
+            weights that gave the authors' results; for other files, the average if there is one.
+        to: Content of the result, one of :data:`~.heads.CONTENTS`; None for that of the file. A
+            ``'detector'`` or ``'segmentor'`` from a file without one is the backbone in the configs
+            of this task, with newly initialised output norms.
+        dtype: A key of :data:`DTYPES` for all floating-point weights; None keeps their dtypes.
+        progress: Called with the number of bytes checked so far and in total.
 
     Raises:
         ValueError: If the file has no such weights, or if some are missing, left over, of another
@@ -150,7 +150,7 @@ def convert(
 def select(
     checkpoint: Mapping[str, Any], weights: str, to: str | None, config: Config | None
 ) -> Selected:
-    """Take the weights of one kind; see :func:`convert`."""
+    """Select the weights of one kind; see :func:`convert`."""
     chosen = behind_prefix(select_weights(checkpoint, weights))
     source = content_of(chosen.tensors, config)
     content = source if to is None else to
@@ -159,7 +159,7 @@ def select(
 
 
 def rename(selected: Selected, family: Family) -> Renamed:
-    """Give weights our names, and keep those that the product gets."""
+    """Rename weights, and keep those for the result."""
     key_map = KeyMap(family, "classification" if selected.content == "classifier" else "dense")
     everything = kept = key_map.to_ours(selected.weights.tensors)
     given = {key.removeprefix(PREFIX) for key in selected.weights.tensors}
@@ -175,7 +175,7 @@ def rename(selected: Selected, family: Family) -> Renamed:
 def _identify(
     selected: Selected, checkpoint: Mapping[str, Any], arch: str | None
 ) -> tuple[Renamed, Found]:
-    """Find the backbone that is asked for, that the file names, or that fits; rename for it."""
+    """Find the backbone that is requested, that the file declares, or that fits; rename for it."""
     if selected.config is not None:
         found = find_in_config(selected.config, arch)
         renamed = rename(selected, found.family)
@@ -184,7 +184,7 @@ def _identify(
         try:
             renamed = rename(selected, found.family)
             return renamed, hold_against(found, _shapes(renamed), "the file")
-        except Exception as error:  # constructors fail in every way on what files say
+        except Exception as error:  # constructors may raise anything on fields from a file
             said = printable(f"{found.family.type} {found.arch}")
             reason = f"which does not fit its weights{printable(brief(error), 200)}"
             warnings.warn(f"the file names {said} as its backbone, {reason}", stacklevel=3)
@@ -195,7 +195,7 @@ def _identify(
 
 
 def fit(selected: Selected, renamed: Renamed, found: Found) -> Fitted:
-    """Make what is asked for of the backbone; output norms that the file lacks start anew."""
+    """Adapt the backbone to the content, and initialise output norms that the file lacks."""
     ours, content = _with_grid(renamed.kept, found), selected.content
     if content in (selected.source, "backbone"):
         return Fitted(found, ours)
@@ -212,7 +212,7 @@ def fit(selected: Selected, renamed: Renamed, found: Found) -> Fitted:
 
 
 def _with_grid(ours: dict[str, Tensor], found: Found) -> dict[str, Tensor]:
-    """Note the grid of a position embedding in a file that does not say it."""
+    """Add the grid of a position embedding if the file does not store it."""
     key = PREFIX + POS_GRID
     wanted = found.build().state_dict(prefix=PREFIX) if POS_EMBED in ours else {}
     if key in ours or key not in wanted:
@@ -220,7 +220,7 @@ def _with_grid(ours: dict[str, Tensor], found: Found) -> dict[str, Tensor]:
     height, width, _ = wanted[key].shape
     if "img_size" in found.options:
         warnings.warn(
-            "the file does not say the grid of its position embedding, which is taken for"
+            "the file does not store the grid of its position embedding; assuming"
             f" {height}x{width} patches",
             stacklevel=3,
         )
@@ -228,7 +228,11 @@ def _with_grid(ours: dict[str, Tensor], found: Found) -> dict[str, Tensor]:
 
 
 def cast(fitted: Fitted, dtype: str | None, progress: Progress) -> dict[str, Tensor]:
-    """Return the weights in another dtype; ValueError unless all are numbers, and finite."""
+    """Return the weights in another dtype.
+
+    Raises:
+        ValueError: If weights have an unsupported dtype or are not finite.
+    """
     expected = fitted.found.build().state_dict(prefix=PREFIX)
     floating = {*DTYPES.values()} | (set() if dtype is None else {torch.float64})
     strange, wrong, beyond, cast_weights = [], [], [], {}
@@ -251,8 +255,8 @@ def cast(fitted: Fitted, dtype: str | None, progress: Progress) -> dict[str, Ten
     wanted = f"weights must be {', '.join(DTYPES)}, or fp64 with a --dtype to convert them to"
     for keys, message in (
         (strange, f"{wanted}, and counters int64"),
-        (wrong, "weights are NaN or infinite, so that the file is useless"),
-        (beyond, f"weights are beyond the range of {dtype}, take bf16"),
+        (wrong, "weights are NaN or infinite, so the file is useless"),
+        (beyond, f"weights are beyond the range of {dtype}, use bf16"),
     ):
         if keys:
             raise ValueError(f"{message}: {join_names(keys)}")
@@ -260,7 +264,7 @@ def cast(fitted: Fitted, dtype: str | None, progress: Progress) -> dict[str, Ten
 
 
 def is_finite(value: Tensor) -> bool:
-    """Whether there is no NaN and no infinity, looking at one part after the other."""
+    """Return whether a tensor has no NaN and no infinity, checking it in parts."""
     if not value.is_floating_point():
         return True
     return all(bool(part.isfinite().all()) for part in value.reshape(-1).split(_CHUNK))
@@ -272,7 +276,7 @@ def to_original(converted: Converted) -> dict[str, dict[str, Tensor]]:
     names = converted.names
     if names is None:
         names = NAMES[found.arch in family.first_release_archs]
-    # the projects' dense models start from files of classifiers, of which they take the layers
+    # the projects' dense models are initialised from files of classifiers
     is_start = converted.content == "backbone" and not any(map(_OUT_NORM.match, weights))
     task, entries = "dense", family.dense_container
     if is_start or converted.content == "classifier":
@@ -280,7 +284,7 @@ def to_original(converted: Converted) -> dict[str, dict[str, Tensor]]:
     if found.options.get("drop_cls_token"):
         model = found.build()
         patches = math.prod(model.positions.grid)
-        if weights[POS_EMBED].shape[1] != patches:  # the projects' tables have no such rows
+        if weights[POS_EMBED].shape[1] != patches:  # the projects' tables lack class-token rows
             positions = cls_positions(model.positions.cls_place, patches)
             weights[POS_EMBED] = remove_tokens(weights[POS_EMBED], positions)
     return dict.fromkeys(entries, KeyMap(family, task).to_original(weights, names=names))
@@ -296,7 +300,7 @@ def backbone_of(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _is_plain(value: Any, depth: int = 6) -> bool:
-    """Whether a value consists of numbers, text and plain containers of them."""
+    """Return whether a value consists of numbers, text and plain containers of them."""
     if isinstance(value, dict):
         value = [*value, *value.values()]
     if type(value) in (list, tuple):

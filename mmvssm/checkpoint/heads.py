@@ -1,4 +1,4 @@
-"""Heads of models: what a file holds besides a backbone, and whether it is as it should be."""
+"""Heads of models: the content of a file besides its backbone, and checks of it."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from mmvssm.messages import join_names
 from .arch import Found, compare
 
 CONTENTS = ("backbone", "classifier", "detector", "segmentor")
-#: Beginnings of the names of the heads that a content has.
+#: Prefixes of the names of heads by content.
 HEADS = {
     "detector": ("rpn_head.", "roi_head.", "bbox_head.", "mask_head."),
     "segmentor": ("decode_head.", "auxiliary_head."),
     "classifier": ("head.",),
 }
-#: The same of Detectron2, whose names declarations of families may know.
+#: Prefixes of Detectron2's heads, which some families can rename.
 FOREIGN_HEADS = ("proposal_generator.", "roi_heads.")
 _LIBRARIES = {"mmpretrain": "classifier", "mmdet": "detector", "mmseg": "segmentor"}
-_HINT = "if the model has another head, name its config file as --arch, or leave it: --to backbone"
+_HINT = "for another head, name the model's config file (--arch), or drop it (--to backbone)"
 
 
 def content_of(keys: Iterable[str], config: Config | None = None) -> str:
-    """Return what a file holds, by its keys and, for heads of other names, the model's config."""
+    """Return the content of a file by its keys and, for heads of other names, a config."""
     keys = list(keys)
     if not has_backbone(keys):
         is_classifier = any(re.match(r"(classifier\.)?head\.", key) for key in keys)
@@ -49,7 +49,7 @@ def _content_of_config(config: Config) -> str:
 
 
 def check_content(source: str, content: str) -> None:
-    """Raise ValueError unless a file of ``source`` can become a ``content``."""
+    """Raise ValueError unless a file with ``source`` can be converted to ``content``."""
     if content not in CONTENTS:
         raise ValueError(f"to must be one of {', '.join(CONTENTS)}, got {content!r}")
     is_dense = {"detector", "segmentor"}
@@ -60,15 +60,16 @@ def check_content(source: str, content: str) -> None:
 def check_heads(
     ours: Mapping[str, Tensor], content: str, found: Found, config: Config | None
 ) -> bool:
-    """Check all outside of the backbone, and return whether it has been held against a config.
+    """Check everything outside of the backbone; return whether it was compared with a config.
 
-    Without one, classifiers must have a fitting linear head; of others the names alone are known.
+    Without a config, classifiers must have a linear head that fits; for other heads only the names
+    are checked.
     """
     outside = {key: value for key, value in ours.items() if not key.startswith(PREFIX)}
     if config is not None and _content_of_config(config) == content:
         with DefaultScope.overwrite_default_scope(config.default_scope):
             wanted = MODELS.build(config.model).state_dict()
-        # the backbone has been compared already, its tables perhaps for another image size
+        # the backbone has already been compared, perhaps with tables of another image size
         wanted = {key: value for key, value in wanted.items() if not key.startswith(PREFIX)}
         if (differences := compare(outside, wanted)).number:
             raise ValueError(f"the weights of the heads do not fit the config: {differences}")
@@ -81,7 +82,7 @@ def check_heads(
         wanted = {"head.fc.weight": (classes, dims), "head.fc.bias": (classes,)}
         if (differences := compare(outside, wanted)).number:
             raise ValueError(
-                f"the head is no linear one of {dims} channels; {_HINT}; {differences}"
+                f"the head must be a linear layer of {dims} channels; {_HINT}; {differences}"
             )
     else:
         known = ("neck.", *HEADS.get(content, ()))

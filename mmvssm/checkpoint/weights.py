@@ -1,4 +1,4 @@
-"""Which weights of a checkpoint to take: those trained, or their moving average (EMA)."""
+"""Selection of a checkpoint's weights: as trained, or their moving average (EMA)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from mmvssm.messages import join_names, printable
 
 from .reading.unpickler import Inert, kind_of
 
-#: Where files keep moving averages, and where the trained weights themselves ("online").
+#: Entries of files with moving averages, and with the trained weights ("online").
 EMA_ENTRIES = ("model_ema", "ema_model", "state_dict_ema")
 ONLINE_ENTRIES = ("model", "state_dict")
 KINDS = ("ema", "online")
-#: What parallel training, averaging and compilation put before names.
+#: Prefixes that parallel training, averaging and compilation add to names.
 WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
-#: By what torch's ``AveragedModel`` counts its updates.
+#: Counter of updates in torch's ``AveragedModel``.
 AVERAGED = "n_averaged"
 #: Counters that profilers and averages leave among the weights.
 COUNTERS = re.compile(rf"(^|\.)total_(ops|params)$|^{AVERAGED}$")
-#: The first names of a backbone, and what training code of others may have put before them.
+#: First names of a backbone, after a prefix that other training code may have added.
 _BACKBONE = re.compile(
     r"((?:\w+\.)*?)(?:backbone\.)?(?:net\.)?(?:patch_embed|layers\.0|stages\.0)\."
 )
@@ -36,9 +36,9 @@ class Weights:
 
     Attributes:
         kind: ``'ema'`` (averages) or ``'online'`` (as trained).
-        place: Where in the file they are, in words.
-        entry: What is there.
-        prefix: What code of others has put before all names of the network, such as ``model.``.
+        place: Where they are in the file, for messages.
+        entry: The entry of the file.
+        prefix: Prefix that other code has added to all names of the network, such as ``model.``.
     """
 
     kind: str
@@ -50,7 +50,7 @@ class Weights:
     def tensors(self) -> dict[str, Tensor]:
         """Tensors by name, without counters, wrappers such as ``module.``, and :attr:`prefix`.
 
-        Those that are outside of the prefix are left out.
+        Tensors without the prefix are omitted.
         """
         found = _tensors(self.entry)
         entry = self.entry if isinstance(self.entry, Mapping) else {}
@@ -63,32 +63,36 @@ class Weights:
                 continue
             short = short.removeprefix(self.prefix)
             if short in plain:
-                raise ValueError(f"{self.place} holds {printable(short)} twice, see 'module.'")
+                raise ValueError(
+                    f"{self.place} holds {printable(short)} twice, with and without 'module.'"
+                )
             if not COUNTERS.search(short):
                 plain[short] = value
         if not plain:
-            raise ValueError(f"{self.place} holds no weights, but counters: {join_names(found)}")
+            raise ValueError(f"{self.place} holds only counters, no weights: {join_names(found)}")
         return plain
 
 
 def behind_prefix(weights: Weights) -> Weights:
-    """Return weights without what stands before the names of a backbone and its heads.
+    """Return weights without the prefix of the backbone and its heads.
 
     Raises:
-        ValueError: If several backbones are there, each behind its own.
+        ValueError: If there are several backbones with different prefixes.
     """
     matches = (_BACKBONE.match(WRAPPERS.sub("", name)) for name in _tensors(weights.entry))
     found = {match[1] for match in matches if match}
     if len(found) > 1 and "" not in found:
-        raise ValueError(f"{weights.place} holds several networks, in {join_names(sorted(found))}")
+        raise ValueError(
+            f"{weights.place} holds several networks, with prefixes {join_names(sorted(found))}"
+        )
     return replace(weights, prefix=found.pop()) if len(found) == 1 else weights
 
 
 def find_weights(checkpoint: Mapping[str, Any]) -> list[Weights]:
     """List all weights in a checkpoint, moving averages first.
 
-    A file that MMEngine's ``EMAHook`` has written holds the *averages* as ``state_dict``, so that a
-    plain test evaluates them, and the trained weights as ``ema_state_dict``.
+    In a file of MMEngine's ``EMAHook``, ``state_dict`` holds the *averages*, so that a plain test
+    evaluates them, and ``ema_state_dict`` the trained weights.
     """
     return sorted(_entries(checkpoint), key=lambda found: KINDS.index(found.kind))
 
@@ -110,12 +114,12 @@ def _entries(checkpoint: Mapping[str, Any]) -> Iterator[Weights]:
     elif found:
         kind, entry = found[0]
         yield _only_weights(kind, repr(entry), checkpoint[entry], entry == "state_dict")
-    elif tensors := _tensors(checkpoint):  # with them there may be options and the like
+    elif tensors := _tensors(checkpoint):  # the file may hold other values as well
         yield _only_weights(known, "the top of the file", tensors, True)
 
 
 def own_meta(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what one of our own files says of its weights; nothing for other files."""
+    """Return the description that our own files store of their weights; empty for other files."""
     meta = checkpoint.get("meta")
     own = meta.get("mmvssm") if isinstance(meta, Mapping) else None
     return own if isinstance(own, Mapping) else {}
@@ -129,7 +133,7 @@ def _tensors(entry: Any) -> dict[str, Tensor]:
 
 
 def _only_weights(kind: str, place: str, entry: Any, is_release: bool) -> Weights:
-    """Return the only weights of a file, which may be averages whatever their entry is called."""
+    """Return the only weights of a file, which may be averages under any entry."""
     names = _tensors(entry)
     if any(WRAPPERS.sub("", name) == AVERAGED for name in names):
         return Weights("ema", f"{place} (saved by torch's AveragedModel)", entry)
@@ -140,9 +144,10 @@ def _only_weights(kind: str, place: str, entry: Any, is_release: bool) -> Weight
 
 
 def select_weights(checkpoint: Mapping[str, Any], kind: str = "auto") -> Weights:
-    """Return the weights of one kind; ``'auto'`` takes averages where there are some.
+    """Return the weights of one kind; ``'auto'`` prefers averages.
 
-    ValueError lists what there is if there are none.
+    Raises:
+        ValueError: If the file has no such weights; the message lists those that it has.
     """
     if kind not in (*KINDS, "auto"):
         raise ValueError(f"weights must be auto, {' or '.join(KINDS)}, got {kind!r}")
@@ -155,7 +160,7 @@ def select_weights(checkpoint: Mapping[str, Any], kind: str = "auto") -> Weights
             unread[entry] = "a dict without tensors" if is_dict else kind_of(value)
     if not found:
         raise ValueError(_nothing_found(checkpoint, unread))
-    # to take the others in silence would not be what was asked for
+    # falling back silently to the other kind would not be what was asked for
     lost = [entry for entry in EMA_ENTRIES if entry in unread]
     if lost and kind != "online":
         reason = f"{lost[0]!r} holds {unread[lost[0]]} in place of tensors"
@@ -173,7 +178,7 @@ def select_weights(checkpoint: Mapping[str, Any], kind: str = "auto") -> Weights
 
 
 def _instead(kind: str) -> str:
-    return f"; or take the {kind} weights (tools/convert_ema.py --weights {kind})"
+    return f"; or use the {kind} weights (tools/convert_ema.py --weights {kind})"
 
 
 def _nothing_found(checkpoint: Mapping[str, Any], unread: Mapping[str, str]) -> str:
@@ -182,6 +187,6 @@ def _nothing_found(checkpoint: Mapping[str, Any], unread: Mapping[str, str]) -> 
         return f"the file holds the state of an optimizer but no weights of a network: {names}"
     if unread:
         words = ", ".join(f"{entry!r} holds {kind}" for entry, kind in unread.items())
-        return f"the file holds no weights: {words}, no dict of tensors by name"
+        return f"the file holds no weights: {words}, not a dict of tensors by name"
     entries = ", ".join(map(repr, (*EMA_ENTRIES, *ONLINE_ENTRIES)))
     return f"the file holds no weights at its top or under {entries}; it holds {names}"

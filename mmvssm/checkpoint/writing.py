@@ -1,4 +1,4 @@
-"""Writing checkpoints completely or not at all, under a name that tells their content."""
+"""Atomic writing of checkpoints, with a hash of the content in the file name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mmvssm.files import Progress, existing_folder, sha256, temporary_sibling
 SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
 #: Digits of the SHA-256 in a name, as in the names of OpenMMLab's own files.
 DIGITS = 8
-_MARGIN = 2**20  # for all but tensors
+_MARGIN = 2**20  # bytes for everything but tensors
 
 
 def write_checkpoint(
@@ -29,18 +29,22 @@ def write_checkpoint(
     force: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> Path:
-    """Write a checkpoint in the folder of ``path``, its name with the digits of its hash.
+    """Write a checkpoint in the folder of ``path``, with digits of its hash in the name.
+
+    If writing fails, no incomplete file is left.
 
     Args:
-        path: Path without the digits; missing folders are made. A ``.safetensors`` file takes the
-            tensors of ``state_dict``, and ``meta`` as JSON in its header.
+        path: Path without the digits; missing folders are created. A ``.safetensors`` file stores
+            the tensors of ``state_dict``, and ``meta`` as JSON in its header.
         content: Dicts of tensors and plain values.
-        force: Whether to replace a file that has the name already.
-        progress: Is told how many bytes of how many are written and hashed.
+        force: Whether to replace an existing file of the same name.
+        progress: Called with the number of bytes written and hashed so far and in total.
 
     Returns:
-        ``<stem>-<first 8 digits of the file's SHA-256><suffix>`` in the same folder; OSError if it
-        cannot be written or exists without ``force``, and then nothing half-written stays.
+        ``<stem>-<first 8 digits of the file's SHA-256><suffix>`` in the same folder.
+
+    Raises:
+        OSError: If it cannot be written, or exists and ``force`` is not set.
     """
     entries = [entry for entry in content.values() if isinstance(entry, Mapping)]
     tensors = [value for entry in entries for value in entry.values() if isinstance(value, Tensor)]
@@ -50,7 +54,7 @@ def write_checkpoint(
         sizes = f"{size / 1e6:.0f} MB are needed, {room / 1e6:.0f} MB are free"
         raise OSError(f"{sizes} in {str(path.parent)!r}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    progress(0, size)  # safetensors says nothing while it writes
+    progress(0, size)  # safetensors reports no progress
     with temporary_sibling(path) as part:
         if path.suffix == ".safetensors":
             _write_safetensors(part, content)
@@ -65,7 +69,7 @@ def write_checkpoint(
 
 
 class _Counted:
-    """A file that tells how much has been written to it."""
+    """A file that reports how much has been written to it."""
 
     def __init__(self, file: BinaryIO, written: Callable[[int], object]) -> None:
         self._file, self._written, self.flush = file, written, file.flush
@@ -79,7 +83,7 @@ class _Counted:
 def _write_torch(part: Path, content: Mapping[str, Any], size: int, progress: Progress) -> None:
     own: dict[int, Tensor] = {}
 
-    def in_own_storages(value: Any) -> Any:  # all of a storage is written
+    def in_own_storages(value: Any) -> Any:  # torch.save writes entire storages
         if isinstance(value, Tensor):
             return own.setdefault(id(value), _own(value))
         if isinstance(value, Mapping):
@@ -91,7 +95,7 @@ def _write_torch(part: Path, content: Mapping[str, Any], size: int, progress: Pr
             counted = _Counted(file, lambda count: progress(min(count, size) // 2, size))
             torch.save(in_own_storages(content), counted)
     except RuntimeError as error:
-        # what torch makes of a failed or interrupted write
+        # torch wraps the errors of a failed or interrupted write
         if isinstance(error.__context__, OSError | KeyboardInterrupt):
             raise error.__context__ from None
         raise
@@ -102,7 +106,7 @@ def _write_safetensors(part: Path, content: Mapping[str, Any]) -> None:
     taken: set[int] = set()
     for key, value in content["state_dict"].items():
         value = _own(value)
-        # the format has no tensors that share memory
+        # the format does not support tensors that share memory
         tensors[key] = value.clone() if value.data_ptr() in taken else value
         taken.add(value.data_ptr())
     try:

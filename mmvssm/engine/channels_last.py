@@ -1,4 +1,4 @@
-"""Images and convolution weights in the memory order of tensor cores."""
+"""Channels-last memory format for images and convolution weights, as tensor cores use it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmvssm.registry import HOOKS
 
 
 def _order_images(module: nn.Module, args: tuple) -> tuple:
-    """Reorders the images ``(B, C, H, W)`` that a module is called with."""
+    """Convert the input images ``(B, C, H, W)`` of a module to channels-last memory format."""
     return tuple(
         arg.contiguous(memory_format=torch.channels_last)
         if isinstance(arg, Tensor) and arg.dim() == 4
@@ -23,17 +23,17 @@ def _order_images(module: nn.Module, args: tuple) -> tuple:
 
 @HOOKS.register_module()
 class ChannelsLastHook(Hook):
-    """Keeps images and the weights of all convolutions in the memory order (B, H, W, C).
+    """Hook that keeps images and convolution weights in channels-last memory format.
 
-    The shapes, and up to rounding the results, stay the same. Our backbones compute in this order
-    anyway; convolutions of necks and heads follow the order of their weights.
+    Shapes stay the same, and results do up to rounding. Our backbones compute in this format
+    anyway; convolutions of necks and heads follow the format of their weights.
 
     Raises:
         ValueError: When the run starts, if the model has no ``backbone``.
     """
 
     def before_run(self, runner: Runner) -> None:
-        """Reorder the weights, and from now on the images in front of the backbone."""
+        """Convert the weights, and from then on the input images of the backbone."""
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module

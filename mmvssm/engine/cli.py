@@ -1,7 +1,7 @@
-"""What ``tools/train.py`` and ``tools/test.py`` share: options, checks, launching.
+"""Shared code of the command-line tools: options, checks, launching.
 
-Every function that finds the user's input wrong ends the program with one sentence and exit
-status 1, before any work is done (wrong options: argparse's usage text and status 2).
+Functions that find an error in the user's input end the program with one sentence and exit status
+1, before any work is done (for wrong options: argparse's usage text and status 2).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _DICT = re.compile(r"dict\(.*\)|\{.*:.*\}", re.DOTALL)
 def fail(message: str) -> NoReturn:
     """End the program with ``message`` on standard error and exit status 1."""
     program = Path(sys.argv[0])
-    # that of a package that is run by ``python -m``
+    # a package that is run with ``python -m``
     if program.name == "__main__.py":
         program = program.parent
     raise SystemExit(f"{program.name}: error: {message}")
@@ -56,7 +56,7 @@ def add_import_option(parser: argparse.ArgumentParser, what: str) -> None:
 
     Args:
         parser: The parser.
-        what: What a user's module brings, in words.
+        what: What the user's module provides, for the help text.
     """
     parser.add_argument(
         "--import",
@@ -64,23 +64,23 @@ def add_import_option(parser: argparse.ArgumentParser, what: str) -> None:
         metavar="MODULE",
         action="append",
         default=[],
-        help=f"import this module of your own first, which brings {what}; may be given several"
-        " times (custom_imports of a config are imported, too)",
+        help=f"import your own module first, which provides {what}; may be given several times"
+        " (custom_imports of a config are imported, too)",
     )
 
 
 def import_modules(modules: Sequence[str]) -> None:
-    """Import modules of the user's, from the working directory or where Python finds them."""
+    """Import the user's modules, from the working directory or Python's search path."""
     sys.path.insert(0, "")
     for module in modules:
         try:
             importlib.import_module(module)
-        except Exception as error:  # whatever the module raises
+        except Exception as error:  # a module may raise anything
             fail(f"--import must name a module that can be imported, got {module!r}: {error}")
 
 
 class _Options(DictAction):
-    """``KEY=VALUE`` pairs; what MMEngine cannot read is a usage error instead of a traceback."""
+    """Action for ``KEY=VALUE`` pairs that reports unreadable values as usage errors."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         for pair in values:
@@ -89,8 +89,8 @@ class _Options(DictAction):
                 parser.error(f"argument {option_string}: expected KEY=VALUE, got {pair!r}")
             if _DICT.fullmatch(value.strip()):
                 parser.error(
-                    f"argument {option_string}: {key} cannot be given as a dict: give each entry by"
-                    f" itself as {key}.NAME=VALUE, as in model.backbone.init_cfg.type=Pretrained"
+                    f"argument {option_string}: {key} cannot be given as a dict: give its entries"
+                    f" as {key}.NAME=VALUE, for example model.backbone.init_cfg.type=Pretrained"
                     " model.backbone.init_cfg.checkpoint=FILE"
                     " model.backbone.init_cfg.prefix=backbone."
                 )
@@ -104,21 +104,21 @@ class _Options(DictAction):
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that change the config, for :func:`load_config`."""
+    """Add ``--option`` and ``--cfg-options``, for :func:`load_config`."""
     parser.add_argument(
         "--option",
         nargs="+",
         action="extend",
         default=[],
         metavar="NAME",
-        help="lay training options over the config, before --cfg-options: "
+        help="apply training options to the config, before --cfg-options: "
         f"{', '.join(option_names())} (docs/options.md), or the path of a config fragment",
     )
     add_cfg_options(parser)
 
 
 def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that training and testing have in common."""
+    """Add the options shared by training and testing."""
     parser.add_argument(
         "--work-dir",
         metavar="DIR",
@@ -129,13 +129,13 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-pin-memory",
         action="store_true",
-        help="do not load batches into page-locked memory (pinned by default where a GPU is)",
+        help="do not load batches into page-locked memory (the default if there is a GPU)",
     )
     parser.add_argument(
         "--launcher",
         choices=["none", "pytorch", "slurm", "mpi"],
         default="none",
-        help="what started the processes; dist_*.sh and slurm_*.sh set it (default: none)",
+        help="launcher of the processes; dist_*.sh and slurm_*.sh set it (default: none)",
     )
     # Older torch launchers pass the rank as an argument instead of a variable.
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
@@ -149,14 +149,14 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
         action=_Options,
         default={},
         metavar="KEY=VALUE",
-        help="change single settings of the config, before all other options are applied, e.g. "
+        help="change single settings of the config before all other options are applied, e.g. "
         "train_dataloader.batch_size=32 randomness.seed=0 model.backbone.out_indices=0,1,2,3 "
-        "'key=[(a,b),(c,d)]' (quote brackets, no blanks)",
+        "'key=[(a,b),(c,d)]' (quote brackets, no spaces)",
     )
 
 
 def load_config(path: str, options: dict, fragments: Sequence[str] = ()) -> Config:
-    """Read the config at ``path``; lay ``--option`` over it, then ``--cfg-options``."""
+    """Read the config at ``path``, and apply ``--option``, then ``--cfg-options``."""
     if not os.path.isfile(path):
         fail(f"there is no config file {path!r}")
     try:
@@ -181,7 +181,7 @@ def load_config(path: str, options: dict, fragments: Sequence[str] = ()) -> Conf
 
 
 def set_work_dir(cfg: Config, args: argparse.Namespace) -> None:
-    """Choose the work folder: ``--work-dir``, else the config's, else by the config's name."""
+    """Set the work folder: ``--work-dir``, else the config's, else one named after the config."""
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get("work_dir") is None:
@@ -189,7 +189,7 @@ def set_work_dir(cfg: Config, args: argparse.Namespace) -> None:
 
 
 def require_checkpoint(path: str) -> None:
-    """Check that a checkpoint is there, and get one that is named ``mmvssm://NAME``.
+    """Check that a checkpoint exists, and download one that is named ``mmvssm://NAME``.
 
     URLs are left to MMEngine.
     """
@@ -203,7 +203,7 @@ def require_checkpoint(path: str) -> None:
 
 
 def choose_device(name: str | None) -> str:
-    """Return the device to run on: the one that ``--device`` names, else a GPU, if there is one."""
+    """Return the device to run on: that of ``--device``, else a GPU if there is one."""
     name = name or get_device()
     try:
         torch.empty(0, device=name)
@@ -213,14 +213,14 @@ def choose_device(name: str | None) -> str:
 
 
 def require_weights(cfg: Config) -> None:
-    """Get all checkpoints named ``mmvssm://NAME`` that a training starts from."""
+    """Download all checkpoints ``mmvssm://NAME`` that a training run starts from."""
     for name in {cfg.get("load_from"), *_checkpoints_in(cfg.model)}:
         if name is not None and name.startswith(SCHEME):
             require_checkpoint(name)
 
 
 def _checkpoints_in(node: object) -> Iterator[str]:
-    """Yield what the entries ``checkpoint`` below ``node`` name, as those of init_cfg."""
+    """Yield the values of all ``checkpoint`` entries below ``node``, such as those of init_cfg."""
     if isinstance(node, dict):
         if isinstance(node.get("checkpoint"), str):
             yield node["checkpoint"]
@@ -231,7 +231,7 @@ def _checkpoints_in(node: object) -> Iterator[str]:
 
 
 def require_place(path: Path) -> None:
-    """Check that a file can be put at ``path``."""
+    """Check that a file can be written to ``path``."""
     if path.is_dir():
         fail(f"{str(path)!r} is a folder")
     if not path.parent.is_dir():
@@ -239,10 +239,10 @@ def require_place(path: Path) -> None:
 
 
 def saved_checkpoints(work_dir: str) -> list[str]:
-    """Return the checkpoints of a run, the newest first; none where nothing was saved yet.
+    """Return the checkpoints of a run, newest first; empty if none was saved yet.
 
-    A run may be killed after it saved a checkpoint and before it noted so, and its folder may
-    have been moved since: what it noted comes first where it is there.
+    A run may be killed between saving a checkpoint and recording it, and its folder may have been
+    moved since. The recorded checkpoint comes first if it exists.
     """
     saved = [*Path(work_dir).glob("epoch_*.pth"), *Path(work_dir).glob("iter_*.pth")]
     paths = list(map(str, sorted(saved, key=lambda path: path.stat().st_mtime, reverse=True)))
@@ -255,9 +255,9 @@ def saved_checkpoints(work_dir: str) -> list[str]:
 
 
 def latest_checkpoint(work_dir: str) -> str | None:
-    """Return the newest checkpoint of a run that is whole, or None where nothing was saved yet.
+    """Return the newest intact checkpoint of a run, or None if none was saved yet.
 
-    Damaged ones are named; where all are, the program ends.
+    Damaged checkpoints are reported; if all are damaged, the program ends.
     """
     damaged = []
     for path in saved_checkpoints(work_dir):
@@ -265,24 +265,24 @@ def latest_checkpoint(work_dir: str) -> str | None:
             require_whole(path)
         except CheckpointError as error:
             damaged.append(path)
-            print(f"Not resumed from, as it is damaged: {error}", flush=True)
+            print(f"Skipping a damaged checkpoint: {error}", flush=True)
         else:
             return path
     if damaged:
         fail(
-            f"all checkpoints in {work_dir!r} are damaged: move them away to start anew,"
-            f" {join_names(damaged, 3)}"
+            f"all checkpoints in {work_dir!r} are damaged ({join_names(damaged, 3)}): move them"
+            " away to start from scratch"
         )
     return None
 
 
 def require_whole(checkpoint: str) -> None:
-    """Raise CheckpointError unless a file is a checkpoint, and every byte as it was written."""
+    """Raise CheckpointError unless a file is a checkpoint whose checksums match."""
     read_checkpoint(checkpoint)
     if zipfile.is_zipfile(checkpoint):
         with zipfile.ZipFile(checkpoint) as archive:
             if part := archive.testzip():
-                raise CheckpointError(f"{checkpoint!r} is damaged: {part} has another checksum")
+                raise CheckpointError(f"{checkpoint!r} is damaged: the checksum of {part} differs")
 
 
 def seed_of(checkpoint: str) -> int | None:
@@ -294,13 +294,13 @@ def seed_of(checkpoint: str) -> int | None:
 
 
 def type_name(node: dict) -> str:
-    """Return the last word of a config's ``type``, which may be a name with a scope or a class."""
+    """Return the class name in a config's ``type``, which may be a scoped name or a class."""
     kind = node.get("type", "")
     return (kind if isinstance(kind, str) else kind.__name__).split(".")[-1]
 
 
 def leaf_datasets(dataset: ConfigDict) -> Iterator[ConfigDict]:
-    """Return the datasets inside wrappers such as ``RepeatDataset`` and ``ConcatDataset``."""
+    """Yield the datasets inside wrappers such as ``RepeatDataset`` and ``ConcatDataset``."""
     if "datasets" in dataset:
         for part in dataset.datasets:
             yield from leaf_datasets(part)
@@ -311,7 +311,7 @@ def leaf_datasets(dataset: ConfigDict) -> Iterator[ConfigDict]:
 
 
 def set_up_loaders(cfg: Config, args: argparse.Namespace, *loaders: str) -> None:
-    """Apply memory pinning, and drop worker settings where there are no workers."""
+    """Apply memory pinning, and drop worker settings if there are no workers."""
     for name in loaders:
         loader = cfg.get(name)
         if loader is None:
@@ -325,7 +325,7 @@ def set_up_loaders(cfg: Config, args: argparse.Namespace, *loaders: str) -> None
 
 
 def library_of(cfg: Config, need: str) -> str:
-    """Return the library that a config belongs to, by its ``default_scope``."""
+    """Return the library of a config, its ``default_scope``; ``need`` names what requires it."""
     scope = cfg.get("default_scope")
     if scope not in LIBRARIES:
         fail(f"{need} needs default_scope to be one of {', '.join(LIBRARIES)}, got {scope!r}")
@@ -335,8 +335,8 @@ def library_of(cfg: Config, need: str) -> str:
 def set_up_launch(cfg: Config, args: argparse.Namespace) -> None:
     """Prepare the runner for one or several processes, on GPUs or on the CPU.
 
-    MMEngine joins processes only on accelerators. Without one the process group is opened here
-    with gloo, and the config is freed of what works on GPUs alone.
+    MMEngine initialises distributed training only on accelerators. Without one, this function
+    initialises the process group with gloo and removes GPU-only settings from the config.
     """
     cfg.launcher = args.launcher
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
@@ -356,7 +356,7 @@ def set_up_launch(cfg: Config, args: argparse.Namespace) -> None:
     atexit.register(_close_group)
     if distributed.get_rank() == 0:
         processes = distributed.get_world_size()
-        print(f"No GPU found: {processes} processes run on the CPU and talk by gloo.", flush=True)
+        print(f"No GPU found: {processes} processes run on the CPU (gloo backend).", flush=True)
     cfg.model_wrapper_cfg = dict(
         type="MMDistributedDataParallel",
         broadcast_buffers=False,
@@ -366,14 +366,14 @@ def set_up_launch(cfg: Config, args: argparse.Namespace) -> None:
     if cfg.get("strategy"):
         _shard_on_cpu(cfg.strategy)
     if _revert_sync_bn(cfg.model) and distributed.get_rank() == 0:
-        print("SyncBN needs GPUs: each process normalises by its own batch (BN).", flush=True)
+        print("SyncBN needs GPUs: using BN, per process, instead.", flush=True)
 
 
 def _close_group() -> None:
     """Leave the process group once its threads are idle.
 
-    They need the interpreter to let go of the tensors that were sent last, and abort the process
-    if it is ending by then.
+    The threads need the interpreter to release the tensors sent last, and abort the process if it
+    is already shutting down.
     """
     time.sleep(0.2)
     if distributed.is_initialized():
@@ -381,7 +381,7 @@ def _close_group() -> None:
 
 
 def _shard_on_cpu(strategy: ConfigDict) -> None:
-    """Configure FSDP for the CPU, where a model needs no offloading and does not work with it."""
+    """Configure FSDP for the CPU, where offloading is useless and fails."""
     if type_name(strategy) != "FSDPStrategy":
         return
     strategy.setdefault("model_wrapper", {})["device_id"] = "cpu"
@@ -394,7 +394,7 @@ def _shard_on_cpu(strategy: ConfigDict) -> None:
 
 
 def _revert_sync_bn(node: object) -> int:
-    """Turn every ``type='SyncBN'`` below ``node`` into ``'BN'``; returns how many there were."""
+    """Replace every ``type='SyncBN'`` below ``node`` by ``'BN'``; return their number."""
     if isinstance(node, dict):
         own = node.get("type") == "SyncBN"
         if own:
@@ -406,7 +406,7 @@ def _revert_sync_bn(node: object) -> int:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the runner that the config names, by default MMEngine's own."""
+    """Build the runner that the config names; the default is MMEngine's own."""
     try:
         with missing_library_named("this config"):
             return RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
@@ -416,10 +416,7 @@ def build_runner(cfg: Config) -> Runner:
 
 @contextmanager
 def foreign_weights_refused() -> Iterator[None]:
-    """End the program with one sentence where a checkpoint is not of the config's backbone.
-
-    Likewise where it cannot be read.
-    """
+    """End the program with one sentence if a checkpoint is unreadable or of another backbone."""
     try:
         yield
     except ForeignWeightsError as error:
@@ -429,20 +426,20 @@ def foreign_weights_refused() -> Iterator[None]:
 
 
 class CompleteWeightsHook(Hook):
-    """Ends a test whose checkpoint leaves parameters of the model at random values.
+    """Hook that ends a test if the checkpoint leaves parameters at their random values.
 
-    The models themselves say what of a file they take: tables of another grid, for instance, are
-    resized while they are loaded. Parameters that nothing was written to were not taken.
+    Models may transform weights while loading, for instance resize tables of another grid, so names
+    cannot be compared beforehand. Instead, the hook checks which parameters were written to.
     """
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Note how often each parameter has been written to, before the file's are loaded."""
+        """Record how often each parameter has been written to before the file's are loaded."""
         self._writes = {
             name: parameter._version for name, parameter in _inner_parameters(runner.model)
         }
 
     def before_test(self, runner: Runner) -> None:
-        """Check that each parameter has been written to since."""
+        """Check that each parameter has been written to since then."""
         missing = [
             name
             for name, parameter in _inner_parameters(runner.model)
@@ -450,13 +447,13 @@ class CompleteWeightsHook(Hook):
         ]
         if missing:
             fail(
-                f"the checkpoint does not fit the config: {len(missing)} parameters are absent or "
+                f"the checkpoint does not fit the config: {len(missing)} parameters are missing or "
                 f"have another shape, e.g. {', '.join(missing[:3])}"
             )
 
 
 def _inner_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Names and parameters of a model inside wrappers."""
+    """Yield names and parameters of the model inside wrappers."""
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     return model.named_parameters()

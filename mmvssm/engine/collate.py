@@ -1,4 +1,4 @@
-"""Batches as mmpretrain's training script makes them, chosen in the config."""
+"""The collate function of mmpretrain's training script, selectable in a config."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,17 +10,17 @@ from ..registry import FUNCTIONS
 
 @FUNCTIONS.register_module()
 def default_collate(batch: Sequence, _scope_: str | None = None) -> Any:
-    """MMEngine's ``default_collate``, from configs that are read by path or by name.
+    """Collate samples with MMEngine's ``default_collate``.
 
-    For ``collate_fn=dict(type="mmvssm.default_collate")``. Of a config that is inherited as
-    ``package::file`` MMEngine notes the package in this dict, and then hands the note on as an
-    argument, which its own function refuses.
+    Use it as ``collate_fn=dict(type="mmvssm.default_collate")``. In a config that is inherited as
+    ``package::file``, MMEngine adds ``_scope_`` to this dict and passes it as an argument, which
+    its own function rejects.
 
     Args:
-        batch: Samples; their tensors have one shape.
-        _scope_: The note, not used.
+        batch: Samples, whose tensors must have the same shape.
+        _scope_: Ignored.
 
     Returns:
-        The samples' structure with tensors stacked along a new first axis.
+        The structure of a sample, with tensors stacked along a new first axis.
     """
     return collate(batch)

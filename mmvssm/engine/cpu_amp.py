@@ -1,4 +1,4 @@
-"""Mixed precision on CPUs, for which MMEngine's own wrapper asks for a GPU."""
+"""Mixed precision on CPUs; MMEngine's own wrapper requires a GPU."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from mmvssm.registry import OPTIM_WRAPPERS
 
 @OPTIM_WRAPPERS.register_module()
 class CPUAmpOptimWrapper(OptimWrapper):
-    """Trains in bfloat16 on CPUs; its range is float32's, so that losses need no scaling.
+    """Optimizer wrapper for bfloat16 on CPUs, whose float32 range needs no loss scaling.
 
     The arguments are those of :class:`mmengine.optim.OptimWrapper`.
     """
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """As there, under autocast."""
+        """Enter the base class's context under autocast."""
         with super().optim_context(model), torch.autocast("cpu", torch.bfloat16):
             yield

@@ -1,4 +1,4 @@
-"""Whether the data that a config names lie on this machine, told before any work is done."""
+"""Check, before any work is done, that the data of a config are on this machine."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from mmengine.config import Config
 
 from .cli import fail, type_name
 
-# mmpretrain downloads these where they are missing.
+# mmpretrain downloads these datasets if they are missing.
 _FETCHED = ("CIFAR10", "CIFAR100", "FashionMNIST", "MNIST")
 
 
 def require_data(cfg: Config, *loaders: str) -> None:
     """Check that folders and annotation files of data loaders and their evaluators exist.
 
-    Only what surely is a local path is looked at: nothing with a scheme (``s3://``), and no dataset
-    that is read through a storage backend.
+    Only local paths are checked: no paths with a scheme (``s3://``), and no datasets that are read
+    through a storage backend.
 
     Args:
         cfg: The config.
-        *loaders: Keys of data loaders; those that the config lacks are passed over.
+        *loaders: Keys of data loaders; those that the config lacks are skipped.
     """
     for loader in loaders:
         if cfg.get(loader) is None:
@@ -42,7 +42,7 @@ def require_data(cfg: Config, *loaders: str) -> None:
 
 
 def _leaves(dataset: dict, place: str) -> Iterator[tuple[str, dict]]:
-    """Return the datasets inside wrappers, each with its dotted place in the config."""
+    """Yield the datasets inside wrappers, each with its dotted key in the config."""
     if "datasets" in dataset:
         for number, part in enumerate(dataset["datasets"]):
             yield from _leaves(part, f"{place}.datasets.{number}")
@@ -76,7 +76,7 @@ def _is_local(path: object) -> bool:
 
 
 def _read_elsewhere(part: dict) -> bool:
-    """Whether a dataset or a metric, or a step of its pipeline, names a backend of its own."""
+    """Return whether a dataset or metric, or a step of its pipeline, names a storage backend."""
     steps = [part, *(step for step in part.get("pipeline") or () if isinstance(step, dict))]
     for step in steps:
         for key in ("backend_args", "file_client_args"):
@@ -87,8 +87,8 @@ def _read_elsewhere(part: dict) -> bool:
 
 
 def _missing(kind: str, path: str, owner: str, option: str) -> None:
-    there = "" if os.path.isabs(path) else f", here {os.path.abspath(path)!r}"
+    there = "" if os.path.isabs(path) else f", i.e. {os.path.abspath(path)!r}"
     fail(
-        f"there is no {kind} {path!r} ({owner} of the config){there}; docs/data.md shows how the "
-        f"data must lie, --cfg-options {option} names another place"
+        f"there is no {kind} {path!r} ({owner} of the config){there}; docs/data.md describes the "
+        f"layout of the data, --cfg-options {option} names another place"
     )

@@ -13,14 +13,14 @@ _FLIPPED_AXES = {"horizontal": [-1], "vertical": [-2], "diagonal": [-2, -1]}
 
 
 class InstanceTTAModel(DetTTAModel):
-    """Merges the boxes and masks found in several views of an image.
+    """Wrapper that merges the boxes and masks found in several views of an image.
 
-    mmdet's ``DetTTAModel`` refuses masks. Here the boxes of all views go through one NMS, and a
-    box that is kept keeps the mask of its own view.
+    mmdet's ``DetTTAModel`` does not support masks. This class applies one NMS to the boxes of all
+    views, and every remaining box keeps the mask of its view.
 
     Args:
         module: The detector or its config.
-        tta_cfg: ``nms``, a config of mmcv's NMS, and ``max_per_img``.
+        tta_cfg: Dict with ``nms``, a config of mmcv's NMS, and ``max_per_img``.
     """
 
     def _merge_single_sample(self, data_samples: list[DetDataSample]) -> DetDataSample:

@@ -1,4 +1,4 @@
-"""What LocalMamba's direction search says while it trains."""
+"""Progress reports of LocalMamba's direction search."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from mmvssm.registry import HOOKS
 
 @HOOKS.register_module()
 class DirectionSearchHook(Hook):
-    """Reports how likely the directions of a super-net (``directions='search'``) have become.
+    """Hook that reports the probabilities of a super-network's directions (``'search'``).
 
-    Three places get a report: the log a line per layer with its likeliest directions; all visual
-    backends (TensorBoard, ``scalars.json``) the probability of each direction of each layer as
-    ``directions/layer00/h``; the message hub, and with it every line of the training log,
-    ``direction_entropy``, the mean entropy of the layers in nats. It starts at log 8 = 2.08 (all
-    directions alike) and falls as the search decides.
+    It writes three reports. The log gets a line per layer with its most likely directions. All
+    visualization backends (TensorBoard, ``scalars.json``) get the probability of each direction of
+    each layer as ``directions/layer00/h``. The message hub, and so every line of the training log,
+    gets ``direction_entropy``, the mean entropy of the layers in nats. The entropy starts at log 8
+    = 2.08 (all directions equally likely) and falls as the search converges.
 
     `LocalMamba: Visual State Space Model with Windowed Selective Scan
     <https://arxiv.org/abs/2403.09338>`_
 
     Args:
         interval: Iterations between two reports; the last iteration is always reported.
-        top: Directions per layer that the log names.
+        top: Number of directions per layer in the log.
 
     Raises:
-        ValueError: If ``interval`` or ``top`` is out of range or, when training starts, no layer of
-            the model searches.
+        ValueError: If ``interval`` or ``top`` is out of range or, when training starts, if no layer
+            of the model searches.
     """
 
     def __init__(self, interval: int = 500, top: int = 4) -> None:
@@ -44,7 +44,7 @@ class DirectionSearchHook(Hook):
         self._merges: list[RouteMerge] = []
 
     def before_train(self, runner: Runner) -> None:
-        """Find the layers that search, in the order of the network."""
+        """Collect the layers that search, in network order."""
         self._merges = [
             module
             for module in runner.model.modules()
@@ -52,14 +52,14 @@ class DirectionSearchHook(Hook):
         ]
         if not self._merges:
             raise ValueError(
-                "DirectionSearchHook found no layer that searches: give the backbone"
-                " directions='search', or leave out the hook"
+                "DirectionSearchHook found no layer that searches: set directions='search' in the"
+                " backbone, or remove the hook"
             )
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
-        """Report at every ``interval``-th iteration and at the last one."""
+        """Report after every ``interval``-th iteration and after the last one."""
         if self.every_n_train_iters(runner, self.interval) or runner.iter + 1 == runner.max_iters:
             self._report(runner)
 

@@ -1,4 +1,4 @@
-"""Models as graphs for other programs: ONNX, ``torch.export`` and AOTInductor."""
+"""Export of models to ONNX, ``torch.export`` programs and AOTInductor packages."""
 
 from __future__ import annotations
 
@@ -24,40 +24,40 @@ from mmvssm.ops.library import SCAN_2D
 
 from .cli import fail
 
-#: What a file format needs besides torch.
+#: Packages that a file format needs besides torch.
 PACKAGES = {".onnx": ("onnx", "onnxscript"), ".pt2": ()}
-#: The first torch whose graphs can leave sizes open within bounds.
+#: First torch that supports bounded dynamic sizes.
 LEAST_TORCH = "2.8"
-#: Largest sides and batch that a graph is made for.
+#: Largest side and batch of a graph.
 MAX_SIDE, MAX_BATCH = 8192, 4096
-#: Batch and sides of the images that an open graph is traced with: a size of 1 would be kept.
+#: Batch and sides of the images for tracing dynamic graphs; a size of 1 would become constant.
 _TRACED = (2, 256, 320)
 _LEAST = 32
 
 
 class Exported(nn.Module):
-    """What is exported of a model: all that computes on whole maps, from pixels on.
+    """The exported part of a model, from pixels to its last dense layer.
 
-    Of a classifier backbone, neck and head; of a segmentor backbone, neck and decode head, resized
-    to the image; of a detector backbone, neck and the dense head (of two stages the first: what
-    follows works on boxes one by one and stays outside).
+    For a classifier, these are backbone, neck and head; for a segmentor, backbone, neck and decode
+    head, resized to the image; for a detector, backbone, neck and dense head. The second stage of a
+    detector works on single boxes and is not exported.
 
     Args:
         model: Model of mmpretrain, mmdet or mmseg.
-        library: Which of them.
+        library: Name of the library.
     """
 
     def __init__(self, model: BaseModel, library: str) -> None:
         super().__init__()
         self.model, self.library = model, library
         processor = model.data_preprocessor
-        # each library has its own name for it
+        # each library has its own name for this option
         names = ("to_rgb", "_channel_conversion", "channel_conversion")
         self.swaps_channels = any(getattr(processor, name, False) for name in names)
         self.normalizes = getattr(processor, "_enable_normalize", False)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """``image (B, 3, H, W)`` with values 0 to 255, as the config's pipeline loads it (BGR)."""
+        """Run the network on ``image (B, 3, H, W)`` in BGR with values from 0 to 255."""
         if self.swaps_channels:
             image = image.flip(1)
         if self.normalizes:
@@ -79,7 +79,7 @@ class Exported(nn.Module):
         return (*maps, *(level for outputs in heads for level in outputs))
 
     def output_names(self, outputs: Sequence[Tensor], num_maps: int) -> list[str]:
-        """Names of the outputs of :meth:`forward`, of which a detector's first are its maps."""
+        """Return the names of the outputs of :meth:`forward`; a detector's begin with its maps."""
         if self.library != "mmdet":
             return ["logits"]
         names = [f"map_{level}" for level in range(num_maps)]
@@ -95,12 +95,12 @@ def _dense_head(model: BaseModel) -> nn.Module:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be exported; ``open_size`` says whether height and width stay open.
+    """Plan of an export.
 
     Attributes:
-        shape: Height and width that the graph is traced with.
-        open_size: Whether other sizes can be used as well.
-        notes: What is left out, and why.
+        shape: Height and width for tracing.
+        open_size: Whether height and width are dynamic.
+        notes: Parts that are not exported, a sentence each.
     """
 
     shape: tuple[int, int]
@@ -109,11 +109,11 @@ class Plan:
 
 
 def require_exporter(suffix: str, is_compiled: bool) -> None:
-    """End the program where this machine lacks what a file is made with.
+    """End the program if this machine lacks the requirements of an export.
 
     Args:
         suffix: Suffix of the file, one of :data:`PACKAGES`.
-        is_compiled: Whether it is to hold compiled code, by AOTInductor.
+        is_compiled: Whether the file holds code compiled by AOTInductor.
     """
     if digit_version(torch.__version__) < digit_version(LEAST_TORCH):
         fail(f"exporting needs torch {LEAST_TORCH} or later, this is torch {torch.__version__}")
@@ -129,22 +129,22 @@ def require_exporter(suffix: str, is_compiled: bool) -> None:
         try:
             get_cpp_compiler()
         except InvalidCxxCompiler:
-            fail("--aot needs a C++ compiler: install g++, or name another in the variable CXX")
+            fail("--aot needs a C++ compiler: install g++, or name another in the CXX variable")
 
 
 def plan_export(model: BaseModel, library: str, shape: tuple[int, int] | None) -> Plan:
-    """Find what can be exported of a model, and end the program where nothing can.
+    """Plan the export of a model; end the program if it cannot be exported.
 
     Args:
         model: The model.
         library: mmpretrain, mmdet or mmseg.
-        shape: Height and width to fix; None to leave them open.
+        shape: Fixed height and width; None for dynamic sizes.
     """
     notes = []
     if library == "mmpretrain" and not (hasattr(model, "backbone") and model.with_head):
-        fail(f"a {type(model).__name__} cannot be exported, but an ImageClassifier with a head")
+        fail(f"only an ImageClassifier with a head can be exported, got {type(model).__name__}")
     if library == "mmseg" and not hasattr(model, "decode_head"):
-        fail(f"a {type(model).__name__} cannot be exported, but an EncoderDecoder")
+        fail(f"only an EncoderDecoder can be exported, got {type(model).__name__}")
     if library == "mmseg" and isinstance(model.decode_head, nn.ModuleList):
         fail("a cascade of decode heads cannot be exported")
     if library == "mmseg":
@@ -152,26 +152,27 @@ def plan_export(model: BaseModel, library: str, shape: tuple[int, int] | None) -
         try:
             inspect.signature(head.forward).bind(())
         except TypeError as error:
-            fail(f"a {type(head).__name__} cannot be exported, it needs more than maps: {error}")
+            fail(f"{type(head).__name__} cannot be exported, it needs more than maps: {error}")
     if library == "mmdet":
         if not (hasattr(model, "rpn_head") or hasattr(model, "bbox_head")):
-            fail(f"a {type(model).__name__} has no dense head that could be exported")
+            fail(f"{type(model).__name__} has no dense head to export")
         from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 
         head = _dense_head(model)
         if not isinstance(head, BaseDenseHead):
-            fail(f"a {type(head).__name__} cannot be exported, but a head on whole maps")
+            fail(f"only a dense head can be exported, got {type(head).__name__}")
         if hasattr(model, "roi_head"):
-            notes.append("the second stage (roi_head) and the choice of boxes stay outside")
+            notes.append("the second stage (roi_head) and the selection of boxes are not exported")
         else:
-            notes.append("the choice of boxes (non-maximum suppression) stays outside")
+            notes.append("the selection of boxes (non-maximum suppression) is not exported")
     return Plan(shape or _TRACED[1:], shape is None, tuple(notes))
 
 
 class _OpenPools(TorchFunctionMode):
-    """Pools maps of any size to a fixed number of cells, which the exporters cannot, by products.
+    """Mode that replaces adaptive average pooling by matrix products.
 
-    With the cells of :func:`torch.nn.functional.adaptive_avg_pool2d`.
+    The exporters cannot pool maps of dynamic size to a fixed number of cells. The cells are those
+    of :func:`torch.nn.functional.adaptive_avg_pool2d`.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -190,7 +191,7 @@ class _OpenPools(TorchFunctionMode):
 
 
 def _cell_weights(x: Tensor, cells: int, axis: int) -> Tensor:
-    """Weights ``(cells, side)`` of the pixels of an axis in the mean of each cell."""
+    """Return the weights ``(cells, side)`` of the pixels along an axis in the mean of each cell."""
     side = x.shape[axis]
     first = torch.arange(cells, device=x.device)[:, None] * side
     pixel = torch.arange(side, device=x.device)
@@ -200,7 +201,7 @@ def _cell_weights(x: Tensor, cells: int, axis: int) -> Tensor:
 
 
 def trace(module: nn.Module, plan: Plan) -> ExportedProgram:
-    """Trace a module for images of any batch, and of any size if the plan leaves that open."""
+    """Trace a module for any batch size, and for any image size if the plan has dynamic sizes."""
     dynamic = torch.export.Dim.DYNAMIC
     dims: dict[int, object] = {0: dynamic(min=1, max=MAX_BATCH)}
     if plan.open_size:
@@ -211,7 +212,7 @@ def trace(module: nn.Module, plan: Plan) -> ExportedProgram:
 
 
 def write_onnx(program: ExportedProgram, names: Sequence[str], path: Path) -> None:
-    """Write a traced program as ONNX, with scans of standard operators.
+    """Write a traced program as ONNX, with scans made of standard operators.
 
     Args:
         program: A result of :func:`trace`.
@@ -220,7 +221,7 @@ def write_onnx(program: ExportedProgram, names: Sequence[str], path: Path) -> No
     """
     from .onnx_scan import scan_2d
 
-    # the exporter reports its steps to standard output
+    # the exporter prints its steps to standard output
     with contextlib.redirect_stdout(io.StringIO()):
         made = torch.onnx.export(
             program,
@@ -239,9 +240,9 @@ def write_program(program: ExportedProgram, path: Path) -> None:
 
 
 def write_compiled(program: ExportedProgram, path: Path) -> None:
-    """Compile a traced program by AOTInductor, for ``torch._inductor.aoti_load_package``."""
-    # torch before 2.12 hands a wrong dtype to ops in packages (pytorch/pytorch#169157); None, which
-    # means that of x, it hands on as it is
+    """Compile a traced program with AOTInductor, for ``torch._inductor.aoti_load_package``."""
+    # torch before 2.12 passes a wrong dtype to ops in packages (pytorch/pytorch#169157); it passes
+    # None, which means the dtype of x, correctly
     x, out_dtype = (SCAN_2D.arguments.index(name) for name in ("x", "out_dtype"))
     for node in program.graph.nodes:
         is_scan = node.target is SCAN_2D.run and len(node.args) > out_dtype
@@ -254,11 +255,11 @@ def write_compiled(program: ExportedProgram, path: Path) -> None:
 
 
 def load_file(path: Path, is_compiled: bool) -> Callable[[Tensor], Sequence[Tensor]] | None:
-    """Return a function that runs a written file; None where ONNX Runtime is not installed.
+    """Return a function that runs an exported file; None if it needs ONNX Runtime and lacks it.
 
     Args:
         path: The file.
-        is_compiled: Whether it is one of :func:`write_compiled`.
+        is_compiled: Whether :func:`write_compiled` wrote it.
     """
     if is_compiled:
         return torch._inductor.aoti_load_package(str(path))
@@ -277,10 +278,10 @@ def load_file(path: Path, is_compiled: bool) -> Callable[[Tensor], Sequence[Tens
 def largest_difference(
     run: Callable[[Tensor], Sequence[Tensor]], module: nn.Module, plan: Plan
 ) -> float:
-    """Compare a written file with the model, at another batch and size than it was traced with.
+    """Compare an exported file with the model, at another batch and size than in tracing.
 
     Returns:
-        The largest difference of an output, relative to its largest value or 1.
+        The largest difference of an output, relative to the larger of its largest value and 1.
     """
     height, width = plan.shape
     if plan.open_size:

@@ -1,8 +1,8 @@
-"""Training with sharded weights (FSDP), which MMEngine's own strategy does not get right.
+"""Training with sharded weights (FSDP), with fixes to MMEngine's strategy.
 
-MMEngine builds the optimizer from the sharded model, in which every parameter is a piece of one
-dimension, clips each process's gradients by the norm of its own pieces, and cannot save and load
-the optimizer's state with today's torch.
+MMEngine's own strategy builds the optimizer from the sharded model, in which every parameter is a
+one-dimensional shard; it clips each process's gradients by the norm of its own shards only; and it
+cannot save and load the optimizer's state with current versions of torch.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from mmvssm.registry import FUNCTIONS, STRATEGIES
 
 @FUNCTIONS.register_module()
 def wrap_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
-    """Wrap policy: every block of our backbones is gathered on its own, the rest together.
+    """Decide whether FSDP wraps a module: every block of our backbones is a unit of its own.
 
     Args:
-        module: The module in question.
-        recurse: Whether torch asks if to look inside it, which is always so.
-        nonwrapped_numel: Its parameters that are in no unit yet; not looked at.
+        module: The module.
+        recurse: Whether torch asks whether to visit the module's children, which it always should.
+        nonwrapped_numel: Number of the module's parameters that are in no unit yet; ignored.
     """
     return recurse or isinstance(module, CheckpointedBlock)
 
@@ -34,12 +34,12 @@ def wrap_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool
 class FSDPStrategy(_FSDPStrategy):
     """MMEngine's strategy with exact weight decay, gradient clipping and resuming.
 
-    The arguments are those of :class:`mmengine._strategy.FSDPStrategy`; needs ``use_orig_params``
-    of the model wrapper, which is its default.
+    The arguments are those of :class:`mmengine._strategy.FSDPStrategy`. The model wrapper must keep
+    its default ``use_orig_params=True``.
     """
 
     def prepare(self, model: nn.Module | dict, *, optim_wrapper=None, **kwargs) -> tuple:
-        """As MMEngine's; notes how to build the optimizer before the model is sharded."""
+        """Prepare as MMEngine does; keep the config to build the optimizer before sharding."""
         self._optim_wrapper_cfg = optim_wrapper
         return super().prepare(model, optim_wrapper=optim_wrapper, **kwargs)
 
@@ -65,7 +65,7 @@ class FSDPStrategy(_FSDPStrategy):
     def build_optim_wrapper(
         self, optim_wrapper: BaseOptimWrapper | dict, model: nn.Module | None = None
     ) -> BaseOptimWrapper:
-        """Return the optimizer of the full model, whose groups hold each parameter's piece."""
+        """Return the optimizer of the full model, with each parameter replaced by its shard."""
         if not isinstance(optim_wrapper, dict):
             return super().build_optim_wrapper(optim_wrapper, model)
         pieces = {
@@ -80,10 +80,10 @@ class FSDPStrategy(_FSDPStrategy):
         return wrapper
 
     def optim_state_dict(self) -> dict:
-        """Return the optimizer's state for the full model, by parameter names; empty but on rank 0.
+        """Return the optimizer's state for the full model by parameter name, on rank 0 only.
 
-        Torch gathers all kinds of state in one buffer, of which it returns views on the CPU: each
-        kind is asked for alone.
+        Torch gathers all kinds of state in one buffer and returns views of it on the CPU, so each
+        kind is requested separately.
         """
         own = self.optim_wrapper.state_dict()
         kinds = [None] * self.world_size
@@ -119,7 +119,7 @@ class FSDPStrategy(_FSDPStrategy):
         self.optim_wrapper.load_state_dict({**state_dict, **shards})
 
     def _in_memory_order(self, name: str, value: Tensor) -> Tensor:
-        """State laid out as torch cuts it, a parameter that is not contiguous by its strides."""
+        """Return state in the memory order in which torch shards a non-contiguous parameter."""
         if value.dim() == 0:
             return value
         ordered = torch.empty_strided(value.shape, self._strides[name], dtype=value.dtype)

@@ -9,20 +9,20 @@ from torch import nn
 
 from mmvssm.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
-# What sharded, compiled and checkpointed parts put into the names of their parameters.
+# Prefixes that sharding, compilation and activation checkpointing add to parameter names.
 _WRAPPERS = re.compile(r"(_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.")
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """Lowers the learning rate of a backbone from its last layer to its first.
+    """Constructor that lowers the learning rate of a backbone from its last layer to its first.
 
-    A parameter at depth ``d`` of ``n`` (patches and positions are at depth 0, the layers follow,
-    norms of the outputs and the rest of the model are at ``n - 1``) learns with
-    ``layer_decay_rate ** (n - 1 - d)`` times the rate that it would have. Depths are those of the
+    The learning rate of a parameter at depth ``d`` of ``n`` is multiplied by
+    ``layer_decay_rate ** (n - 1 - d)``. Patch and position embeddings have depth 0, then the layers
+    follow; output norms and the rest of the model have depth ``n - 1``. Depths come from the
     backbone's ``get_layer_depth(name, prefix)``, which mmpretrain's backbones have as well. Unlike
-    mmpretrain's and mmseg's constructors, this one is for the models of all libraries, and
-    keeps every rule of MMEngine's::
+    the constructors of mmpretrain and mmseg, this one supports the models of all libraries and all
+    rules of MMEngine::
 
         optim_wrapper = dict(
             constructor="mmvssm.LayerDecayOptimWrapperConstructor",
@@ -35,10 +35,10 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     Args:
         optim_wrapper_cfg: As in :class:`mmengine.optim.DefaultOptimWrapperConstructor`.
-        paramwise_cfg: As there, and ``layer_decay_rate``, above 0 and at most 1.
+        paramwise_cfg: As in the base class, with ``layer_decay_rate`` in (0, 1].
 
     Raises:
-        ValueError: If ``layer_decay_rate`` is absent or out of range.
+        ValueError: If ``layer_decay_rate`` is missing or out of range.
         TypeError: When called, if the model has no ``backbone`` with ``get_layer_depth``.
     """
 
@@ -60,10 +60,10 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             params: Groups, to which those of ``module`` are added.
             module: The model, or a part of it.
             prefix: Name of the part; empty for the model.
-            **kwargs: What MMEngine hands on from module to module.
+            **kwargs: Further arguments of MMEngine's recursion.
         """
         super().add_params(params, module, prefix, **kwargs)
-        if prefix:  # a part, by recursion
+        if prefix:  # called recursively for a part
             return
         backbone = getattr(module, "backbone", None)
         if not hasattr(backbone, "get_layer_depth"):

@@ -1,4 +1,4 @@
-"""A config's model with the weights of a checkpoint, without a runner and its data."""
+"""Loading of a config's model and the weights of a checkpoint, without a runner."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from .cli import fail, foreign_weights_refused, leaf_datasets, library_of, requi
 def load_model(cfg: Config, checkpoint: str, need: str) -> BaseModel:
     """Build the model of a config and load its weights, without running code of the file.
 
-    A wrong checkpoint, or a library that is not installed, ends the program with one sentence, see
-    :mod:`mmvssm.engine.cli`.
+    A wrong checkpoint or a missing library ends the program with one sentence (see
+    :mod:`mmvssm.engine.cli`).
 
     Args:
         cfg: A config of one of the three libraries.
@@ -31,8 +31,8 @@ def load_model(cfg: Config, checkpoint: str, need: str) -> BaseModel:
         need: What needs the model, for the message about a config of another library.
 
     Returns:
-        The model in evaluation mode on the CPU. Its ``dataset_meta`` has the names of the classes
-        (``classes``, in segmentation also ``palette``), as far as they are known.
+        The model in evaluation mode on the CPU. Its ``dataset_meta`` holds the names of the classes
+        (``classes``, and for segmentation ``palette``) if they are known.
     """
     library = library_of(cfg, need)
     try:
@@ -47,7 +47,7 @@ def load_model(cfg: Config, checkpoint: str, need: str) -> BaseModel:
         fail(str(error))
     weights = content.get("state_dict")
     if not isinstance(weights, dict):
-        fail(f"{checkpoint!r} has no state_dict: convert it by tools/convert_ema.py FILE DST")
+        fail(f"{checkpoint!r} has no state_dict: convert it with tools/convert_ema.py FILE DST")
 
     init_default_scope(library)
     if cfg.get("data_preprocessor") is not None:
@@ -60,7 +60,7 @@ def load_model(cfg: Config, checkpoint: str, need: str) -> BaseModel:
 
 
 def _load_weights(model: BaseModel, weights: dict[str, Any]) -> None:
-    """Load a state dict; parameters that it lacks end the program."""
+    """Load a state dict; end the program if it lacks parameters."""
     tensors = {
         name.removeprefix("module."): value
         for name, value in weights.items()
@@ -84,7 +84,7 @@ def _load_weights(model: BaseModel, weights: dict[str, Any]) -> None:
 
 
 def _dataset_meta(cfg: Config, meta: dict, model: BaseModel) -> dict[str, Any]:
-    """Names and colours of the classes: the checkpoint's, else those of the config's data set."""
+    """Return names and colours of the classes, from the checkpoint or the config's dataset."""
     found: dict[str, Any] = {}
     if cfg.get("test_dataloader"):
         dataset = next(leaf_datasets(cfg.test_dataloader.dataset))

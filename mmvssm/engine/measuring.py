@@ -1,4 +1,4 @@
-"""What the tools that measure models share: options for time and files, and refusals."""
+"""Options and error handling shared by the tools that measure models."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def add_out_option(parser: argparse.ArgumentParser, what: str) -> None:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """End the program with one sentence where a library function refuses what the user gave."""
+    """End the program with one sentence if a library function rejects the user's input."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -29,18 +29,18 @@ def refusals() -> Iterator[None]:
 
 
 def add_timing_options(parser: argparse.ArgumentParser) -> None:
-    """Device, repetitions and threads."""
+    """Add options for device, repetitions and threads."""
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     parser.add_argument(
-        "--repetitions", type=int, metavar="N", help="timed runs (default: 10, on a GPU 50)"
+        "--repetitions", type=int, metavar="N", help="timed runs (default: 10, or 50 on a GPU)"
     )
     parser.add_argument(
-        "--threads", type=int, metavar="N", help="CPU threads of torch (default: its own choice)"
+        "--threads", type=int, metavar="N", help="CPU threads of torch (default: torch's choice)"
     )
 
 
 def check_timing_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuse a GPU that is not there and numbers without sense; set defaults."""
+    """Reject a missing GPU and numbers out of range, and set defaults."""
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU")
     if args.repetitions is None:

@@ -1,4 +1,4 @@
-"""MESA: a classifier that is held to the average of its own weights."""
+"""MESA: a loss that pulls a classifier towards the average of its own weights."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from torch.utils.hooks import RemovableHandle
 
 from mmvssm.registry import HOOKS
 
-#: What the published code multiplies the weight by.
+#: Factor by which the published code multiplies the weight.
 FACTOR = 50
 
 
 @HOOKS.register_module()
 class MESAHook(Hook):
-    """Adds the divergence from the prediction of the weights' average to a classifier's loss.
+    """Hook that adds the divergence from the averaged model's prediction to a classifier's loss.
 
-    The average is that of an ``EMAHook``, which must be among the hooks as well. It sees the same
-    batch, mixed images included, in eval mode. The loss is logged as ``loss_mesa``.
+    The averaged model is that of an ``EMAHook``, which must be among the hooks. It gets the same
+    batch, including mixed images, in eval mode. The loss is logged as ``loss_mesa``.
 
     `Sharpness-Aware Training for Free <https://arxiv.org/abs/2205.14083>`_
 
     Args:
-        weight: Weight of the loss, a fiftieth of the factor of the divergence.
+        weight: Weight of the loss; the divergence is multiplied by 50 times this weight.
         begin: First epoch with the loss, counted from 0.
-        temperature: What logits are divided by.
+        temperature: Divisor of the logits.
 
     Raises:
         ValueError: If an argument is out of range or, when training starts, there is no
@@ -50,7 +50,7 @@ class MESAHook(Hook):
         self._handles: list[RemovableHandle] = []
 
     def before_train(self, runner: Runner) -> None:
-        """Listen to the model's logits and losses."""
+        """Register hooks on the model's logits and losses."""
         averages = [hook.ema_model for hook in runner.hooks if isinstance(hook, EMAHook)]
         if not averages:
             raise ValueError("MESAHook needs an EMAHook among custom_hooks, got none")
@@ -62,11 +62,11 @@ class MESAHook(Hook):
         ]
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Begin with the loss when it is time."""
+        """Enable the loss from epoch ``begin`` on."""
         self._is_on = runner.epoch >= self.begin
 
     def after_train(self, runner: Runner) -> None:
-        """Leave the model as it was."""
+        """Remove the hooks from the model."""
         for handle in self._handles:
             handle.remove()
 
@@ -78,7 +78,7 @@ class MESAHook(Hook):
         """Add the loss to those of a training step; see :class:`MESAHook`."""
         if not self._is_on or kwargs.get("mode") != "loss":
             return losses
-        # not kept, with its graph, beyond the step
+        # released, so that the graph does not outlive the step
         logits, self._logits = self._logits, None
         with torch.no_grad():
             target = self._average(kwargs["inputs"], mode="tensor")

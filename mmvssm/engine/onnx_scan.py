@@ -1,15 +1,15 @@
-"""The scan along routes in standard operators of ONNX, for torch's exporter.
+"""The scan along routes in standard ONNX operators, for torch's exporter.
 
 The exporter calls :func:`scan_2d` where a traced model has ``torch.ops.mmvssm.selective_scan_2d``.
-What it makes knows no size: batch, routes, pixels and length are read from the tensors.
+The translation contains no sizes: batch, routes, pixels and length are read from the tensors.
 
-A route of L steps is cut into about ``sqrt(L)`` chunks. All chunks are scanned from a zero state,
-side by side; the states that enter them follow from one another; then all chunks are scanned again
-from these. So a file needs about ``3 * sqrt(L)`` steps one after the other, by the operator
-``Scan``, and nothing is ever divided by a product of decays, which underflows.
+A route of L steps is cut into about ``sqrt(L)`` chunks. All chunks are scanned in parallel from a
+zero state; the states that enter the chunks are computed one after the other; then all chunks are
+scanned again from these states. A file thus needs about ``3 * sqrt(L)`` sequential steps, in the
+operator ``Scan``, and nothing is ever divided by a product of decays, which underflows.
 """
 
-# no annotations from __future__: onnxscript reads them
+# no annotations from __future__, because onnxscript reads annotations
 # mypy: ignore-errors
 
 from itertools import pairwise
@@ -27,7 +27,7 @@ def SelectiveScan(u: FLOAT, step: FLOAT, B: FLOAT, C: FLOAT, A: FLOAT) -> FLOAT:
     size = op.Shape(u)
     batch_routes = op.Slice(size, [0], [2])
     length = op.Slice(size, [2], [3])
-    # chunks and the steps of each, about as many
+    # about as many chunks as steps per chunk
     root = op.Ceil(op.Sqrt(op.Cast(length, to=1)))
     steps = op.Cast(root, to=7)
     chunks = op.Div(length + steps - 1, steps)
@@ -88,7 +88,7 @@ def _ints(*values):
 
 
 def _size(tensor, axis):
-    """Return one size of a tensor, as a list of one."""
+    """Return one size of a tensor as a 1-D tensor."""
     return op.Shape(tensor, start=axis, end=axis + 1)
 
 
@@ -101,7 +101,7 @@ def _rows(map_, index, num_routes, apart):
 
 
 def _with_route(index, num_routes):
-    """Turn indices ``(K, L)`` of rows into those of rows and routes."""
+    """Convert row indices ``(K, L)`` to indices of rows and routes."""
     routes = op.Unsqueeze(_ints(*range(num_routes)), _ints(1))
     return op.Add(op.Mul(index, _ints(num_routes)), routes)
 
@@ -121,7 +121,7 @@ def scan_2d(
     save_states=False,
     route_facts=0,
 ):
-    """Translate ``torch.ops.mmvssm.selective_scan_2d``, see its reference for the arguments."""
+    """Translate ``torch.ops.mmvssm.selective_scan_2d``; see its reference for the arguments."""
     num_routes, channels, dt_rank = dt_weight.shape
     d_state = A.shape[1]
     zero = op.Constant(value_int=0)
@@ -146,7 +146,7 @@ def scan_2d(
     if D is not None:
         y = op.Add(y, op.Mul(u, op.Reshape(D, _ints(num_routes, 1, channels))))
 
-    # a row past the end takes what is written nowhere
+    # an extra row collects the outputs that are written nowhere
     if isinstance(num_out, int):
         num_out = op.Constant(value_int=num_out)
     out = op.Cast(out_routes, to=INT64.dtype)
@@ -157,7 +157,7 @@ def scan_2d(
         target = _with_route(target, num_routes)
         rows = op.Mul(rows, _ints(num_routes))
     y = op.Reshape(op.Transpose(y, perm=[1, 2, 0, 3]), op.Concat(_ints(-1), like, axis=0))
-    # not by ScatterND, which ONNX Runtime computes in several threads: sums in one row get lost
+    # not ScatterND, which ONNX Runtime runs in several threads and which loses sums in a row
     written = op.ScatterElements(
         op.Expand(op.Constant(value_float=0.0), op.Concat(rows, like, axis=0)),
         op.Expand(op.Reshape(target, _ints(-1, 1, 1)), op.Shape(y)),

@@ -1,9 +1,9 @@
-"""Checkpoints of trainings that every reader takes, and reading those that are not such.
+"""Training checkpoints of plain values, and safe reading of other ones.
 
-torch >= 2.6 reads only tensors and plain values unless it is told to trust a file. A runner of
-MMEngine saves its logs as objects besides (https://github.com/open-mmlab/mmengine/issues/1655), so
-that no script and no inferencer can read the file. :class:`PlainCheckpointHook` saves plain values;
-:func:`read_files_safely` lets a program read what was saved without it, running nothing of a file.
+torch >= 2.6 reads only tensors and plain values unless it is told to trust a file. MMEngine's
+runner also saves its logs as objects (https://github.com/open-mmlab/mmengine/issues/1655), so that
+scripts and inferencers cannot read the file. :class:`PlainCheckpointHook` saves only plain values;
+:func:`read_files_safely` lets a program read files saved without it, without running their code.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mmvssm.checkpoint.reading import Checkpoint, CheckpointError, Inert, read_c
 from mmvssm.messages import join_names
 from mmvssm.registry import HOOKS
 
-#: Where a checkpoint holds the logs, and which of its entries a run cannot go on without.
+#: Entry of a checkpoint with the logs, and entries that a run needs to resume.
 LOGS = "log_history"
 _NEEDED = ("state_dict", "optimizer", "param_schedulers", "ema_state_dict")
 _PLAIN = (str, bytes, bool, int, float, complex)
@@ -34,10 +34,10 @@ _OF_TORCH = (Tensor, torch.dtype, torch.device, torch.Size, type(None))
 
 
 def plain(value: Any) -> Any:
-    """Return a value in types that ``torch.load(weights_only=True)`` reads.
+    """Convert a value to types that ``torch.load(weights_only=True)`` reads.
 
-    Configs and other dicts become dicts, arrays lists, numbers of numpy those of Python. What has
-    no such form stays, and :func:`foreign_parts` finds it.
+    Configs and other mappings become dicts, arrays become lists, and NumPy numbers become Python
+    numbers. Other objects are kept; :func:`foreign_parts` finds them.
     """
     if isinstance(value, _OF_TORCH):
         return value
@@ -63,7 +63,7 @@ def plain(value: Any) -> Any:
 
 
 def foreign_parts(value: Any, name: str = "") -> Iterator[str]:
-    """Yield the places in a checkpoint whose objects are no plain values, each with its class."""
+    """Yield the places in a checkpoint whose objects are not plain values, each with its class."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from foreign_parts(item, f"{name}.{key}" if name else str(key))
@@ -76,18 +76,18 @@ def foreign_parts(value: Any, name: str = "") -> Iterator[str]:
 
 @HOOKS.register_module()
 class PlainCheckpointHook(Hook):
-    """Saves checkpoints of plain values, which stock scripts and inferencers read.
+    """Hook that saves checkpoints of plain values, which stock scripts and inferencers can read.
 
-    The logs go to an entry of their own, from which this hook takes them when a run is resumed;
-    others resume without them. In a config that a stock script trains::
+    The logs are stored in a separate entry, from which this hook restores them when a run resumes;
+    without the hook, a run resumes without them. For training with a stock script::
 
         custom_hooks = [dict(type="mmvssm.PlainCheckpointHook")]
     """
 
-    priority = "LOWEST"  # behind hooks that add to a checkpoint
+    priority = "LOWEST"  # after hooks that add to a checkpoint
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Turn everything but tensors into plain values, in place."""
+        """Convert everything but tensors to plain values, in place."""
         hub = checkpoint.get("message_hub")
         if isinstance(hub, Mapping):
             logs, resumed = hub["log_scalars"], hub["resumed_keys"]
@@ -117,13 +117,13 @@ class PlainCheckpointHook(Hook):
             )
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Put the logs back to where a runner looks for them."""
+        """Restore the logs to the entry where the runner looks for them."""
         if runner._resume and (lost := left_out(checkpoint)):
             raise CheckpointError(
-                "the checkpoint holds objects without which a run cannot go on:"
-                f" {join_names(lost, 3)}; if you trust it, resume with the library's own script and"
-                " TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 in the environment, or start anew from its"
-                " weights: --cfg-options load_from=FILE"
+                "the checkpoint stores state that a run needs to resume as objects, which are not"
+                f" loaded: {join_names(lost, 3)}; if you trust it, resume with the library's own"
+                " script and TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 in the environment, or start a new"
+                " run from its weights: --cfg-options load_from=FILE"
             )
         hub = checkpoint.get("message_hub")
         if not isinstance(hub, Mapping):
@@ -146,11 +146,11 @@ def load_from_file(filename: str, map_location: Any = None) -> Checkpoint:
 
     Args:
         filename: Path.
-        map_location: Not looked at: tensors are on the CPU, from where they are copied.
+        map_location: Ignored; tensors are on the CPU.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        CheckpointError: If it is no checkpoint, damaged, or asks to run code.
+        CheckpointError: If it is not a checkpoint, is damaged, or would run code.
     """
     return read_checkpoint(Path(filename).expanduser())
 
@@ -166,14 +166,14 @@ def load_from_url(filename: str, map_location: Any = None) -> Checkpoint:
 
 
 def read_files_safely() -> None:
-    """Let MMEngine's loader read files and URLs without running code in them, from here on.
+    """Make MMEngine's loader read files and URLs without running code in them, from now on.
 
-    It takes what runners save on any torch: their objects are left out.
+    It then reads the files of all runners under any torch, without their objects.
     """
     CheckpointLoader.register_scheme("", load_from_file, force=True)
     CheckpointLoader.register_scheme(("http://", "https://"), load_from_url, force=True)
 
 
 def left_out(checkpoint: Mapping[str, Any]) -> list[str]:
-    """Return what a run would lack that goes on from a checkpoint as it was read."""
+    """Return the parts that a run would lack if it resumed from a checkpoint as read."""
     return list(foreign_parts({k: v for k, v in checkpoint.items() if k in _NEEDED}))

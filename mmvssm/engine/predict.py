@@ -1,4 +1,4 @@
-"""Predictions of a classifier, detector or segmentor for images of any source, and pictures."""
+"""Predictions of classifiers, detectors and segmentors for images from any source."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from .cli import fail, leaf_datasets, library_of, type_name
 from .loading import load_model
 from .tta import tta_model, tta_pipeline
 
-#: What draws, by library.
+#: Visualizers by library.
 VISUALIZERS_OF = {
     "mmpretrain": "mmpretrain.UniversalVisualizer",
     "mmdet": "mmdet.DetLocalVisualizer",
     "mmseg": "mmseg.SegLocalVisualizer",
 }
-#: Classes of an image that a classifier's result lists.
+#: Number of classes in a classifier's result.
 TOP = 5
 
 
 @dataclass
 class Prediction:
-    """What a model says of an image.
+    """The prediction of a model for an image.
 
     Attributes:
-        key: What the image was given with.
+        key: Key that was given with the image.
         image: The image, uint8 ``(H, W, 3)`` in BGR.
         sample: The library's own data sample, on the CPU.
     """
@@ -49,17 +49,17 @@ class Prediction:
 
 
 class Predictor:
-    """A model, the pipeline that prepares images for it, and what draws its predictions.
+    """A model with the pipeline that prepares its images and the visualizer of its predictions.
 
     Args:
         cfg: A config of mmpretrain, mmdet or mmseg with a test pipeline that begins by loading an
             image from a file.
         checkpoint: Its checkpoint: a file, or ``mmvssm://NAME``; no code of it is run.
         config_path: Path of the config, for messages.
-        device: Where the model runs.
-        tta: Whether to average over augmented views, see :mod:`mmvssm.engine.tta`.
-        batch_size: Images that are predicted at once.
-        score_thr: Score below which a detector's instances are left out.
+        device: Device of the model.
+        tta: Whether to average over augmented views (see :mod:`mmvssm.engine.tta`).
+        batch_size: Largest number of images in a batch.
+        score_thr: Detector instances with scores of at most this are dropped.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Predictor:
         load, *steps = _without_annotations(steps)
         if not type_name(load).startswith("LoadImage"):
             fail(
-                "prediction needs a test pipeline that begins with LoadImageFromFile, that of"
+                "prediction needs a test pipeline that begins with LoadImageFromFile, but that of"
                 f" {config_path!r} begins with {type_name(load)}"
             )
         model = load_model(cfg, checkpoint, "prediction")
@@ -91,13 +91,13 @@ class Predictor:
         self.to_float32 = load.get("to_float32", False)
         self._load, self._prepare = Compose([load]), Compose(steps)
         self._kept = _KeptImage()
-        # not built by the registry, which would keep one for the whole program
+        # the registry would keep one instance for the entire program
         self.visualizer = VISUALIZERS.get(VISUALIZERS_OF[self.library])(vis_backends=[self._kept])
         self.visualizer.dataset_meta = self.meta
 
     @property
     def classes(self) -> list[str] | None:
-        """Names of the classes; None if neither the checkpoint nor the config tells them."""
+        """Names of the classes; None if neither the checkpoint nor the config has them."""
         names = self.meta.get("classes")
         return None if names is None else [str(name) for name in names]
 
@@ -105,23 +105,23 @@ class Predictor:
         """Read an image as the pipeline does: ``(H, W, 3)`` in BGR.
 
         Raises:
-            OSError: If it is broken.
+            OSError: If it cannot be read as an image.
         """
         try:
             sample = self._load(dict(img_path=path))
         except OSError:
             raise
-        except Exception as error:  # a decoder's own, or that of a result of None
+        except Exception as error:  # raised by a decoder, or because it returned None
             raise OSError(f"it cannot be read as an image ({type(error).__name__})") from error
         if sample is None or sample["img"] is None or not sample["img"].size:
             raise OSError("it cannot be read as an image")
         return sample["img"]
 
     def predict(self, images: Iterable[tuple[Any, str, np.ndarray]]) -> Iterator[Prediction]:
-        """Predict images in their order.
+        """Predict images in order.
 
-        Those that follow one another and have the same size behind the pipeline share a batch, so
-        what is said of an image does not depend on the others: nothing is padded.
+        Only consecutive images of the same size after the pipeline share a batch. As nothing is
+        padded, predictions do not depend on the other images.
 
         Args:
             images: A key of any kind, a name, and the image ``(H, W, 3)`` in BGR.
@@ -140,15 +140,15 @@ class Predictor:
             yield from self._predict_batch(pending)
 
     def network_input(self, name: str, image: np.ndarray) -> tuple[Tensor, np.ndarray]:
-        """Prepare an image for the backbone as a prediction does; without views of ``tta``.
+        """Prepare an image for the backbone as for a prediction, but without augmented views.
 
         Args:
-            name: A name, for the sample.
+            name: Name of the sample.
             image: ``(H, W, 3)`` in BGR.
 
         Returns:
-            The input, ``(1, 3, H', W')`` on the device of the model, and the picture that it is
-            made of: uint8 ``(H', W', 3)`` in RGB, black where the input is padded.
+            The input, ``(1, 3, H', W')`` on the device of the model, and the same picture as uint8
+            ``(H', W', 3)`` in RGB, black where the input is padded.
         """
         sample = self._sample(0, name, image)
         picture = sample["inputs"].flip(0)
@@ -158,7 +158,7 @@ class Predictor:
         return inputs, picture.permute(1, 2, 0).clamp(0, 255).byte().numpy()
 
     def _sample(self, number: int, name: str, image: np.ndarray) -> dict[str, Any]:
-        """Let an image pass the pipeline."""
+        """Run an image through the pipeline."""
         return self._prepare(
             dict(
                 img=image.astype(np.float32) if self.to_float32 else image.copy(),
@@ -177,7 +177,7 @@ class Predictor:
             yield Prediction(key, image.clip(0, 255).astype(np.uint8), sample.cpu())
 
     def draw(self, prediction: Prediction) -> np.ndarray:
-        """Draw a prediction into its image, by the library's visualizer: uint8 BGR."""
+        """Draw a prediction into its image with the library's visualizer: uint8 BGR."""
         image = cv2.cvtColor(prediction.image, cv2.COLOR_BGR2RGB)
         sample = prediction.sample
         if self.library == "mmpretrain":
@@ -191,14 +191,14 @@ class Predictor:
         return cv2.cvtColor(self._kept.image, cv2.COLOR_RGB2BGR)
 
     def describe(self, prediction: Prediction) -> dict[str, Any]:
-        """Return a prediction as plain values for JSON; a label map is left to :meth:`label_map`.
+        """Return a prediction as plain values for JSON, without the map of :meth:`label_map`.
 
         Returns:
-            Of a classifier ``labels``, ``classes`` and ``scores``, the likeliest first. Of a
-            detector ``instances``, a list of ``label``, ``class``, ``score``, ``bbox``
-            (x1, y1, x2, y2 in pixels of the image) and, if it finds masks, ``mask`` (COCO's
-            compressed RLE). Of a segmentor ``areas``: ``label``, ``class`` and ``share`` of the
-            image's pixels, the largest first.
+            For a classifier, ``labels``, ``classes`` and ``scores``, most likely first. For a
+            detector, ``instances``, a list of ``label``, ``class``, ``score``, ``bbox``
+            (x1, y1, x2, y2 in pixels of the image) and, if it predicts masks, ``mask`` (COCO's
+            compressed RLE). For a segmentor, ``areas``, a list of ``label``, ``class`` and
+            ``share`` of the image's pixels, largest first.
         """
         describe: dict[str, Callable[[BaseDataElement], dict[str, Any]]] = {
             "mmpretrain": self._describe_labels,
@@ -208,7 +208,7 @@ class Predictor:
         return describe[self.library](prediction.sample)
 
     def label_map(self, prediction: Prediction) -> np.ndarray | None:
-        """Return a segmentor's labels ``(H, W)``, uint8 or uint16; None of the other models."""
+        """Return a segmentor's labels ``(H, W)``, uint8 or uint16; None for other models."""
         if self.library != "mmseg":
             return None
         labels = prediction.sample.pred_sem_seg.data[0].numpy()
@@ -241,7 +241,7 @@ class Predictor:
             )
             instance["class"] = self._class(label)
             if "masks" in found:
-                # a requirement of mmdet, which other libraries do without
+                # installed with mmdet, not needed by the other libraries
                 from pycocotools import mask as coco_mask
 
                 rle = coco_mask.encode(np.asfortranarray(found.masks[i].numpy().astype(np.uint8)))
@@ -260,7 +260,7 @@ class Predictor:
 
 
 class _KeptImage(BaseVisBackend):
-    """Keeps what a visualizer has drawn last."""
+    """Visualization backend that keeps the last image drawn."""
 
     image: np.ndarray
 
@@ -268,11 +268,11 @@ class _KeptImage(BaseVisBackend):
         super().__init__(save_dir="")
 
     def _init_env(self) -> None:
-        """Open nothing."""
+        """Do nothing."""
 
     @property
     def experiment(self) -> _KeptImage:
-        """Itself."""
+        """The backend itself."""
         return self
 
     def add_image(self, name: str, image: np.ndarray, step: int = 0, **kwargs) -> None:
@@ -289,7 +289,7 @@ def _test_pipeline(cfg: Config, config_path: str) -> list[dict]:
 
 
 def _without_annotations(steps: list) -> list:
-    """The pipeline without what loads annotations, which images alone do not have."""
+    """Return the pipeline without the steps that load annotations."""
     kept = []
     for step in deepcopy(steps):
         if isinstance(step, list):
@@ -305,5 +305,5 @@ def _without_annotations(steps: list) -> list:
 
 
 def _shape(inputs: Tensor | list) -> object:
-    """Sizes of an image, or of all its views."""
+    """Return the sizes of an image, or of all its views."""
     return inputs.shape if isinstance(inputs, Tensor) else [_shape(view) for view in inputs]

@@ -1,4 +1,4 @@
-"""What a prediction reads: images and videos, named by files, folders and patterns."""
+"""Inputs of a prediction: images and videos, named by files, folders and patterns."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Source:
     """An image or a video.
 
     Attributes:
-        path: Its file.
-        stem: What its results are called: a relative path without suffix, of no other source.
+        path: The file.
+        stem: Name of its results: a unique relative path without suffix.
         is_video: Whether it is a video.
     """
 
@@ -33,11 +33,10 @@ class Source:
 
 
 def find_sources(names: Iterable[str]) -> list[Source]:
-    """Find all images and videos that are meant; what means none ends the program.
+    """Find all images and videos; end the program if a name matches none.
 
     Args:
-        names: Files, folders (searched with all folders in them), or patterns such as
-            ``'photos/**/*.jpg'``.
+        names: Files, folders (searched recursively), or patterns such as ``'photos/**/*.jpg'``.
     """
     sources, stems, seen = [], set(), set()
     for path, stem in (pair for name in names for pair in _files(name)):
@@ -54,7 +53,7 @@ def find_sources(names: Iterable[str]) -> list[Source]:
 
 
 def _files(name: str) -> Iterator[tuple[Path, str]]:
-    """Yield the files that ``name`` means, and what to call them."""
+    """Yield the files that match ``name``, with the names of their results."""
     path = Path(name)
     if path.is_dir():
         found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES + VIDEOS)
@@ -62,7 +61,7 @@ def _files(name: str) -> Iterator[tuple[Path, str]]:
             fail(f"there is no image or video in {name!r}")
         yield from ((p, p.relative_to(path).with_suffix("").as_posix()) for p in found)
     elif os.path.lexists(path):
-        # whatever its suffix: it was named, and a file that is no image will be said to be broken
+        # any suffix, because it was named explicitly; if it is not an image, reading it fails
         yield path, path.stem
     else:
         found = [Path(p) for p in sorted(glob.glob(name, recursive=True)) if os.path.isfile(p)]
@@ -75,7 +74,7 @@ def read_frames(path: Path) -> tuple[float, int, Iterator[np.ndarray]]:
     """Open a video.
 
     Returns:
-        Frames per second, the number of frames as the file says, and the frames in BGR.
+        Frames per second, the number of frames that the file states, and the frames in BGR.
 
     Raises:
         OSError: If it cannot be opened.
@@ -88,6 +87,6 @@ def read_frames(path: Path) -> tuple[float, int, Iterator[np.ndarray]]:
 
 
 def _frames(video: cv2.VideoCapture) -> Iterator[np.ndarray]:
-    # to the end of the file, which need not be where the number that it states says
+    # to the end of the file, since the stated number of frames may be wrong
     while (read := video.read())[0]:
         yield read[1]

@@ -1,16 +1,16 @@
-"""Exact resuming: a killed run, continued, ends with the weights of an uninterrupted one.
+"""Exact resuming: a killed and resumed run ends with the weights of an uninterrupted one.
 
-MMEngine's checkpoints hold weights, optimizer, schedules and counters, but not the random
-generators (drop path, dropout, mixup, augmentation, the workers' own) nor, inside an epoch, the
-place in the data. Instead of storing those states, everything random in training is made a
+MMEngine's checkpoints store weights, optimizer, schedules and counters, but neither the random
+generators (for drop path, dropout, mixup and augmentation, also in the workers) nor the position in
+the data within an epoch. Instead of storing these states, everything random in training is made a
 function of the run's seed, the rank and the iteration:
 
 * :class:`ExactResumeHook` seeds the generators before each iteration;
-* :class:`ResumableBatchSampler` numbers the batches, gives each sample a seed of its own and
-  passes over the batches that are already trained without loading them;
-* :class:`SeededDataset` applies that seed where the sample is loaded, in whichever worker.
+* :class:`ResumableBatchSampler` numbers the batches, assigns a seed to each sample, and skips
+  batches that were already trained without loading them;
+* :class:`SeededDataset` applies this seed where the sample is loaded, in any worker.
 
-:func:`make_resumable` puts the three into a config; ``tools/train.py`` does so for every run.
+:func:`make_resumable` adds the three to a config; ``tools/train.py`` does so for every run.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from torch.utils.data import BatchSampler, Dataset, Sampler
 
 from mmvssm.registry import DATA_SAMPLERS, DATASETS, HOOKS
 
-# First key of a seed, so that the data and the training step never share a stream.
+# First key of a seed, so that data loading and training steps never share a random stream.
 _DATA, _STEP = 0, 1
 
 
@@ -89,17 +89,17 @@ class SeededDataset(Dataset):
 
 @DATA_SAMPLERS.register_module()
 class ResumableBatchSampler(Sampler):
-    """Batch sampler that numbers its batches and can pass over the first ones.
+    """Batch sampler that numbers its batches and can skip the first ones.
 
     Args:
         sampler: Sampler of the data loader.
         batch_size: Samples in a batch.
-        batch_sampler: Config of the batch sampler to number; None takes torch's plain one.
+        batch_sampler: Config of the batch sampler to wrap; None for torch's plain one.
         drop_last: Whether the plain batch sampler drops an incomplete last batch.
 
     Attributes:
         position: Number of the next batch since the start of training, over all epochs.
-        resume_at: Batches with a lower number are passed over.
+        resume_at: Batches with lower numbers are skipped.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class ResumableBatchSampler(Sampler):
             self.batches = ROOT_DATA_SAMPLERS.build(
                 batch_sampler, default_args=dict(sampler=sampler, batch_size=batch_size)
             )
-        # The names by which MMEngine's sampler hook and learning rate scaling look for them.
+        # MMEngine's sampler hook and learning-rate scaling look for these names.
         self.sampler = sampler
         self.batch_size = batch_size
         self.position = 0
@@ -139,7 +139,7 @@ class ResumableBatchSampler(Sampler):
 
 
 class _PassedOver:
-    """Iterator whose first ``count`` items are None, then those of ``iterator``."""
+    """Iterator over ``loaded`` items of ``iterator``, ``count`` times None, then the rest."""
 
     def __init__(self, iterator: Iterator, loaded: int, count: int) -> None:
         self._iterator = iterator
@@ -150,7 +150,7 @@ class _PassedOver:
         return self
 
     def __next__(self) -> Any:
-        # Batches that the workers fetched ahead, before the run was known to resume, come first.
+        # The workers prefetched these batches before the run was known to resume.
         if self._loaded > 0:
             self._loaded -= 1
             return next(self._iterator)
@@ -162,27 +162,27 @@ class _PassedOver:
 
 @HOOKS.register_module()
 class ExactResumeHook(Hook):
-    """Seed each iteration, find the place in the data on resume, write checkpoints atomically."""
+    """Hook that seeds each iteration, restores the position in the data, and saves atomically."""
 
     priority = "VERY_HIGH"
 
     def before_run(self, runner) -> None:
-        """Let local checkpoints appear under their name only when completely written."""
+        """Make the checkpoint hooks write local files atomically."""
         for hook in runner.hooks:
             if isinstance(hook, CheckpointHook) and _writes_plain_files(hook):
                 hook.backend_args = dict(backend=WholeFileBackend.NAME)
 
     def before_train_epoch(self, runner) -> None:
-        """Set the number of the first batch, and how many are already trained."""
+        """Set the number of the first batch, and the number of batches already trained."""
         loop = runner.train_loop
         batches = loop.dataloader.batch_sampler
         if not isinstance(loop, IterBasedTrainLoop):
             start = loop.epoch * len(loop.dataloader)
             batches.position = start
-            # A run resumed with other epoch lengths (more GPUs, more data) starts its epoch anew.
+            # A run resumed with another epoch length (more GPUs, more data) restarts its epoch.
             batches.resume_at = loop.iter if 0 < loop.iter - start < len(loop.dataloader) else start
         elif loop.iter > 0 and isinstance(batches.sampler, InfiniteSampler):
-            # The loop asks for the trained batches in order to drop them; do not load them.
+            # The loop requests the trained batches only to drop them, so do not load them.
             loaded = min(batches.position, loop.iter)
             batches.resume_at = loop.iter
             loop.dataloader_iterator = _PassedOver(
@@ -203,10 +203,10 @@ def _writes_plain_files(hook: CheckpointHook) -> bool:
 
 
 class WholeFileBackend(LocalBackend):
-    """Local checkpoints that a run, killed at any moment, leaves usable.
+    """File backend whose local checkpoints stay usable if a run is killed at any moment.
 
-    A file is written under a temporary name and then renamed, and an outdated file goes only
-    when its successor is there (MMEngine removes it before).
+    A file is written under a temporary name and then renamed, and an outdated file is removed only
+    when its successor exists (MMEngine removes it before).
     """
 
     NAME = "mmvssm_whole_file"
@@ -214,7 +214,7 @@ class WholeFileBackend(LocalBackend):
     _outdated: ClassVar[list[Path]] = []
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write ``obj`` to ``filepath``, which never exists in part."""
+        """Write ``obj`` to ``filepath`` atomically."""
         target = Path(filepath)
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.{os.getpid()}.part")
@@ -229,7 +229,7 @@ class WholeFileBackend(LocalBackend):
         self._outdated.clear()
 
     def remove(self, filepath: str | Path) -> None:
-        """Remove ``filepath`` after the next file is written."""
+        """Schedule ``filepath`` for removal after the next file is written."""
         self._outdated.append(Path(filepath))
 
 
@@ -237,14 +237,14 @@ register_backend(WholeFileBackend.NAME, WholeFileBackend, force=True)
 
 
 def make_resumable(cfg: Config) -> None:
-    """Let training by ``cfg`` resume exactly; a second call changes nothing.
+    """Make training with ``cfg`` resume exactly; a second call changes nothing.
 
-    Wraps the training dataset and batch sampler, adds :class:`ExactResumeHook` and
-    :class:`~.plain_files.PlainCheckpointHook`, all under their full names, so that the config that
-    MMEngine dumps also runs elsewhere.
+    The function wraps the training dataset and batch sampler, and adds :class:`ExactResumeHook` and
+    :class:`~.plain_files.PlainCheckpointHook`, all under their full names, so that the config
+    dumped by MMEngine also runs elsewhere.
 
     Args:
-        cfg: Config whose ``train_dataloader`` is to be changed in place.
+        cfg: Config to change in place.
     """
     loader = cfg.train_dataloader
     if loader.dataset.get("type") in ("mmvssm.SeededDataset", SeededDataset):

@@ -1,8 +1,9 @@
-"""Checks and settings for what ``configs/options`` switches on, before any work is done."""
+"""Checks and settings for the training options in ``configs/options``."""
 
 from __future__ import annotations
 
 import argparse
+import inspect
 from importlib.util import find_spec
 
 import torch
@@ -15,7 +16,7 @@ _OF_MIXED_PRECISION = ("loss_scale", "dtype", "use_fsdp")
 
 
 def require_packages(cfg: Config) -> None:
-    """Check that TensorBoard and DeepSpeed are there where the config asks for them."""
+    """Check that TensorBoard and DeepSpeed are installed if the config needs them."""
     backends = {
         type_name(backend) for backend in (cfg.get("visualizer") or {}).get("vis_backends", ())
     }
@@ -28,7 +29,7 @@ def require_packages(cfg: Config) -> None:
 
 
 def set_up_optimization(cfg: Config, args: argparse.Namespace) -> None:
-    """Check that sharding can run here, give DeepSpeed what it needs; no float16 on CPUs."""
+    """Check that sharding can run here, set up DeepSpeed, and replace float16 on CPUs."""
     if type_name(cfg.optim_wrapper) == "AmpOptimWrapper" and get_device() == "cpu":
         if cfg.optim_wrapper.get("dtype") in ("bfloat16", torch.bfloat16):
             print("Mixed precision in bfloat16 on the CPU.", flush=True)
@@ -38,21 +39,30 @@ def set_up_optimization(cfg: Config, args: argparse.Namespace) -> None:
             cfg.optim_wrapper.type = "OptimWrapper"
         for name in _OF_MIXED_PRECISION:
             cfg.optim_wrapper.pop(name, None)
+    if cfg.get("compile") and not hasattr(torch.compiler, "is_compiling"):
+        fail(f"compile needs torch 2.3 or newer, this is {torch.__version__}")
     strategy = type_name(cfg.get("strategy") or {})
     if strategy in ("FSDPStrategy", "DeepSpeedStrategy"):
         if strategy == "FSDPStrategy" and args.launcher == "none":
-            fail("FSDPStrategy shares a model out over processes: start with tools/dist_train.sh")
+            fail("FSDPStrategy needs several processes: start with tools/dist_train.sh")
         if any(type_name(hook).endswith("EMAHook") for hook in cfg.get("custom_hooks") or []):
             fail(
-                f"{strategy} cannot average weights (EMAHook), which no process holds in full; "
-                "without averaging: --cfg-options custom_hooks=[]"
+                f"{strategy} cannot average weights (EMAHook), because no process holds all of "
+                "them; to train without averaging: --cfg-options custom_hooks=[]"
             )
+        if strategy == "FSDPStrategy" and get_device() == "cpu" and not _shards_on_cpu():
+            fail(f"FSDPStrategy on a CPU needs torch 2.4 or newer, this is {torch.__version__}")
     if strategy == "DeepSpeedStrategy":
         set_up_deepspeed(cfg)
 
 
+def _shards_on_cpu() -> bool:
+    """Whether torch's stand-ins for streams take what FSDP gives them."""
+    return "priority" in inspect.signature(torch.cpu.Stream).parameters
+
+
 def set_up_deepspeed(cfg: Config) -> None:
-    """Turn the config's optimizer wrapper into DeepSpeed's, which clips and casts by itself."""
+    """Replace the config's optimizer wrapper by DeepSpeed's, which clips and casts by itself."""
     wrapper = cfg.optim_wrapper
     clipping = wrapper.pop("clip_grad", None)
     if clipping is not None:

@@ -1,7 +1,7 @@
-"""Training of another length: a recipe's schedules, hooks and learning rate scaled to N epochs.
+"""Scaling of a recipe's schedules, hooks and learning rate to another number of epochs.
 
-Whatever a recipe counts in, its schedules count iterations afterwards: a warm-up of 1.3 epochs
-cannot be said in epochs.
+The scaled schedules always count iterations, because a warm-up of, say, 1.3 epochs cannot be
+expressed in epochs.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from mmvssm.registry import PARAM_SCHEDULERS
 
 from .cli import type_name
 
-#: A warm-up of a number of iterations takes at most this share of a training.
+#: A warm-up counted in iterations takes at most this fraction of training.
 WARM_UP_SHARE = 0.1
-#: Averaged weights remember at most this share of a training.
+#: The window of averaged weights is at most this fraction of training.
 AVERAGE_SHARE = 0.05
-#: A schedule longer than a training by this factor is not made for it.
+#: A schedule that exceeds the training by this factor is reported as cut off.
 CUT = 1.1
 
-# Of schedules that count in the unit of their recipe, what is a point or a number of steps.
+# Arguments of schedules that are points in time or numbers of steps.
 _POINTS = ("begin", "end", "T_max", "total_steps", "step_size")
 _LISTS = ("milestones", "periods")
 _RATES = ("eta_min", "eta_max")
@@ -41,7 +41,7 @@ _KNOWN = (
     "StepLR",
 )
 _WARM_UPS = ("ConstantLR", "LinearLR")
-# What hooks count in epochs.
+# Arguments of hooks that count epochs.
 _EPOCHS_OF_HOOKS = {
     "PipelineSwitchHook": "switch_epoch",
     "YOLOXModeSwitchHook": "num_last_epochs",
@@ -52,7 +52,7 @@ _EPOCHS_OF_HOOKS = {
 
 @PARAM_SCHEDULERS.register_module()
 class CosineAnnealingLR(_CosineAnnealingLR):
-    """MMEngine's schedule; a training that ends before it begins is told what to change.
+    """MMEngine's schedule, with a helpful error if training ends before the schedule begins.
 
     The arguments are those of :class:`mmengine.optim.CosineAnnealingLR`.
 
@@ -76,7 +76,7 @@ class CosineAnnealingLR(_CosineAnnealingLR):
     def build_iter_from_epoch(
         cls, *args: Any, begin: float = 0, end: float = math.inf, **kwargs: Any
     ) -> CosineAnnealingLR:
-        """Build the schedule by iterations from one by epochs."""
+        """Build a schedule that counts iterations from one that counts epochs."""
         _require_room(begin, end, "epoch")
         return super().build_iter_from_epoch(*args, begin=begin, end=end, **kwargs)
 
@@ -84,34 +84,34 @@ class CosineAnnealingLR(_CosineAnnealingLR):
 def _require_room(begin: float, end: float, unit: str) -> None:
     if begin >= end:
         raise ValueError(
-            f"the warm-up ends at {unit} {begin}, and training at {unit} {end}: lower"
+            f"the warm-up ends at {unit} {begin}, but training ends at {unit} {end}: lower"
             " param_scheduler.0.end (the warm-up) and param_scheduler.1.begin (the cosine) as well,"
             f" below {end}, or let tools/train.py --epochs N scale them"
         )
 
 
 class Training(NamedTuple):
-    """The length of a training: epochs, and iterations of each of them."""
+    """The length of a training run: epochs, and iterations per epoch."""
 
     epochs: int
     epoch_length: int
 
     @property
     def iterations(self) -> int:
-        """Iterations of the whole training."""
+        """Total number of iterations."""
         return self.epochs * self.epoch_length
 
 
 def check_length(cfg: Config) -> str | None:
-    """Hold the schedules against the length of training.
+    """Compare the schedules with the length of training.
 
     Returns:
-        A sentence if training ends long before a schedule does, such as that of a recipe whose
-        epochs alone were changed; else None.
+        A sentence if training ends long before a schedule, for instance if only the epochs of a
+        recipe were changed; else None.
 
     Raises:
-        ValueError: If one that goes to the end of training begins after it, which MMEngine refuses;
-            the message names its keys.
+        ValueError: If a schedule begins after the end of training, which MMEngine rejects; the
+            message names its keys.
     """
     loop, schedules = cfg.get("train_cfg") or {}, cfg.get("param_scheduler") or []
     cut = None
@@ -126,14 +126,14 @@ def check_length(cfg: Config) -> str | None:
         end, begin = schedule.get("end", total), schedule.get("begin", 0)
         if begin >= end:
             raise ValueError(
-                f"{place} begins at {begin}, and training ends at {total} (train_cfg.max_{unit}): "
-                "shorten its begin and the end of the warm-up before it, or scale all schedules "
-                "with --epochs N instead"
+                f"{place} begins at {begin}, but training ends at {total} (train_cfg.max_{unit}): "
+                "lower its begin and the end of the warm-up before it, or scale all schedules with "
+                "--epochs N"
             )
         if end > CUT * total:
             cut = (
-                f"{place} ends at {end}, and training at {total} (train_cfg.max_{unit}): the "
-                "learning rate is cut off in its course; --epochs N scales all schedules."
+                f"{place} ends at {end}, but training ends at {total} (train_cfg.max_{unit}): the "
+                "learning-rate schedule is cut off; --epochs N scales all schedules."
             )
     return cut
 
@@ -141,29 +141,29 @@ def check_length(cfg: Config) -> str | None:
 def set_epochs(
     cfg: Config, epochs: int, images: int, processes: int = 1, rate: float | None = None
 ) -> Config:
-    """Return the config for a training of ``epochs`` epochs.
+    """Return the config for training of ``epochs`` epochs.
 
-    * The loop counts epochs, also where the recipe's counts iterations; it validates and saves as
-      often in the whole training as the recipe's, but not more than once an epoch.
-    * Schedules keep their share of the training. A warm-up that counts iterations in a recipe of
-      epochs keeps them, up to a tenth of the training; one that would be shorter than two
-      iterations is left out.
-    * The learning rate is multiplied by true batch size / ``auto_scale_lr.base_batch_size``,
-      which is set to the true one.
-    * A batch larger than the data of a process shrinks to them; a last batch of one image, of
-      which no batch norm can learn, is dropped.
-    * Averages of weights (``EMAHook``) remember at most a twentieth of the training.
+    * The loop counts epochs, even if the recipe's counts iterations. In total it validates and
+      saves as often as the recipe's, but at most once per epoch.
+    * Schedules keep their fraction of training. If a recipe counts epochs, a warm-up that counts
+      iterations keeps their number, up to a tenth of training. A warm-up that would be shorter than
+      two iterations is dropped.
+    * The learning rate is multiplied by actual batch size / ``auto_scale_lr.base_batch_size``,
+      which is then set to the actual batch size.
+    * A batch larger than the data of a process is reduced to them. A last batch of a single image,
+      on which batch norms fail, is dropped.
+    * The window of averaged weights (``EMAHook``) is at most a twentieth of training.
 
     Args:
-        cfg: A recipe, which stays as it is.
-        epochs: Length of the training.
-        images: Images of the training data.
-        processes: Processes that share the training.
-        rate: The learning rate, if it shall not be the recipe's scaled by the batch size.
+        cfg: A recipe; it is not changed.
+        epochs: Number of epochs.
+        images: Number of training images.
+        processes: Number of training processes.
+        rate: Learning rate; None for the recipe's, scaled by the batch size.
 
     Raises:
-        ValueError: If a number is not positive, or the recipe has a loop or a schedule whose
-            share of a training is not known.
+        ValueError: If a number is not positive, or the recipe has a loop or a schedule that cannot
+            be scaled.
     """
     for name, value in (("epochs", epochs), ("images", images), ("processes", processes)):
         if value < 1:
@@ -173,8 +173,8 @@ def set_epochs(
     kind = type_name(loop) or ("EpochBasedTrainLoop" if loop.get("by_epoch") else "")
     if kind not in ("EpochBasedTrainLoop", "IterBasedTrainLoop"):
         raise ValueError(
-            "train_cfg.type must be EpochBasedTrainLoop or IterBasedTrainLoop to be given a number"
-            f" of epochs, got {kind or loop.get('type')!r}"
+            "train_cfg.type must be EpochBasedTrainLoop or IterBasedTrainLoop to set the number of"
+            f" epochs, got {kind or loop.get('type')!r}"
         )
     in_epochs = kind == "EpochBasedTrainLoop"
     length = loop.max_epochs if in_epochs else loop.max_iters
@@ -201,7 +201,7 @@ def set_epochs(
 
 
 def _set_batches(cfg: Config, images: int, processes: int) -> int:
-    """Fit batches and sampler to the data; returns the iterations of an epoch."""
+    """Fit batch size and sampler to the data; return the iterations per epoch."""
     loader = cfg.train_dataloader
     if "Infinite" in type_name(loader.get("sampler") or {}):
         loader.sampler = dict(type="DefaultSampler", shuffle=loader.sampler.get("shuffle", True))
@@ -214,7 +214,7 @@ def _set_batches(cfg: Config, images: int, processes: int) -> int:
 
 
 def _scale_rate(cfg: Config, processes: int, rate: float | None) -> float:
-    """Set the learning rate, or scale it by the batch size; returns the factor."""
+    """Set the learning rate, or scale it by the batch size; return the factor."""
     base = (cfg.get("auto_scale_lr") or {}).get("base_batch_size")
     batch = cfg.train_dataloader.batch_size * processes
     cfg.auto_scale_lr = dict(base_batch_size=batch, enable=False)
@@ -227,7 +227,7 @@ def _scale_rate(cfg: Config, processes: int, rate: float | None) -> float:
 def _scale_schedule(
     schedule: ConfigDict, place: str, in_epochs: bool, length: int, training: Training
 ) -> ConfigDict | None:
-    """Return a schedule in iterations of the new training, None for one that has no room."""
+    """Return a schedule in iterations of the new training, or None if it would be too short."""
     kind = type_name(schedule)
     if kind not in _KNOWN:
         raise ValueError(
@@ -249,13 +249,13 @@ def _scale_schedule(
 
     else:
         raise ValueError(
-            f"{place} ({kind}) counts {'epochs' if by_epoch else 'iterations'}, and train_cfg "
-            f"{'epochs' if in_epochs else 'iterations'}: its share of the training is not known"
+            f"{place} ({kind}) counts {'epochs' if by_epoch else 'iterations'}, but train_cfg "
+            f"{'epochs' if in_epochs else 'iterations'}: its fraction of training is not known"
         )
     scaled = deepcopy(schedule)
     stepwise = by_epoch and not scaled.pop("convert_to_iter_based", False)
     warms_up = kind in _WARM_UPS
-    # step by step, the last factor is reached one step before the end
+    # stepwise, the last factor is reached one step before the end
     early = int(warms_up and stepwise and "end" in scaled)
     scaled.setdefault("begin", 0)
     scaled.setdefault("end", length)
@@ -272,12 +272,12 @@ def _scale_schedule(
     if kind == "ExponentialLR":
         scaled.gamma **= length / total
     scaled.by_epoch = False
-    # a warm-up of one iteration would stay at its first factor
+    # a warm-up of one iteration would never leave its first factor
     return scaled if scaled.end - scaled.begin > warms_up else None
 
 
 def _set_loop(cfg: Config, length: int, in_epochs: bool, training: Training) -> None:
-    """Let loop, checkpoints and log count epochs."""
+    """Make loop, checkpoints and log count epochs."""
 
     def interval(steps: int) -> int:
         return min(max(round(steps * training.epochs / length), 1), training.epochs)
@@ -308,7 +308,7 @@ def _set_loop(cfg: Config, length: int, in_epochs: bool, training: Training) -> 
 
 
 def _scale_hook(hook: ConfigDict, epochs: int | None, training: Training) -> None:
-    """Scale what a hook counts; ``epochs`` is the recipe's length, None if not in epochs."""
+    """Scale the counts of a hook; ``epochs`` is the recipe's length, None if not in epochs."""
     kind = type_name(hook)
     name = _EPOCHS_OF_HOOKS.get(kind)
     steps = [(hook, name)] if hook.get(name) else []

@@ -1,4 +1,4 @@
-"""Test-time augmentation of any config: several views of an image, averaged."""
+"""Test-time augmentation for any config: averaging over several views of an image."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mmengine.config import Config
 
 from .cli import fail, library_of
 
-#: What averages the views where the config does not say, by library.
+#: Default wrappers that average the views, by library.
 TTA_MODELS: dict[str, dict] = {
     "mmpretrain": dict(type="mmpretrain.AverageClsScoreTTA"),
     "mmdet": dict(
@@ -26,11 +26,11 @@ def tta_model(cfg: Config) -> dict:
 
 
 def tta_pipeline(cfg: Config, config_path: str, pipeline: list[dict]) -> list[dict]:
-    """Return the pipeline that makes the views: the config's, else that of :func:`flip_pipeline`.
+    """Return the pipeline that creates the views: the config's, else :func:`flip_pipeline`.
 
     Args:
         cfg: The config.
-        config_path: Its path, for the message.
+        config_path: Path of the config, for the message.
         pipeline: The test pipeline.
     """
     own = cfg.get("tta_pipeline")
@@ -40,7 +40,7 @@ def tta_pipeline(cfg: Config, config_path: str, pipeline: list[dict]) -> list[di
 
 
 def flip_pipeline(pipeline: list[dict]) -> list[dict]:
-    """The pipeline with two views of each image, mirrored and as it is, before it is packed."""
+    """Return the pipeline with two views of each image, flipped and unflipped."""
     *steps, pack = deepcopy(pipeline)
     if "meta_keys" in pack:
         pack["meta_keys"] = (*pack["meta_keys"], "flip", "flip_direction")

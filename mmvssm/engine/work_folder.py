@@ -1,4 +1,4 @@
-"""The work folder of a training: writable, and of one training at a time."""
+"""The work folder of a training run: check that it is writable, and lock it."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from typing import IO
 
 from .cli import fail
 
-#: Held by the training that writes to the folder.
+#: File locked by the training run that writes to the folder.
 LOCK = ".lock"
-#: What the operating system says where nothing more can be written.
+#: Errors of the operating system for a full or broken disk.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
-# Locks of a process are gone when it closes a file: as many files as folders stay open.
+# A process loses its lock when it closes the file, so the files stay open.
 _locks: dict[str, IO[str]] = {}
 
 
 def claim_work_dir(work_dir: str) -> None:
-    """Make the work folder, check that files can be written there, and keep other trainings out.
+    """Create the work folder, check that it is writable, and lock it against other training runs.
 
-    The lock goes with the process, however it ends. Of several processes the first takes it. A
-    folder that cannot be written, or that another training writes to, ends the program with one
-    sentence.
+    The lock is released when the process ends for any reason. In distributed training, only the
+    first process takes it. If the folder is not writable, or another run writes to it, the program
+    ends with one sentence.
     """
     if next((int(os.environ[name]) for name in _RANKS if name in os.environ), 0):
         return
@@ -39,11 +39,11 @@ def claim_work_dir(work_dir: str) -> None:
         lock = (path / LOCK).open("a+")
     except OSError as error:
         fail(
-            f"the work folder {work_dir!r} cannot be written ({error.strerror}): choose another by"
-            " --work-dir"
+            f"the work folder {work_dir!r} cannot be written ({error.strerror}): choose another"
+            " with --work-dir"
         )
     try:
-        # of the process, so that the workers that it starts do not hold it
+        # a lock of this process, which its workers do not inherit
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         lock.seek(0)
@@ -51,7 +51,7 @@ def claim_work_dir(work_dir: str) -> None:
         lock.close()
         fail(
             f"another training writes to the work folder {work_dir!r} (process {process}): choose"
-            " another by --work-dir, or wait for its end"
+            " another with --work-dir, or wait until it ends"
         )
     lock.truncate(0)
     lock.write(f"{os.getpid()} on {os.uname().nodename}\n")
@@ -61,13 +61,13 @@ def claim_work_dir(work_dir: str) -> None:
 
 @contextmanager
 def full_disk_explained(work_dir: str) -> Iterator[None]:
-    """End the program with one sentence where the work folder takes no more files."""
+    """End the program with one sentence if the disk of the work folder is full or fails."""
     try:
         yield
     except OSError as error:
         if error.errno not in _FULL:
             raise
         fail(
-            f"the work folder {work_dir!r} cannot be written any more ({error.strerror}): make"
-            " room, and go on with --resume"
+            f"the work folder {work_dir!r} cannot be written any more ({error.strerror}): free disk"
+            " space, and continue with --resume"
         )

@@ -1,10 +1,10 @@
-"""Declarations of the families, one module each; a new module declares a family without lists.
+"""Declarations of the families, one module each.
 
-Each module calls :func:`register_family` when it is imported. Modules without a declaration hold
-rules that several families share, and what reads keys by the declarations.
+Every module of this package is imported, and calls :func:`register_family` if it declares a family.
+The others hold rules that several families share, or code that applies the declarations.
 """
 
-# ruff: noqa: F401  the names are for others
+# ruff: noqa: F401  re-exported
 
 from importlib import import_module
 from pkgutil import iter_modules

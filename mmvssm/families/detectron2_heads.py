@@ -1,14 +1,15 @@
-"""Key names of Detectron2's Mask R-CNN and of its cascade, in terms of mmdetection's heads.
+"""Key names of Detectron2's Mask R-CNN and Cascade Mask R-CNN, mapped to mmdetection's heads.
 
-Values need no change. Both predict three anchors of rising ratio at a pixel and four deltas of an
-anchor or class in a row, flatten maps of boxes as (C, H, W), and have the background as last class.
+Values need no change: both libraries predict three anchors of ascending ratio per pixel, store the
+four deltas of an anchor or class contiguously, flatten box features as (C, H, W), and have the
+background as the last class.
 """
 
 from collections.abc import Iterator
 
 from .rules import Rename
 
-#: A key by which these heads are known, there and here: that of the RPN's second convolution.
+#: Key that identifies these heads, the RPN's second convolution: original name and ours.
 DETECTRON2_KEY = (
     "proposal_generator.rpn_head.conv.conv1.weight",
     "rpn_head.rpn_conv.1.conv.weight",
@@ -16,14 +17,14 @@ DETECTRON2_KEY = (
 
 
 def _convs(original: str, ours: str) -> Iterator[Rename]:
-    """Yield the names of four convolutions with norms, counted from one there, from zero here."""
+    """Yield the names of four convolutions with norms, counted from one there and zero here."""
     for i in range(4):
         yield Rename(f"{original}{i + 1}.norm.", f"{ours}.{i}.ln.")
         yield Rename(f"{original}{i + 1}.{{parameter}}", f"{ours}.{i}.conv.{{parameter}}")
 
 
 def _box_head(stage: str) -> Iterator[Rename]:
-    """Yield the names of a box head; ``stage`` is empty where there is but one."""
+    """Yield the names of a box head; ``stage`` is empty if there is only one."""
     original, ours = f"roi_heads.box_head.{stage}", f"roi_head.bbox_head.{stage}"
     yield from _convs(f"{original}conv", f"{ours}shared_convs")
     yield Rename(f"{original}fc1.", f"{ours}shared_fcs.0.")
@@ -33,10 +34,10 @@ def _box_head(stage: str) -> Iterator[Rename]:
 
 
 DETECTRON2_HEADS = (
-    # other heads have no place there
+    # other heads have no counterpart in Detectron2
     Rename(None, "rpn_head."),
     Rename(None, "roi_head."),
-    # what mmdetection keeps in its configs, and Detectron2 kept in files at times
+    # mmdetection keeps these in configs; some Detectron2 files hold them
     Rename("pixel_mean", None),
     Rename("pixel_std", None),
     Rename("proposal_generator.anchor_generator.", None),

@@ -1,4 +1,4 @@
-"""EfficientVMamba, many of whose key names are VMamba's, old ones included."""
+"""EfficientVMamba; many of its key names are VMamba's, including those of its first release."""
 
 import re
 from collections.abc import Collection
@@ -9,8 +9,8 @@ from .family import Family, Released, register_family
 from .rules import Rename, Rewrite, has
 from .stages import FIRST_RELEASE, STEM_AND_STAGES, TASKS, read_options
 
-# Stages of inverted residuals are flat sequences: item 0 changes the layout, the blocks follow,
-# then another change of layout and, except in the last stage, the downsampling.
+# Stages of inverted residuals are flat sequences in the original: a permutation (item 0), the
+# blocks, another permutation and, except in the last stage, the downsampling.
 
 
 def _from_flat(key: str) -> str:
@@ -35,7 +35,7 @@ def _to_flat(key: str, ours: str, keys: Collection[str]) -> str:
 
 
 def _is_expansion(name: str, stage: str) -> bool:
-    """Whether this is the weight that every inverted residual of the stage has."""
+    """Return whether a key is the expansion weight of an inverted residual of the stage."""
     return name.startswith(f"stages.{stage}.blocks.") and name.endswith(".expand.weight")
 
 

@@ -1,4 +1,4 @@
-"""The declaration of a family: all that the rest of the package needs to know about it."""
+"""Declaration of a family: everything that the rest of the package needs to know about it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ class Released:
 
     Attributes:
         config: Name of our config for its model, without ``.py``.
-        url: Where it can be downloaded; None if the authors have only a page for it.
-        page: Page on which it is found by hand: a folder of a drive, the page of a model.
-        weights: Which of its weights the published result is of, ``'ema'`` (averages) or
-            ``'online'`` (as trained); ``'auto'`` for averages where it has some.
-        variant: What tells it from another file of the same config, such as ``'dp05'``.
-        result: Its published result, where it is another than the config's.
-        logs: URLs of its training, and of its test with several scales.
+        url: URL of the file; None if the authors link only a page.
+        page: Page with a manual download, such as a shared folder or a model page.
+        weights: Weights that gave the published result: ``'ema'`` (averaged), ``'online'`` (as
+            trained), or ``'auto'`` for the average if the file has one.
+        variant: Suffix that distinguishes it from other files of the same config, such as
+            ``'dp05'``.
+        result: Published result if it differs from the config's.
+        logs: URLs of the logs of its training and of its multi-scale test.
     """
 
     config: str
@@ -43,39 +44,43 @@ class Released:
 
     @property
     def name(self) -> str:
-        """What follows ``mmvssm://``: for a classifier without its batch, else the config."""
+        """Name after ``mmvssm://``: that of the config, for classifiers without the schedule."""
         model = re.sub(r"_\d+xb\d+_in1k$", "", self.config)
         return f"{model}-{self.variant}" if self.variant else model
 
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """A family of backbones, declared once; expressions match keys in any of the names.
+    """A family of backbones. Regular expressions match keys under original names and ours.
 
     Attributes:
-        name: Name of the family and of its folder below ``configs``, such as ``'local_vim'``.
+        name: Name of the family and of its folder in ``configs``, such as ``'local_vim'``.
         backbone: Registered class with ``arch_settings``.
-        trunk: Rules for the backbone's keys, in order from original names to ours.
+        trunk: Rules for the backbone's keys, in the order from original names to ours.
         tasks: Further rules for norms, head and pyramid, by task.
-        linear: Expression of the weights that files may hold as 1x1 convolutions.
+        linear: Regular expression for weights that files may store as 1x1 convolutions.
         container: Entries of a file in which the project's code looks for a classifier.
         dense_container: The same for a detector or segmentor.
-        stacked: Expression of the tensors whose parts are stacked; others are concatenated.
-        count_parts: Maps our key and tensors to the number of its parts in files, None for none.
+        stacked: Regular expression for tensors whose parts are stacked; others are concatenated.
+        count_parts: Function of our key and all tensors that returns the number of parts of the
+            tensor in files, or None if it is not split.
         first_release: Rules from the names of the project's first release to its current ones.
-        first_release_archs: Archs of that release; what is trained here goes back to its names.
-        detector: Rules for what is outside of the backbone of detectors of the project's own.
-        detector_key: A key by which such a detector is known, in original names and in ours.
-        sign: Expression of keys that only this family's blocks have.
-        scan: Expression of keys by which a block is known that shows no family's ``sign``.
-        variants: Options of the backbone that give its blocks further weights.
-        read_options: Maps our shapes and the fields of an arch to the options of the backbone.
-        dense_options: Maps a classifier's backbone and a content to options for our configs.
+        first_release_archs: Archs of that release; models trained here are exported under its
+            names.
+        detector: Rules for keys outside of the backbone in the project's own detectors.
+        detector_key: Key that identifies such a detector, under its original name and ours.
+        sign: Regular expression for keys that only this family's blocks have.
+        scan: Regular expression for keys of blocks, used if no family's ``sign`` matches.
+        variants: Options of the backbone that add weights to its blocks.
+        read_options: Function of our shapes and the fields of an arch that returns the options of
+            the backbone.
+        dense_options: Function of a classifier's backbone and a content that returns the options
+            of the backbone in our detection or segmentation configs.
         released: Files that the authors released.
-        published: Which weights of a file with both gave the authors' results: ``'ema'`` for the
+        published: Weights that gave the authors' results if a file has both: ``'ema'`` for the
             average, ``'online'`` for those as trained.
-        licence: Licence of these files, in a clause, where it says what they may be used for.
-        cost: How the authors count scans.
+        licence: Clause on the licence of these files if it restricts their use.
+        cost: FLOPs of a scan as the authors count them.
     """
 
     name: str
@@ -105,7 +110,7 @@ class Family:
 
     @property
     def prefix(self) -> str:
-        """Beginning of the names of its configs and variants, such as ``'local-vim'``."""
+        """Prefix of the names of its configs and variants, such as ``'local-vim'``."""
         return self.name.replace("_", "-")
 
     @property
@@ -115,30 +120,34 @@ class Family:
         return f"mmvssm.{name}" if name in MODELS.module_dict else name
 
     def names_it(self, word: str) -> bool:
-        """Whether ``word`` is the family's name, prefix, class or type."""
+        """Return whether ``word`` is the family's name, prefix, class or type."""
         return word in (self.name, self.prefix, self.backbone.__name__, self.type)
 
 
-#: Declared families by name, those of other projects included.
+#: Declared families by name, including those of user projects.
 FAMILIES: dict[str, Family] = {}
 
 
 def register_family(family: Family) -> Family:
-    """Make a family known, also one of a user's project; ValueError if name or class is taken."""
+    """Register a family and return it.
+
+    Raises:
+        ValueError: If another family has the name or the class.
+    """
     for other in FAMILIES.values():
         if other is not family and (
             other.name == family.name or other.backbone.__name__ == family.backbone.__name__
         ):
             raise ValueError(
-                f"family {family.name!r} of {family.backbone.__name__} must have a name and a class"
-                f" of its own, {other.name!r} of {other.backbone.__name__} is declared already"
+                f"family {family.name!r} of {family.backbone.__name__} must have a unique name and"
+                f" class; {other.name!r} of {other.backbone.__name__} is already declared"
             )
     FAMILIES[family.name] = family
     return family
 
 
 def find_declared(family: str | Family) -> Family:
-    """Return a declaration by itself, or by its name, prefix, class or type.
+    """Return the declaration of a family, given by itself or by name, prefix, class or type.
 
     Raises:
         ValueError: If no family has the name; the message lists those that are declared.
@@ -152,7 +161,7 @@ def find_declared(family: str | Family) -> Family:
 
 
 def arch_names() -> dict[str, tuple[Family, str]]:
-    """Return family and ``arch`` of every variant, by names such as ``vmamba-tiny-s1l8``."""
+    """Return family and ``arch`` of every variant by its name, such as ``vmamba-tiny-s1l8``."""
     return {
         f"{family.prefix}-{arch}": (family, arch)
         for family in FAMILIES.values()

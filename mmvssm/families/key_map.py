@@ -1,4 +1,4 @@
-"""Names of weights in a project's files and in our models, as a family declares them."""
+"""Renaming of weights between a project's files and our models, as a family declares it."""
 
 from __future__ import annotations
 
@@ -14,22 +14,25 @@ from mmvssm.messages import join_names, printable
 from .family import Family, Rules, find_declared
 
 TASKS = ("classification", "dense")
-#: Generations of names in the code of VMamba and of the projects made from it.
+#: Generations of names in the code of VMamba and of the projects derived from it.
 NAMES = ("current", "first-release")
 PREFIX = "backbone."
-#: Beginnings of renamed keys that are not the backbone's.
+#: Prefixes of renamed keys outside of the backbone.
 OUTSIDE = ("head.", "neck.")
-#: What our models hold beside weights: its shape ``(H, W, 0)`` is the grid of position embeddings.
+#: Buffer of our models whose shape ``(H, W, 0)`` stores the grid of position embeddings.
 POS_GRID = "pos_grid"
 
 
 @dataclass(frozen=True)
 class KeyMap:
-    """Names of a family's weights in models of one task; ValueError if either is unknown.
+    """Mapping between original names and ours for a family's weights in models of one task.
 
     Attributes:
         family: The declaration, or a name of it.
         task: ``'classification'`` (with the classifier's norm and head) or ``'dense'``.
+
+    Raises:
+        ValueError: If family or task is unknown.
     """
 
     family: Family
@@ -43,18 +46,18 @@ class KeyMap:
     def key_to_ours(self, key: str) -> str | None:
         """Return our name for a key of any release, given without the prefix ``backbone.``.
 
-        None for a key without place in a model of the task; unknown ones stay, so that a strict
-        load reports them. See :func:`split_part` for tensors in parts.
+        Returns None for a key that a model of the task does not have. Unknown keys are returned
+        unchanged, so that a strict load reports them. See :func:`split_part` for split tensors.
         """
         family = self.family
         name = _to_ours((*family.first_release, *family.trunk, *family.tasks[self.task]), key)
         return name if name is None or name.startswith(OUTSIDE) else PREFIX + name
 
     def names(self, keys: Collection[str]) -> Iterator[tuple[str, str | None]]:
-        """Yield the keys of a file with our names, of which there may be parts; None for none.
+        """Yield each key of a file with our name for it, possibly of a part, or None.
 
-        Where the backbone's keys begin with ``backbone.``, others keep their names, except those of
-        a neck and heads of the project's own.
+        If the backbone's keys begin with ``backbone.``, other keys keep their names, except those
+        of the project's own necks and heads.
         """
         is_complete, family = has_backbone(keys), self.family
         detector = family.detector if family.detector_key and family.detector_key[0] in keys else ()
@@ -65,10 +68,10 @@ class KeyMap:
                 yield key, _to_ours(detector, key)
 
     def to_ours(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Rename the weights of a file, join their parts, and give linear ones two axes.
+        """Rename the weights of a file, join split tensors, and make 1x1 convolutions linear.
 
         Raises:
-            ValueError: If two keys get one name, or a part is missing.
+            ValueError: If two keys get the same name, or a part is missing.
         """
         renamed: dict[str, Tensor] = {}
         sources: dict[str, str] = {}
@@ -79,8 +82,8 @@ class KeyMap:
             if name in renamed:
                 raise ValueError(
                     f"keys {printable(sources[name])} and {printable(key)} are both"
-                    f" {printable(name)}: the file mixes two networks or namings of one, of which"
-                    " only one may stay"
+                    f" {printable(name)}: the file mixes two networks, or two namings of one; keep"
+                    " only one of them"
                 )
             if re.search(self.family.linear, name) and value.shape[2:] == (1, 1):
                 value = value[..., 0, 0]
@@ -88,7 +91,7 @@ class KeyMap:
         return self._join_parts(renamed)
 
     def unused(self, keys: Collection[str], used: Collection[str]) -> tuple[str, ...]:
-        """Return the keys of a file of whose names in :meth:`to_ours` none is ``used``."""
+        """Return the keys of a file whose names in :meth:`to_ours` are not ``used``."""
         return tuple(
             key for key, name in self.names(keys) if name is None or split_part(name)[0] not in used
         )
@@ -96,13 +99,14 @@ class KeyMap:
     def to_original(
         self, weights: Mapping[str, Tensor], *, names: str = "current"
     ) -> dict[str, Tensor]:
-        """Give weights of one of our models the names and parts that the original project has.
+        """Rename and split the weights of one of our models as in the original project.
 
-        :meth:`to_ours` gives the weights again. Only parts are copied. Heads of detectors and
-        segmentors keep their names; pyramids go where the project's ``'dense'`` models have them.
+        This is the inverse of :meth:`to_ours`. Only parts of split tensors are copied. Heads of
+        detectors and segmentors keep their names; pyramids get those of the project's ``'dense'``
+        models.
 
         Args:
-            weights: Weights, the backbone's beginning with ``backbone.``.
+            weights: Weights by our names; the backbone's begin with ``backbone.``.
             names: One of :data:`NAMES`; only some families have two.
 
         Raises:
@@ -128,13 +132,13 @@ class KeyMap:
                 if name is None:
                     foreign.append(key)
                 elif name in found:
-                    raise ValueError(f"two of our keys are {printable(name)} in the project")
+                    raise ValueError(f"two of our keys map to the original name {printable(name)}")
                 else:
                     found[name] = tensor
         if foreign:
             raise ValueError(
-                f"the project has no place for {join_names(dict.fromkeys(foreign))} in its models"
-                f" for {self.task!r}"
+                f"the project's models for {self.task!r} have no counterpart of"
+                f" {join_names(dict.fromkeys(foreign))}"
             )
         self._check_original(found, weights)
         return found
@@ -142,7 +146,7 @@ class KeyMap:
     def _original_name(
         self, part: str, ours: str, in_backbone: bool, rules: Rules, keys: Collection[str]
     ) -> str | None:
-        """Return the original name of a tensor or part; None for one that the project lacks."""
+        """Return the original name of a tensor or part; None if the project lacks it."""
         family, is_dense = self.family, self.task == "dense"
         if is_dense and not in_backbone:
             if family.detector_key is not None and family.detector_key[1] in keys:
@@ -157,7 +161,7 @@ class KeyMap:
             return None if "@" in name else PREFIX + name if is_dense else name
         if not is_dense:
             return None if name == part else name
-        # a pyramid that the task's rules rename is inside of the backbone there
+        # a pyramid that the task's rules rename belongs to the backbone in the original
         return name if name == part else PREFIX + name
 
     def _join_parts(self, renamed: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -197,14 +201,14 @@ class KeyMap:
             yield f"{key}@{i}", part.clone(memory_format=torch.contiguous_format)
 
     def _check_original(self, found: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-        """Raise ValueError unless renaming gives the same names, shapes and types again."""
+        """Raise ValueError unless :meth:`to_ours` restores all names, shapes and dtypes."""
         again = self.to_ours({key: value.to("meta") for key, value in found.items()})
         kinds = [{k: (v.shape, v.dtype) for k, v in side.items()} for side in (weights, again)]
         wrong = [k for k in {**weights, **again} if kinds[0].get(k) != kinds[1].get(k)]
         if wrong:
             raise ValueError(
-                f"{join_names(wrong)} would not be the same when read again: these weights are not"
-                f" those of one of the project's models for {self.task!r}"
+                f"{join_names(wrong)} would differ when read back: these weights do not belong to"
+                f" one of the project's models for {self.task!r}"
             )
 
 
@@ -227,12 +231,12 @@ def _to_original(rules: Rules, part: str, ours: str, keys: Collection[str]) -> s
 
 
 def has_backbone(keys: Iterable[str]) -> bool:
-    """Whether keys are those of a complete model, the backbone's beginning with ``backbone.``."""
+    """Return whether keys belong to a complete model, where the backbone has a prefix."""
     return any(key.startswith(PREFIX) for key in keys)
 
 
 def split_part(key: str) -> tuple[str, int | None]:
-    """Split a key ``name@i`` into name and number of the part; None for an undivided tensor."""
+    """Split a key ``name@i`` into name and index of the part, None for an unsplit tensor."""
     name, _, part = key.partition("@")
     return (name, int(part)) if part.isdecimal() else (key, None)
 

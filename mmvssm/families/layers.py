@@ -1,4 +1,4 @@
-"""Key names and options that Vim and LocalVim share: layers of one width."""
+"""Key names and options of Vim and LocalVim, whose layers have one width."""
 
 import math
 import re
@@ -14,7 +14,7 @@ from .key_map import POS_GRID
 from .rules import Rename
 from .stages import IMG_SIZE, directions, in_channels
 
-#: Places of class tokens by their number; shapes do not show the place of a single one.
+#: Position of class tokens by their number; shapes do not reveal the position of a single one.
 PLACES = {0: "none", 1: "middle", 2: "double"}
 
 EMBEDDINGS = (
@@ -23,10 +23,10 @@ EMBEDDINGS = (
     Rename("cls_token_tail", "cls_token@1"),
 )
 
-#: Beginning of a mixer's names.
+#: Regular expression for the prefix of a mixer's names.
 MIXER = r"layers\.\d+\.mixer\."
 
-#: Tensors of our mixers that files hold in one part per scan.
+#: Tensors of our mixers that files store in one part per scan.
 _PER_SCAN = (
     *("A_logs", "Ds", "conv1d.weight", "conv1d.bias"),
     *("x_proj_weight", "dt_projs_weight", "dt_projs_bias"),
@@ -34,7 +34,7 @@ _PER_SCAN = (
 
 
 def count_parts(key: str, tensors: Mapping[str, Tensor]) -> int | None:
-    """Count the parts in which files hold one of our tensors; None if they do not divide it."""
+    """Return the number of parts in which files store one of our tensors; None if unsplit."""
     if key == "cls_token":
         return len(tensors[key]) if len(tensors[key]) > 1 else None
     layer, mixer, name = key.partition(".mixer.")
@@ -43,8 +43,8 @@ def count_parts(key: str, tensors: Mapping[str, Tensor]) -> int | None:
     scans = tensors.get(f"{layer}{mixer}x_proj_weight")
     if scans is None or scans.dim() != 3:
         raise ValueError(
-            f"{key!r} cannot be split: its layer has no x_proj_weight of three axes, whose first"
-            " counts the scans"
+            f"{key!r} cannot be split: its layer has no x_proj_weight with three axes, the first of"
+            " which gives the number of scans"
         )
     return len(scans)
 
@@ -68,7 +68,7 @@ LINEAR = r"\.(in_proj|out_proj|global_reduce|channel_select|fc)\.weight$"
 
 
 def map_options(backbone: nn.Module, content: str) -> dict[str, Any]:
-    """Return the options that make outputs maps; segmentors take those of four layers."""
+    """Return the options for feature maps as outputs, of four layers for segmentors."""
     options: dict[str, Any] = dict(out_type="featmap")
     if content == "segmentor":
         options["out_indices"] = tuple(backbone.num_layers * k // 4 - 1 for k in range(1, 5))
@@ -80,10 +80,18 @@ def read_options(
     arch: Mapping[str, Any],
     rope_options: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Return the options that shapes show, where they differ from defaults and arch.
+    """Infer options from shapes; return those that differ from defaults and arch.
 
-    Shapes tell neither the place of a single class token nor the layers of several outputs, taken
-    at equal distances. ``rope_options``: those of networks with a rotary embedding.
+    Shapes reveal neither the position of a single class token nor the layers of several outputs,
+    which are assumed to be evenly spaced.
+
+    Args:
+        shapes: Shapes by our keys.
+        arch: Fields of the arch.
+        rope_options: Further options of networks with a rotary embedding.
+
+    Raises:
+        ValueError: If the numbers of class tokens and positions fit no network.
     """
     options = in_channels(shapes)
     num_class, grid = _tokens(shapes)
@@ -91,7 +99,7 @@ def read_options(
     norm = "ln" if any(re.match(r"layers\.\d+\.norm\.bias", key) for key in shapes) else "rms"
     rope, place, depth = "rope.freqs_cos" in shapes, arch["cls_token"], arch["num_layers"]
     if num_class == 0 and rope == arch["rope"] and "pos_embed" in shapes and len(norms) != 1:
-        # authors save maps' tables without the rows of class tokens; the network is that of 'none'
+        # dense models are saved without the rows of class tokens, and look like those of 'none'
         num_class = CLASS_TOKENS[place]
     if CLASS_TOKENS[place] != num_class:
         place = PLACES[num_class]
@@ -122,20 +130,20 @@ def read_options(
 
 
 def _tokens(shapes: Mapping[str, Sequence[int]]) -> tuple[int, tuple[int, int] | None]:
-    """Return the number of class tokens, and the grid; None where no table tells.
+    """Return the number of class tokens and the grid, or None if no table reveals it.
 
-    A table of a file that does not say its grid is taken for one of a square grid.
+    If a file does not store the grid of a table, a square grid is assumed.
     """
     tokens = next(iter(shapes.get("cls_token", (0,))), -1)
     if tokens not in PLACES:
-        raise ValueError(f"there are {tokens} class tokens")
+        raise ValueError(f"the number of class tokens must be 0, 1 or 2, got {tokens}")
     if len(table := shapes.get("pos_embed", ())) == 3:
-        # without tokens in the sequence, the table may still have their rows
+        # even without tokens in the sequence, the table may have their rows
         rows, counts = table[1], (tokens,) if tokens else tuple(PLACES)
         if len(said := shapes.get(POS_GRID, ())) == 3:
             if (count := rows - math.prod(said[:2])) in counts:
                 return max(count, tokens), (said[0], said[1])
-            raise ValueError(f"{rows} positions are not those of {said[0]}x{said[1]} patches")
+            raise ValueError(f"{rows} positions do not fit a grid of {said[0]}x{said[1]} patches")
     elif len(table := shapes.get("rope.freqs_cos", ())) == 2:
         rows, counts = table[0], (0,)
     else:
@@ -145,4 +153,6 @@ def _tokens(shapes: Mapping[str, Sequence[int]]) -> tuple[int, tuple[int, int] |
         if side and side**2 + count == rows:
             return max(count, tokens), (side, side)
     counts = " or ".join(map(str, counts))
-    raise ValueError(f"{rows} positions, {counts} of class tokens, are those of no square image")
+    raise ValueError(
+        f"{rows} positions, {counts} of them of class tokens, do not fit a square image"
+    )

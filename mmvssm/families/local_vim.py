@@ -1,4 +1,4 @@
-"""LocalVim."""
+"""Declaration of LocalVim."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ register_family(
         ),
         tasks={
             "classification": layers.CLASSIFICATION,
-            # no pyramids inside of the backbone
+            # backbones contain no pyramids
             "dense": (*layers.DENSE, Rename(None, "neck.levels.")),
         },
         linear=layers.LINEAR,
@@ -58,7 +58,7 @@ register_family(
                 )
             ),
         ),
-        # LocalMamba's code counts five a state, and one convolution and projection for all scans
+        # LocalMamba's code counts five per state, and one convolution and projection for all scans
         cost=ScanCost(per_state=5, per_element=2, once=True, precision=5e-4),
     )
 )

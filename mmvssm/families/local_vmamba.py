@@ -1,4 +1,4 @@
-"""LocalVMamba, whose checkpoints have VMamba's names and those of the merge of directions."""
+"""Declaration of LocalVMamba, which adds names for the merge of directions to VMamba's."""
 
 from mmvssm.models.backbones.local_vmamba import LocalVMamba
 
@@ -19,7 +19,7 @@ register_family(
         read_options=read_options,
         sign=rf"{MIXER}(multi_scan|merge)\.",
         released=(
-            # named by the configs of their detectors and segmentors
+            # not linked; the configs of the authors' detectors and segmentors name it
             Released("local-vmamba-tiny_8xb128_in1k", f"{_URL}local_vssm_tiny.ckpt"),
             Released(
                 "local-vmamba-small_8xb128_in1k",

@@ -1,4 +1,4 @@
-"""MambaVision."""
+"""Declaration of MambaVision."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -51,7 +51,7 @@ _RELEASED = {
     ),
 }
 
-#: In how many parts files hold the tensors of our scans.
+#: Number of parts in which files store the tensors of our scans.
 _PARTS = {"conv1d.weight": 2, "x_proj_weight": 1, "dt_projs_weight": 1, "dt_projs_bias": 1}
 
 
@@ -93,7 +93,7 @@ register_family(
             Rename(".mixer.dt_proj.{parameter}", ".mixer.dt_projs_{parameter}@0"),
         ),
         tasks={
-            # classifiers return the map of the last stage, behind a batch norm
+            # classifiers return the map of the last stage, after a batch norm
             "classification": (
                 Rename("outnorm{i}.", None),
                 Rename(None, "norm{i}."),
@@ -110,7 +110,7 @@ register_family(
         sign=r"^(levels|stages)\.\d+\.blocks\.\d+\.(conv[12]|mixer\.(qkv|proj|conv1d(_[xz])?))\.",
         read_options=_read_options,
         released=tuple(_released(config, path) for config, path in _RELEASED.items()),
-        # the average chose the epoch, but the project's code loads and tests the others
+        # the epoch was chosen by the average, but the project's code tests the online weights
         published="online",
         licence="for non-commercial use only (CC-BY-NC-SA 4.0)",
     )

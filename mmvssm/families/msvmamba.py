@@ -1,4 +1,4 @@
-"""MSVMamba, both versions, whose checkpoints have VMamba's names and those of its own layers."""
+"""Declaration of MSVMamba (both versions), which adds names for its own layers to VMamba's."""
 
 from mmvssm.models.backbones.msvmamba import MSVMamba
 
@@ -34,9 +34,9 @@ register_family(
             Rename(".convFFN.dwc.", ".mlp.dwconv."),
         ),
         tasks=TASKS,
-        # the layers of `mlp` are 1x1 convolutions here, too
+        # the layers of `mlp` are 1x1 convolutions in our models, too
         linear=r"\.(in_proj|out_proj|se\.fc1|se\.fc2|reduction|fc)\.weight$",
-        # the detectors and segmentors of the first version read one, those of the third the other
+        # dense models of the first version read "model", those of v3 "model_ema"
         container=("model", "model_ema"),
         first_release=FIRST_RELEASE,
         read_options=read_options,

@@ -1,9 +1,9 @@
-"""Key names of the pyramids of released plain backbones, in terms of our ``neck``."""
+"""Key names of the pyramids of released plain backbones, mapped to our ``neck``."""
 
 from .rules import Rename, has
 
-# Vim's detectors, inside the backbone: levels by the logarithm of their stride, of a map of
-# stride 16.
+# Vim's detectors have the pyramid inside the backbone; levels are numbered by the logarithm of
+# their stride, and the map has stride 16.
 SIMPLE_FEATURE_PYRAMID = (
     Rename(None, "neck.levels."),
     Rename("simfp_2.0.", "neck.levels.x4.deconv1."),
@@ -21,7 +21,7 @@ SIMPLE_FEATURE_PYRAMID = (
     Rename("neck.levels.{level}.conv{i}.norm.", "neck.levels.{level}.norm{i}."),
 )
 
-# LocalVim's detectors, whose pyramid is a neck and whose heads have norms of the same class.
+# LocalVim's detectors have the pyramid as neck, and norms of the same class in their heads.
 LOCAL_VIM_DETECTOR = (
     Rename(None, "neck.levels."),
     Rename("neck.fpn1.0.", "neck.levels.x4.deconv1."),

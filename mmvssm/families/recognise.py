@@ -1,4 +1,4 @@
-"""The family of a checkpoint, recognised by what its declaration says of keys."""
+"""Recognition of a checkpoint's family by its keys."""
 
 from __future__ import annotations
 
@@ -14,22 +14,27 @@ from mmvssm.messages import join_names, printable
 from .family import FAMILIES, Family
 from .key_map import PREFIX, KeyMap, split_part
 
-#: Beginnings of the names of a backbone's blocks; the rest of a model may have blocks of any name.
+#: Prefixes of the names of a backbone's blocks; the rest of a model may have blocks of any name.
 _BLOCK = re.compile(
     r"(?:backbone\.)?(?:net\.)?((?:layers|levels|stages)(?:\.\d+)?(?:\.blocks)?\.\d+\.)"
 )
 
 
 class UnknownFamilyError(ValueError):
-    """No declared family has such keys."""
+    """The keys belong to no declared family."""
 
 
 class MixedFamiliesError(ValueError):
-    """Several families have such keys, or some of them."""
+    """The keys belong to several families."""
 
 
 def find_family(keys: Iterable[str]) -> Family:
-    """Return the family of a file's keys: by its signs, and only if it knows all of the blocks."""
+    """Return the family whose ``sign`` matches a file's keys and which knows all of its blocks.
+
+    Raises:
+        MixedFamiliesError: If several families match.
+        UnknownFamilyError: If no family matches, or it lacks some of the weights.
+    """
     keys, names, first = list(keys), [], {}
     signed: dict[str, set[str]] = {}
     scanning: dict[str, set[str]] = {}
@@ -51,8 +56,8 @@ def find_family(keys: Iterable[str]) -> Family:
     if len(set().union(*claims)) > 1:
         mixed = [f"{name} ({printable(first[name])})" for name in sorted(set().union(*claims))]
         raise MixedFamiliesError(
-            f"the keys mix families: {' and '.join(mixed)}; a file must hold one network only,"
-            " whose family --arch FAMILY/ARCH may name"
+            f"the keys mix families: {' and '.join(mixed)}; a file must hold a single network,"
+            " whose family can be named with --arch FAMILY/ARCH"
         )
     reason = f"has no backbone among its keys {join_names(keys, 4) or '(there are none)'}"
     for name, parts in unknown.items():
@@ -64,7 +69,7 @@ def find_family(keys: Iterable[str]) -> Family:
 
 
 def _unknown_parts(family: Family, names: list[str]) -> list[str]:
-    """Return the keys of blocks that no backbone of the family has, each kind once."""
+    """Return one key for each kind of weight that no backbone of the family has in its blocks."""
     known, unknown = _parts(family), {}
     for name in names:
         ours = KeyMap(family).key_to_ours(name)
@@ -76,7 +81,7 @@ def _unknown_parts(family: Family, names: list[str]) -> list[str]:
 
 @cache
 def _parts(family: Family) -> frozenset[str]:
-    """Return the keys of all named archs of a family, without their numbers."""
+    """Return the keys of all named archs of a family, with their numbers masked."""
     archs = list(family.backbone.arch_settings)
     weights = [named_shapes(family.backbone, arch) for arch in archs]
     with torch.device("meta"):
@@ -86,13 +91,13 @@ def _parts(family: Family) -> frozenset[str]:
 
 @cache
 def named_shapes(backbone: type[nn.Module], arch: str) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a named arch's weights by key, which takes no memory for them."""
+    """Return the shapes of a named arch's weights by key, without allocating the weights."""
     with torch.device("meta"):
         return shapes_of(backbone(arch).state_dict())
 
 
 def shapes_of(state_dict: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Return shapes by key."""
+    """Return the shapes of a state dict by key."""
     return {key: tuple(value.shape) for key, value in state_dict.items()}
 
 

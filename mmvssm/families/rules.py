@@ -1,4 +1,4 @@
-"""Rules of key names that are read both ways: from a project's files to ours, and back."""
+"""Bidirectional renaming rules for keys, from a project's files to our models and back."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache
 
-#: Whether a rule holds for one of our keys; the second argument are all our keys.
+#: Whether a rule applies to one of our keys; the second argument is the set of all our keys.
 Condition = Callable[[str, Collection[str]], bool]
-#: What placeholders match; all others match numbers.
+#: Regular expressions of placeholders; all others match numbers.
 PLACEHOLDERS = {"parameter": "weight|bias", "level": r"\w+"}
 
 
 @dataclass(frozen=True)
 class Rewrite:
-    """A step of renaming; a family applies its steps in order, and in reverse to go back.
+    """A renaming step. A family applies its steps in order, or in reverse to restore names.
 
     Attributes:
-        to_ours: Maps a key to our name, or to itself; to None if our models do not use it.
-        to_original: Maps a key as the steps before left it, our name and all our names to the
-            original name, or to the key; to None if there is no original.
+        to_ours: Function of a key that returns our name, the unchanged key, or None if our models
+            do not use it.
+        to_original: Function of a key as the previous steps left it, our name and all our names. It
+            returns the original name, the unchanged key, or None if there is no original.
     """
 
     to_ours: Callable[[str], str | None]
@@ -29,16 +30,17 @@ class Rewrite:
 
 @dataclass(frozen=True)
 class Rename:
-    """Two names of one thing.
+    """A pair of equivalent names, the original and ours.
 
-    A name that begins with a dot matches anywhere in a key, others at its beginning; one that
-    ends with a dot may be followed by more, others end the key. ``{i}`` matches a number, see
-    :data:`PLACEHOLDERS`. One of our names that ends in ``@i`` is part ``i`` of a tensor.
+    A name that begins with a dot matches anywhere in a key, others match at its beginning. A name
+    that ends with a dot may be followed by more, others must end the key. ``{i}`` matches a number;
+    see :data:`PLACEHOLDERS`. If our name ends in ``@i``, the original is part ``i`` of our tensor.
 
     Attributes:
-        original: Name in the project's files; None if they have no such thing.
+        original: Name in the project's files; None if they have no counterpart.
         ours: Our name; None if our models do not use it.
-        back_if: Which of our keys get the original name, where several originals have our name.
+        back_if: Condition on our keys under which they get the original name, if several original
+            names map to ours.
     """
 
     original: str | None
@@ -61,7 +63,7 @@ Rule = Rename | Rewrite
 
 
 def has(module: str, name: str) -> Condition:
-    """Return the condition that the module of a key, as ``'.blocks.{j}.'``, has a tensor."""
+    """Return the condition that the module of a key, such as ``'.blocks.{j}.'``, has a tensor."""
 
     def condition(ours: str, keys: Collection[str]) -> bool:
         match = pattern(module).search(ours)
@@ -78,7 +80,7 @@ def lacks(module: str, name: str) -> Condition:
 
 @cache
 def pattern(name: str) -> re.Pattern:
-    """Compile the expression for a name of :class:`Rename`."""
+    """Compile the regular expression for a name of :class:`Rename`."""
     texts = re.split(r"\{(\w+)\}", name)
     for i, text in enumerate(texts):
         texts[i] = f"(?P<{text}>{PLACEHOLDERS.get(text, r'[0-9]+')})" if i % 2 else re.escape(text)

@@ -1,6 +1,6 @@
-"""Key names that VMamba's checkpoints share with those of the families made from its code.
+"""Key names that VMamba's checkpoints share with those of families derived from its code.
 
-The names go from the first release to the project's current code, and from there to ours.
+Names are mapped from the first release to the project's current code, and from there to ours.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from mmvssm.models.backbones.local_directions import SEARCH
 
 from .rules import Rename, has, lacks
 
-#: Side of images unless an option says otherwise.
+#: Default side of images.
 IMG_SIZE = 224
 
 #: Names of the first release (January 2024), and those of the current code.
@@ -31,13 +31,13 @@ STEM_AND_STAGES = (
     Rename("layers.", "stages."),
     Rename(".blocks.{j}.norm.", ".blocks.{j}.norm1."),
     Rename(".downsample.1.", ".downsample.conv."),
-    # behind a convolution; the norm of patch merging has its name in both
+    # the norm after a convolution; that of patch merging has the same name in both
     Rename(".downsample.3.", ".downsample.norm.", has(".downsample.", "conv.weight")),
 )
 
 SS2D_TRUNK = (
     *STEM_AND_STAGES,
-    # scalar-decay models, which have no projection of steps
+    # scalar-decay models, which have no step projection
     Rename(".op.conv2d.1.", ".op.conv2d.", lacks(".mixer.", "dt_projs_weight")),
     # depthwise convolution as out-norm, also stored without the 1; it has no bias
     Rename(".op.out_norm.1.weight", ".op.out_norm.weight", lacks(".out_norm.", "bias")),
@@ -61,12 +61,12 @@ TASKS = {
 
 SS2D_LINEAR = r"\.(in_proj|out_proj|fc1|fc2|reduction|fc)\.weight$"
 
-#: Beginning of a mixer's names, in the first release, the current code and ours.
+#: Regular expression for the prefix of a mixer's names in the first release, current code and ours.
 MIXER = r"\.blocks\.\d+\.(op|self_attention|mixer)\."
 
 
 def read_options(shapes: Mapping[str, Sequence[int]], arch: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that shapes by our key show, where they differ from defaults and arch."""
+    """Infer options from shapes by our keys; return those that differ from defaults and arch."""
     options = in_channels(shapes)
     stages = tuple(range(len(arch["depths"])))
     norms = tuple(i for i in stages if any(key.startswith(f"norm{i}.") for key in shapes))
@@ -84,12 +84,12 @@ def read_options(shapes: Mapping[str, Sequence[int]], arch: Mapping[str, Any]) -
 
 
 def in_channels(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """Return the option of images that have not three channels."""
+    """Return the option ``in_channels`` if images do not have three channels."""
     stem = shapes.get("patch_embed.conv1.weight", ())
     return dict(in_channels=stem[1]) if len(stem) == 4 and stem[1] != 3 else {}
 
 
 def directions(shapes: Mapping[str, Sequence[int]], arch: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the option of the network that searches for directions."""
+    """Return the option ``directions`` if the weights belong to a search network."""
     is_search = any(key.endswith(".merge.weights") for key in shapes)
     return dict(directions=SEARCH) if is_search and arch.get("directions", SEARCH) != SEARCH else {}

@@ -1,4 +1,4 @@
-"""Vim."""
+"""Declaration of Vim."""
 
 from collections.abc import Collection
 from functools import partial
@@ -22,7 +22,7 @@ def _from_detector(key: str) -> str:
 
 
 def _to_detector(key: str, ours: str, keys: Collection[str]) -> str:
-    """Detectors are known by their pyramid, which they hold next to ``net``."""
+    """Prefix the keys of a detector's backbone with ``net.``; its pyramid identifies it."""
     is_detector = any(name.startswith("neck.levels.") for name in keys)
     return f"net.{key}" if is_detector and not ours.startswith("neck.") else key
 
@@ -53,7 +53,7 @@ register_family(
         ),
         tasks={
             "classification": layers.CLASSIFICATION,
-            # no norms of outputs
+            # dense models have no output norms
             "dense": (
                 *layers.DENSE,
                 *SIMPLE_FEATURE_PYRAMID,
@@ -63,7 +63,7 @@ register_family(
         },
         linear=layers.LINEAR,
         container=("model",),
-        # segmentors are mmsegmentation's, detectors Detectron2's
+        # segmentors are saved by mmsegmentation, detectors by Detectron2
         dense_container=("state_dict", "model"),
         count_parts=layers.count_parts,
         detector=DETECTRON2_HEADS,
@@ -71,7 +71,7 @@ register_family(
         sign=rf"{layers.MIXER}(A_b_log|D_b|(conv1d|x_proj|dt_proj)_b)(\.|$)",
         scan=rf"{layers.MIXER}A_logs?$",
         variants=(dict(norm="ln"),),
-        # the first Vim had its class token before all patches, and added scans up
+        # the first Vim had its class token before all patches and summed the scans
         read_options=partial(
             layers.read_options, rope_options=dict(divide_out=False, cls_token="head")
         ),

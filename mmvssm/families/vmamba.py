@@ -1,4 +1,4 @@
-"""VMamba."""
+"""Declaration of VMamba."""
 
 from mmvssm.models.backbones.vmamba import VMamba
 
@@ -12,7 +12,7 @@ _COCO_V2 = "mask_rcnn_vssm_fpn_coco"
 
 
 def _released(config: str, file: str, *logs: str, **options: str) -> Released:
-    """Return a file of a release: ``file`` is ``TAG/NAME``, and ``logs`` lie beside it."""
+    """Return a file of a release: ``file`` is ``TAG/NAME``, ``logs`` are in the same release."""
     tag = file.partition("/")[0]
     urls = tuple(f"{_URL}{tag}/{log}" for log in logs)
     return Released(config, f"{_URL}{file}.pth", logs=urls, **options)
@@ -34,13 +34,13 @@ def _segmentor(arch: str, tag: str, name: str, iterations: int, tta: str) -> Rel
 
 
 _RELEASED = (
-    # the only one without averages
+    # the only file without averaged weights
     _classifier(
         "v0-tiny", "v0cls", "vssmtiny_dp01", 292, "vssmtiny_dp01_e292_woema.log", weights="online"
     ),
     _classifier("v0-small", "v0cls", "vssmsmall_dp03", 238, "vssmsmall_dp03_e238_ema.log"),
     _classifier("v0-base", "v0cls", "vssmbase_dp06", 241, "vssmbase_dp06_e241_ema.log"),
-    # the one that the published detectors and segmentors started from
+    # the published detectors and segmentors started from this one
     _classifier(
         "v0-base",
         "20240218",

@@ -1,4 +1,4 @@
-"""Addresses ``mmvssm://NAME``: which file of weights they mean, and what to take of it."""
+"""Addresses ``mmvssm://NAME`` of files of weights."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _OPTIONS = ("weights", "arch")
 
 @dataclass(frozen=True)
 class Address:
-    """A file of weights, and what to take of it.
+    """A file of weights, with the selection of weights in it.
 
     Attributes:
-        text: The address as it was given.
-        name: Name of the published file; None for a file of the user's.
-        url: Where the file can be downloaded; None for a local file, or if there is only a page.
-        page: Page on which the file is found by hand.
+        text: The address as given.
+        name: Name of the published file; None for the user's own file.
+        url: URL of the file; None for a local file, or if there is only a page.
+        page: Page with a manual download.
         path: Path of a local file.
-        weights: ``'ema'``, ``'online'`` or ``'auto'``, see :func:`~mmvssm.checkpoint.convert`.
-        arch: Arch or config to hold the weights against; None to find the arch.
+        weights: ``'ema'``, ``'online'`` or ``'auto'`` (see :func:`~mmvssm.checkpoint.convert`).
+        arch: Arch or config to compare the weights with; None to detect the arch.
         config: Path of the config of a published file, if there is one.
     """
 
@@ -43,16 +43,16 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """Read an address.
+        """Parse an address.
 
         Args:
-            text: ``mmvssm://`` and the name of a published file (an arch such as
-                ``vmamba-tiny-s1l8``, or a config), a path, or a URL; then perhaps
+            text: ``mmvssm://`` followed by the name of a published file (an arch such as
+                ``vmamba-tiny-s1l8``, or a config), a path, or a URL; optionally followed by
                 ``?weights=ema|online`` and ``?arch=FAMILY/ARCH``, joined by ``&``.
 
         Raises:
-            ValueError: If there is no such file, or an option is wrong; the message tells what
-                there is.
+            ValueError: If there is no such file, or an option is wrong; the message lists the
+                choices.
         """
         rest, options = _split_options(text.removeprefix(SCHEME))
         kinds = (*KINDS, "auto")
@@ -74,7 +74,7 @@ class Address:
 
 
 def released_files() -> dict[str, tuple[Family, Released]]:
-    """Return the published files by all their names: archs, and configs."""
+    """Return the published files by all their names, archs and configs."""
     files: dict[str, tuple[Family, Released]] = {}
     for family in FAMILIES.values():
         for file in family.released:
@@ -82,20 +82,20 @@ def released_files() -> dict[str, tuple[Family, Released]]:
             files[file.name] = files[config] = family, file
     for family, file in list(files.values()):
         if file.config.endswith("_in1k"):
-            # an arch of which there are only weights with another pretraining
+            # an arch whose only weights have another pretraining
             files.setdefault(file.config.split("_")[0], (family, file))
     return files
 
 
 def _split_options(rest: str) -> tuple[str, dict[str, str]]:
-    """Split known options off, which leaves the query of a URL alone."""
+    """Split off known options, and keep any other query of a URL."""
     base, _, query = rest.rpartition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
     return (base, options) if base and options.keys() <= set(_OPTIONS) else (rest, {})
 
 
 def _arch_of(family: Family, file: Released) -> str | None:
-    """Return the arch of a classifier; None for others, whose heads are checked, too."""
+    """Return the arch of a classifier; None for other files, whose heads are checked as well."""
     _, arch = arch_names().get(file.config.split("_")[0], (family, None))
     return f"{family.name}/{arch}" if arch is not None and file.config.endswith("_in1k") else None
 
@@ -103,15 +103,15 @@ def _arch_of(family: Family, file: Released) -> str | None:
 def _config_of(family: Family, file: Released) -> str | None:
     try:
         return config_path(f"{family.name}/{file.config}.py")
-    except FileNotFoundError:  # of a family that a project of the user's declares
+    except FileNotFoundError:  # the family is declared in a user's project
         return None
 
 
 def _reason(name: str) -> str:
-    """Say why there is no file of this name, and what to do."""
+    """Explain why there is no file of this name, and what to do."""
     if name in arch_names() or name in list_models():
         return (
-            "its authors published no weights; name a file of your own (init_cfg.checkpoint,"
+            "the authors published no weights for it; name your own file (init_cfg.checkpoint,"
             " load_from), or start from random weights: model.backbone.init_cfg=None"
         )
     close = difflib.get_close_matches(name, released_files(), n=4, cutoff=0.4)

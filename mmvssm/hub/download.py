@@ -1,4 +1,4 @@
-"""Downloading a file completely or not at all."""
+"""Download of files, resumed after broken connections."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from urllib.request import Request, urlopen
 from mmvssm.files import Progress
 from mmvssm.version import __version__
 
-#: Seconds to wait for a server that says nothing.
+#: Seconds to wait for an unresponsive server.
 TIMEOUT = 30.0
-#: Seconds to wait before each further try.
+#: Seconds to wait before each retry.
 PAUSES = (1.0, 3.0, 9.0)
 _CHUNK = 2**18
 _BUSY = (429, 500, 502, 503, 504)
 
 
 class DownloadError(Exception):
-    """A file cannot be had; the message says why."""
+    """A file cannot be downloaded; the message says why."""
 
 
 class _BrokenError(Exception):
-    """A connection broke, or a server is busy: another try may go on."""
+    """A connection broke, or a server is busy; a retry may succeed."""
 
 
 def download(url: str, path: Path, progress: Progress) -> None:
-    """Download a file, and go on where a connection breaks.
+    """Download a file, resuming where a connection breaks.
 
     Args:
-        url: An ``http`` or ``https`` address.
-        path: File to write, which is incomplete if an exception is raised.
-        progress: Is told how many bytes of how many are there; of 0 where the server does not say.
+        url: An ``http`` or ``https`` URL.
+        path: File to write; it is incomplete if an exception is raised.
+        progress: Called with the number of bytes so far and in total, 0 if the total is unknown.
 
     Raises:
-        DownloadError: If the file cannot be had, or the server sends a web page in its place.
-        OSError: If it cannot be written, or there is too little room for it.
+        DownloadError: If the file cannot be downloaded, or the server sends a web page instead.
+        OSError: If the file cannot be written, or there is too little disk space.
     """
     pauses = iter(PAUSES)
     with open(path, "wb") as file:
@@ -57,11 +57,11 @@ def download(url: str, path: Path, progress: Progress) -> None:
 
 
 class _Transfer:
-    """One file on its way; :meth:`run` starts it, or goes on."""
+    """The transfer of one file; :meth:`run` starts or resumes it."""
 
     def __init__(self, url: str, file: BinaryIO, progress: Progress) -> None:
         self.url, self.file, self.progress = url, file, progress
-        #: By what the server knows that a file is still the one that was begun.
+        #: Identifier of the file's version, by which the server knows whether it has changed.
         self.version: str | None = None
 
     def run(self) -> None:
@@ -69,7 +69,7 @@ class _Transfer:
         with self._open(done) as response:
             if response.headers.get_content_type() == "text/html":
                 raise DownloadError(
-                    "the server sends a web page in place of the file, perhaps one to log in"
+                    "the server sends a web page instead of the file, perhaps a login page"
                 )
             if response.status != http.HTTPStatus.PARTIAL_CONTENT:
                 done = 0
@@ -81,7 +81,7 @@ class _Transfer:
             self._receive(response, done + length if length else 0)
 
     def _open(self, done: int) -> http.client.HTTPResponse:
-        """Ask for the file, or for what is behind its first bytes if it is still the same."""
+        """Request the file, or only the bytes from ``done`` on if it has not changed."""
         request = Request(self.url, headers={"User-Agent": f"mmvssm/{__version__}"})
         if done and self.version:
             request.add_header("Range", f"bytes={done}-")
@@ -115,7 +115,7 @@ class _Transfer:
             self.file.write(chunk)
             self.progress(self.file.tell(), total)
         if self.file.tell() < total:
-            raise _broken(f"{self.file.tell():,} of {total:,} bytes came")
+            raise _broken(f"received {self.file.tell():,} of {total:,} bytes")
 
 
 def _broken(reason: object) -> _BrokenError:

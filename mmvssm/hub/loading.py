@@ -1,4 +1,4 @@
-"""The weights of a checkpoint, read safely, in a model."""
+"""Safe loading of a checkpoint's weights into a model."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def read_weights_file(checkpoint: str) -> Checkpoint:
     """Return the content of a checkpoint; no code of the file is run.
 
     Args:
-        checkpoint: Path of a file, or ``'mmvssm://NAME'``, see :func:`fetch`.
+        checkpoint: Path of a file, or ``'mmvssm://NAME'`` (see :func:`fetch`).
 
     Raises:
-        ValueError: If it is no checkpoint, or another URL, which nothing would check.
+        ValueError: If it is not a checkpoint, or is a plain URL, whose file would not be checked.
         FileNotFoundError: If there is no such file.
         ReleasedFileError: See :func:`fetch`.
     """
@@ -33,14 +33,14 @@ def load_weights(model: nn.Module, checkpoint: str, prefix: str = "") -> None:
     """Load all weights of a model; no code of the file is run.
 
     Args:
-        model: A model of a config, or a part of one.
-        checkpoint: Path of a checkpoint of a training or of ``tools/convert_ema.py``, or
-            ``'mmvssm://NAME'``, see :func:`fetch`. Of averaged and other weights the averaged.
-        prefix: What names of a part begin with in the checkpoint, such as ``'backbone.'``; weights
-            of other parts are left out.
+        model: The model of a config, or a part of it.
+        checkpoint: Path of a checkpoint of a training run or of ``tools/convert_ema.py``, or
+            ``'mmvssm://NAME'`` (see :func:`fetch`). Averaged weights are preferred.
+        prefix: Prefix of the part's names in the checkpoint, such as ``'backbone.'``; weights of
+            other parts are ignored.
 
     Raises:
-        ValueError: If it is no checkpoint, or its weights are others than the model's.
+        ValueError: If it is not a checkpoint, or its weights do not fit the model.
         FileNotFoundError: If there is no such file.
         ReleasedFileError: See :func:`fetch`.
     """
@@ -51,11 +51,11 @@ def load_weights(model: nn.Module, checkpoint: str, prefix: str = "") -> None:
     }
     try:
         missing = set(model.load_state_dict(tensors, strict=False).missing_keys)
-    except RuntimeError as error:  # of tensors of other shapes
+    except RuntimeError as error:  # shapes differ
         raise ValueError(f"{checkpoint!r} does not fit the config: {error}") from None
     absent = [name for name, _ in model.named_parameters() if name in missing]
     if absent:
         raise ValueError(
-            f"{checkpoint!r} does not fit the config: {len(absent)} parameters are absent, e.g."
-            f" {join_names(absent, 3)} (tools/convert_ema.py converts what the authors released)"
+            f"{checkpoint!r} does not fit the config: {len(absent)} parameters are missing, e.g."
+            f" {join_names(absent, 3)} (tools/convert_ema.py converts files of the authors)"
         )

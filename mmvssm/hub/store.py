@@ -1,4 +1,4 @@
-"""The folder in which downloaded and converted files are kept, and how they come there."""
+"""Cache of downloaded and converted files."""
 
 from __future__ import annotations
 
@@ -24,34 +24,35 @@ from .address import Address
 from .download import DownloadError, download
 
 _KINDS = {"ema": "averaged (EMA) weights", "online": "weights as trained"}
-#: Seconds after which a process says that it waits for another one.
+#: Seconds after which a process reports that it waits for another one.
 _PATIENCE = 3.0
 
 
 class ReleasedFileError(RuntimeError):
-    """Weights cannot be had; the message is one sentence that says why, and what to do."""
+    """Weights are not available; the message says in one sentence why, and what to do."""
 
 
 def _mirrored(url: str) -> str:
-    """Return where to download: at ``MMVSSM_MIRROR``, below the host's name, if that is set."""
+    """Return the URL to download from: below ``MMVSSM_MIRROR`` if that is set."""
     mirror = os.environ.get("MMVSSM_MIRROR")
     return f"{mirror.rstrip('/')}/{url.partition('://')[2]}" if mirror else url
 
 
 def fetch(text: str) -> Path:
-    """Return the converted file of an address; download and convert it if it is not there.
+    """Return the converted file of an address; download and convert it if it is not cached.
 
-    Of several processes on a machine one does the work, the others wait for it.
+    If several processes on a machine need it, one does the work and the others wait.
 
     Args:
-        text: An address, see :meth:`Address.parse`.
+        text: An address (see :meth:`Address.parse`).
 
     Returns:
-        Path of a checkpoint of mmvssm, which ``torch.load(weights_only=True)`` reads.
+        Path of a converted checkpoint, which ``torch.load(weights_only=True)`` reads.
 
     Raises:
-        ValueError: If the address names nothing that is known.
-        ReleasedFileError: If the file cannot be had, read or kept, or holds another network.
+        ValueError: If the address is unknown.
+        ReleasedFileError: If the file cannot be downloaded, read or stored, or holds another
+            network.
     """
     address = Address.parse(text)
     raw = address.path or home() / "released" / _raw_name(address)
@@ -71,19 +72,19 @@ def fetch(text: str) -> Path:
                 try:
                     _convert(address, raw, product)
                 except ValueError as error:
-                    if is_new:  # the next run shall not find it again
+                    if is_new:  # so that the next run downloads it again
                         raw.unlink()
                     raise ReleasedFileError(_unfit(address, error, is_new)) from None
     except OSError as error:
         raise ReleasedFileError(
-            f"{text}: cannot write in {str(home())!r} ({error}); make room there, or let"
-            " MMVSSM_HOME name another folder"
+            f"{text}: cannot write to {str(home())!r} ({error}); make room there, or set"
+            " MMVSSM_HOME to another folder"
         ) from None
     return product
 
 
 def _raw_name(address: Address) -> str:
-    """Return the name of a downloaded file: the address's, or the URL's with a few digits."""
+    """Return the name of a downloaded file: the address's, or the URL's with a short hash."""
     suffix = Path(address.url.partition("?")[0]).suffix if address.url else ""
     suffix = suffix if re.fullmatch(r"\.\w{2,11}", suffix) else ".pth"
     if address.name:
@@ -93,7 +94,7 @@ def _raw_name(address: Address) -> str:
 
 
 def _product_name(address: Address, raw: Path) -> str:
-    """Return the name of a converted file, which tells all that it depends on."""
+    """Return the name of a converted file, which encodes everything that it depends on."""
     options = [__version__] if address.weights == "auto" else [address.weights, __version__]
     if not address.name:
         options.insert(0, _digits(f"{raw} {address.arch}"))
@@ -105,7 +106,7 @@ def _digits(text: str) -> str:
 
 
 def _is_fresh(product: Path, raw: Path) -> bool:
-    """Whether a file was converted, and later than the file that it is made of was put there."""
+    """Return whether a converted file exists and is not older than its source."""
     if not product.is_file():
         return False
     return not raw.is_file() or product.stat().st_mtime_ns >= raw.stat().st_mtime_ns
@@ -117,7 +118,7 @@ def _locked(product: Path, text: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=_PATIENCE)
     except Timeout:
-        print_log(f"{text}: waiting for another process that makes it ready", logger="current")
+        print_log(f"{text}: waiting for another process that prepares it", logger="current")
         lock.acquire()
     try:
         yield
@@ -129,8 +130,8 @@ def _download(address: Address, raw: Path) -> None:
     by_hand = f"save it as {str(raw)!r}"
     if address.url is None:
         raise ReleasedFileError(
-            f"{address.text}: its authors have it on a page only; download the file of weights"
-            f" from {address.page} by hand, and {by_hand}"
+            f"{address.text}: the authors offer only a manual download; download the weights from"
+            f" {address.page}, and {by_hand}"
         )
     url = _mirrored(address.url)
     with temporary_sibling(raw) as part:
@@ -138,7 +139,7 @@ def _download(address: Address, raw: Path) -> None:
             with byte_bar(f"downloading {address.name or raw.name}") as progress:
                 download(url, part, progress)
         except DownloadError as error:
-            more = f" (or what is on {address.page})" if address.page else ""
+            more = f" (or from {address.page})" if address.page else ""
             raise ReleasedFileError(
                 f"{address.text}: {error}; download {url}{more} by hand, and {by_hand}"
             ) from None
@@ -162,7 +163,7 @@ def _convert(address: Address, raw: Path, product: Path) -> None:
 
 
 def _meta(address: Address, converted: Converted) -> dict[str, Any]:
-    """Describe weights, with the classes of the data set, which the libraries look for there."""
+    """Describe weights, and add the classes of the dataset, which the libraries look up there."""
     if address.config is None:
         return dict(converted.meta)
     config = Config.fromfile(address.config)
@@ -172,6 +173,6 @@ def _meta(address: Address, converted: Converted) -> dict[str, Any]:
 
 
 def _unfit(address: Address, error: ValueError, is_new: bool) -> str:
-    """Say that a file is damaged, holds code to run, or another network than it should."""
-    came = f" what came from {_mirrored(address.url)} cannot be used:" if is_new else ""
+    """Return the message for a file that is damaged, hostile, or of another network."""
+    came = f" the file from {_mirrored(address.url)} cannot be used:" if is_new else ""
     return f"{address.text}:{came} {error}"

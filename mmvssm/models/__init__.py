@@ -5,7 +5,7 @@ The registry is :data:`mmvssm.registry.MODELS`.
 
 from typing import TYPE_CHECKING
 
-import mmengine.runner.checkpoint  # noqa: F401  to register with
+import mmengine.runner.checkpoint  # noqa: F401  has the registry of URL schemes
 
 from mmvssm.complexity import register_with_counters
 from mmvssm.scheme import register_scheme
@@ -23,7 +23,7 @@ from .layers import (
 )
 from .necks import SimpleFeaturePyramid
 
-if TYPE_CHECKING:  # type checkers do not see what is imported by discovery
+if TYPE_CHECKING:  # type checkers cannot follow the discovery of backbones
     from .backbones.efficient_vmamba import EfficientVMamba as EfficientVMamba
     from .backbones.local_vim import LocalVim as LocalVim
     from .backbones.local_vmamba import LocalVMamba as LocalVMamba

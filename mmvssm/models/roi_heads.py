@@ -1,4 +1,8 @@
-"""RoI heads for mmdetection; they need it, and so are named in configs by their whole path."""
+"""RoI heads for mmdetection.
+
+The module needs mmdetection, so it is not imported with the package; configs name its classes by
+their full path.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +21,21 @@ Maps = tuple[Tensor, ...]
 
 
 class SingleMaskCascadeRoIHead(CascadeRoIHead):
-    """A cascade of box heads with one mask head, as Detectron2 builds Cascade Mask R-CNN.
+    """Cascade of box heads with a single mask head, as in Detectron2's Cascade Mask R-CNN.
 
-    mmdetection's :class:`CascadeRoIHead` has a mask head for every stage, whose masks it averages.
-    Here one learns from the samples of the first stage, and is given the final boxes. The other
-    differences: the score of a box is the mean of the stages' probabilities, not that of the mean
-    of their logits; and what the feature maps learn from the box heads is divided by the number of
-    stages, for which ``stage_loss_weights`` should be ones.
+    mmdetection's :class:`CascadeRoIHead` has a mask head for every stage and averages their masks.
+    This class has one mask head, which is trained on the samples of the first stage and predicts
+    from the final boxes. There are two further differences. The score of a box is the mean of the
+    stages' probabilities, instead of the probability of their mean logits. The gradient from the
+    box heads to the feature maps is divided by the number of stages, so ``stage_loss_weights``
+    should be ones.
 
     `Cascade R-CNN <https://arxiv.org/abs/1906.09756>`_
 
     Args:
-        *args: As :class:`CascadeRoIHead` takes them.
-        **kwargs: As well; ``mask_head`` and ``mask_roi_extractor`` are one config each.
+        *args: Arguments of :class:`CascadeRoIHead`.
+        **kwargs: Arguments of :class:`CascadeRoIHead`; ``mask_head`` and ``mask_roi_extractor`` are
+            a single config each.
 
     Raises:
         ValueError: If boxes are refined class by class (``reg_class_agnostic=False``).
@@ -56,7 +62,7 @@ class SingleMaskCascadeRoIHead(CascadeRoIHead):
         sampling_results: list[SamplingResult],
         batch_gt_instances: list[InstanceData],
     ) -> dict:
-        """Compute the loss of masks in the first stage; there is none in the others."""
+        """Compute the mask loss, which only the first stage has."""
         if stage > 0:
             return dict(loss_mask={})
         rois = bbox2roi([result.pos_priors for result in sampling_results])
@@ -71,7 +77,7 @@ class SingleMaskCascadeRoIHead(CascadeRoIHead):
         rpn_results_list: list[InstanceData],
         batch_data_samples: list[DetDataSample],
     ) -> tuple:
-        """Return scores, deltas of boxes, and mask logits of all proposals, by image."""
+        """Return scores, box deltas and mask logits of all proposals, by image."""
         proposals = [result.bboxes for result in rpn_results_list]
         counts = tuple(map(len, proposals))
         metas = [sample.metainfo for sample in batch_data_samples]
@@ -90,13 +96,14 @@ class SingleMaskCascadeRoIHead(CascadeRoIHead):
 
         Args:
             x: Maps ``(B, C, H_i, W_i)``.
-            rois: Number of the image and corners of each box, ``(N, 5)``.
-            batch_img_metas: Descriptions of the images.
-            num_proposals_per_img: How many of the boxes are of each image.
+            rois: Image index and corners of each box, ``(N, 5)``.
+            batch_img_metas: Meta information of the images.
+            num_proposals_per_img: Number of boxes of each image.
 
         Returns:
-            For each image, the boxes that the last stage was given, the logarithms of the stages'
-            mean probabilities ``(n, classes + 1)``, and the deltas of the last stage ``(n, 4)``.
+            For each image: the input boxes of the last stage ``(n, 5)``, the logarithms of the
+            stages' mean probabilities ``(n, classes + 1)``, and the deltas of the last stage
+            ``(n, 4)``.
         """
         counts = tuple(num_proposals_per_img)
         total: Tensor | float = 0.0
@@ -110,13 +117,13 @@ class SingleMaskCascadeRoIHead(CascadeRoIHead):
                     for box, delta, meta in zip(boxes, deltas, batch_img_metas, strict=True)
                 ]
                 rois = torch.cat([rois[:, :1], torch.cat(refined)], dim=1)
-        # the last stage's head takes logits, whose softmax these numbers have as well
+        # the last head expects logits; the softmax of log-probabilities is the probabilities
         scores = (total / self.num_stages).log()
         return boxes, scores.split(counts), deltas
 
 
 class _ScaledGradient(torch.autograd.Function):
-    """Returns its input, whose gradient is multiplied by ``scale``."""
+    """Identity whose gradient is multiplied by ``scale``."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:

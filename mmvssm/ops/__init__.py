@@ -33,11 +33,11 @@ __all__ = [
     "selective_scan_reference",
 ]
 
-# mmcv.utils.ext_loader.load_ext looks extensions up under mmcv's name.
+# mmcv.utils.ext_loader.load_ext looks for extensions under mmcv's name.
 if EXTENSION is not None:
     sys.modules.setdefault("mmcv._vssm_ext", EXTENSION)
 
-# Reachable like mmcv's own ops; mmcv without compiled ops raises on the import.
+# Expose the scan beside mmcv's own ops. Importing mmcv without compiled ops raises.
 if importlib.util.find_spec("mmcv") is not None:
     try:
         import mmcv.ops as _mmcv_ops

@@ -1,6 +1,6 @@
-"""``python -m mmvssm.ops``: print what is built and what runs, and check it.
+"""``python -m mmvssm.ops``: print which kernels are built and which run, and check them.
 
-Without options one small scan is checked, on each kind of device.
+Without options, one small scan is checked on each kind of device.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ def check(device: str) -> float:
 
 
 def main() -> int:
-    """Print the facts and the check; the exit status is 1 if a check fails."""
+    """Print the facts and the results of the checks; return 1 if a check fails."""
     parser = argparse.ArgumentParser(prog="python -m mmvssm.ops", description=__doc__)
     parser.add_argument(
         "--self-test",
         action="store_true",
-        help="check every kernel path on awkward shapes and time it: about two minutes on a GPU;"
-        " prints tables and writes a JSON file to send in",
+        help="check every kernel path on awkward shapes and time it (about two minutes on a GPU);"
+        " print tables and write a JSON file to attach to a report",
     )
     parser.add_argument(
         "--out",

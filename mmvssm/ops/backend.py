@@ -1,4 +1,4 @@
-"""Which implementation runs: kernels for the tensors' device, or PyTorch."""
+"""Choice of the implementation: kernels for the tensors' device, or PyTorch."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from .tracers import is_transformed, tracing
 
 BACKENDS = ("auto", "cuda", "nvrtc", "cpu", "torch")
 _GRAPH = "graph"
-_TRANSFORMED = "torch.func and forward-mode derivatives go through the PyTorch definition alone"
+_TRANSFORMED = "only the PyTorch scan supports torch.func and forward-mode derivatives"
 
 _choice = "auto"
 _warned: set[str] = set()
 
 
 class backend:
-    """Choose the implementation of the ops, for good or for a ``with`` block.
+    """Choose the implementation of the ops, for the rest of the process or for a ``with`` block.
 
-    ``'auto'`` takes the compiled kernel of the tensors' device; on a GPU that none was compiled
-    for, the same kernel compiled by NVRTC when it is first called; and PyTorch with one warning
-    where there is neither. ``'cuda'`` and ``'cpu'`` insist on the compiled kernel, ``'nvrtc'`` on
-    the other; ``'torch'`` is the PyTorch path.
+    ``'auto'`` takes the compiled kernel of the tensors' device. On a GPU for which none was
+    compiled, it takes the same kernel, compiled by NVRTC on first use. If neither is available, it
+    runs PyTorch and warns once. ``'cuda'`` and ``'cpu'`` require the compiled kernel, ``'nvrtc'``
+    the one that NVRTC compiles, and ``'torch'`` always runs PyTorch.
 
     Args:
         name: One of ``'auto'``, ``'cuda'``, ``'nvrtc'``, ``'cpu'``, ``'torch'``.
 
     Raises:
         ValueError: For another name.
-        RuntimeError: If kernels are asked for that are not to be had.
+        RuntimeError: If the chosen kernels are not available.
 
     Example:
         >>> backend('torch')            # from here on
-        >>> with backend('cpu'):        # only inside
+        >>> with backend('cpu'):        # only inside the block
         ...     y = selective_scan(u, delta, A, B, C)
     """
 
@@ -68,7 +68,7 @@ class backend:
 
 @contextmanager
 def registered_ops() -> Iterator[None]:
-    """Call the registered ops whatever was built: for graphs that are traced here, and not run."""
+    """Call the registered ops whatever was built, for graphs that are traced but not run here."""
     global _choice
     previous, _choice = _choice, _GRAPH
     try:
@@ -83,12 +83,12 @@ def current_backend() -> str:
 
 
 def built_devices() -> tuple[str, ...]:
-    """Devices for which kernels were compiled: ``('cpu',)``, ``('cpu', 'cuda')`` or ``()``."""
+    """Return the devices with compiled kernels: ``('cpu',)``, ``('cpu', 'cuda')`` or ``()``."""
     return DEVICES
 
 
 def missing_reason(device: str) -> str:
-    """One sentence on how to get the kernels of a device."""
+    """Explain in one sentence how to get the kernels of a device."""
     if not built_devices():
         return (
             "mmvssm was installed without compiled kernels; install a C++ compiler and run"
@@ -104,13 +104,13 @@ def missing_reason(device: str) -> str:
 
 
 def gpu_kernels(index: int) -> tuple[str, str]:
-    """Which kernels ``'auto'`` takes on a GPU.
+    """Return the kernels that ``'auto'`` takes on a GPU.
 
     Args:
-        index: Its number, as torch counts.
+        index: Index of the GPU in torch.
 
     Returns:
-        ``'cuda'``, ``'nvrtc'`` or ``'torch'``, and why not the ones before.
+        ``'cuda'``, ``'nvrtc'`` or ``'torch'``, and the reason why the preferred ones cannot run.
     """
     reason = compiled_missing(index)
     if not reason:
@@ -123,7 +123,7 @@ def gpu_kernels(index: int) -> tuple[str, str]:
 
 @cache
 def compiled_missing(index: int) -> str:
-    """Why the compiled CUDA kernels cannot run on a GPU; empty if they can."""
+    """Return why the compiled CUDA kernels cannot run on a GPU; empty if they can."""
     if "cuda" not in built_devices():
         return missing_reason("cuda")
     capability = torch.cuda.get_device_capability(index)
@@ -138,7 +138,7 @@ def compiled_missing(index: int) -> str:
 
 
 def covers(architectures: str, capability: tuple[int, int]) -> bool:
-    """Whether code for ``'8.0 9.0+PTX'`` runs on a GPU of a compute capability."""
+    """Return whether code built for ``'8.0 9.0+PTX'`` runs on a GPU of a compute capability."""
     for major, minor, ptx in re.findall(r"(\d+)\.(\d+)[af]?(\+PTX)?", architectures):
         built = (int(major), int(minor))
         # Machine code runs on later devices of its major version, PTX on all later ones.
@@ -155,7 +155,7 @@ def _nvrtc_missing(index: int) -> str:
 
 
 def _serves_nvrtc(device: torch.device) -> bool:
-    """Whether a call of the registered ops on a GPU runs what NVRTC compiled."""
+    """Return whether a call of the registered ops on a GPU runs NVRTC's kernels."""
     return _choice == "nvrtc" or (
         _choice != "cuda" and gpu_kernels(device.index or 0)[0] == "nvrtc"
     )
@@ -174,7 +174,7 @@ def _register_nvrtc() -> None:
 
 
 def resolve(tensor: Tensor) -> str:
-    """``'native'`` or ``'torch'`` for a call on ``tensor``; warns once per reason of a fallback."""
+    """Return ``'native'`` or ``'torch'`` for a call on ``tensor``; warn once per fallback cause."""
     device = tensor.device.type
     on_gpu = device == "cuda"
     if _choice == "torch":
@@ -189,7 +189,7 @@ def resolve(tensor: Tensor) -> str:
             )
         wanted = "cpu" if _choice == "cpu" else "cuda"
         if device not in (wanted, "meta"):
-            raise ValueError(f"backend {_choice!r} was chosen, but the tensors lie on {device!r}")
+            raise ValueError(f"backend {_choice!r} was chosen, but the tensors are on {device!r}")
         if on_gpu and tensor.dtype == torch.float64:
             raise TypeError("the cuda kernels take float32, float16 or bfloat16, got float64")
         return "native"
@@ -214,15 +214,15 @@ def resolve(tensor: Tensor) -> str:
 
 
 def _gpu_kernels_for_call(index: int) -> tuple[str, str]:
-    """As :func:`gpu_kernels`; what NVRTC compiled is registered."""
+    """Return :func:`gpu_kernels`, and register NVRTC's kernels if they are the choice."""
     kernels = gpu_kernels(index)
     if kernels[0] == "nvrtc":
         _register_nvrtc()
     return kernels
 
 
-if "cuda" not in built_devices():  # for those who call the registered ops themselves, too
+if "cuda" not in built_devices():  # also serves direct callers of the registered ops
     _register_nvrtc()
 
-# torch.compile asks once and takes the answer for a constant.
+# torch.compile asks once and treats the answer as a constant.
 _gpu_kernels_when_traced = torch.compiler.assume_constant_result(_gpu_kernels_for_call)

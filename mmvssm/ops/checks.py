@@ -1,4 +1,4 @@
-"""Argument checks of the public ops: errors name the argument, what was given, what is right."""
+"""Argument checks of the public ops. Errors name the argument, its value and what is allowed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check_tensor(name: str, value: object, ndim: int | Sequence[int]) -> None:
 
 
 def check_shape(name: str, value: Tensor, expected: Sequence[int], layout: str) -> None:
-    """Raise unless ``value`` has exactly the shape ``expected``, whose axes ``layout`` names."""
+    """Raise unless ``value`` has the shape ``expected``; ``layout`` names its axes."""
     if tuple(value.shape) != tuple(expected):
         raise ValueError(
             f"{name} must have shape {layout} = {tuple(expected)}, got {tuple(value.shape)}"
@@ -31,7 +31,7 @@ def check_shape(name: str, value: Tensor, expected: Sequence[int], layout: str) 
 
 
 def check_positive(**sizes: int) -> None:
-    """Raise if one of the named sizes is zero."""
+    """Raise if one of the named sizes is below 1."""
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")
@@ -57,22 +57,22 @@ def check_float(reference: str, first: Tensor, **others: Tensor) -> None:
 
 
 def check_device(reference: str, first: Tensor, **others: Tensor | None) -> None:
-    """Raise unless all tensors lie on the device of ``first``."""
+    """Raise unless all tensors are on the device of ``first``."""
     for name, value in others.items():
         if value is not None and value.device != first.device:
             raise ValueError(
-                f"{name} must lie on the device of {reference}, {first.device}, got {value.device}"
+                f"{name} must be on the device of {reference}, {first.device}, got {value.device}"
             )
 
 
 def check_parameter(name: str, value: Tensor) -> None:
-    """Raise unless a parameter tensor is real floating point; it is computed with in float32."""
+    """Raise unless a parameter has a real floating-point dtype; it is later cast to float32."""
     if not value.dtype.is_floating_point:
         raise TypeError(f"{name} must be a float tensor, got {value.dtype}")
 
 
 def check_out_dtype(out_dtype: torch.dtype | None, input_dtype: torch.dtype) -> torch.dtype:
-    """Return the output dtype; raise for one that loses precision without being asked for."""
+    """Return the output dtype; raise for any other than the input's or float32."""
     if out_dtype is None:
         return input_dtype
     allowed = (input_dtype,) if input_dtype == torch.float64 else (input_dtype, torch.float32)

@@ -1,7 +1,7 @@
 """The compiled extension, loaded once.
 
-Not built is a normal state (``MMVSSM_WITH_OPS=0``, no compiler); built but not loadable is an
-error, which the import raises.
+A missing extension is normal (``MMVSSM_WITH_OPS=0``, or no compiler). An extension that was built
+but does not load is an error, which the import raises.
 """
 
 from __future__ import annotations

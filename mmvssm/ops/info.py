@@ -1,4 +1,4 @@
-"""What was built, and which backend would run."""
+"""Facts about the installation: which kernels were built, and which backend would run."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .extension import EXTENSION
 
 
 def info() -> dict[str, str]:
-    """Facts on the ops of this installation, as printed by ``python -m mmvssm.ops``.
+    """Return the facts about the ops that ``python -m mmvssm.ops`` prints.
 
     Returns:
-        Name and value of each fact, in the order to print them.
+        Name and value of each fact, in printing order.
     """
     module = EXTENSION
     facts = {"mmvssm": __version__, "torch": torch.__version__}

@@ -3,8 +3,8 @@
 The kernels themselves come from the compiled extension ``mmvssm._vssm_ext``, which registers its
 CPU and CUDA functions under these schemas when it is loaded (``ops/csrc/binding.cpp``).
 
-Each op has a twin of the same arguments, ``NAME_torch``: the PyTorch scan, on any device, as one
-node of a graph. ``torch.compile`` would unroll its loops, for one size of the map.
+Each op has a twin with the same arguments, ``NAME_torch``: the PyTorch scan on any device, as one
+node of a graph. Without it, ``torch.compile`` would unroll the loops for one size of the map.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from torch.utils import flop_counter
 from .precision import cast_parameters, compute_dtype, promote
 from .reference import selective_scan_2d_reference, selective_scan_chunked
 
-# Steps between two saved states; kChunk of ops/csrc/common/scan_common.h.
+# Steps between two saved states; must equal kChunk of ops/csrc/common/scan_common.h.
 CHUNK = 64
 
 _library = torch.library.Library("mmvssm", "DEF")
-# Says that torch.compile may rely on the ops; torch 2.1 does not ask.
+# Tells torch.compile that it may rely on the ops; torch 2.1 has no such tag.
 _tag = getattr(torch.Tag, "pt2_compliant_tag", None)
 _tags = {} if _tag is None else {"tags": (_tag,)}
 for _schema in (
@@ -50,7 +50,7 @@ for _schema in (
 
 
 class _Op:
-    """A registered op and the names in its schema, the one place that lists its arguments."""
+    """A registered op and the names in its schema, the only list of its arguments."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -58,17 +58,17 @@ class _Op:
         schema = self.run._schema
         self.arguments = tuple(a.name for a in schema.arguments)
         self.results = tuple(r.name for r in schema.returns)
-        # Of a backward op: the arguments that the results are gradients of.
+        # For a backward op: the arguments whose gradients are the results.
         self.gradients = tuple(name.removeprefix("d") for name in self.results)
         self._defaults = tuple(a.default_value for a in schema.arguments)
 
     def bind(self, args: Sequence, kwargs: dict | None = None) -> dict[str, object]:
-        """All arguments of a call by name; the dispatcher leaves defaults at the end out."""
+        """Return all arguments of a call by name; the dispatcher omits trailing defaults."""
         values = dict(zip(self.arguments, (*args, *self._defaults[len(args) :])))
         return {**values, **kwargs} if kwargs else values
 
     def __call__(self, values: dict[str, object]):
-        """Run the op on those of ``values`` that it takes."""
+        """Run the op on its arguments, taken from ``values``."""
         return self.run(*[values[name] for name in self.arguments])
 
 
@@ -86,7 +86,7 @@ def _empty_states(x: Tensor, routes: int, channels: int, d_state: int, length: i
 
 
 def scan_results(*args):
-    """Results of ``selective_scan``, unfilled."""
+    """Allocate the results of ``selective_scan``."""
     a = SimpleNamespace(**SCAN.bind(args))
     if a.B.shape[1] < 1:
         raise ValueError("B must have at least one group")
@@ -97,7 +97,7 @@ def scan_results(*args):
 
 
 def scan_2d_results(*args):
-    """Results of ``selective_scan_2d``, unfilled."""
+    """Allocate the results of ``selective_scan_2d``."""
     a = SimpleNamespace(**SCAN_2D.bind(args))
     num_routes, channels, _ = a.dt_weight.shape
     rows = (channels,) if a.merge else (num_routes, channels)
@@ -107,7 +107,10 @@ def scan_2d_results(*args):
 
 
 def gradient_results(op: _Op):
-    """Results of a backward op, unfilled: each is like its argument, empty where that is None."""
+    """Return a function that allocates the results of a backward op.
+
+    Each result is like its argument, and empty where the argument is None.
+    """
 
     def run(*args):
         values = op.bind(args)
@@ -118,7 +121,7 @@ def gradient_results(op: _Op):
 
 
 def _without_states(meta):
-    """Shapes of a PyTorch scan, which saves no states."""
+    """Return the meta function of a PyTorch scan, which saves no states."""
 
     def run(*args):
         *outputs, states = meta(*args)
@@ -143,20 +146,20 @@ def _define_scan_2d(a: SimpleNamespace) -> tuple[Tensor]:
 
 
 def _scan_torch(op: _Op, define):
-    """A scan as its definition in PyTorch computes it."""
+    """Return the implementation of a scan that runs its PyTorch definition."""
 
     def run(*args):
         a = SimpleNamespace(**op.bind(args))
         y, *others = define(a)
         dtype = a.out_dtype or getattr(a, op.arguments[0]).dtype
-        # zero tokens write to a row behind the map, of which y is a part
+        # y is a view: zero tokens write to an extra row behind the map
         return (*(t.contiguous() for t in (y.to(dtype), *others)), y.new_empty(0))
 
     return run
 
 
 def _backward_torch(op: _Op, define):
-    """The backward op of a PyTorch scan, which runs the scan again."""
+    """Return the implementation of a backward op that runs the PyTorch scan again."""
 
     def run(*args):
         values = op.bind(args)
@@ -173,9 +176,9 @@ def _backward_torch(op: _Op, define):
 
 
 def _differentiable_gradients(op: _Op, values: dict[str, object]) -> dict[str, Tensor]:
-    """Gradients that can be differentiated again: those of the definition, as a graph."""
+    """Return gradients that can be differentiated again, from the PyTorch definition."""
     with torch.enable_grad():
-        # views: a tensor that was given twice gets the gradient of each place
+        # views, so that a tensor passed as two arguments gets a gradient for each
         values = {n: v.view_as(v) if isinstance(v, Tensor) else v for n, v in values.items()}
     wanted = [n for n in op.gradients if getattr(values[n], "requires_grad", False)]
     return _differentiate(_DEFINITIONS[op.name], values, wanted, create_graph=True)
@@ -184,7 +187,7 @@ def _differentiable_gradients(op: _Op, values: dict[str, object]) -> dict[str, T
 def _differentiate(
     define, values: dict[str, Any], names: Sequence[str], create_graph: bool = False
 ) -> dict[str, Tensor]:
-    """Return the gradients of named arguments; ``dy`` is among the values."""
+    """Return the gradients of the named arguments; ``values`` must hold ``dy``."""
     dy = values["dy"]
     with torch.enable_grad():
         y = define(SimpleNamespace(num_out=dy.shape[1], **values))[0].to(dy.dtype)
@@ -193,7 +196,7 @@ def _differentiate(
     return dict(zip(names, grads))
 
 
-#: What backward ops differentiate, in plain PyTorch.
+#: PyTorch definition that each backward op differentiates.
 _DEFINITIONS = {
     SCAN_BACKWARD.name: _define_scan,
     SCAN_BACKWARD_TORCH.name: _define_scan,
@@ -203,10 +206,10 @@ _DEFINITIONS = {
 
 
 class _Scan(torch.autograd.Function):
-    """A scan and its backward op, which takes ``dy`` and what the scan was given and gave, by name.
+    """Autograd function of a scan; its backward op takes ``dy``, and inputs and outputs by name.
 
-    The gradient of argument ``a`` is the result ``da`` of the backward op. Where the backward pass
-    itself is recorded (``create_graph=True``), for second derivatives, PyTorch computes it.
+    The gradient of argument ``a`` is the result ``da`` of the backward op. If the backward pass
+    itself is recorded for second derivatives (``create_graph=True``), PyTorch computes it.
     """
 
     @staticmethod
@@ -217,7 +220,7 @@ class _Scan(torch.autograd.Function):
             outputs = op(values)
         values.update(zip(op.results, outputs))
         tensors, others = {}, {}
-        for name in backward.arguments[1:]:  # behind dy
+        for name in backward.arguments[1:]:  # all but dy
             value = values[name]
             (tensors if isinstance(value, Tensor) else others)[name] = value
         ctx.save_for_backward(*tensors.values())
@@ -228,7 +231,7 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy, *_):
-        # A checkpoint lets the saved tensors be read once only.
+        # Under gradient checkpointing the saved tensors can be read only once.
         values = dict(zip(ctx.tensors, ctx.saved_tensors))
         if torch.is_grad_enabled():
             values = {"dy": dy, **values, **ctx.others}
@@ -240,7 +243,7 @@ class _Scan(torch.autograd.Function):
 
 
 def _autograd(op: _Op, backward: _Op):
-    """The autograd kernel of a scan."""
+    """Return the autograd kernel of a scan."""
 
     def run(*args):
         if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
@@ -252,7 +255,7 @@ def _autograd(op: _Op, backward: _Op):
 
 
 def _autocast(op: _Op, key: str, activations: Sequence[str], parameters: Sequence[str]):
-    """The autocast kernel of a scan, which casts the named arguments."""
+    """Return the autocast kernel of a scan, which casts the named arguments."""
     excluded = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
     def run(*args):
@@ -290,12 +293,12 @@ for _op, _backward in (
 
 
 def scan_flops(batch: int, rows: int, length: int, d_state: int, has_D: bool = True) -> int:
-    """FLOPs of a selective scan in the convention of the papers: ``9 N + 1`` per row and step.
+    """Return the FLOPs of a selective scan as the papers count them: ``9 N + 1`` per row and step.
 
     Args:
         batch: Batch size.
         rows: Scanned rows per image (routes times channels).
-        length: Steps.
+        length: Steps L.
         d_state: State size N.
         has_D: Whether the skip term is added.
     """

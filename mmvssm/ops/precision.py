@@ -1,8 +1,8 @@
-"""Precision of the scan, decided here alone.
+"""Precision of the scan; no other module decides it.
 
 Activations may be float32, float16, bfloat16 or float64. State, decay, sums and parameters are
-float32, and float64 with float64 activations. Autocast neither narrows nor widens a scan: its
-activations get the widest of the types that they come in.
+float32, or float64 with float64 activations. Autocast neither narrows nor widens a scan: its
+activations are cast to the widest of their own dtypes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def promote(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Cast tensors to the widest of their dtypes: autocast never narrows what the scan is given."""
+    """Cast tensors to the widest of their dtypes, so that autocast never narrows the inputs."""
     dtype = tensors[0].dtype
     for tensor in tensors[1:]:
         dtype = torch.promote_types(dtype, tensor.dtype)
@@ -27,12 +27,12 @@ def promote(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def cast_parameters(dtype: torch.dtype, *parameters: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Cast A, D, step weights and biases to the precision for activations of ``dtype``."""
+    """Cast A, D, step weights and biases to the compute dtype for activations of ``dtype``."""
     return tuple(None if p is None else p.to(compute_dtype(dtype)) for p in parameters)
 
 
 def autocast_enabled(device_type: str) -> bool:
-    """Whether autocast is on for tensors on a device (before torch 2.4: CPU and CUDA only)."""
+    """Return whether autocast is on for a device type (before torch 2.4: CPU and CUDA only)."""
     if hasattr(torch, "get_autocast_dtype"):  # torch >= 2.4
         known = device_type in ("cpu", "cuda") or torch.amp.is_autocast_available(device_type)
         return known and torch.is_autocast_enabled(device_type)
@@ -42,14 +42,14 @@ def autocast_enabled(device_type: str) -> bool:
 
 
 def without_autocast(device_type: str) -> AbstractContextManager:
-    """Switch autocast off for a block, also for devices for which a torch has none."""
+    """Switch autocast off for a block; do nothing for devices without autocast."""
     if autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
 
 
 def autocast_cpu_dtype() -> torch.dtype:
-    """Return the type that autocast computes in on the CPU."""
+    """Return the dtype that autocast uses on the CPU."""
     if hasattr(torch, "get_autocast_dtype"):  # torch >= 2.4
         return torch.get_autocast_dtype("cpu")
     return torch.get_autocast_cpu_dtype()

@@ -1,4 +1,4 @@
-"""Scan problems of the published models: random inputs, and the least that a device must do."""
+"""Scan problems of the published models: random inputs, and lower bounds on a device's work."""
 
 from __future__ import annotations
 
@@ -28,11 +28,17 @@ class Scan:
 
     @property
     def elements(self) -> int:
-        """Steps of all channels, routes and images."""
+        """Steps of all channels, routes and images together."""
         return self.batch * self.routes * self.channels * self.length
 
     def inputs_1d(self, dtype: torch.dtype, device: str, stress: bool = False) -> dict[str, Tensor]:
-        """Random inputs of ``selective_scan``; steps in [1e-3, 0.1], or [1, 20] for stress."""
+        """Return random inputs of ``selective_scan``.
+
+        Args:
+            dtype: Dtype of the activations.
+            device: Device of the tensors.
+            stress: Whether steps are in [1, 20] instead of [1e-3, 0.1].
+        """
         rows = self.routes * self.channels
         low, high = (1.0, 20.0) if stress else (1e-3, 0.1)
         shape = (self.batch, rows, self.length)
@@ -49,7 +55,7 @@ class Scan:
         }
 
     def inputs_2d(self, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
-        """Random inputs of ``selective_scan_2d``, without the route table."""
+        """Return random inputs of ``selective_scan_2d``, without the route table."""
         width, rows = self.dt_rank + 2 * self.d_state, self.routes * self.channels
         of_map = (self.batch, self.length)
         weights = torch.randn(self.routes, self.channels, self.dt_rank, device=device)
@@ -63,13 +69,13 @@ class Scan:
         }
 
     def traffic(self, backward: bool, itemsize: int, out_itemsize: int) -> int:
-        """Bytes that one pass must move at least, sequences being its inputs.
+        """Return the least number of bytes that one pass of the 1-D scan must move.
 
-        Forward it reads u, delta, B, C and writes y; backward it reads those and dy, and writes a
-        gradient for each of the four.
+        The forward pass reads u, delta, B and C and writes y. The backward pass reads these and dy,
+        and writes a gradient for each of the four.
 
         Args:
-            backward: Which pass.
+            backward: Whether to count the backward pass.
             itemsize: Bytes of an element of the inputs.
             out_itemsize: Bytes of an element of y.
         """
@@ -78,9 +84,9 @@ class Scan:
         return self.elements * (2 * itemsize * passes + out_itemsize) + passes * maps
 
     def special(self) -> int:
-        """Exponentials and the like of one pass: two a step for softplus, and the decays.
+        """Return the special-function evaluations of one pass: the decays, and two per softplus.
 
-        The backward pass computes them again.
+        The backward pass computes as many.
         """
         return self.elements * (self.d_state + 2)
 
@@ -93,14 +99,14 @@ class Scan:
         bandwidth: float,
         special: float,
     ) -> float:
-        """Microseconds that one pass takes at least: the longer of memory and exponentials.
+        """Return the least time of one pass in microseconds, bound by memory or exponentials.
 
         Args:
-            backward: Which pass.
+            backward: Whether to count the backward pass.
             itemsize: Bytes of an element of the inputs.
             out_itemsize: Bytes of an element of y.
-            bandwidth: Bytes a second of the device's memory.
-            special: Exponentials a second of the device.
+            bandwidth: Memory bandwidth of the device in bytes per second.
+            special: Exponentials per second of the device.
         """
         moving = self.traffic(backward, itemsize, out_itemsize) / bandwidth
         return 1e6 * max(moving, self.special() / special)

@@ -1,4 +1,4 @@
-"""The selective scan in plain PyTorch: the definition, and a chunked form without a compiler.
+"""The selective scan in plain PyTorch: the definition, and a faster chunked form.
 
 For every channel ``c`` of group ``k`` and every state ``n``, with ``h[-1] = 0``::
 
@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from .precision import compute_dtype, without_autocast
 from .tracers import is_transformed
 
-# Steps that the chunked form holds in memory at a time; autograd recomputes each segment.
+# Steps that the chunked form keeps in memory at a time; autograd recomputes each segment.
 SEGMENT = 256
 
 
@@ -37,7 +37,7 @@ def selective_scan_reference(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Scan by the definition: one step after the other.
+    """Scan by the definition, one step after the other.
 
     Args:
         u: Input ``(Bt, K*D, L)``.
@@ -46,7 +46,7 @@ def selective_scan_reference(
         B: Input maps ``(Bt, K, N, L)``; group ``k`` serves the channels ``k*D .. (k+1)*D - 1``.
         C: Output maps ``(Bt, K, N, L)``.
         D: Skip weights ``(K*D,)`` or None.
-        delta_bias: Added to ``delta``, ``(K*D,)`` or None.
+        delta_bias: Bias added to ``delta``, ``(K*D,)`` or None.
         delta_softplus: Whether the step size is ``softplus(delta + delta_bias)``.
 
     Returns:
@@ -73,20 +73,20 @@ def selective_scan_chunked(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`selective_scan_reference` in about ``2 * sqrt(SEGMENT)`` vectorised steps per segment.
+    """Scan in about ``2 * sqrt(SEGMENT)`` vectorised steps per segment.
 
-    Every chunk of a segment is scanned from a zero state, all chunks side by side; the states that
-    enter the chunks follow one after the other and are carried in by the decay since the chunk's
-    start. Nothing is ever divided by a product of decays, which underflows. When gradients are
-    needed each segment is recomputed in the backward pass, so memory stays that of one segment
-    (not under ``torch.func``).
+    All chunks of a segment are scanned in parallel, each from a zero state. The states that enter
+    the chunks are then computed one after the other, and their decayed contributions are added.
+    Nothing is ever divided by a product of decays, which underflows. If gradients are needed, each
+    segment is recomputed in the backward pass, so that memory stays that of one segment (except
+    under ``torch.func``).
 
     Arguments and returns are those of :func:`selective_scan_reference`.
     """
     u, step, A, B, C, D = _prepare(u, delta, A, B, C, D, delta_bias, delta_softplus)
     state = u.new_zeros(u.shape[0], *A.shape)
     needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (u, step, A, B, C))
-    # torch.func and forward mode do not know the hooks by which a segment is recomputed
+    # torch.func and forward mode do not support the hooks that recompute a segment
     recomputes = needs_grad and not is_transformed()
     outputs = []
     segments = zip(*(t.split(SEGMENT, dim=-1) for t in (u, step, B, C)))
@@ -115,7 +115,7 @@ def selective_scan_2d_reference(
     merge: str = "sum",
     scan=selective_scan_reference,
 ) -> Tensor:
-    """Scan along routes as gather, :func:`selective_scan_reference`, scatter.
+    """Scan along routes by gathering, calling :func:`selective_scan_reference`, and scattering.
 
     Args:
         x: Map of ``P`` pixels ``(Bt, P, D)``, or one per route ``(Bt, P, K, D)``.
@@ -128,8 +128,8 @@ def selective_scan_2d_reference(
         D: Skip weights ``(K*D,)`` or None.
         out_routes: int32 ``(K, L)``: the row written at each step, -1 for none; ``routes`` if None.
         num_out: Rows of the output ``Q``; ``P`` if None.
-        merge: ``'sum'`` adds the routes, ``'none'`` keeps them apart.
-        scan: The 1-D form to use.
+        merge: ``'sum'`` adds the routes, ``'none'`` keeps them separate.
+        scan: The 1-D scan to use.
 
     Returns:
         ``(Bt, Q, D)`` for ``'sum'``, ``(Bt, Q, K, D)`` for ``'none'``; float32 (float64).
@@ -160,7 +160,7 @@ def selective_scan_2d_reference(
     )
     y = y.view(batch, num_routes, channels, length).transpose(2, 3)
 
-    # A row past the end takes what is written nowhere.
+    # An extra row collects the outputs that are written nowhere.
     target = torch.where(out_routes >= 0, out_routes, num_out).long()
     out = y.new_zeros(batch, num_out + 1, num_routes, channels)
     out = out.index_put((slice_index(batch, x.device), target, route), y, accumulate=True)
@@ -174,7 +174,7 @@ def slice_index(size: int, device: torch.device) -> Tensor:
 
 
 def _prepare(u, delta, A, B, C, D, delta_bias, delta_softplus):
-    """Cast first, then bias and softplus; B and C as one ``(Bt, K*D, N, L)`` view per channel."""
+    """Cast, apply bias and softplus, and repeat B and C per channel: ``(Bt, K*D, N, L)``."""
     dtype = compute_dtype(u.dtype)
     u, step, A, B, C = (t.to(dtype) for t in (u, delta, A, B, C))
     D = None if D is None else D.to(dtype)
@@ -188,12 +188,12 @@ def _prepare(u, delta, A, B, C, D, delta_bias, delta_softplus):
 
 
 def _scan_segment(u, step, B, C, A, state):
-    """One segment from the state that enters it; returns its output and its last state."""
+    """Scan one segment from the state that enters it; return its output and its last state."""
     length = u.shape[-1]
     steps = math.isqrt(length - 1) + 1  # per chunk
     chunks = -(-length // steps)
     padding = chunks * steps - length
-    # Padded steps have size 0: they neither decay nor write. The chunks become an axis.
+    # Padded steps have size 0, so they neither decay nor write. The chunks become an axis.
     u, step, B, C = (F.pad(t, (0, padding)).unflatten(-1, (chunks, steps)) for t in (u, step, B, C))
     decay_rate = A[:, :, None]
     local = u.new_zeros(*u.shape[:2], A.shape[1], chunks)

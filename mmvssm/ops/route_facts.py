@@ -1,4 +1,4 @@
-"""What is known of tables of routes, for the registered ops."""
+"""Facts about route tables, as the registered ops take them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ class RouteFacts(enum.IntFlag):
     """Facts about a pair of route tables, found once when the tables are made.
 
     ``torch.ops.mmvssm.selective_scan_2d`` and its backward op take them as the integer
-    ``route_facts``, so that no call looks at the tables again. They hold for one number of pixels
-    and of output rows, and they must be true: with ``CHECKED`` set, the kernels follow the tables
-    wherever they lead. 0 is always right: the entries are then checked on every call, which waits
-    for a GPU, and every other fact is taken for the worse.
+    ``route_facts``, so that no call inspects the tables again. They hold for one number of pixels
+    and of output rows, and they must be true: with ``CHECKED`` set, the kernels use the entries
+    without a range check. 0 is always safe: every call then checks the entries, which synchronises
+    with a GPU, and assumes the worst case of every other fact.
 
     ``RouteFacts`` of ``ops/csrc/common/scan_common.h`` holds the same values.
     """
@@ -34,7 +34,7 @@ class RouteFacts(enum.IntFlag):
 
     @classmethod
     def reliable(cls, given: int) -> int:
-        """What kernels may rely on: the worst of tables that nobody vouches for."""
+        """Return the facts that kernels may rely on: the worst case unless ``CHECKED`` is set."""
         if given & cls.CHECKED:
             return given
         return int(

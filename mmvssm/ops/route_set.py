@@ -1,4 +1,4 @@
-"""Route sets: the tables along which a scan reads and writes, checked and described once."""
+"""Route sets: the tables along which a scan reads and writes, checked and analysed once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .checks import check_range, check_table
 from .route_facts import RouteFacts
 from .tracers import tracing, untraced
 
-#: Facts of tables in range of which nothing else is known: kernels expect the worst.
+#: Facts of tables that are in range and otherwise unknown, so that kernels assume the worst case.
 IN_RANGE = int(
     RouteFacts.CHECKED
     | RouteFacts.READ_REPEATS
@@ -28,7 +28,7 @@ _OUT_REPEATS = int(RouteFacts.OUT_REPEATS)
 
 
 class _derived:
-    """An attribute that is computed once, as a tensor that a later backward pass may use.
+    """An attribute that is computed once, outside of inference mode and of traces.
 
     Unlike ``functools.cached_property`` it takes no lock, which ``torch.compile`` cannot trace.
     """
@@ -39,7 +39,7 @@ class _derived:
     def __get__(self, routes: RouteSet | None, owner: type) -> Any:
         if routes is None:
             return self
-        # a tensor made in inference mode could not be saved for a backward pass
+        # a tensor made in inference mode cannot be saved for a later backward pass
         with torch.inference_mode(False):
             if torch.jit.is_tracing():
                 with untraced():
@@ -51,31 +51,31 @@ class _derived:
 
 
 class RouteSet:
-    """K routes of L steps each over P pixels, and what a scan needs to know of them.
+    """K routes of L steps each over P pixels, with the facts that a scan needs about them.
 
-    The tables are checked and described when the set is made and never again, so make a set once
-    and use it for many calls. Never write into its tables.
+    The tables are checked and analysed only when the set is made, so make a set once and use it for
+    many calls. Never write into its tables.
 
     Attributes:
         read: int32 ``(K, L)``: the pixel read at each step, -1 for a zero token.
         out: int32 ``(K, L)``: the output row written at each step, -1 for none. ``read`` itself
             where outputs go back to the pixels that were read.
-        num_pixels: Pixels P (or tokens) that can be read.
-        num_out: Output rows Q.
-        facts: The bits of :class:`RouteFacts`, what kernels may rely on.
+        num_pixels: Number of pixels (or tokens) P that can be read.
+        num_out: Number of output rows Q.
+        facts: Bits of :class:`RouteFacts` that kernels may rely on.
         has_zero_tokens: Whether ``read`` has entries of -1.
         writes_elsewhere: Whether outputs go to other rows than the pixels that were read.
 
     Args:
         read: Table for ``read``.
         out: Table for ``out``; None for ``read``.
-        num_pixels: Pixels P; None for as many as ``read`` names.
-        num_out: Output rows Q; None for P.
+        num_pixels: Number of pixels P; None for one more than the largest entry of ``read``.
+        num_out: Number of output rows Q; None for P.
 
     Raises:
-        TypeError: If a table is no int32 tensor.
-        ValueError: If a table is empty, not two-dimensional, of another shape than the other one,
-            or has an entry out of range.
+        TypeError: If a table is not an int32 tensor.
+        ValueError: If a table is empty or not two-dimensional, has an entry out of range, or the
+            two differ in shape or device.
     """
 
     read: Tensor
@@ -105,10 +105,10 @@ class RouteSet:
         self.facts = _find_facts(self)
 
     def _set(self, read: Tensor, out: Tensor | None, num_pixels: int, num_out: int | None) -> None:
-        # a view, as of expand(), would be copied at every call
+        # an expanded view would be copied on every call
         self.read = read.contiguous()
         num_out = num_pixels if num_out is None else num_out
-        # torch.jit.trace makes tensors of sizes
+        # torch.jit.trace turns sizes into tensors
         self.num_pixels, self.num_out = (
             int(size) if isinstance(size, Tensor) and torch.jit.is_tracing() else size
             for size in (num_pixels, num_out)
@@ -120,7 +120,7 @@ class RouteSet:
             check_table("out_routes", out)
             if out.shape != read.shape or out.device != read.device:
                 raise ValueError(
-                    f"out_routes must have shape (K, L) = {tuple(read.shape)} and lie on the"
+                    f"out_routes must have shape (K, L) = {tuple(read.shape)} and be on the"
                     f" device of routes, {read.device}, got {tuple(out.shape)} on {out.device}"
                 )
             self.out = out.contiguous()
@@ -135,14 +135,14 @@ class RouteSet:
         num_out: int | None = None,
         facts: int = 0,
     ) -> RouteSet:
-        """Make a set without looking at the tables' entries, which waits for no device.
+        """Make a set without inspecting the tables' entries, and so without a synchronisation.
 
         Args:
             read: See :class:`RouteSet`.
             out: See :class:`RouteSet`.
             num_pixels: See :class:`RouteSet`.
             num_out: See :class:`RouteSet`.
-            facts: What is known already; 0 lets the kernels check the tables at every call.
+            facts: Facts that are known already; with 0, the kernels check the tables on every call.
         """
         routes = cls.__new__(cls)
         check_table("routes", read)
@@ -160,10 +160,10 @@ class RouteSet:
         num_out: int | None = None,
         disjoint: bool = False,
     ) -> RouteSet:
-        """Make a set of tables that have no content yet, as while a graph is traced.
+        """Make a set from tables without data, as while a graph is traced.
 
-        Entries are forced into range instead of being looked at, so that the graph waits for no
-        device when it runs.
+        Entries are clamped to their range instead of being checked, so that the graph does not
+        synchronise with a device when it runs.
 
         Args:
             read: See :class:`RouteSet`.
@@ -196,7 +196,7 @@ class RouteSet:
 
     @property
     def is_disjoint(self) -> bool:
-        """Whether no two routes share a pixel, and outputs go where inputs were read."""
+        """Whether no two routes share a pixel and outputs go where inputs were read."""
         return self.facts & _DISJOINT != 0
 
     def to(self, device: torch.device | str) -> RouteSet:
@@ -223,13 +223,13 @@ class RouteSet:
     @_derived
     def _gather_index(self) -> Tensor:
         index = self.read.t().flatten()
-        # a row past the end holds the zeros
+        # an extra row holds the zeros
         return torch.where(index < 0, self.num_pixels, index) if self.has_zero_tokens else index
 
     def project_once(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Project every pixel with the weights of the one route that visits it.
+        """Project every pixel with the weights of the only route that visits it.
 
-        Only for disjoint routes.
+        The routes must be disjoint.
 
         Args:
             x: ``(B, P, D)``.
@@ -251,16 +251,16 @@ class RouteSet:
 
     @_derived
     def _place(self) -> Tensor:
-        """Index ``(P,)`` of the step, counted from route to route, that reads each pixel."""
+        """Index ``(P,)`` of the step that reads each pixel, counted through all routes."""
         steps = torch.arange(self.read.numel(), dtype=torch.int32, device=self.read.device)
-        # zero tokens write past the end; a pixel that is never read takes the row past the last
+        # zero tokens write to an extra entry; a pixel that is never read gets an extra row's index
         place = steps.new_full((self.num_pixels + 1,), steps.shape[0])
         row = torch.where(self.read < 0, self.num_pixels, self.read).flatten().long()
         return place.scatter_(0, row, steps)[:-1]
 
     @_derived
     def by_step(self) -> RouteSet:
-        """Set for inputs in the order of the steps, as :meth:`gather` gives them."""
+        """Set for inputs in the order of the steps, as :meth:`gather` returns them."""
         steps = torch.arange(self.length, dtype=torch.int32, device=self.read.device)
         return self._like(
             steps.expand(self.num_routes, -1).contiguous(), self.out, self.length, self.num_out
@@ -275,7 +275,7 @@ class RouteSet:
         """
         if self.facts & _OUT_REPEATS and not is_abstract(self.read):
             raise ValueError("a route writes an output row twice, so no single pixel belongs to it")
-        # a row past the end takes what is written nowhere
+        # an extra row collects the outputs that are written nowhere
         row = torch.where(self.out < 0, self.num_out, self.out).long()
         pixels = self.read.new_full((self.num_routes, self.num_out + 1), -1)
         pixels = pixels.scatter_(1, row, self.read)[:, : self.num_out].contiguous()
@@ -283,13 +283,13 @@ class RouteSet:
 
     @_derived
     def joined(self) -> RouteSet:
-        """One route that runs through all routes and carries its state on from each to the next."""
+        """One route that runs through all routes and carries its state from each to the next."""
         out = self.out.reshape(1, -1) if self.writes_elsewhere else None
         return self._like(self.read.reshape(1, -1), out, self.num_pixels, self.num_out)
 
     @_derived
     def joined_apart(self) -> RouteSet:
-        """:attr:`joined`, but the output of each of the K parts has Q rows of its own."""
+        """:attr:`joined`, with separate output rows, Q for each of the K parts."""
         part = torch.arange(self.num_routes, dtype=torch.int32, device=self.read.device)
         rows = torch.where(self.out < 0, -1, self.out + self.num_out * part[:, None])
         num_out = self.num_routes * self.num_out
@@ -301,7 +301,7 @@ class RouteSet:
 
 
 def is_abstract(tensor: Tensor) -> bool:
-    """Whether a tensor has no content to look at: while a graph is traced, or on ``meta``."""
+    """Return whether a tensor has no data: it is being traced, or on the meta device."""
     return tracing() or tensor.is_meta or type(tensor) is not Tensor
 
 

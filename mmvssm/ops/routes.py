@@ -2,8 +2,8 @@
 
 An entry is the flat row-major index ``row * width + column`` of the pixel visited at that step, or
 -1 for a zero token, which decays the state and writes nothing. A *builder* is a function of height
-and width that returns such a table; :func:`register_routes` makes it known by a name to every
-mixer, tool and picture. :func:`route_set` gives the :class:`RouteSet` of a builder for one size.
+and width that returns such a table. :func:`register_routes` makes it available by name to all
+mixers and tools. :func:`route_set` returns the :class:`RouteSet` of a builder for one size.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from .route_set import RouteSet
 from .tracers import between_graphs, tracing, untraced
 
-#: What a builder returns: the table that is read, or that and the one that is written.
+#: Return type of a builder: the table to read, or a pair of tables to read and to write.
 Tables = Tensor | tuple[Tensor, Tensor]
 Builder = TypeVar("Builder", bound=Callable[..., Tables])
 OUTPUT_ORDERS = ("inverse", "upstream")
@@ -30,15 +30,15 @@ OUTPUT_ORDERS = ("inverse", "upstream")
 
 @dataclass(frozen=True)
 class Scan:
-    """A builder of routes and what was declared with it.
+    """A builder of routes with its declared properties.
 
     Attributes:
-        name: What messages call it.
+        name: Name in messages.
         build: The builder.
-        titles: What each route does, in words, for pictures; empty for none.
-        disjoint: Whether no two of its routes share a pixel, whatever the size of the map.
-        directions: Names of the directions, where these are the routes.
-        places_cls: Whether the builder visits class tokens itself.
+        titles: Caption of each route in figures; empty for none.
+        disjoint: Whether no two of its routes share a pixel on a map of any size.
+        directions: Names of the directions if the routes are made of directions, else empty.
+        places_cls: Whether the builder inserts class tokens itself.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Scan:
 
     @property
     def num_routes(self) -> int:
-        """Number of routes K, which must not depend on the size of the map: that of a 4x4 one."""
+        """Number of routes K, which must not depend on the map's size; found on a 4x4 map."""
         return len(self.directions) or route_set(self, 4, 4).num_routes
 
 
@@ -61,22 +61,22 @@ SCANS: dict[str, Scan] = {}
 def register_routes(
     name: str, *, titles: Sequence[str] = (), disjoint: bool = False
 ) -> Callable[[Builder], Builder]:
-    """Make a builder of routes known by a name, which every ``scan=`` then takes.
+    """Register a builder of routes under a name that every ``scan=`` argument accepts.
 
-    The builder is called with height and width, and must return an int32 table ``(K, L)``, or a
-    pair of them: the pixel read and the pixel written at every step. K must not depend on the
-    size; it is found on a map of 4x4 pixels. If its signature has ``cls_positions``, it gets the
-    ascending positions of class tokens among the tokens, and its entries then are indices of
-    tokens. Otherwise a class token at position ``p`` is visited at step ``p`` of every route.
+    The builder is called with height and width. It must return an int32 table ``(K, L)``, or a pair
+    of such tables: the pixels read and the pixels written at every step. K must not depend on the
+    size; it is found on a map of 4x4 pixels. If the builder takes ``cls_positions``, it gets the
+    ascending positions of class tokens among the tokens, and its entries are indices of tokens.
+    Otherwise every route visits a class token at position ``p`` in step ``p``.
 
     Args:
         name: The name.
-        titles: What each route does, in words, for pictures.
-        disjoint: Promise that no two routes share a pixel, whatever the size of the map. Each
-            pixel then needs one projection only, in compiled graphs as well.
+        titles: Caption of each route in figures.
+        disjoint: Promise that no two routes share a pixel on a map of any size. Each pixel then
+            needs only one projection, also in compiled graphs.
 
     Raises:
-        ValueError: If another builder has the name.
+        ValueError: If the name belongs to another builder.
 
     Example:
         >>> @register_routes("both_ways")
@@ -88,11 +88,11 @@ def register_routes(
 
     def register(build: Builder) -> Builder:
         known = SCANS.get(name)
-        # a module that is imported again brings the same function anew
+        # reloading a module registers the same function again
         is_new = known is not None and known.build is not build
         if is_new and (_place(known.build) != _place(build) or "<" in _place(build)):
             raise ValueError(
-                f"routes {name!r} are registered already, by {_place(known.build)};"
+                f"routes {name!r} are already registered by {_place(known.build)};"
                 " choose another name"
             )
         SCANS[name] = Scan(name, build, tuple(titles), disjoint, places_cls=_places_cls(build))
@@ -104,17 +104,17 @@ def register_routes(
 def read_scan(
     scan: str | Sequence[str] | Callable[..., Tables] | Scan, output_order: str = "inverse"
 ) -> Scan:
-    """Return the scan that a ``scan=`` argument means.
+    """Return the scan that a ``scan=`` argument describes.
 
     Args:
         scan: A registered name, a builder (see :func:`register_routes`), or a sequence of
-            directions such as ``('h', 'v_flip', 'w7')``, see :func:`directions`.
-        output_order: For directions, where outputs go, see :func:`directions`.
+            directions such as ``('h', 'v_flip', 'w7')`` (see :func:`directions`).
+        output_order: Where the outputs of directions go (see :func:`directions`).
 
     Raises:
-        ValueError: If the name or a direction is unknown, there is no direction, or
+        ValueError: If the name or a direction is unknown, the sequence of directions is empty, or
             ``output_order`` is unknown or given without directions.
-        TypeError: If ``scan`` is none of these.
+        TypeError: If ``scan`` has another type, or is a builder that is not hashable.
     """
     if output_order not in OUTPUT_ORDERS:
         choices = ", ".join(map(repr, OUTPUT_ORDERS))
@@ -146,8 +146,8 @@ def read_scan(
     if callable(scan):
         if not isinstance(scan, Hashable):
             raise TypeError(
-                f"scan must be hashable, as its tables are kept, got {type(scan).__name__}; make it"
-                " a function or a frozen dataclass"
+                f"scan must be hashable, because its tables are cached, got {type(scan).__name__};"
+                " make it a function or a frozen dataclass"
             )
         registered = (known for known in SCANS.values() if known.build is scan)
         name = getattr(scan, "__name__", repr(scan))
@@ -167,7 +167,7 @@ def route_set(
     device: torch.device | str = "cpu",
     cls_positions: tuple[int, ...] = (),
 ) -> RouteSet:
-    """Return the routes of a scan over a map, made once per size and device.
+    """Return the routes of a scan over a map; they are made once per size and device.
 
     Args:
         scan: See :func:`read_scan`.
@@ -178,8 +178,8 @@ def route_set(
             tokens.
 
     Raises:
-        ValueError: If a size is not positive, or the builder's tables are no routes over the map.
-        TypeError: If the builder returns no int32 tables.
+        ValueError: If a size is not positive, or the builder's tables are not routes over the map.
+        TypeError: If the builder does not return int32 tables.
     """
     scan = scan if isinstance(scan, Scan) else read_scan(scan)
     if torch.jit.is_tracing():  # sizes are tensors; the routes are constants of the graph
@@ -188,7 +188,7 @@ def route_set(
             return _kept(scan, int(height), int(width), torch.device(device), cls_positions)
     if height < 1 or width < 1:
         raise ValueError(f"the map must have at least one pixel, got {height}x{width}")
-    # tables made while tracing are no real tensors: they belong to the graph
+    # tables made while tracing are part of the graph, so they cannot be cached
     if tracing() or type(torch.empty(0)) is not Tensor:
         read, out = _build(scan, height, width, cls_positions)
         num_tokens = height * width + len(cls_positions)
@@ -203,13 +203,13 @@ def route_set(
 def _kept(
     scan: Scan, height: int, width: int, device: torch.device, cls_positions: tuple[int, ...]
 ) -> RouteSet:
-    # A tensor made in inference mode could not be saved for a later backward pass.
+    # A tensor made in inference mode cannot be saved for a later backward pass.
     with torch.inference_mode(False):
         with torch.device("cpu"):
             try:
                 read, out = _build(scan, height, width, cls_positions)
                 routes = RouteSet(read, out, num_pixels=height * width + len(cls_positions))
-            except Exception as error:  # of the builder, whatever it is
+            except Exception as error:  # a builder may raise anything
                 kind = TypeError if isinstance(error, TypeError) else ValueError
                 what = f"scan {scan.name!r} over {height}x{width} pixels"
                 raise kind(f"{what}: {error}") from error
@@ -224,7 +224,7 @@ def _kept(
 def _build(
     scan: Scan, height: int, width: int, cls_positions: tuple[int, ...]
 ) -> tuple[Tensor, Tensor | None]:
-    """Call the builder, and let its routes visit class tokens."""
+    """Call the builder, and insert class tokens if it does not do so itself."""
     options: dict[str, Any] = dict(cls_positions=cls_positions) if scan.places_cls else {}
     tables = scan.build(height, width, **options)
     read, out = tables if isinstance(tables, tuple) else (tables, None)
@@ -236,7 +236,7 @@ def _build(
 
 
 def _place(build: Callable[..., Tables]) -> str:
-    """Return where a builder is defined."""
+    """Return the qualified name of a builder."""
     return f"{build.__module__}.{getattr(build, '__qualname__', build)}"
 
 
@@ -245,7 +245,7 @@ def _places_cls(build: Callable[..., Tables]) -> bool:
 
 
 def _with_cls_token(table: Tensor, position: int) -> Tensor:
-    """Let each route visit the token at ``position`` of the sequence at that step."""
+    """Insert the token at ``position`` of the sequence into each route, at that step."""
     table = torch.where(table >= position, table + 1, table)
     token = torch.full_like(table[:, :1], position)
     return torch.cat([table[:, :position], token, table[:, position:]], dim=1)
@@ -261,7 +261,7 @@ def _columns(height: int, width: int) -> Tensor:
 
 @register_routes("cross2d", titles=("rows", "columns", "rows reversed", "columns reversed"))
 def cross2d(height: int, width: int) -> Tensor:
-    """Rows, columns, rows reversed, columns reversed (VMamba's cross scan).
+    """Visit rows, columns, rows reversed and columns reversed (VMamba's cross scan).
 
     Args:
         height: Rows of the map.
@@ -276,26 +276,29 @@ def cross2d(height: int, width: int) -> Tensor:
 
 @register_routes("unidi", titles=("rows",) * 4)
 def unidi(height: int, width: int) -> Tensor:
-    """Rows, four times: VMamba's unidirectional ablation. See :func:`cross2d`."""
+    """Visit rows four times (VMamba's unidirectional ablation). See :func:`cross2d`."""
     return _rows(height, width).expand(4, -1).contiguous()
 
 
 @register_routes("bidi", titles=("rows", "rows", "rows reversed", "rows reversed"))
 def bidi(height: int, width: int) -> Tensor:
-    """Rows, rows, rows reversed, rows reversed: the bidirectional ablation. See :func:`cross2d`."""
+    """Visit rows twice and rows reversed twice (VMamba's bidirectional ablation).
+
+    See :func:`cross2d`.
+    """
     rows = _rows(height, width)
     return torch.stack([rows, rows, rows.flip(0), rows.flip(0)])
 
 
 @register_routes("rows", titles=("rows",))
 def rows(height: int, width: int) -> Tensor:
-    """Row after row: one route, int32 ``(1, height * width)``. See :func:`cross2d`."""
+    """Visit rows in a single route, int32 ``(1, height * width)``. See :func:`cross2d`."""
     return _rows(height, width)[None]
 
 
 @register_routes("bidirectional", titles=("rows", "rows reversed"))
 def bidirectional(height: int, width: int, cls_positions: tuple[int, ...] = ()) -> Tensor:
-    """All tokens from the first to the last and back, class tokens among them (Vim's scan).
+    """Visit all tokens, class tokens included, forward and backward (Vim's scan).
 
     Args:
         height: Rows of the map.
@@ -320,11 +323,11 @@ def bidirectional(height: int, width: int, cls_positions: tuple[int, ...] = ()) 
     disjoint=True,
 )
 def atrous(height: int, width: int) -> Tensor:
-    """Every second row and column, from four offsets (EfficientVMamba's scan of step 2).
+    """Visit every second row and column from four offsets (EfficientVMamba's scan of step 2).
 
-    The routes start at (row, column) (0, 0), (1, 0), (0, 1) and (1, 1) and visit each pixel once in
-    all, the first and third row by row, the others column by column. Odd sides are completed with
-    zero tokens. See :func:`cross2d`.
+    The routes start at (row, column) (0, 0), (1, 0), (0, 1) and (1, 1) and together visit each
+    pixel once: the first and third row by row, the others column by column. Odd sides are padded
+    with zero tokens. See :func:`cross2d`.
 
     Returns:
         int32 ``(4, ceil(height / 2) * ceil(width / 2))``.
@@ -351,7 +354,7 @@ def check_direction(name: object) -> None:
     if not isinstance(name, str) or not _DIRECTION.fullmatch(name):
         raise ValueError(
             f"a direction must be 'h' (rows), 'v' (columns) or 'wK' (windows of K x K pixels, K"
-            f" from 1 to 999), or one of these with '_flip' behind it, got {name!r}"
+            f" from 1 to 999), or one of these followed by '_flip', got {name!r}"
         )
 
 
@@ -362,9 +365,9 @@ def _describe(direction: str) -> str:
 
 
 def _windows(height: int, width: int, size: int) -> Tensor:
-    # no negative numbers, whose remainders torch.compile does not know
+    # avoids negative operands, for which torch.compile has no floor division
     rows, columns = ((side + size - 1) // size for side in (height, width))
-    # by arithmetic: a view with an axis of windows would bind a graph to one or to several of them
+    # arithmetic, since a view with an axis of windows would specialise a graph on their number
     steps = torch.arange(rows * columns * size**2, dtype=torch.int32)
     window, inside = steps // size**2, steps % size**2
     row = window // columns * size + inside // size
@@ -382,17 +385,17 @@ def _direction(name: str, height: int, width: int) -> Tensor:
 
 
 def _upstream_out(name: str, height: int, width: int) -> Tensor:
-    """Return where LocalMamba's published code puts the outputs of a direction."""
+    """Return the pixels to which LocalMamba's published code writes the outputs of a direction."""
     if not name.startswith("v"):
         return _direction(name, height, width)
-    # it takes columns back by their order instead of by its inverse: step a * width + b goes to
-    # pixel b * height + a, which mixes up maps of height != width
+    # that code reverts columns by their permutation instead of its inverse: step a * width + b goes
+    # to pixel b * height + a, which shuffles pixels unless height == width
     pixels = _columns(width, height)
     return pixels.flip(0) if name.endswith("_flip") else pixels
 
 
 def _stack_routes(routes: Sequence[Tensor]) -> Tensor:
-    # Zero tokens behind a sequence change nothing before them.
+    # Zero tokens at the end of a sequence do not change what comes before.
     length = max(route.numel() for route in routes)
     return torch.stack([F.pad(route, (0, length - route.numel()), value=-1) for route in routes])
 
@@ -400,22 +403,22 @@ def _stack_routes(routes: Sequence[Tensor]) -> Tensor:
 def directions(
     height: int, width: int, *, names: Sequence[str], output_order: str = "inverse"
 ) -> Tables:
-    """Rows, columns and windows, each forward or flipped (LocalMamba's directions).
+    """Visit rows, columns and windows, each forward or reversed (LocalMamba's directions).
 
     Args:
         height: Rows of the map.
         width: Columns of the map.
         names: One direction per route: ``'h'`` (row by row), ``'v'`` (column by column), ``'wK'``
-            (window by window of ``K x K`` pixels, both row by row; maps that windows do not divide
-            are completed at the right and bottom with zero tokens), or one of these with
-            ``'_flip'`` (reversed, zero tokens included).
-        output_order: ``'inverse'`` puts outputs where inputs were read. ``'upstream'`` does as
-            LocalMamba's published code, which mixes up columns on maps of ``height != width``: only
-            for results to be compared with that code.
+            (window by window of ``K x K`` pixels, windows and their pixels both row by row; maps
+            that windows do not divide are padded with zero tokens at the right and bottom), or one
+            of these followed by ``'_flip'`` (reversed, zero tokens included).
+        output_order: ``'inverse'`` writes outputs where inputs were read. ``'upstream'`` reproduces
+            LocalMamba's published code, which shuffles the pixels of columns unless ``height ==
+            width``; use it only to compare results with that code.
 
     Returns:
-        int32 ``(len(names), L)``, shorter routes ending with zero tokens; for ``'upstream'`` a pair
-        of tables, read and written.
+        int32 ``(len(names), L)``; shorter routes end with zero tokens. For ``'upstream'``, a pair
+        of such tables: the pixels read and written.
 
     Raises:
         ValueError: If a direction is unknown.
@@ -430,7 +433,7 @@ def directions(
 
 @dataclass(frozen=True)
 class _Directions:
-    """Builder of given directions; equal ones share their tables."""
+    """Builder of given directions; equal builders share their cached tables."""
 
     names: tuple[str, ...]
     output_order: str

@@ -42,13 +42,14 @@ def selective_scan_2d(
 ) -> Tensor:
     """Scan a map along ``K`` routes and add the results back along them.
 
-    Reads ``x`` and the projections through the route table and writes through it (or through
-    ``out_routes``): nothing is flipped, transposed or copied. Steps are
+    The scan reads ``x`` and the projections through the route table and writes through it (or
+    through ``out_routes``): nothing is flipped, transposed or copied. Step sizes are
     ``softplus(dt_weight @ dt + dt_bias)``. A route entry of -1 is a zero token: the state decays
-    and nothing is read or written. A pixel may be visited several times; outputs add.
+    and nothing is read or written. If a pixel is visited several times, its outputs are added.
 
-    See :mod:`mmvssm.ops.reference` for the definition and its sources, :mod:`mmvssm.ops.routes` for
-    routes. State, decay and sums are float32 whatever the input (float64 for float64 input).
+    See :mod:`mmvssm.ops.reference` for the definition and its sources, and
+    :mod:`mmvssm.ops.routes` for routes. State, decay and sums are float32 for any input but
+    float64, for which they are float64.
 
     Args:
         x: Map of ``P`` pixels ``(Bt, P, D)``, or one map per route ``(Bt, P, K, D)``; float32,
@@ -56,23 +57,23 @@ def selective_scan_2d(
         x_dbl: Projections ``(Bt, P, K, R + 2N)``, or shared by the routes ``(Bt, P, 1, R + 2N)``;
             the last axis holds the dt rank, B and C in this order. Dtype of ``x``.
         routes: A :class:`RouteSet`, which was checked when it was made; or an int32 table
-            ``(K, L)`` with entries in ``[-1, P)``, which is checked at every call (on a GPU this
-            waits for the device).
+            ``(K, L)`` with entries in ``[-1, P)``, which is checked on every call (this
+            synchronises with a GPU).
         A: Negative decay rates ``(K*D, N)``.
         dt_weight: Step projection ``(K, D, R)``.
         dt_bias: Step bias ``(K, D)``.
         D: Skip weights ``(K*D,)``.
-        out_routes: With a table as ``routes``: int32 ``(K, L)`` with entries in ``[-1, num_out)``;
-            None for ``routes``.
-        num_out: With a table as ``routes``: rows of the output Q; None for ``P``.
-        merge: ``'sum'`` adds the routes, ``'none'`` keeps them apart.
+        out_routes: The row written at each step, int32 ``(K, L)`` with entries in
+            ``[-1, num_out)``; None for ``routes``. Only if ``routes`` is a table.
+        num_out: Number of output rows Q; None for ``P``. Only if ``routes`` is a table.
+        merge: ``'sum'`` adds the routes, ``'none'`` keeps them separate.
         out_dtype: None for the dtype of ``x``, or ``torch.float32``.
 
     Returns:
         ``(Bt, Q, D)`` for ``'sum'``, ``(Bt, Q, K, D)`` for ``'none'``.
 
     Raises:
-        TypeError: If an argument is no tensor or has a wrong dtype.
+        TypeError: If an argument is not a tensor or has a wrong dtype.
         ValueError: If a shape, device, route entry or option is wrong, or L, N, K or R is zero.
     """
     check_tensor("x", x, (3, 4))
@@ -85,9 +86,13 @@ def selective_scan_2d(
     if not isinstance(routes, RouteSet):
         routes = _set_of_tables(routes, out_routes, pixels, num_out)
     elif out_routes is not None or num_out is not None:
-        raise ValueError("out_routes and num_out belong to a RouteSet already; leave them out")
+        raise ValueError(
+            "out_routes and num_out must be None if routes is a RouteSet, which defines both"
+        )
     elif routes.num_pixels != pixels:
-        raise ValueError(f"routes are over {routes.num_pixels} pixels, but x has {pixels}")
+        raise ValueError(
+            f"routes must be over the {pixels} pixels of x, got a RouteSet over {routes.num_pixels}"
+        )
     num_routes, d_state, dt_rank = routes.num_routes, A.shape[1], dt_weight.shape[2]
     check_positive(N=d_state, R=dt_rank)
     if x.dim() == 4:
@@ -153,7 +158,7 @@ def selective_scan_2d(
 def _set_of_tables(
     routes: Tensor, out_routes: Tensor | None, pixels: int, num_out: int | None
 ) -> RouteSet:
-    """Check plain tables for one call."""
+    """Check plain tables for one call and make a set of them."""
     check_table("routes", routes)
     if is_abstract(routes):  # the kernels check them when the graph runs
         return RouteSet.of_tables(routes, out_routes, num_pixels=pixels, num_out=num_out)

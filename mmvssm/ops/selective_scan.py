@@ -1,4 +1,4 @@
-"""The 1-D selective scan, a drop-in for the functions of the Mamba and VMamba packages."""
+"""The 1-D selective scan, a drop-in replacement for the functions of Mamba and VMamba."""
 
 from __future__ import annotations
 
@@ -37,33 +37,34 @@ def selective_scan(
     *,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Selective scan of ``K`` groups of ``D`` channels each.
+    """Scan sequences of ``K`` groups of ``D`` channels each.
 
     See :mod:`mmvssm.ops.reference` for the recurrence and its sources. State, decay and sums are
-    float32 whatever the input (float64 for float64 input).
+    float32 for any input but float64, for which they are float64.
 
     Args:
         u: Input ``(Bt, K*D, L)``; float32, float16, bfloat16 or float64.
         delta: Step sizes ``(Bt, G, L)`` with ``G`` dividing ``K*D``; row ``r`` of ``u`` uses row
             ``r // (K*D // G)``. Dtype of ``u``.
         A: Negative decay rates ``(K*D, N)``.
-        B: Input maps ``(Bt, K, N, L)``, or ``(Bt, N, L)`` for one group, in the dtype of ``u``; or
-            ``(K*D, N)``, the same at every step, which takes memory for one group a row.
-        C: Output maps, in one of these forms; of as many groups as ``B`` if both have an L.
+        B: Input maps ``(Bt, K, N, L)``, or ``(Bt, N, L)`` for one group, in the dtype of ``u``. Or
+            ``(K*D, N)`` if they are the same at every step, which needs as much memory as one group
+            per row.
+        C: Output maps in one of these forms, with as many groups as ``B`` if both have an axis L.
         D: Skip weights ``(K*D,)``.
-        z: Gate ``(Bt, K*D, L)``: the output is multiplied by ``silu(z)``, in the precision of the
-            sums, and rounded to ``out_dtype`` then.
-        delta_bias: Added to ``delta``, ``(G,)``.
-        delta_softplus: Whether steps are ``softplus(delta + delta_bias)``.
+        z: Gate ``(Bt, K*D, L)``. The output is multiplied by ``silu(z)`` in the precision of the
+            sums, then rounded to ``out_dtype``.
+        delta_bias: Bias ``(G,)`` added to ``delta``.
+        delta_softplus: Whether step sizes are ``softplus(delta + delta_bias)``.
         return_last_state: Whether to return the state after the last step as well.
         out_dtype: None for the dtype of ``u``, or ``torch.float32``.
 
     Returns:
-        ``y (Bt, K*D, L)``, or ``(y, last_state)`` with ``last_state (Bt, K*D, N)``, which carries
-        no gradient.
+        ``y (Bt, K*D, L)``, or ``(y, last_state)`` with ``last_state (Bt, K*D, N)``, which has no
+        gradient.
 
     Raises:
-        TypeError: If an argument is no tensor or has a wrong dtype.
+        TypeError: If an argument is not a tensor or has a wrong dtype.
         ValueError: If a shape or device is wrong, or L, N or K is zero.
     """
     check_flag("delta_softplus", delta_softplus)
@@ -82,12 +83,13 @@ def selective_scan(
     check_positive(K=groups)
     if rows % groups:
         raise ValueError(
-            f"{next(iter(maps))} has {groups} groups, which do not divide the {rows} rows of u"
+            f"{next(iter(maps))} must have a number of groups that divides the {rows} rows of u,"
+            f" got {groups}"
         )
     delta_rows = delta.shape[1]
     if delta_rows < 1 or rows % delta_rows:
         raise ValueError(
-            f"delta must have a number of rows that divides the {rows} of u, got {delta_rows}"
+            f"delta must have a number of rows that divides the {rows} rows of u, got {delta_rows}"
         )
     check_shape("delta", delta, (batch, delta_rows, length), "(Bt, G, L)")
     check_shape("A", A, (rows, d_state), "(K*D, N)")
@@ -114,7 +116,8 @@ def selective_scan(
     check_device("u", u, A=A, D=D, z=z, delta_bias=delta_bias, **constants)
     out_dtype, wide = check_out_dtype(out_dtype, u.dtype), compute_dtype(u.dtype)
 
-    if constants:  # parameters, which stay as precise as they are: as maps of one group a row
+    # Constant B or C are parameters, which keep their precision: expand to one group per row.
+    if constants:
         u, delta = u.to(wide), delta.to(wide)
         spread = {name: t[None, :, :, None] for name, t in constants.items()}
         spread |= {n: t.to(wide).repeat_interleave(rows // groups, 1) for n, t in maps.items()}

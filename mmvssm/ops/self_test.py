@@ -1,8 +1,8 @@
-"""``python -m mmvssm.ops --self-test``: are the kernels right on this machine, and how fast?
+"""``python -m mmvssm.ops --self-test``: check the kernels on this machine and time them.
 
-Every kernel path that can run here is held against the float64 definition on awkward shapes, and
-timed: on a GPU on the scans of the published models, beside the least time that the device needs,
-the PyTorch path, and the kernel of the package ``mamba_ssm`` where that is installed.
+Every kernel path that can run is compared with the float64 definition on awkward shapes. Each is
+then timed. On a GPU the timings use the scans of the published models and are printed beside the
+lower bound of the device, the PyTorch path, and the kernel of ``mamba_ssm`` if it is installed.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from .reference import selective_scan_2d_reference, selective_scan_reference
 from .scan2d import selective_scan_2d
 from .selective_scan import selective_scan
 
-#: Relative error that is allowed, of outputs (float32 whatever the input) and of gradients, by the
-#: type of the inputs, which gradients have, too.
+#: Largest relative errors allowed. Outputs are float32 for every input; gradients have the dtype of
+#: the inputs.
 OUTPUT_BOUND = 1e-5
 GRADIENT_BOUNDS = {torch.float32: 2e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-#: Seconds that one figure may take.
+#: Seconds that one timing may take.
 _PATIENCE = 0.4
 
 _VMAMBA_V0, _VMAMBA_V2 = (
@@ -48,7 +48,7 @@ _VMAMBA_V0, _VMAMBA_V2 = (
     ]
     for name, channels, d_state in (("v0-tiny", 192, 16), ("tiny-s1l8", 96, 1))
 )
-#: First-stage scans of published models, with the types that they run in.
+#: First-stage scans of published models, with the dtypes that they run in.
 _GPU_SCANS = [
     *((scan, torch.float32) for scan in _VMAMBA_V0),
     *((scan, torch.bfloat16) for scan in _VMAMBA_V2),
@@ -60,20 +60,20 @@ _CPU_SCANS = [
 
 
 def self_test(file: Path) -> bool:
-    """Test and time all kernel paths; print tables and write what a report needs.
+    """Test and time all kernel paths; print tables and write a JSON report.
 
     Args:
         file: JSON file to write.
 
     Returns:
-        Whether every result was right.
+        Whether every check passed.
     """
     facts = info()
     for name, value in facts.items():
         print(f"{name + ':':26}{value}")
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
-        print("\nno GPU is visible to torch: only what runs on the CPU is tested")
+        print("\nno GPU is visible to torch: only the CPU paths are tested")
     start = time.perf_counter()
     gpu = _gpu() if on_gpu else None
     report: dict[str, Any] = {
@@ -88,12 +88,12 @@ def self_test(file: Path) -> bool:
     atomic_write(file, lambda part: part.write_text(text + "\n"))
     wrong = [row for row in report["checks"] if not row["passed"]]
     print(f"\n{len(report['checks']) - len(wrong)} checks passed, {len(wrong)} failed", end="; ")
-    print(f"{report['seconds']:.0f} s; written to {str(file)!r}: please send it in")
+    print(f"{report['seconds']:.0f} s; wrote {str(file)!r}; please attach it to a report")
     return not wrong
 
 
 def _paths(device: str) -> dict[str, str]:
-    """Backends that can run on a device, and why others cannot."""
+    """Return for each backend of a device why it cannot run; empty if it can."""
     if device == "cpu":
         built = "cpu" in built_devices()
         return {"cpu": "" if built else missing_reason("cpu"), "torch": ""}
@@ -136,7 +136,7 @@ def _check(path: str, device: str, dtype: torch.dtype, name: str, problem: Calla
     grads = torch.autograd.grad(got, list(tested.values()), dy.float().to(device))
     output = _error(got, want)
     gradient = max(_error(value, right) for value, right in zip(grads, wanted))
-    # NaN is no pass.
+    # These comparisons fail for NaN, too.
     passed = output <= OUTPUT_BOUND and gradient <= GRADIENT_BOUNDS[dtype]
     words = str(dtype).removeprefix("torch.")
     mark = "" if passed else "  WRONG"
@@ -157,7 +157,10 @@ def _error(value: Tensor, exact: Tensor) -> float:
 
 
 def _awkward() -> Iterator[tuple[str, Callable]]:
-    """Name and maker of each problem: function, definition, tensors, activations, options."""
+    """Yield the name of each problem and a function that makes it.
+
+    A problem is a function, its definition, tensors, names of the activations, and options.
+    """
     for shape in ((2, 2, 33, 5, 130), (1, 1, 70, 1, 257), (3, 2, 3, 20, 64), (1, 1, 1, 1, 1)):
         yield "sequences B{} K{} D{} N{} L{}".format(*shape), lambda s=shape: _sequences(*s)
     for shape in (
@@ -216,7 +219,7 @@ def _routes(batch: int, pixels: int, channels: int, k: int, d_state: int, dt_ran
 
 
 def _gpu() -> dict[str, object]:
-    """The GPU, with the rates that floors are computed from."""
+    """Describe the GPU, with the rates that the lower bounds are computed from."""
     properties = torch.cuda.get_device_properties(0)
     driver = nvrtc.Driver()
     clock = driver.attributes(driver.device(0))[nvrtc.CLOCK_KHZ] * 1e3
@@ -227,13 +230,13 @@ def _gpu() -> dict[str, object]:
         "memory": properties.total_memory,
         "multiprocessors": properties.multi_processor_count,
         "bandwidth": _copy_bandwidth(),
-        # 16 a multiprocessor and clock, from Turing to Blackwell
+        # 16 per multiprocessor and clock, from Turing to Blackwell
         "special": 16.0 * properties.multi_processor_count * clock,
     }
 
 
 def _copy_bandwidth() -> float:
-    """Bytes a second that a copy inside the device's memory reads and writes."""
+    """Measure the bytes per second that a copy within device memory reads and writes."""
     size = 2**28
     source, target = torch.empty(2, size, dtype=torch.uint8, device="cuda")
     return 2 * size / (1e-6 * _measure(lambda: target.copy_(source), "cuda"))
@@ -290,7 +293,7 @@ def _row(scan, form, dtype, name, path, value, gpu) -> dict:
 
 
 def _time_passes(function, inputs, options, dtype, device) -> dict[str, float | str]:
-    """Microseconds of the forward pass without gradients, and of the backward pass."""
+    """Time the forward pass without gradients and the backward pass, in microseconds."""
     times: dict[str, float | str] = {"forward": "no memory", "backward": "no memory"}
     try:
         tensors = {n: t.requires_grad_() for n, t in inputs(dtype, device).items()}
@@ -312,13 +315,13 @@ def _with_options(function, tensors, options):
 
 
 def _mamba_ssm() -> Callable | None:
-    """The scan of the package ``mamba_ssm``, whose output has the type of its input."""
+    """Return the scan of the package ``mamba_ssm``, whose output has the dtype of its input."""
     if importlib.util.find_spec("mamba_ssm") is None:
         return None
     try:
         from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
     except ImportError as error:
-        print(f"mamba_ssm is not timed, for it does not load: {error}")
+        print(f"mamba_ssm is not timed because it does not load: {error}")
         return None
 
     def run(u, delta, A, B, C, D, delta_bias, delta_softplus, out_dtype):
@@ -328,7 +331,7 @@ def _mamba_ssm() -> Callable | None:
 
 
 def _measure(run: Callable[[], object], device: str) -> float:
-    """Median time of a run in microseconds, after a first one."""
+    """Return the median time of a run in microseconds, after a warm-up."""
     run()
     if device == "cpu":
         times = []
@@ -338,13 +341,13 @@ def _measure(run: Callable[[], object], device: str) -> float:
             run()
             times.append(1e6 * (time.perf_counter() - before))
         return statistics.median(times)
-    flush = torch.empty(2**28, dtype=torch.uint8, device="cuda")  # more than any L2 holds
+    flush = torch.empty(2**28, dtype=torch.uint8, device="cuda")  # larger than any L2 cache
     pairs = []
     start = time.perf_counter()
     while not pairs or (len(pairs) < 100 and time.perf_counter() - start < _PATIENCE):
         pair = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
         flush.zero_()
-        torch.cuda._sleep(1_000_000)  # so that the host is ahead, and not waited for
+        torch.cuda._sleep(1_000_000)  # lets the host run ahead of the device
         pair[0].record()
         run()
         pair[1].record()

@@ -1,4 +1,4 @@
-"""What runs around a call: torch.compile, torch.export, torch.func or forward-mode derivatives."""
+"""Detection of tracers and transforms: torch.compile, torch.export, torch.func, forward mode."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,38 +9,37 @@ from torch.autograd import forward_ad
 
 
 def is_transformed() -> bool:
-    """Whether a transform of ``torch.func`` or forward-mode differentiation surrounds this call."""
+    """Return whether this call runs inside ``torch.func`` or forward-mode differentiation."""
     if tracing():
         return False
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-# the functions of torch >= 2.3, or the one before, which torch.compile takes for true
+# torch >= 2.3 has the public functions; torch.compile evaluates the older one to True
 _is_compiling = getattr(torch.compiler, "is_compiling", None) or torch._utils.is_compiling
 _is_dynamo_compiling = getattr(torch.compiler, "is_dynamo_compiling", None) or _is_compiling
 Function = TypeVar("Function", bound=Callable)
 
 
 def tracing() -> bool:
-    """Whether ``torch.compile`` or ``torch.export`` is tracing this call."""
+    """Return whether ``torch.compile`` or ``torch.export`` is tracing this call."""
     return _is_compiling()
 
 
 def compiling() -> bool:
-    """Whether ``torch.compile`` is tracing this call; not ``torch.export``, for other programs.
+    """Return whether ``torch.compile``, but not ``torch.export``, is tracing this call.
 
-    Before torch 2.7 a strict ``torch.export`` is taken for ``torch.compile``.
+    Before torch 2.7 a strict ``torch.export`` counts as ``torch.compile``.
     """
-    # the public function is taken for true in all that torch.compile traces
+    # torch.compile evaluates the public function to True in everything that it traces
     exporting = getattr(torch.compiler, "_is_exporting_flag", False)
     return tracing() and _is_dynamo_compiling() and not exporting
 
 
 def surely_equal(size: int, other: int) -> bool:
-    """Whether two sizes agree; False for sizes that a traced graph leaves open.
+    """Return whether two sizes are equal; False for dynamic sizes of a traced graph.
 
-    Such sizes are not compared, which would bind the graph to them: it would be made anew for
-    others.
+    Comparing dynamic sizes would specialise the graph on them and cause recompilations.
     """
     if not tracing():
         return size == other
@@ -52,9 +51,9 @@ def surely_equal(size: int, other: int) -> bool:
 
 
 def between_graphs(function: Function) -> Function:
-    """Let a function run between the graphs of a ``torch.compile`` that cannot trace routes.
+    """Run a function outside of compiled graphs if ``torch.compile`` cannot trace routes.
 
-    That of torch before 2.3, which stops at an object such as a route set with an error.
+    Before torch 2.3, ``torch.compile`` fails on objects such as a route set.
     """
     if hasattr(torch.compiler, "is_compiling"):
         return function
@@ -63,7 +62,7 @@ def between_graphs(function: Function) -> Function:
 
 @contextmanager
 def untraced() -> Iterator[None]:
-    """Keep what is computed inside out of the graph of ``torch.jit.trace``, as a constant."""
+    """Make results computed inside the block constants of a ``torch.jit.trace`` graph."""
     state = torch._C._get_tracing_state()
     torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
     try:

@@ -1,6 +1,6 @@
-"""Dual-SAM for mmsegmentation; importing this package registers its parts.
+"""Dual-SAM for mmsegmentation; importing this package registers its classes.
 
-A config names it by ``custom_imports = dict(imports=["projects.dual_sam"])``.
+A config imports it with ``custom_imports = dict(imports=["projects.dual_sam"])``.
 """
 
 from . import connectivity, data, network, segmentor

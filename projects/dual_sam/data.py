@@ -1,4 +1,4 @@
-"""Data of marine animals: data set, gamma-corrected copies, masks, scores."""
+"""Marine animal data: data set, gamma-corrected copies, masks, and scores."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ except ImportError:
 
 @DATASETS.register_module()
 class MarineAnimalDataset(BaseSegDataset):
-    """Images with grey masks of their animals, as MAS3K, RMAS, UFO120 and RUWI are laid out.
+    """Images with grey animal masks, in the layout of MAS3K, RMAS, UFO120 and RUWI.
 
-    ``data_root`` holds ``Image/NAME.jpg`` and ``Masks/NAME.png``. Gamma-corrected copies may lie in
-    a further folder, which ``data_prefix`` then names as ``gamma_path``.
+    ``data_root`` holds ``Image/NAME.jpg`` and ``Masks/NAME.png``. Gamma-corrected copies may be in
+    another folder, which ``data_prefix`` then names as ``gamma_path``.
 
     Args:
-        data_root: The folder.
-        data_prefix: Names of the folders in it.
+        data_root: Folder of the data set.
+        data_prefix: Names of its subfolders.
         **options: See mmseg's ``BaseSegDataset``.
 
     Raises:
@@ -50,7 +50,7 @@ class MarineAnimalDataset(BaseSegDataset):
         super().__init__(data_root=data_root, data_prefix=folders, **options)
 
     def load_data_list(self) -> list[dict]:
-        """List the masks, each with its image; sorted by name."""
+        """List the masks with their images, sorted by name."""
         folders = {key: Path(folder) for key, folder in self.data_prefix.items()}
         for folder in folders.values():
             if not folder.is_dir():
@@ -86,7 +86,7 @@ class MarineAnimalDataset(BaseSegDataset):
 def gamma_exponent(image: np.ndarray) -> float:
     """Return the exponent that turns the mean of the grey image into one half.
 
-    It is 1 where there is none: for images all black or all white.
+    It is 1 for images that are all black or all white, which have no such exponent.
 
     Args:
         image: BGR, ``(H, W, 3)`` uint8.
@@ -105,7 +105,7 @@ def gamma_correct(image: np.ndarray) -> np.ndarray:
 class AddGammaImage(BaseTransform):
     """Append the gamma-corrected copy to an image: from BGR to the channels RGBRGB, in float32.
 
-    The copy is read where the data set names it as ``gamma_path``, else it is computed.
+    The copy is read from ``gamma_path`` if the data set has one; otherwise it is computed.
     """
 
     def transform(self, results: dict) -> dict:
@@ -114,7 +114,7 @@ class AddGammaImage(BaseTransform):
         if image.dtype != np.uint8 or image.shape[2:] != (3,):
             raise ValueError(
                 f"img must be (H, W, 3) uint8, got {image.shape} {image.dtype}: put AddGammaImage"
-                " right behind LoadImageFromFile"
+                " right after LoadImageFromFile"
             )
         if "gamma_path" in results:
             gamma = mmcv.imfrombytes(get(results["gamma_path"]))
@@ -135,10 +135,10 @@ class LoadMask(BaseTransform):
     """Load a grey mask.
 
     Args:
-        minimum: Smallest value of animals. None: values above half of the mask's largest, as the
-            published scores are computed.
-        binary: Whether the result is 0 and 1; else ``minimum`` is of no use and the grey values
-            stay, for a loss with ``mask_value=255``.
+        minimum: Smallest grey value of a pixel that is animal. None: animal is every value above
+            half of the mask's largest, as in the published scores.
+        binary: Whether the result is 0 and 1. Otherwise ``minimum`` is ignored and the grey values
+            are kept, for a loss with ``mask_value=255``.
     """
 
     def __init__(self, minimum: int | None = None, binary: bool = True) -> None:
@@ -161,21 +161,21 @@ def score(
 ) -> dict[str, float]:
     """Return the five scores of one image.
 
-    MAE, S-alpha, the mean E-measure at the adaptive threshold and the weighted F are PySODMetrics'.
-    mIoU is of the animals at the threshold 0.5.
+    PySODMetrics computes MAE, S-alpha, the E-measure at the adaptive threshold and the weighted
+    F-measure. mIoU is the IoU of the animals at the threshold 0.5.
 
     Args:
         prediction: ``(H, W)`` float64 in 0 to 1.
         mask: ``(H, W)`` bool.
-        blank_is_full: Whether a prediction without a pixel above 0.5 counts as all animal in
-            mIoU, as in the published scores.
+        blank_is_full: Whether mIoU counts a prediction without a pixel above 0.5 as all animal, as
+            the published scores do.
 
     Raises:
         ImportError: If PySODMetrics is not installed.
     """
     if py_sod_metrics is None:
         raise ImportError(
-            "the scores are computed by PySODMetrics:"
+            "the scores need PySODMetrics, which is not installed:"
             " pip install -r projects/dual_sam/requirements.txt"
         )
     measures = {
@@ -198,7 +198,7 @@ def score(
 
 
 def rescale(prediction: np.ndarray, size: tuple[int, int], threshold: int | None) -> np.ndarray:
-    """Return a prediction as it is scored: by way of 8 bits at another size, stretched to 0..1.
+    """Return a prediction as it is scored: quantized to 8 bits, resized, stretched to 0..1.
 
     Args:
         prediction: Probabilities ``(h, w)``.
@@ -235,8 +235,8 @@ class AnimalMetric(BaseMetric):
             mask = sample["gt_sem_seg"]["data"].squeeze(0).cpu().numpy()
             if mask.min() < 0 or mask.max() > 1:
                 raise ValueError(
-                    f"masks must hold 0 and 1, got {mask.min()} to {mask.max()}: load them by the"
-                    " transform LoadMask"
+                    f"masks must hold 0 and 1, got {mask.min()} to {mask.max()}: load them with"
+                    " the transform LoadMask"
                 )
             probability = sample["probability"]["data"].squeeze(0).cpu().numpy()
             prediction = rescale(probability, mask.shape, self.threshold)

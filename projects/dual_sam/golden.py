@@ -1,6 +1,6 @@
-"""Readers of the golden cases of Dual-SAM: ``tools/verify_golden.py CASES --import`` this module.
+"""Readers of Dual-SAM's golden cases, for ``tools/verify_golden.py CASES --import``.
 
-The tolerances are those of the cases' specification, unless ``--tol`` names another.
+The tolerances are those of the cases' specification, unless ``--tol`` sets another.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .segmentor import DualSAM
 from .weights import key_to_ours
 
 BRANCHES = ("image", "gamma")
-#: Fields of ``build`` that have one value here.
+#: Fields of ``build`` of which only one value is supported.
 FIXED = dict(
     patch_size=16,
     window_size=14,
@@ -39,13 +39,13 @@ FIXED = dict(
     prompt_cross_heads=CROSS_HEADS,
     prompt_mlp_ratio=4,
 )
-#: Largest relative errors by the beginning of a name, for evaluation and for training mode.
+#: Largest relative errors by prefix of the name, in evaluation and in training mode.
 TOLERANCES = {"prompt": (1e-6, 1e-6), "grad.": (5e-5, 5e-5), "gradnorm": (1e-4, 5e-4)}
 OTHERS = (1e-5, 1e-5)
 
 
 def set_tolerance(case: Case, comparison: Comparison, name: str, given: Tolerance) -> float:
-    """Set the tolerance of one value on the CPU, unless the user has named one; return it."""
+    """Set the tolerance of one value on the CPU, unless the user has set one, and return it."""
     if case.device == "cpu" and given in map(Tolerance.of_backend, ("torch", "auto")):
         found = [pair for start, pair in TOLERANCES.items() if name.startswith(start)]
         limit = (found or [OTHERS])[0][case.meta.get("mode") == "train"]
@@ -56,14 +56,14 @@ def set_tolerance(case: Case, comparison: Comparison, name: str, given: Toleranc
 def compare_numbers(
     comparison: Comparison, limit: float, stored: Mapping[str, float], got: Mapping[str, float]
 ) -> None:
-    """Compare numbers by their relative errors; a stored 0 absolutely."""
+    """Compare numbers by relative error, or by absolute error where the stored value is 0."""
     for name, value in stored.items():
         error = abs(got[name] - value) / (abs(value) or 1)
         comparison.errors.append((name, float(error), limit))
 
 
 def build_network(build: Mapping) -> DualSAM:
-    """Build what a case describes; its gates are parameters."""
+    """Build the network that a case describes, with its gates as parameters."""
     for name, value in FIXED.items():
         if build[name] != value:
             raise UnsupportedCase(f"{name} {build[name]}: only {value} is built")
@@ -93,7 +93,7 @@ def build_network(build: Mapping) -> DualSAM:
 
 
 def load(network: DualSAM, case: Case) -> None:
-    """Fill in the weights and gates of a case."""
+    """Load the weights and gates of a case into the network."""
     weights = {
         key_to_ours(entry[0]): torch.from_numpy(np.asarray(fill_value(*entry)))
         for entry in case.meta["state_dict"]
@@ -109,7 +109,7 @@ def load(network: DualSAM, case: Case) -> None:
 
 @contextmanager
 def probed(network: DualSAM) -> Iterator[dict[str, Tensor]]:
-    """Collect intermediate results by the names that the cases have for them."""
+    """Collect intermediate results under the names that the cases use."""
     found: dict[str, Tensor] = {}
     backbone, handles = network.backbone, []
 
@@ -136,7 +136,7 @@ def probed(network: DualSAM) -> Iterator[dict[str, Tensor]]:
 
 
 def blocks(height: int, width: int, side: int, mask_key: str, noise_key: str) -> np.ndarray:
-    """Return the mask of squares with noise that the cases are made of, bool."""
+    """Return the bool mask of noisy squares that the cases are made of."""
     coarse = make_input((-(-height // side), -(-width // side)), mask_key) > 0
     squares = coarse.repeat(side, 0).repeat(side, 1)[:height, :width]
     return squares ^ (make_input((height, width), noise_key) > 2)
@@ -144,14 +144,14 @@ def blocks(height: int, width: int, side: int, mask_key: str, noise_key: str) ->
 
 @register_reader("dual_sam")
 def read_network(case: Case) -> dict:
-    """Read the case of a whole network."""
+    """Read the case of a complete network."""
     if "build" not in case.meta:
         raise UnsupportedCase(f"dual_sam case {case.meta['case']!r} is not built")
     return {"": partial(compare_network, case)}
 
 
 def compare_network(case: Case, comparison: Comparison) -> None:
-    """Run one forward and backward pass, and compare all that is stored of it."""
+    """Run one forward and backward pass, and compare everything that the case stores."""
     meta, stored, given = case.meta, case.data, comparison.tolerance
     if meta["mode"] not in ("eval", "train"):
         raise MalformedCase(f"mode must be 'eval' or 'train', got {meta['mode']!r}")
@@ -180,7 +180,7 @@ def compare_network(case: Case, comparison: Comparison) -> None:
 
     for name in meta["outputs"]:
         if name not in outputs:
-            raise MalformedCase(f"stores {name!r}, which the network does not give")
+            raise MalformedCase(f"stores {name!r}, which the network does not return")
         limit = set_tolerance(case, comparison, name, given)
         comparison.tensor(stored, name, outputs[name])
         if name in meta["sums"]:
@@ -226,7 +226,7 @@ def _gradient_norm(parameters: Mapping[str, Tensor], key: str) -> float:
 
 
 def function_reader(kind: str):
-    """Register a check of one case of a file of functions (decorator)."""
+    """Register the decorated check for each case in a file of function cases."""
 
     def register(check):
         def read(case: Case) -> dict:
@@ -264,7 +264,7 @@ def _differing(case: Case, name: str, value: Tensor) -> int:
 
 @function_reader("connectivity")
 def compare_connectivity(case: Case, part: dict, key: str, comparison: Comparison) -> None:
-    """Compare targets to the bit, and votes."""
+    """Compare targets bit for bit, and votes within the tolerance."""
     mask = torch.from_numpy(_masks(part, key))
     target = connectivity(mask)
     logits = torch.from_numpy(make_input(target.shape, f"{key}/logits"))
@@ -312,7 +312,7 @@ def compare_losses(case: Case, part: dict, key: str, comparison: Comparison) -> 
 
 @function_reader("gamma")
 def compare_gamma(case: Case, part: dict, key: str, comparison: Comparison) -> None:
-    """Compare gamma-corrected images to the bit."""
+    """Compare gamma-corrected images bit for bit."""
     noise = make_input((part["height"], part["width"], 3), f"{key}/image")
     image = np.clip(np.round(part["mean"] + part["std"] * noise), 0, 255).astype(np.uint8)
     images = dict(image=image, gamma_image=data.gamma_correct(image))
@@ -324,8 +324,8 @@ def compare_gamma(case: Case, part: dict, key: str, comparison: Comparison) -> N
     compare_numbers(comparison, limit, dict(gamma=part["gamma"]), exponent)
 
 
-#: Scores whose definitions agree, by their names in the cases; PySODMetrics' S-measure divides
-#: by one pixel less, and the further scores are not computed here.
+#: Scores whose definitions agree, by their names in the cases. PySODMetrics' S-measure divides
+#: by one pixel less, and the other scores are not computed here.
 SCORES = dict(mae="MAE", em="mE", wfm="wF", iou="mIoU")
 
 
@@ -334,7 +334,7 @@ def compare_metrics(case: Case, part: dict, key: str, comparison: Comparison) ->
     """Compare the scores whose definitions agree."""
     if data.py_sod_metrics is None:
         raise UnsupportedCase(
-            "PySODMetrics is missing: projects/dual_sam/requirements.txt names it"
+            "PySODMetrics is not installed: pip install -r projects/dual_sam/requirements.txt"
         )
     prediction, mask = (case.data[f"{part['name']}/{name}"] for name in ("pred", "gt"))
     found = data.score(prediction, mask.astype(bool), blank_is_full=True)

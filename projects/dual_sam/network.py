@@ -1,12 +1,14 @@
 """Dual-SAM: an image and its gamma-corrected copy, one encoder, two decoders.
 
-Both images pass the same encoder, in one batch. :class:`DualViTSAM` is SAM's, frozen, with an
-adapter of its own for each image in every layer, shared low-rank updates, and prompts that couple
-the two; :class:`DualPyramid` is any backbone of four maps. Each decoder takes the neck's map and
-four skip maps, and predicts at four scales which neighbours of a pixel belong to its animal.
+Both images go through the same encoder in one batch. :class:`DualViTSAM` is SAM's encoder, frozen,
+with a separate adapter for each image in every layer, shared low-rank updates, and prompts that
+couple the two images; :class:`DualPyramid` wraps any backbone of four maps. Each decoder takes the
+neck's map and four skip maps, and predicts at four scales which neighbours of a pixel belong to the
+same animal.
 
-Where the published code differs from the paper's figures, an argument chooses; its default is the
-code's form. Shapes: maps ``(B, C, H, W)``, tokens ``(B, h, w, D)``; lists of maps finest first.
+Where the published code differs from the paper's figures, an argument chooses between them; it
+defaults to the code's form. Shapes: maps ``(B, C, H, W)``, tokens ``(B, h, w, D)``; lists of maps
+start with the finest.
 
 Paper: Fantastic Animals and Where to Find Them: Segment Any Marine Animal with Dual SAM
 (arXiv 2404.04996).
@@ -36,7 +38,7 @@ SELF_HEADS, CROSS_HEADS = 12, 8
 
 
 class Branch(NamedTuple):
-    """What one image gives a decoder: the neck's map and the skip maps of four levels."""
+    """Inputs of a decoder from one image: the neck's map and the skip maps of four levels."""
 
     neck: Tensor
     skips: Sequence[Tensor]
@@ -55,7 +57,7 @@ def conv_bn_gelu(
 
 
 def init_bottleneck(*layers: nn.Module) -> None:
-    """Start the layers of an adapter or a squeeze by Xavier's rule, biases next to zero."""
+    """Initialize the layers of an adapter or a squeeze: Xavier weights, biases near zero."""
     for layer in layers:
         nn.init.xavier_uniform_(layer.weight)
         nn.init.normal_(layer.bias, std=1e-6)
@@ -108,7 +110,7 @@ class Adapter(nn.Module):
 
 
 class AdaptedFFN(FFN):
-    """Feed-forward network whose output passes an adapter, another one for each image.
+    """Feed-forward network followed by an adapter, a separate one for each image.
 
     Args:
         embed_dims: Width.
@@ -143,7 +145,7 @@ class CrossAttention(nn.Module):
         self.output = nn.Linear(embed_dims, embed_dims)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attend: three of ``(B, n, D)`` to one."""
+        """Attend from ``query`` to ``key`` and ``value``, all ``(B, n, D)``, as is the result."""
         projected = (self.query(query), self.key(key), self.value(value))
         heads = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in projected)
         return self.output(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
@@ -154,8 +156,8 @@ class CoupledPrompt(nn.Module):
 
     Args:
         embed_dims: Width D.
-        scrambled_values: Whether the coupling reads the prompts, which lie channels last, as if
-            they lay channels first, as the published code does; this mixes tokens and channels.
+        scrambled_values: Whether the coupling reads the channels-last prompts as if they were
+            channels first, as the published code does; this mixes tokens and channels.
     """
 
     def __init__(self, embed_dims: int, scrambled_values: bool) -> None:
@@ -173,7 +175,7 @@ class CoupledPrompt(nn.Module):
         """Couple the tokens of both images: all inputs and outputs are ``(B, h, w, D)``.
 
         Returns:
-            The prompt for the next block, and what is added to the tokens of image and copy.
+            The prompt for the next block, and the terms to add to the tokens of image and copy.
         """
         prompt = prompt + self.self_attn(self.norm1(prompt))
         prompt = self.self_ffn(self.norm2(prompt), identity=prompt)
@@ -199,7 +201,7 @@ class CoupledPrompts(nn.Module):
         patch_size: Side of a patch.
         in_channels: Channels of an image.
         scrambled_values: See :class:`CoupledPrompt`.
-        gate_init: Start of the gates, which multiply the prompts.
+        gate_init: Initial value of the gates, which multiply the prompts.
         train_gates: Whether the gates are trained.
     """
 
@@ -226,7 +228,7 @@ class CoupledPrompts(nn.Module):
     def forward(
         self, images: Tensor, image: Sequence[Tensor], gamma: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Add prompts: to two lists of four maps ``(B, D, h, w)``, as they are returned.
+        """Add prompts to two lists of four maps ``(B, D, h, w)``; return lists of the same shapes.
 
         Args:
             images: The sum of both images ``(B, 3, H, W)``.
@@ -252,24 +254,24 @@ class DualViTSAM(ViTSAM):
     Args:
         arch: As mmpretrain's ``ViTSAM``; four layers have global attention, and the maps after
             them become the skips. The width must be a multiple of 48.
-        img_size: Side of the images, of which the position embeddings have the size.
+        img_size: Side of the images in pixels, which sets the size of the position embeddings.
         neck_channels: Channels of the neck's map.
         lora_rank: Rank of the updates of queries and values, shared by the two images.
         adapter_reduction: Width over the width of an adapter's bottleneck.
         scrambled_values: See :class:`CoupledPrompt`; the paper's figure has False.
-        gate_init: Start of the prompts' gates. With 0 the prompt blocks have no gradient until
-            the gates have left it.
-        train_gates: Whether the gates are trained, as the paper means. In the published code they
-            are constants of unknown value.
+        gate_init: Initial value of the prompts' gates. With 0 the prompt blocks get no gradient
+            until the gates have moved away from 0.
+        train_gates: Whether the gates are trained, as in the paper. In the published code they are
+            constants of unknown value.
         pretrained: Checkpoint of SAM's image encoder that training starts from, in the names of
-            SAM, mmpretrain or the published code. With None the frozen encoder must come from a
-            checkpoint of the whole model.
+            SAM, mmpretrain or the published code. With None the weights of the frozen encoder must
+            come from a checkpoint of the complete model.
         init_cfg: See ``ViTSAM``.
 
     Raises:
-        ValueError: If ``arch`` is unknown, has another number of global layers or a width that the
-            heads do not divide, as SAM's large and huge encoders; in the forward pass, if images
-            have another size than ``img_size``.
+        ValueError: If ``arch`` is unknown, does not have four global layers, or has a width that is
+            not divisible by the number of heads, as in SAM's large and huge encoders; in the
+            forward pass, if images have a size other than ``img_size``.
     """
 
     #: How often the decoder doubles the size of each skip, finest level first.
@@ -308,7 +310,7 @@ class DualViTSAM(ViTSAM):
             init_cfg=init_cfg,
         )
         self.pretrained = pretrained
-        # from here on the layers return their tokens: the neck sees those of the last alone
+        # from here on the layers return their tokens: the neck is applied to the last ones only
         self.out_channels = 0
         self.neck_channels, self.skip_channels = neck_channels, (width,) * NUM_LEVELS
         for layer in self.layers:
@@ -328,7 +330,7 @@ class DualViTSAM(ViTSAM):
         )
 
     def init_weights(self) -> None:
-        """Start anew, with SAM's weights from ``pretrained``."""
+        """Initialize all weights, then load SAM's from ``pretrained``."""
         super().init_weights()
         if self.pretrained is not None:
             load_encoder(self, self.pretrained)
@@ -339,8 +341,8 @@ class DualViTSAM(ViTSAM):
             height, width = image.shape[-2:]
             expected = "x".join(map(str, self.img_size))
             raise ValueError(
-                f"images must have img_size, {expected} pixels, for which the position embeddings"
-                f" are, got {height}x{width}: resize them in the data pipeline"
+                f"images must have img_size, {expected} pixels, as the position embeddings do, got"
+                f" {height}x{width}: resize them in the data pipeline"
             )
         maps = super().forward(torch.cat([image, gamma]))
         necks = self.channel_reduction(maps[-1]).chunk(2)
@@ -351,7 +353,7 @@ class DualViTSAM(ViTSAM):
 
 @MODELS.register_module()
 class DualPyramid(BaseModule):
-    """A backbone of four maps of strides 4 to 32 for two images, all of it trained.
+    """Trainable backbone with four maps of strides 4 to 32, applied to two images.
 
     Args:
         backbone: Config of the backbone, such as ``dict(type="mmvssm.VMamba")``.
@@ -360,7 +362,7 @@ class DualPyramid(BaseModule):
         init_cfg: Initialisation.
 
     Raises:
-        ValueError: In the forward pass, if the sides of images are no multiples of 32.
+        ValueError: In the forward pass, if the sides of the images are not multiples of 32.
     """
 
     num_upsamples = (1, 1, 1, 1)
@@ -409,7 +411,7 @@ class Upsample(nn.Sequential):
 
 
 class DilatedFusion(nn.Module):
-    """The paper's dilated fusion attention: reduce, weigh the channels, convolve with holes.
+    """The paper's dilated fusion attention: reduce, weight the channels, dilated convolution.
 
     Args:
         in_channels: Channels of the concatenated maps.
@@ -436,7 +438,7 @@ class DilatedFusion(nn.Module):
 
 
 class Decoder(BaseModule):
-    """From the neck's map up to full size, with a skip and a prediction at each of four levels.
+    """Decoder from the neck's map to full size, with a skip and a prediction at each of 4 levels.
 
     Args:
         widths: Channels of the levels, finest first.
@@ -462,7 +464,7 @@ class Decoder(BaseModule):
         inner = (*widths[1:], neck_channels)
         self.fusions = ModuleList(DilatedFusion(x + y, x) for x, y in zip(widths, inner))
         self.heads = ModuleList(self._head(width, widths[0]) for width in widths)
-        del self.heads[0].fuse  # the finest is predicted without
+        del self.heads[0].fuse  # the finest level is predicted without it
 
     @staticmethod
     def _head(in_channels: int, width: int) -> nn.Sequential:

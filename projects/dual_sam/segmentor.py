@@ -1,4 +1,4 @@
-"""The segmentor: two encoded images, two decoders, a loss between them, votes for a mask."""
+"""Dual-SAM segmentor: two encoded images, two decoders, a mutual loss, votes for a mask."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from .network import Branch, Decoder
 class DualSAM(BaseSegmentor):
     """Segment animals in an image with the help of its gamma-corrected copy.
 
-    A prediction is a probability map, which samples get three times: ``probability`` at the size of
-    the network's input, ``seg_logits`` at that of the original image, and as ``pred_sem_seg`` with
-    a threshold.
+    A prediction is a probability map, stored in three fields of each sample: ``probability`` at the
+    size of the network's input, ``seg_logits`` at that of the original image, and ``pred_sem_seg``,
+    the latter with a threshold applied.
 
     Args:
         backbone: Config of a :class:`~.network.DualViTSAM` or :class:`~.network.DualPyramid`.
         loss: Config of the loss.
         decoder_widths: Channels of the decoders' levels, finest first; multiples of 16.
         crossed_skips: Whether each decoder gets the skips of the other image, as in the published
-            code; in the paper's figure it gets its own.
+            code; in the paper's figure it gets those of its own image.
         consistent_votes: See :func:`~.connectivity.vote`.
         threshold: Probability above which a pixel is animal; the default is 65 of 255, rounded.
         data_preprocessor: Config of mmseg's ``SegDataPreProcessor``.
@@ -86,7 +86,7 @@ class DualSAM(BaseSegmentor):
         return self.mutual_loss(*self._forward(inputs), masks)
 
     def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict] | None = None) -> Tensor:
-        """Return probabilities ``(B, 1, H, W)``, by the votes of the image's decoder alone."""
+        """Return probabilities ``(B, 1, H, W)`` from the votes of the image's decoder alone."""
         image_logits, _ = self._forward(inputs)
         return vote(image_logits[0].float().sigmoid(), self.consistent_votes)
 

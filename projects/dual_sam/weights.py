@@ -1,6 +1,7 @@
-"""Names of weights: of SAM's image encoder and of the published code, from and to ours.
+"""Renaming of weights between our names and those of SAM's image encoder and the published code.
 
-As a command it converts a checkpoint of a whole model, or with ``--to-original`` one of ours back:
+As a command it converts a checkpoint of a complete model to our names, or with ``--to-original``
+from our names to the published ones:
 
     python -m projects.dual_sam.weights dual_sam.pth ours.pth
 """
@@ -19,7 +20,7 @@ from mmvssm.families.rules import Rename
 from mmvssm.messages import join_names
 
 _LAYER, _BLOCK = "backbone.layers.{i}.", "backbone.prompts.blocks.{i}."
-#: Beginnings of names in the published code and in ours, outside of the decoders.
+#: Prefixes of names in the published code and in ours, outside the decoders.
 _PREFIXES = {
     "sam.image_encoder.pos_embed": "backbone.pos_embed",
     "sam.image_encoder.patch_embed.proj.": "backbone.patch_embed.projection.",
@@ -31,7 +32,7 @@ _PREFIXES = {
     "global_adapter.patch_embed.proj.": "backbone.prompts.patch_embed.",
     "global_adapter.pos_embed": "backbone.prompts.pos_embed",
 }
-#: What follows them.
+#: What follows these prefixes.
 _PARTS = {
     _LAYER: {
         "norm1.": "ln1.",
@@ -62,7 +63,7 @@ _PARTS = {
 _UPSAMPLE = {"conv_up.": "up.", "conv_fu.": "fuse."}
 _FUSION = {"pw1.": "reduce.", "se.fc.": "squeeze.", "pw2.": "dilate."}
 _HEAD = {"0.": "up.", "1.up.": "fuse.", "1.pre.": "predict."}
-#: Modules of the image's decoder: in the published code, in ours, and what follows them.
+#: Modules of the image's decoder: names in the published code and in ours, and what follows them.
 _DECODER = (
     ("de12", "", "skips.3.0.", _UPSAMPLE),
     ("de9", "", "skips.2.0.", _UPSAMPLE),
@@ -75,7 +76,7 @@ _DECODER = (
 
 
 def _decoder_rules() -> Iterator[Rename]:
-    """Yield the rules of both decoders; the copy's names have another digit at their end."""
+    """Yield the rules of both decoders; the copy's names end in one more digit."""
     for name, number, ours, parts in _DECODER:
         gamma = name + ("1" if name.startswith("de") else name[-1])
         for decoder, stem in enumerate((name, gamma)):
@@ -103,7 +104,7 @@ RULES = (
 
 
 def key_to_ours(key: str) -> str | None:
-    """Return our name of a key of the published code; None for one without use."""
+    """Return our name for a key of the published code, or None if the key is unused."""
     for rule in RULES:
         renamed = rule.to_ours(key)
         if renamed is None:
@@ -113,7 +114,7 @@ def key_to_ours(key: str) -> str | None:
 
 
 def key_to_original(key: str) -> str | None:
-    """Return the published code's name of one of our keys; None for one that it lacks."""
+    """Return the published code's name for one of our keys, or None if it has none."""
     name = key
     for rule in reversed(RULES):
         renamed = rule.to_original(name, key, ())
@@ -127,7 +128,7 @@ def encoder_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights of SAM's image encoder in mmpretrain's names.
 
     Args:
-        weights: A checkpoint of SAM, of mmpretrain's ``ViTSAM`` or of a whole Dual-SAM.
+        weights: State dict of SAM, of mmpretrain's ``ViTSAM`` or of a complete Dual-SAM.
     """
     found = {}
     for key, value in weights.items():
@@ -147,13 +148,13 @@ def load_encoder(encoder: nn.Module, path: str | Path) -> None:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        CheckpointError: If it is no checkpoint or lacks weights of the encoder.
+        CheckpointError: If the file is not a checkpoint or lacks weights of the encoder.
     """
     if not Path(path).exists():
         raise FileNotFoundError(
             f"there is no checkpoint {str(path)!r} of SAM's image encoder: download SAM ViT-B"
-            " (sam_vit_b_01ec64.pth of facebookresearch/segment-anything), or name another file by"
-            " model.backbone.pretrained"
+            " (sam_vit_b_01ec64.pth of facebookresearch/segment-anything), or set"
+            " model.backbone.pretrained to another file"
         )
     weights = encoder_weights(select_weights(read_checkpoint(path)).tensors)
     added = ("lora_", ".adapters.", "prompts.")
@@ -167,19 +168,21 @@ def load_encoder(encoder: nn.Module, path: str | Path) -> None:
 
 
 def main() -> None:
-    """Convert the names in a checkpoint."""
+    """Convert the names of the weights in a checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("src", type=Path, metavar="SRC", help="checkpoint of a whole Dual-SAM")
+    parser.add_argument("src", type=Path, metavar="SRC", help="checkpoint of a complete Dual-SAM")
     parser.add_argument("dst", type=Path, metavar="DST", help="file to write, .pth or .safetensors")
-    parser.add_argument("--to-original", action="store_true", help="from our names to theirs")
-    parser.add_argument("--force", action="store_true", help="replace a file that exists")
+    parser.add_argument(
+        "--to-original", action="store_true", help="convert our names to the published ones"
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite DST if it exists")
     args = parser.parse_args()
     rename = key_to_original if args.to_original else key_to_ours
     known = "backbone." if args.to_original else "desam."
     try:
         weights = select_weights(read_checkpoint(args.src)).tensors
         if not any(key.startswith(known) for key in weights):
-            raise CheckpointError(f"{str(args.src)!r} has no key that begins with {known!r}")
+            raise CheckpointError(f"{str(args.src)!r} has no key that starts with {known!r}")
         renamed = {rename(key): value for key, value in weights.items()}
         renamed.pop(None, None)
         path = write_checkpoint(args.dst, dict(state_dict=renamed, meta={}), force=args.force)

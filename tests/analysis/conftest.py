@@ -1,4 +1,4 @@
-"""The tools of analysis run in this process, and micro networks of all families."""
+"""Fixtures: analysis tools run in this process, and micro networks of all families."""
 
 import runpy
 import sys
@@ -30,7 +30,7 @@ def demo(demo_config):
 
 @pytest.fixture
 def run_tool(capsys, monkeypatch):
-    """Runs a tool: its exit status, 0 or a message, and what it printed."""
+    """Runs a tool; returns its exit status (0 or a message) and what it printed."""
 
     def run(tool, *arguments):
         monkeypatch.setattr(sys, "argv", [str(tool), *map(str, arguments)])

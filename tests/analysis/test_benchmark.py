@@ -48,7 +48,7 @@ def test_peak_memory_is_exact():
 
 
 class Recorder(nn.Module):
-    """One weight; notes how it is run."""
+    """Model of one weight that records how it is run."""
 
     def __init__(self):
         super().__init__()
@@ -62,7 +62,7 @@ class Recorder(nn.Module):
 
 
 def test_compiled_models_run_beside_themselves(monkeypatch):
-    """Each setting compiles anew, for its own sizes."""
+    """Each setting is compiled separately, for its own sizes."""
     made, compiler = [], torch.compile
     monkeypatch.setattr(
         torch,
@@ -146,7 +146,7 @@ def test_refuses(settings, message):
 
 
 def test_tool(run_tool, tmp_path):
-    """Two classifiers in one run, as numbers and pictures."""
+    """Two classifiers in one run, written as numbers and as pictures."""
     names = ["vim-micro_digits-cls", "efficient-vmamba-micro_digits-cls"]
     files = [tmp_path / f"speed.{suffix}" for suffix in ("json", "png", "svg")]
     configs = [DEMO / f"{name}.py" for name in names]

@@ -1,4 +1,4 @@
-"""Grad-CAM gives the map that the definition does, with ours and with mmpretrain's tool."""
+"""Grad-CAM maps of our tool and of mmpretrain's agree with the definition."""
 
 import importlib.util
 import runpy
@@ -44,7 +44,7 @@ def photo(tmp_path):
 
 
 def expected_map(model, x, label):
-    """Grad-CAM by hand: of a mean of pixels and a linear layer, or of the patch tokens."""
+    """Grad-CAM by hand, for a mean over pixels and a linear layer, or for the patch tokens."""
     backbone, head = model.backbone, model.head.fc
     if not isinstance(backbone, PlainBackbone):
         return torch.einsum("chw,c->hw", backbone(x)[-1][0], head.weight[label]).clamp(min=0)
@@ -115,7 +115,7 @@ def test_segmentors_and_detectors(library, photo, tmp_path):
 
 
 def test_the_last_norm_gives_what_the_backbone_does(demo):
-    """The stock tool takes its output for (B, C, H, W)."""
+    """The stock tool expects its output to be (B, C, H, W)."""
     backbone = demo()
     if isinstance(backbone, PlainBackbone):
         pytest.skip("gives tokens, which the stock tool can tell apart")

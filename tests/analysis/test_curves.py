@@ -1,4 +1,4 @@
-"""Curves of logs: every kind of log that is known, resumed runs, and the tool."""
+"""Curves from logs: every supported kind of log, resumed runs, and the tool."""
 
 import json
 import math
@@ -27,7 +27,7 @@ def trained(epoch, iteration, loss):
 
 
 def test_scalars_of_mmengine_by_epoch(tmp_path):
-    """Ten iterations an epoch, of which every fifth is logged."""
+    """Ten iterations per epoch, of which every fifth is logged."""
     lines = [trained(1, 5, 4.0), trained(1, 10, 3.0), {"accuracy/top1": 20.0, "time": 1, "step": 1}]
     lines += [trained(2, 15, 2.0), trained(2, 20, 1.0), {"accuracy/top1": 60.0, "step": 2}]
     found = read_curves(write(tmp_path / "scalars.json", *lines))
@@ -116,7 +116,7 @@ def test_logs_of_mmcv(tmp_path):
 
 
 def test_text_of_swin(tmp_path):
-    """Both accuracies are printed alike; the line behind tells them apart."""
+    """Both accuracies are printed in the same way; the line after them tells which is which."""
     head = "[2024-03-01 00:00:00 vssm1_tiny_0230s] (main.py 389): INFO "
     lines = []
     for epoch, (top1, ema) in enumerate([(10.5, 0.25), (30.5, 12.0)]):
@@ -140,7 +140,7 @@ def test_text_of_swin(tmp_path):
 
 
 def test_text_of_timm(tmp_path):
-    """A test counts its batches to the last index, and all lines tell means of what was seen."""
+    """A test counts batches up to the last index; every line has means over the batches so far."""
     lines = []
     for epoch, losses in enumerate((("6.93", "6.91"), ("6.5", "6.25"))):
         for step, loss in zip((0, 9), losses):
@@ -194,7 +194,7 @@ def test_text_of_local_mamba(tmp_path):
     ],
 )
 def test_tables(tmp_path, name, header):
-    """Resumed after the second epoch, which left a row behind that was cut off."""
+    """Resumed after the second epoch; the interrupted run left a truncated row."""
     last = ",0.001" if header.endswith("lr") else ""
     rows = [f"0,6.9,6.5,1.5,5.0{last}", f"1,6.5,6.0,9.5,20.0{last}", "2,6.1"]
     found = read_curves(write(tmp_path / name, header, *rows, header, f"2,6,5.5,19,40{last}"))
@@ -222,7 +222,7 @@ def test_refuses(tmp_path):
         read_curves(tmp_path / "absent.txt")
     with pytest.raises(FileNotFoundError, match="has no "):
         read_curves(tmp_path)
-    with pytest.raises(ValueError, match="no curves of a known kind"):
+    with pytest.raises(ValueError, match="no curves in a known log format"):
         read_curves(write(tmp_path / "a.txt", "Epoch 1 of 2: fine"))
 
 
@@ -251,4 +251,4 @@ def test_tool_refuses(tmp_path, run_tool, monkeypatch):
     assert "no log has mIoU" in run_tool(TOOL, "log.txt", "--keys", "mIoU")[0]
     assert "there is no log 'absent'" in run_tool(TOOL, "absent")[0]
     status, streams = run_tool(TOOL, "log.txt", "--labels", "a", "b")
-    assert status == 2 and "--labels must be as many as logs" in streams.err
+    assert status == 2 and "--labels must name all" in streams.err

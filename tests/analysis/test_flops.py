@@ -27,7 +27,7 @@ CONFIGS = ROOT / "configs"
 
 
 def test_scan_by_hand():
-    """Routes that visit a pixel more often project it as often."""
+    """A route that visits a pixel several times projects it as many times."""
     batch, pixels, channels, states, rank, routes = 2, 12, 5, 3, 2, 4
     shapes = (routes * channels, states), (routes, channels, rank)
     once = routes * channels * ((9 * states + 1) + rank)
@@ -85,7 +85,7 @@ def test_layers_add_up():
 
 
 def test_bars_make_up_the_model():
-    """At any depth; what is in no layer that deep, or only trains, is the rest."""
+    """At any depth; modules outside such layers, or used only in training, are the rest."""
     cfg = Config.fromfile(CONFIGS / "demo/vmamba-micro_upernet_digits-seg.py")
     found = count_flops(build_without_weights(cfg), (128, 128))
     unit = 1e9 if found.macs > 1e8 else 1e6
@@ -108,7 +108,7 @@ def test_cost_follows_the_image_and_leaves_the_model_alone():
 
 
 def test_of_plain_classifiers_follows_the_image():
-    """All but the head grows with the patches: 4x4 of them, and 8x8."""
+    """All but the head grows with the number of patches: 4x4, then 8x8."""
     head = dict(type="LinearClsHead", num_classes=10, in_channels=32)
     arch = dict(embed_dims=32, num_layers=2)
     backbone = dict(type="mmvssm.LocalVim", arch=arch, img_size=64)
@@ -146,14 +146,14 @@ def test_mmengine_counts_the_scans(backbone):
         backbone.eval(), (3, 64, 96), show_table=False, show_arch=False
     )
     own = count_flops(backbone, (64, 96))
-    # MMEngine counts the pooling of squeezing gates besides
+    # MMEngine also counts the pooling of squeeze gates
     assert own.macs <= found["flops"] <= 1.001 * own.macs
     assert found["params"] == own.parameters
 
 
 @pytest.mark.parametrize("cls", [Vim, LocalVim])
 def test_mmengine_counts_the_scans_of_tokens(cls):
-    """By the papers' formula, whatever the family's."""
+    """By the papers' formula, for any family."""
     backbone = cls(dict(embed_dims=32, num_layers=1), img_size=64).eval()
     found = get_model_complexity_info(backbone, (3, 64, 64), show_table=False, show_arch=False)
     scans = [m for m in backbone.modules() if hasattr(m, "scan_parameters")]
@@ -173,7 +173,7 @@ def test_fvcore_counts_the_scans():
 
 
 def test_stock_tool_gives_the_figure_of_readme(monkeypatch, capsys):
-    """The tool of mmpretrain as it is, which leaves the head out: 0.81 G."""
+    """The unmodified tool of mmpretrain, which omits the head: 0.81 G."""
     tool = Path(mmpretrain.__file__).parent / ".mim/tools/analysis_tools/get_flops.py"
     config = CONFIGS / "efficient_vmamba/efficient-vmamba-tiny_8xb128_in1k.py"
     monkeypatch.setattr(sys, "argv", [str(tool), str(config)])
@@ -210,7 +210,7 @@ def test_tool_counts_at_the_size_of_the_tests(tool):
 
 
 def test_tool_of_a_config_of_a_library_alone(tool, tmp_path):
-    """Swin-T without anything of this package: 4.5 G in its paper, norms and all."""
+    """Swin-T without anything from this package: 4.5 G in its paper, including norms."""
     config = tmp_path / "swin.py"
     config.write_text("_base_ = 'mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py'\n")
     out = tool(config, "--depth", 0)[1].out

@@ -23,7 +23,7 @@ def scanning_layers(backbone):
 
 @contextmanager
 def scans_of(mixer):
-    """Each scan's input and what it gives for it, routes apart, all else being held fixed."""
+    """Return each scan's input, and its output for it by route, all other inputs being fixed."""
     calls, run = [], mixer.run_scan
 
     def keep(x, routes, *, merge="sum", param_sets=slice(None)):
@@ -75,7 +75,7 @@ def check_against_gradients(backbone, layer, image):
                     row = route.row(place)
                     atol = 1e-9 * expected.abs().max().item()
                     assert torch.allclose(row, expected, rtol=1e-6, atol=atol)
-                    # a place that the route does not visit hears of none
+                    # a position that the route does not visit is influenced by none
                     assert (route.written == place).any() or not row.any()
         assert next(routes, None) is None
     return found
@@ -100,7 +100,7 @@ def test_class_tokens_have_influence(place):
     assert all(value != 0 for value in found.merged.cls_values)
     of_token = influence(backbone, image, 1, 0)
     assert of_token.merged.query is None
-    # along the sequence and back the token hears of every patch
+    # forwards and backwards along the sequence, every patch influences the token
     assert of_token.merged.values.count_nonzero() == 15
     draw_influence(of_token).canvas.draw()
 
@@ -131,14 +131,14 @@ def test_smaller_maps_are_resized():
 
 
 def test_kinds():
-    """A scan of one state: what is left is below one, and the product of the others' parts."""
+    """With one state, what remains is below one, and the product of the parts of the steps."""
     backbone = VMamba(dict(embed_dims=16, depths=(1,)), out_indices=(0,)).eval()
     image = torch.randn(1, 3, 24, 32)
     found = {kind: influence(backbone, image, 0, (0.5, 0.5), kind) for kind in KINDS}
     rows = {kind: result.routes[0].values.flatten() for kind, result in found.items()}
     row, column = found["decay"].merged.query
     query = row * 8 + column
-    for values in rows.values():  # along the rows nothing comes back
+    for values in rows.values():  # along the rows nothing flows backwards
         assert values[: query + 1].all() and not values[query + 1 :].any()
     decay = rows["decay"][: query + 1]
     assert decay[-1] == 1 and (decay.diff() > 0).all()
@@ -151,10 +151,10 @@ def test_kinds():
     ("change", "message"),
     [
         (dict(kind="attention"), "kind must be one of influence, activation, decayed, decay"),
-        (dict(query=(0.5, 1.5)), "query must be two shares from 0 to 1"),
-        (dict(query=0), "query must be a class token of 0, got number 0"),
+        (dict(query=(0.5, 1.5)), "query must be two fractions from 0 to 1"),
+        (dict(query=0), "query must be below 0, the number of class tokens, got 0"),
         (dict(layer=1), "layer must be from 0 to 0, got 1"),
-        (dict(image=torch.zeros(2, 3, 32, 32)), "image must be a single one"),
+        (dict(image=torch.zeros(2, 3, 32, 32)), r"image must have shape \(1, C, H, W\)"),
     ],
 )
 def test_refuses(change, message):

@@ -20,7 +20,7 @@ DIGITS = ROOT / "configs" / "demo" / "vmamba-micro_digits-cls.py"
 
 
 def blobs(number, width=5, scale=1.0, shift=0.0):
-    """Three classes whose means are apart in the first three of the features."""
+    """Three classes whose means differ in the first three features."""
     labels = torch.arange(number) % 3
     values = 0.1 * torch.randn(number, width)
     values[torch.arange(number), labels] += 1
@@ -67,13 +67,13 @@ def test_refuses(wrong):
     with pytest.raises(ValueError, match="must be positive"):
         train_probe(blobs(6), blobs(6), **wrong)
     wide = Features(torch.zeros(6, 9), blobs(6).labels)
-    with pytest.raises(ValueError, match="of one width: 5, 9"):
+    with pytest.raises(ValueError, match="the same width, got 5 and 9"):
         train_probe(blobs(6), wide)
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Some demo digits, and two checkpoints: random weights, and a backbone that sees nothing."""
+    """Some demo digits, and two checkpoints: random weights, and weights that are all zero."""
     folder = tmp_path_factory.mktemp("probe")
     tool = ROOT / "tools" / "make_demo_data.py"
     command = [sys.executable, tool, folder / "data", "--task", "cls"]
@@ -91,7 +91,7 @@ def place(tmp_path_factory):
 
 
 def test_features_are_those_of_the_head(place, monkeypatch):
-    """Of images in order, as the test reads them, of the training data, too."""
+    """Images come in order and with the test pipeline, for the training data as well."""
     monkeypatch.chdir(place)
     cfg = Config.fromfile(DIGITS)
     model = build_model(cfg)
@@ -109,7 +109,7 @@ def test_features_are_those_of_the_head(place, monkeypatch):
 
 
 def test_tool(place, run_tool, monkeypatch):
-    """Random features tell digits apart, no features do not."""
+    """Random features separate the digits; constant features do not."""
     monkeypatch.chdir(place)
     files = ["p.json", "p.png", "p.svg"]
     options = ["--batch-size", 50, "--epochs", 20]

@@ -1,4 +1,4 @@
-"""Receptive fields are the gradients they are defined by, for every family."""
+"""Receptive fields agree with the gradients that define them, for every family."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def test_images_without_finite_gradients_are_skipped():
         receptive_field(backbone, [bad])
     with pytest.raises(ValueError, match="there are no images"):
         receptive_field(backbone, [])
-    with pytest.raises(ValueError, match=r"one size, got \(16, 16\) and \(16, 20\)"):
+    with pytest.raises(ValueError, match=r"the same size, got \(16, 16\) and \(16, 20\)"):
         receptive_field(backbone, [good, torch.randn(1, 3, 16, 20)])
 
 

@@ -37,7 +37,7 @@ def test_flops_of_a_backbone_are_linear_in_pixels():
 
 
 def test_metrics_are_those_of_the_checkpoint_whatever_is_timed():
-    """Batch norms take note of the noise that a training is timed with."""
+    """Timing a training step feeds noise to batch norms, which must not affect the metrics."""
     backbone = EfficientVMamba(dict(embed_dims=8, depths=(1,)), out_indices=(0,))
     seen = lambda size: {k: float(v.sum()) for k, v in backbone.state_dict().items()}  # noqa: E731
     before = seen(None)
@@ -54,7 +54,7 @@ def test_sizes_that_the_model_does_not_take_are_refused_before_any_run(monkeypat
 
 
 def test_models_normalise_as_the_config_says():
-    """Configs of mmpretrain say it outside of the model, where MMEngine's runner finds it."""
+    """Configs of mmpretrain define it outside the model, where MMEngine's runner looks for it."""
     model = build_model(Config.fromfile(DIGITS))
     assert model.data_preprocessor.mean.flatten().tolist() == [80] * 3
     model = get_model("efficient-vmamba-tiny_8xb128_in1k")
@@ -94,7 +94,7 @@ def test_pipelines_to_two_sides_keep_their_proportion(name, size, scale):
 
 
 def test_segmentors_without_a_resize_get_one_before_their_annotations():
-    """Their maps are compared at the images' own size."""
+    """Their maps are compared at the original image size."""
     cfg = Config.fromfile(ROOT / "configs/demo/vmamba-micro_upernet_digits-seg.py")
     steps = pipeline_at(cfg.test_dataloader.dataset.pipeline, 64)
     assert [step["type"] for step in steps] == [
@@ -105,7 +105,7 @@ def test_segmentors_without_a_resize_get_one_before_their_annotations():
 
 @pytest.fixture
 def place(tmp_path, monkeypatch, run_tool):
-    """A folder with six black and six white images, and a classifier that knows them apart."""
+    """A folder with six black and six white images, and a classifier that separates them."""
     import cv2
     import numpy as np
 

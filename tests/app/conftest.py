@@ -1,4 +1,4 @@
-"""Networks of the demo's configs with the weights that training starts from, and images."""
+"""Fixtures: networks of the demo's configs with their initial weights, and images."""
 
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def explorer(checkpoint):
 
 @pytest.fixture
 def image(tmp_path):
-    """Writes an image of the given size, another at each pixel; returns its path and pixels."""
+    """Writes an image of the given size whose pixels all differ; returns its path and pixels."""
 
     def write(height, width):
         rng = np.random.default_rng(0)

@@ -55,7 +55,7 @@ def browser():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        # without its sandbox, which a container's root has no right to
+        # without the sandbox, which root in a container is not allowed to use
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield chromium
         chromium.close()
@@ -63,7 +63,7 @@ def browser():
 
 @pytest.fixture
 def served(tmp_path):
-    """Serves the page of a network; gives its address, and checks whom the server asked."""
+    """Serves the page of a network; returns its address, and checks which hosts it contacted."""
     asked_for = tmp_path / "asked-for"
     guard = tmp_path / "guard"
     guard.mkdir()
@@ -91,7 +91,7 @@ def served(tmp_path):
             server.terminate()
             server.wait(timeout=30)
         assert not asked_for.exists(), asked_for.read_text()
-        # no copy of an image stays
+        # no copy of an image is left behind
         assert not list(temporary.glob("mmvssm-app-*"))
 
     return serve
@@ -99,7 +99,7 @@ def served(tmp_path):
 
 @pytest.fixture
 def open_page(browser):
-    """Opens an address; gives the page, and checks what it asked for and complained of."""
+    """Opens an address; returns the page, and checks its requests and console errors."""
 
     @contextlib.contextmanager
     def open_address(address):
@@ -121,20 +121,20 @@ def open_page(browser):
 
 
 def upload(page, path):
-    """Give the page an image, and wait for all that follows."""
+    """Upload an image to the page, and wait until everything is updated."""
     page.locator("#image input[type=file]").set_input_files(path)
     page.locator("#field img").wait_for()
 
 
 def pixels_of(page, name):
-    """The picture that stands in a place of the page."""
+    """Return the picture shown at a place of the page."""
     source = page.locator(f"#{name} img").get_attribute("src")
     content = page.request.get(source).body()
     return np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
 
 
 def influence_after(page, action):
-    """The map of influence that replaces the one that is there."""
+    """Wait for a new influence map and return it."""
     before = page.locator("#influence img").get_attribute("src")
     action()
     page.locator(f"#influence img:not([src='{before}'])").wait_for()
@@ -147,7 +147,7 @@ def choose_layer(page, number):
 
 
 def listeners(port):
-    """Addresses of this machine that somebody listens on, as the kernel writes them."""
+    """Return the listening addresses of this machine, as the kernel writes them."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     sockets = (row[1].split(":") for row in rows if row[3] == "0A")
     return {address for address, at in sockets if int(at, 16) == port}
@@ -182,7 +182,7 @@ def test_classifier_of_the_demo(served, open_page, tmp_path):
         page.wait_for_timeout(500)
         assert routes.screenshot() != first
 
-        # a click on the left below, and the map of the pixel there
+        # a click at the lower left, and the map of the pixel there
         middle = pixels_of(page, "influence")
         assert np.abs(middle - np.asarray(explorer.influence(scene, 0, (0.5, 0.5)))).mean() < 1
         box = page.locator("#seen img").bounding_box()
@@ -202,7 +202,7 @@ def test_classifier_of_the_demo(served, open_page, tmp_path):
         influence_after(page, lambda: choose_layer(page, 3))
         page.get_by_text("4 routes over 2x2 pixels.").wait_for()
 
-        # a broken image is named, and the page goes on
+        # a broken image is reported, and the page keeps working
         (tmp_path / "broken.png").write_bytes(b"no image")
         page.get_by_label("Remove Image").click()
         page.locator("#image input[type=file]").set_input_files(tmp_path / "broken.png")
@@ -249,7 +249,7 @@ def test_layers_without_scans(served, open_page, checkpoint, image):
     config, weights = checkpoint("mambavision-micro_digits-cls")
     path, _ = image(32, 32)
     with served(config, weights) as address, open_page(address) as page:
-        page.get_by_text("2 of which scan. The others convolve or attend").wait_for()
+        page.get_by_text("2 of which scan. The others use convolution or attention").wait_for()
         upload(page, path)
         assert page.locator("#routes img").count() == 1
         choose_layer(page, 0)

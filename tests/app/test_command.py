@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture
 def refusal(monkeypatch, capsys):
-    """Runs the command up to its refusal, with packages missing or there; returns the message."""
+    """Runs the command until it exits with an error; returns the message."""
     find = importlib.util.find_spec
 
     def run(*arguments, lacking=()):

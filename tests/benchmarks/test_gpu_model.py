@@ -1,4 +1,4 @@
-"""The model of GPU time: its arithmetic by hand, and what it reads."""
+"""The model of GPU time: its arithmetic checked by hand, and its inputs."""
 
 import json
 import shutil
@@ -110,7 +110,7 @@ def test_bytes_and_floor_by_hand():
 @pytest.mark.parametrize(
     ("stride", "width", "cycles", "bytes_moved"),
     [
-        (0, 4, 1, 32),  # one place for all
+        (0, 4, 1, 32),  # the same address for all
         (4, 4, 1, 128),
         (2, 2, 1, 64),
         (16, 16, 4, 512),
@@ -207,7 +207,7 @@ def run_tool(*arguments):
 def test_unknown_shape_is_refused():
     done = run_tool("--shape", "nothing of that name")
     assert done.returncode == 2
-    assert "no scan is called so; there are v0-tiny stage1 224x224 bs128" in done.stderr
+    assert "must be part of the name of a scan (v0-tiny stage1 224x224 bs128" in done.stderr
 
 
 @pytest.mark.slow

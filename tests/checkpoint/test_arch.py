@@ -1,4 +1,4 @@
-"""Families, archs and options are found from keys, shapes and what files say of themselves."""
+"""Families, archs and options are found from keys, shapes and metadata of files."""
 
 import random
 from dataclasses import replace
@@ -33,7 +33,7 @@ PLAIN = dict(embed_dims=16, num_layers=4)
 
 
 def shapes(kind, arch, class_rows=True, **options):
-    """Shapes of a backbone; authors save tables without the rows of class tokens."""
+    """Return shapes of a backbone; the authors save tables without the rows of class tokens."""
     given = Found(find_declared(kind), arch, options).shapes()
     if not class_rows:
         batch, rows, width = given["pos_embed"]
@@ -42,7 +42,7 @@ def shapes(kind, arch, class_rows=True, **options):
 
 
 def loads_into(found, given):
-    """Whether the backbone loads weights of these shapes."""
+    """Return whether the backbone loads weights of these shapes."""
     with torch.device("meta"):
         weights = {key: torch.empty(shape) for key, shape in given.items()}
         return found.build().load_state_dict(weights, assign=True) == ([], [])
@@ -50,7 +50,7 @@ def loads_into(found, given):
 
 @pytest.mark.parametrize("config", DEMOS, ids=lambda path: path.stem)
 def test_demo_configs(config):
-    """Networks without a name are recognised, and known by their config or its stored text."""
+    """Networks without a name are recognised by shape, by their config or by its stored text."""
     backbone = Config.fromfile(config).model.backbone.to_dict()
     kind, arch = backbone.pop("type"), backbone.pop("arch")
     given = shapes(kind, arch, **backbone)
@@ -224,7 +224,7 @@ def text_of(**backbone):
 
 @pytest.mark.parametrize("options", [dict(out_norm=False), {}])
 def test_stored_config_is_data(options):
-    """The outputs and the image size of the weights count."""
+    """The outputs and the image size of the weights take precedence."""
     start = dict(type="Pretrained")
     text = text_of(type="VMamba", arch=dict(MICRO), out_norm=False, init_cfg=start)
     found = convert(dict(state_dict=micro_weights(**options), meta=dict(cfg=text))).found
@@ -282,7 +282,7 @@ def test_what_files_say_is_bounded(arch):
 
 
 def test_damaged_shapes_are_refused():
-    """Whatever the shapes are, the answer is an error in words, and comes soon."""
+    """Whatever the shapes are, a clear error is raised quickly."""
     chance = random.Random(0)
     sizes = (0, 1, 3, 10**6, 2**40, 2**62)
     for family in [*FAMILIES.values()] * 2:
@@ -341,6 +341,6 @@ def test_family_of_another_project():
     finally:
         for name in ("snake_vmamba", "twin"):
             FAMILIES.pop(name, None)
-    # unless it is declared, it is nobody's
+    # unless it is declared, it belongs to no family
     with pytest.raises(UnknownFamilyError, match=r"vmamba does not have: .*snake.*--import"):
         convert(weights)

@@ -1,4 +1,4 @@
-"""What convert makes of a file for each task, and what goes back to the original projects."""
+"""Conversion of files for each task, and back to the original projects."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ MICRO = dict(embed_dims=8, depths=(1, 1, 1, 1))
 
 
 def classifier_of(kind, arch):
-    """Weights of a classifier, which take no memory."""
+    """Return the weights of a classifier, which take no memory."""
     options = {} if kind in ("Vim", "LocalVim") else dict(out_indices=3)
     with torch.device("meta"):
         backbone = getattr(mmvssm.models, kind)(arch, **options)
@@ -69,12 +69,12 @@ def test_the_layers_alone():
     rest = {key for key in weights if key.startswith(("head.", "backbone.norm3"))}
     assert converted.state_dict.keys() == weights.keys() - rest and not converted.reinitialised
     (entry, layers), *_ = to_original(converted).items()
-    # what the authors' detectors start from has no prefix, and the names of the first release
+    # weights that the authors' detectors start from have no prefix, and the first release's names
     assert entry == "model" and "layers.0.blocks.0.self_attention.Ds" in layers
 
 
 def said(kind, arch, **options):
-    """What a file of ours says of a network without a name."""
+    """Return what a file of ours stores about a network without a name."""
     return dict(mmvssm=dict(type=f"mmvssm.{kind}", arch=arch, options=options))
 
 
@@ -88,7 +88,7 @@ HEADS = {
 @pytest.mark.parametrize(("content", "heads"), HEADS.items())
 @pytest.mark.parametrize(("arch", "name"), [("v0-tiny", "self_attention"), ("tiny-s1l8", "op")])
 def test_names_for_weights_trained_here(content, heads, arch, name):
-    """The first variants get the names that all code of their authors reads."""
+    """The first variants get the names that every version of their authors' code reads."""
     weights = classifier_of("VMamba", arch)
     if heads:
         weights = {key: value for key, value in weights.items() if not key.startswith("head.")}
@@ -97,7 +97,7 @@ def test_names_for_weights_trained_here(content, heads, arch, name):
     (restored,) = to_original(converted).values()
     prefix = "backbone." if heads else ""
     assert f"{prefix}layers.0.blocks.0.{name}.Ds" in restored
-    # what was converted goes back as it came, whatever its arch
+    # converted files go back to their original form, whatever their arch
     again = convert(restored)
     other = "current" if name == "op" else "first-release"
     assert again.names == other
@@ -120,7 +120,7 @@ def test_out_norms_of_a_file_stay():
 
 
 def test_class_rows_do_not_go_back_to_segmentors():
-    """Those of Vim's authors remove the class token; our table keeps its row."""
+    """Segmentors of Vim's authors remove the class token; our table keeps its row."""
     options = dict(drop_cls_token=True, out_norm=False, out_indices=(0, 1, 2, 3))
     backbone = Vim(PLAIN, img_size=64, out_type="featmap", **options)
     weights = backbone.state_dict(prefix="backbone.")
@@ -137,7 +137,7 @@ def test_arch_that_shapes_do_not_show():
     weights = classifier_of("LocalVim", "small")
     meta = convert(weights, arch="small-searched").meta
     assert meta["mmvssm"]["arch"] == "small-searched"
-    # a product remembers it, unless other weights have come into the file
+    # a converted file keeps it, unless other weights have been put into it
     assert convert(dict(state_dict=weights, meta=meta)).found.arch == "small-searched"
     others = classifier_of("LocalVim", "tiny")
     with pytest.warns(UserWarning, match="names mmvssm.LocalVim small-searched as its"):
@@ -188,7 +188,7 @@ def test_heads_are_held_against_a_config(config, content):
 
 @pytest.mark.parametrize("kind", ["Vim", "LocalVim", "VMamba"])
 def test_other_image_sizes(tmp_path, kind):
-    """MMEngine resizes position embeddings when it loads a product, whichever way it does."""
+    """MMEngine resizes position embeddings on every way of loading a converted file."""
     arch = dict(embed_dims=8, depths=(1, 1), pos_embed=True) if kind == "VMamba" else PLAIN
     options = dict(arch=arch, out_indices=(1,) if kind == "VMamba" else -1)
     small = getattr(mmvssm.models, kind)(img_size=64, **options)
@@ -206,7 +206,7 @@ def test_other_image_sizes(tmp_path, kind):
     by_load_from = torch.nn.ModuleDict(dict(backbone=MODELS.build(large)))
     load_checkpoint(by_load_from, str(path), strict=True)
     assert torch.equal(by_init_cfg.pos_embed, by_load_from["backbone"].pos_embed)
-    # both give what the small model makes of such an image
+    # both return what the small model returns for such an image
     image = torch.randn(1, 3, 96, 160)
     with torch.no_grad():
         (expected,), (result,) = small.eval()(image), by_init_cfg.eval()(image)
@@ -223,7 +223,7 @@ def test_meta():
     assert meta["dataset_meta"] == dict(classes=("a", "b"))
     own = meta["mmvssm"]
     assert (own["type"], own["arch"], own["weights"]) == ("mmvssm.VMamba", "v0-tiny", "ema")
-    # said of the product, it stays true when that is converted again
+    # stored in the converted file, it stays true when that is converted again
     again = convert(dict(state_dict=convert(checkpoint).state_dict, meta=meta))
     assert again.meta["mmvssm"]["weights"] == "ema"
 
@@ -243,7 +243,7 @@ def renamed(prefix, weights):
 @pytest.mark.parametrize("prefix", ["model.", "model.encoder.", "module.net0.model."])
 @pytest.mark.parametrize("kind", ["VMamba", "Vim"])
 def test_what_code_of_others_put_before_names(prefix, kind):
-    """Lightning's ``model.`` and the like; what lies outside of it is no part of the network."""
+    """Lightning's ``model.`` and the like; keys without the prefix are not part of the network."""
     weights = classifier_of(kind, next(iter(getattr(mmvssm.models, kind).arch_settings)))
     plain = convert(weights)
     original = to_original(plain)["model"]
@@ -257,19 +257,19 @@ def test_what_code_of_others_put_before_names(prefix, kind):
 def test_several_networks_behind_prefixes():
     weights = classifier_of("VMamba", "v0-tiny")
     both = renamed("student.", weights) | renamed("teacher.", weights)
-    with pytest.raises(ValueError, match=r"several networks, in student\., teacher\."):
+    with pytest.raises(ValueError, match=r"several networks, with prefixes student\., teacher\."):
         convert({"state_dict": both})
 
 
 def test_the_grid_of_a_rectangular_training():
-    """It is read from a file of ours; of others a square one is assumed, and said."""
+    """The grid is read from our files; for others a square one is assumed, with a message."""
     weights = Vim(PLAIN, img_size=(128, 512)).state_dict(prefix="backbone.")
     weights |= {"head.fc.weight": torch.zeros(5, 16), "head.fc.bias": torch.zeros(5)}
     meta = said("Vim", PLAIN)
     converted = convert({"state_dict": weights, "meta": meta})
     assert converted.found.options["img_size"] == (128, 512)
     del weights["backbone.pos_grid"]
-    with pytest.warns(UserWarning, match="which is taken for 16x16 patches"):
+    with pytest.warns(UserWarning, match="assuming 16x16 patches"):
         converted = convert({"state_dict": weights, "meta": meta})
     assert converted.found.options["img_size"] == 256
     assert converted.state_dict["backbone.pos_grid"].shape == (16, 16, 0)

@@ -1,4 +1,4 @@
-"""Vim's detectors as Detectron2 saves them: the same heads under its names and under ours."""
+"""Vim's detectors as Detectron2 saves them: equal heads under its names and under ours."""
 
 import math
 import pickle
@@ -113,7 +113,7 @@ class Heads(nn.Module):
 
 
 def anchors_of(height, width, stride):
-    """Rows of pixels, their pixels, then ratios of height to width; areas of (8 strides)^2."""
+    """Return anchors by row, pixel, then ratio of height to width, with areas (8 strides)^2."""
     boxes = []
     for y in range(height):
         for x in range(width):
@@ -126,7 +126,7 @@ def anchors_of(height, width, stride):
 
 
 def decode(boxes, deltas, weights):
-    """Boxes moved in terms of their sizes, which are scaled by exponentials."""
+    """Return boxes shifted relative to their sizes, which are scaled by exponentials."""
     sizes = boxes[:, 2:] - boxes[:, :2]
     deltas = deltas / torch.tensor(weights)
     centers = boxes[:, :2] + sizes / 2 + deltas[:, :2] * sizes
@@ -138,7 +138,7 @@ def decode(boxes, deltas, weights):
 
 
 def write_config(name, folder):
-    """A config as a user writes it: thin heads on a small backbone of the published kind."""
+    """Write a config like a user's: thin heads on a small backbone of the published kind."""
     config = Config.fromfile(CONFIGS / f"{name}.py")
     model, thin = config.model, dict(in_channels=CHANNELS, conv_out_channels=CHANNELS)
     arch = dict(embed_dims=CHANNELS, num_layers=2, cls_token="none", rope=True, divide_out=False)
@@ -201,7 +201,7 @@ def test_heads_compute_the_same(case):
 
 @DETECTORS
 def test_boxes_mean_the_same(case):
-    """Anchors, their order in the RPN's outputs, and what deltas do."""
+    """Anchors, their order in the RPN's outputs, and the effect of deltas are the same."""
     model, (height, width) = build(case.config), (2, 3)
     for level, stride in enumerate((4, 8, 16, 32, 64)):
         anchors = model.rpn_head.prior_generator.single_level_grid_priors(
@@ -255,7 +255,7 @@ def test_what_configs_say_is_left_out(case):
 
 @THE_CASCADE
 def test_other_heads_of_detectron2(case):
-    """A box head of two layers, as its first Mask R-CNN has, is none of the project's."""
+    """A box head of two layers, as in its first Mask R-CNN, is not one of the project's."""
     checkpoint = dict(model={**case.weights, "roi_heads.box_head.0.fc2.weight": torch.ones(1)})
     with pytest.raises(ValueError, match=r"1 left over: roi_heads\.box_head\.0\.fc2\.weight"):
         case.convert(checkpoint)

@@ -1,4 +1,4 @@
-"""What a file says of its own arch is data: nothing is imported, and little is built."""
+"""The arch that a file stores is data: nothing is imported, and little is built."""
 
 import resource
 import sys
@@ -13,7 +13,7 @@ TINY = dict(embed_dims=16, depths=(1, 1, 1, 1))
 
 
 def file_of(model, **arch):
-    """A training's checkpoint whose stored config names another arch."""
+    """Return a training checkpoint whose stored config names another arch."""
     fields = ", ".join(f"{name}={value!r}" for name, value in arch.items())
     text = f"model = dict(backbone=dict(type='mmvssm.{type(model).__name__}', {fields}))"
     state_dict = {f"backbone.{key}": value for key, value in model.state_dict().items()}

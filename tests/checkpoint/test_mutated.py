@@ -24,12 +24,12 @@ from torch import nn
 
 from mmvssm.checkpoint.reading import CheckpointError, HostileFileError, Inert, read_checkpoint
 
-SECONDS = 10  # for a file, of which honest ones of the size take milliseconds
+SECONDS = 10  # per file; valid files of this size take milliseconds
 COUNT = 280  # damaged at random
 
 
 class Mutated(NamedTuple):
-    """A file, and what must become of it: ``hostile``, ``refused``, or ``any`` of reading it."""
+    """File and its expected outcome: ``hostile``, ``refused``, or ``any`` if it may be read."""
 
     path: Path
     kind: str
@@ -58,7 +58,7 @@ def released() -> dict:
 
 
 def save_zip(path: Path, pickled: bytes, members: dict[str, bytes]) -> None:
-    """An archive with true checksums and another pickle."""
+    """Write an archive with another pickle and valid checksums."""
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in members.items():
             archive.writestr(name, pickled if name.endswith("/data.pkl") else data)
@@ -70,7 +70,7 @@ def read_members(data: bytes) -> dict[str, bytes]:
 
 
 def split_legacy(data: bytes) -> tuple[bytes, bytes, bytes]:
-    """What stands before the pickle of the content, this, and what stands behind it."""
+    """Return the bytes before the pickle of the content, the pickle, and the bytes after it."""
     stream, ends = io.BytesIO(data), [0]
     for _ in range(4):
         for _ in pickletools.genops(stream):
@@ -100,7 +100,7 @@ def call(function: bytes, *arguments: bytes) -> bytes:
 
 
 def hostile_operations(canary: Path) -> dict[str, bytes]:
-    """Many ways of making the file ``canary`` when a pickle is loaded."""
+    """Return pickles that create the file ``canary`` when loaded, in many ways."""
     path, command = text(str(canary)), text(f"touch {canary}")
     code = text(f"open({str(canary)!r}, 'w')")
     system = name_of("os", "system")
@@ -283,7 +283,7 @@ def excessive_arrays() -> dict[str, bytes]:
 
 
 def excessive_operations(depth: int) -> dict[str, bytes]:
-    """What no honest file asks for; all of it is refused."""
+    """Return operations that no valid file contains; all of them are refused."""
     keys = b"}(" + b"".join(number(i) + b"N" for i in range(1000)) + b"u"
     return {
         "nested tuples": b")" + b"\x85" * depth,
@@ -345,12 +345,12 @@ def collisions(count: int) -> bytes:
 
 
 def with_entry(pickled: bytes, operations: bytes) -> bytes:
-    """A pickle of a dict with one more entry, last of all."""
+    """Return a pickle of a dict with one more entry at the end."""
     return pickled[:-1] + text("extra") + operations + b"s."
 
 
 def within_optimizer(pickled: bytes, operations: bytes) -> bytes:
-    """A pickle with ``operations`` where the optimizer's state begins."""
+    """Return a pickle with ``operations`` at the start of the optimizer's state."""
     mark = text("optimizer")
     start = pickled.index(mark) + len(mark)
     start += 2 if pickled[start : start + 1] == b"q" else 5  # the name's place in the memo
@@ -358,7 +358,7 @@ def within_optimizer(pickled: bytes, operations: bytes) -> bytes:
 
 
 def shuffle_bytes(data: bytes, rng: random.Random) -> bytes:
-    """Bits flipped, or a part cut off, left out, doubled, inserted, or overwritten."""
+    """Flip bits, or cut off, remove, double, insert or overwrite a part."""
     start = rng.randrange(len(data))
     part = data[start : start + rng.choice((1, 4, 30, 300))]
     behind = data[start + len(part) :]
@@ -497,7 +497,7 @@ def watch(event: str, arguments: tuple) -> None:
 
 @pytest.fixture
 def audit():
-    """Collects what Python runs; the hook itself stays for the life of the interpreter."""
+    """Collects the audit events of Python; the hook cannot be removed from the interpreter."""
     global seen
     for name in ("cp437", "raw_unicode_escape"):  # imported when files first need them
         codecs.lookup(name)
@@ -508,12 +508,12 @@ def audit():
 
 
 class TooSlow(BaseException):
-    """What no handler of errors catches."""
+    """Exception that no error handler catches."""
 
 
 @pytest.fixture
 def clock():
-    """Ends what takes longer than any file should."""
+    """Interrupts whatever takes longer than any file should."""
 
     def stop(*_):
         raise TooSlow
@@ -570,7 +570,7 @@ def test_mutated_files(tmp_path, audit, clock):
 
 
 def test_hostile_files_are_hostile(tmp_path):
-    """The canary is made where a file is not read safely."""
+    """Reading the files without protection does create the canary."""
     operations = hostile_operations(tmp_path / "canary")
     for kind in ("os.system", "builtins.eval", "INST", "late name", "attribute of a module"):
         pickle.loads(b"\x80\x04" + operations[kind] + b".")

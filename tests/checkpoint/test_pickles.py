@@ -37,7 +37,7 @@ def run(data: bytes):
 
 
 class Options(dict):
-    """As yacs and others keep options."""
+    """Options as yacs and others keep them."""
 
     def __init__(self, values):
         super().__init__(values)
@@ -45,7 +45,7 @@ class Options(dict):
 
 
 class small_options(dict):
-    """Classes have small first letters at times."""
+    """Class with a lower-case name, as some projects have."""
 
 
 class Color(enum.Enum):
@@ -116,7 +116,7 @@ OBJECTS += [logging.getLogger("a"), typing.Optional[int], list[int], type(None)]
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("value", OBJECTS, ids=lambda value: type(value).__name__)
 def test_honest_objects_become_inert(value, protocol):
-    """Beside values that are kept."""
+    """Objects become inert, while plain values next to them are kept."""
     try:
         data = pickle.dumps(["before", value, "behind"], protocol)
     except (TypeError, pickle.PicklingError, AttributeError):
@@ -144,7 +144,7 @@ def run_with_arrays(value, protocol):
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("array", ARRAYS, ids=lambda array: f"{array.dtype}{array.shape}")
 def test_arrays(array, protocol):
-    """Each is one tensor for all that refer to it, whose numbers may be changed."""
+    """An array becomes one writable tensor, shared by all references to it."""
     got, again = run_with_arrays([array, array], protocol)
     expected = torch.from_numpy(array.copy())
     assert torch.equal(got, expected) and got.dtype == expected.dtype

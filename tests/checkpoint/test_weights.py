@@ -1,4 +1,4 @@
-"""Which weights of a file are averages, and which are as trained."""
+"""Selection of averaged weights and of weights as trained in a file."""
 
 import copy
 
@@ -20,7 +20,7 @@ def prefixed(weights, prefix="module."):
 
 
 def from_ema_hook():
-    """What EMAHook leaves of a model and its average: the two exchanged."""
+    """Return a model and its average as EMAHook saves them: exchanged."""
     averaged = ExponentialMovingAverage(nn.Linear(2, 1)).state_dict()
     return dict(
         meta={},
@@ -97,10 +97,10 @@ UNREAD = {
 
 @pytest.mark.parametrize(("entry", "kind"), UNREAD.values(), ids=UNREAD)
 def test_averages_that_cannot_be_read_are_not_passed_over(entry, kind):
-    """What is wrong with one kind does not keep the other."""
+    """A defect of one kind of weights does not prevent reading the other."""
     checkpoint = dict(model=ONLINE, model_ema=entry)
     for which in ("auto", "ema"):
-        message = f"'model_ema' holds {kind}.*; or take the online weights"
+        message = f"'model_ema' holds {kind}.*; or use the online weights"
         with pytest.raises(ValueError, match=message):
             select_weights(checkpoint, which)
     assert select_weights(checkpoint, "online").tensors.keys() == ONLINE.keys()
@@ -109,7 +109,7 @@ def test_averages_that_cannot_be_read_are_not_passed_over(entry, kind):
 
 
 def test_a_whole_network():
-    """Only a file that is trusted is read to one."""
+    """A pickled module is read only from a trusted file."""
     network = nn.Linear(2, 3)
     assert select_weights(dict(model=copy.deepcopy(network))).tensors.keys() == {"weight", "bias"}
 
@@ -121,7 +121,7 @@ def test_a_whole_network():
         (dict(state={0: {}}, param_groups=[]), "the state of an optimizer but no weights"),
         (dict(model=None, epoch=3), "no weights at its top or under .*; it holds model, epoch"),
         ({}, "it holds nothing"),
-        (dict(model=COUNT), "'model' .* holds no weights, but counters: n_averaged"),
+        (dict(model=COUNT), "'model' .* holds only counters, no weights: n_averaged"),
         (dict(model={"module.a": torch.ones(1), "a": torch.ones(1)}), "'model' holds a twice"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Checkpoints are written whole, under the digits of their hash."""
+"""Checkpoints are written atomically, with the digits of their hash in the name."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ def test_torch_file(tmp_path):
     loaded = torch.load(product, weights_only=True)
     assert loaded["meta"] == CONTENT["meta"] and loaded["state_dict"].keys() == {"x", "y"}
     assert all(torch.equal(loaded["state_dict"][k], v) for k, v in CONTENT["state_dict"].items())
-    # the same content has the same name elsewhere, in a folder that is made
+    # the same content has the same name elsewhere, in a folder that is created
     assert write_checkpoint(tmp_path / "new" / "deep" / "net.pth", CONTENT).name == product.name
 
 
@@ -66,7 +66,7 @@ def test_nothing_is_replaced_unless_forced(tmp_path, suffix):
 
 
 def test_what_is_replaced_is_not_written_to(tmp_path):
-    """Another name of the old file keeps its content."""
+    """A hard link to the old file keeps its content."""
     product = write_checkpoint(tmp_path / "net.pth", CONTENT)
     product.write_bytes(b"mine")
     (tmp_path / "other").hardlink_to(product)
@@ -96,7 +96,7 @@ def test_progress(tmp_path):
     done = [done / total for done, total in calls]
     assert done == sorted(done) and done[0] < 0.1 and done[-1] == 1
     assert any(0.2 < part < 0.3 for part in done) and any(0.7 < part < 0.8 for part in done)
-    # safetensors says nothing while it writes: the bar must stand there before
+    # safetensors reports no progress while it writes, so the bar must appear before
     calls.clear()
     content["meta"] = {}
     write_checkpoint(tmp_path / "a.safetensors", content, progress=lambda *call: calls.append(call))
@@ -112,9 +112,9 @@ def test_places(tmp_path):
         output_path(tmp_path / "absent", "x.pth")
     (tmp_path / "file").touch()
     for target in ("file/a.pth", "file/", "file/new/a.pth"):
-        with pytest.raises(ValueError, match=r"file' is a file, .*: name a folder to write"):
+        with pytest.raises(ValueError, match=r"file' is a file or .*: name a folder to write"):
             output_path(f"{tmp_path}/{target}", "x.pth")
     (tmp_path / "link").symlink_to("absent")
-    with pytest.raises(ValueError, match=r"link' is a file, or a link to nothing"):
+    with pytest.raises(ValueError, match=r"link' is a file or a broken link"):
         output_path(tmp_path / "link" / "a.pth", "x.pth")
     assert {path.name for path in tmp_path.iterdir()} == {"file", "link"}

@@ -1,4 +1,4 @@
-"""Demo data in small numbers, and the same pixels laid out as ImageNet, COCO and ADE20K."""
+"""Fixtures: little demo data, and the same pixels laid out as ImageNet, COCO and ADE20K."""
 
 import importlib.util
 import json
@@ -42,7 +42,7 @@ def data(tool, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def benchmarks(data, tmp_path_factory):
-    """A folder `data` in which the digits lie as the three benchmarks do."""
+    """A folder `data` with the digits in the layout of the three benchmarks."""
     folder = tmp_path_factory.mktemp("benchmarks") / "data"
     imagenet, coco = folder / "imagenet", folder / "coco"
     ade = folder / "ade" / "ADEChallengeData2016"
@@ -74,7 +74,7 @@ def benchmarks(data, tmp_path_factory):
 @pytest.fixture(scope="session", name="learning_rates")
 def learning_rates_fixture():
     def learning_rates(cfg, epoch_length, steps):
-        """The learning rate of each of the iterations `steps`, stepped as the runner does."""
+        """Return the learning rate at each iteration in `steps`, stepped as by the runner."""
         lr = cfg.optim_wrapper.optimizer.lr
         optimizer = torch.optim.SGD([torch.zeros(1)], lr=lr)
         length = cfg.train_cfg.get("max_epochs") or cfg.train_cfg.max_iters

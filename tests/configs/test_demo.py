@@ -32,7 +32,7 @@ def demo(root):
 
 @pytest.fixture
 def run(demo, root, data, monkeypatch, capfd):
-    """Calls the demo next to the demo data; what it and its tools print, and the exit status."""
+    """Runs the demo next to its data; returns the output, its tools' included, and exit status."""
     monkeypatch.chdir(data.parent)
     monkeypatch.setenv("PYTHONPATH", str(root))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -91,7 +91,7 @@ def test_unknown_task(run, capfd):
 
 @pytest.mark.parametrize("name", ["cls", "det", "seg"])
 def test_pictures(demo, root, data, name, tmp_path, monkeypatch):
-    """Predictions that repeat the annotations give the same panel twice, and no red title."""
+    """Predictions equal to the annotations give the same panel twice, and no red title."""
     monkeypatch.chdir(data.parent)
     task = demo.TASKS[name]
     cfg = Config.fromfile(root / "configs" / "demo" / task.config)

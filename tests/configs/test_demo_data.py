@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 
 
 def contents(folder):
-    """Every file below a folder with its bytes."""
+    """Return the bytes of every file in a folder."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 

@@ -1,4 +1,4 @@
-"""The metafiles against the configs, the models they build, and the pages made of them."""
+"""The metafiles agree with the configs, the models they build, and the generated pages."""
 
 import os
 import re
@@ -36,7 +36,7 @@ SMALLEST = [f"{family.prefix}-{next(iter(family.backbone.arch_settings))}"
 
 
 def by_cost(names, quick):
-    """Parameters of a test, those that are not quick left out by default."""
+    """Return parameters of a test, of which only the quick ones run by default."""
     return [name if quick(name) else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
@@ -46,7 +46,7 @@ def variant(name):
 
 
 def build(name):
-    """The model of a config, without memory for its weights."""
+    """Build the model of a config, without memory for its weights."""
     with torch.device("meta"):
         return build_model(Config.fromfile(ROOT / MODELS[name]["Config"]))
 
@@ -124,11 +124,11 @@ def test_results_of_one_text_copy_are_marked():
     for name in marked:
         (row,) = re.findall(rf"^\|.*/{name}\.py\).*$", page, re.MULTILINE)
         assert "(text)" in row
-    assert page.count("(text): read from a text copy of the paper") == 2
+    assert page.count("(text): taken from a text copy of the paper") == 2
 
 
 def test_model_index_library_reads_it():
-    """MIM's search and download go through this library."""
+    """MIM's search and download use this library."""
     modelindex = pytest.importorskip("modelindex")
     index = modelindex.load(str(INDEX))
     index.build_models_with_collections()
@@ -189,7 +189,7 @@ PUBLISHED = {
     "vmamba-base-s2l15": (108, 485.5, 122.07, 1170.3),
     "vmamba-tiny-s1l8": (49.76, 271.2, 61.90, 948.8),
     "msvmamba-micro": (32, 201, 42, 875),
-    # 252 stands in the paper, see its page
+    # the paper says 252, see its page
     "msvmamba-tiny": (53, 265, 65, 942),
     "msvmamba-v3-tiny": (52, 275),
     "msvmamba-v3-small": (70, 349),
@@ -213,7 +213,7 @@ def test_detectors_and_segmentors_are_the_published_ones(arch):
 
 
 def test_local_vim_counted_as_vim():
-    """The figures that its page gives beside the authors'."""
+    """The figures that its page gives next to the authors'."""
     text = " ".join((FOLDERS["local_vim"] / "README.md").read_text().split())
     for arch in ("tiny", "tiny-mid-cls", "small"):
         macs = count_flops(build(f"local-vim-{arch}_8xb128_in1k"), cost=FAMILIES["vim"].cost).macs
@@ -276,7 +276,7 @@ def test_what_the_tool_refuses(copy):
     assert "'README' or 'log', got 'mmvssm'" in done.stderr
     shutil.rmtree(copy / "docs")
     done = run_zoo(copy)
-    assert done.returncode == 1 and "is no checkout" in done.stderr
+    assert done.returncode == 1 and "is not a checkout" in done.stderr
 
 
 def test_help():
@@ -310,6 +310,8 @@ def test_picture_is_what_the_command_draws(family, tmp_path):
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     subprocess.run(command, cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": path})
     old, new = cv2.imread(str(committed)), cv2.imread(str(tmp_path / "new.png"))
-    assert old.shape == new.shape
-    # fonts and edges may differ from one matplotlib to the next
-    assert np.abs(old.astype(int) - new).mean() < 8
+    # fonts and edges may differ from one matplotlib to the next, which cuts them off
+    assert np.abs(np.subtract(old.shape, new.shape)).max() <= 2
+    size = old.shape[1] // 4, old.shape[0] // 4
+    old, new = (cv2.resize(p, size, interpolation=cv2.INTER_AREA) for p in (old, new))
+    assert np.abs(old.astype(int) - new).mean() < 8  # 20 and more for other routes

@@ -1,4 +1,4 @@
-"""Small networks of every family learn real digits, by the command that a user types."""
+"""Small networks of every family learn real digits with the command that a user types."""
 
 import json
 import os
@@ -14,7 +14,7 @@ MICRO = sorted(path.stem for path in (ROOT / "configs" / "demo").glob("*-micro_d
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where the tools run: the demo data are its folder `data`."""
+    """Folder where the tools run, with the demo data in its folder `data`."""
     folder = tmp_path_factory.mktemp("micro")
     tool = ROOT / "tools" / "make_demo_data.py"
     subprocess.run(

@@ -1,4 +1,4 @@
-"""Training options, each laid over configs in every form and run by the tools."""
+"""Training options, each applied to configs in every form and run by the tools."""
 
 import inspect
 import json
@@ -20,6 +20,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
 
+from abilities import needs_sharding, needs_whole_graphs
 from mmvssm.engine import ChannelsLastHook, runtime
 from mmvssm.engine.cli import load_config
 from mmvssm.models.layers.block import CheckpointedBlock
@@ -54,14 +55,14 @@ SHORT = (
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, one_thread):
-    """Leaves out notes on machine and config, which cost more than the steps."""
+    """Skips logging of machine and config, which takes longer than the steps."""
     monkeypatch.setattr(Config, "pretty_text", "not formatted")
     monkeypatch.setattr(Runner, "_log_env", lambda runner, env_cfg: None)
 
 
 @pytest.fixture
 def train(data, tmp_path, monkeypatch):
-    """Runs tools/train.py in this process, beside the demo data; returns the work folder."""
+    """Runs tools/train.py in this process, next to the demo data; returns the work folder."""
     monkeypatch.chdir(data.parent)
     monkeypatch.setenv("LOCAL_RANK", "0")
 
@@ -130,7 +131,7 @@ def test_names_and_page():
 
 @pytest.mark.parametrize("name", option_names())
 def test_every_form_says_the_same(name, tmp_path):
-    """By name, by path, and as a line of a file that inherits by path or by name."""
+    """By name, by path, and in a file that inherits by path or by name."""
     option, config = read_option(name), PUBLISHED[len(name) % 3]
     path = str(ROOT / "configs" / config)
     by_name = load_config(path, {}, [name])
@@ -153,7 +154,7 @@ def bare(value):
 
 
 def test_what_no_config_sets_may_stand_in_base(tmp_path):
-    """Two bases may not set the same key, which a compiled or sharded run does not."""
+    """Two bases may not set the same key; compiled and sharded runs set keys of no config."""
     for name in ("compile", "fsdp"):
         mine = tmp_path / f"{name}.py"
         mine.write_text(f"_base_ = ['mmvssm::{PUBLISHED[0]}', 'mmvssm::options/{name}.py']\n")
@@ -201,7 +202,7 @@ def test_gradient_checkpointing_changes_no_number(plain, train, monkeypatch):
 
 
 class Orders(Hook):
-    """Notes which memory order images and the maps of necks and heads are in."""
+    """Records the memory format of images and of the maps of necks and heads."""
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         if batch_idx:
@@ -308,7 +309,7 @@ def test_bfloat16_reaches_the_backbone(train, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="shown on the CPU")
 def test_the_demo_learns_as_well_in_bfloat16(data, tmp_path):
-    """Four of its epochs, in which nothing overflows."""
+    """Four epochs, in which nothing overflows."""
     accuracies = []
     for options in ((), ("--option", "amp-bf16")):
         folder = tmp_path / f"run{len(accuracies)}"
@@ -331,18 +332,25 @@ def test_mixed_precision_on_a_gpu(train, name):
     assert (saved["optimizer"]["loss_scaler"]["scale"] > 1) == (name == "amp-fp16")
 
 
+@needs_whole_graphs
 def test_compiled_training_is_validated(plain, train):
-    """The step as graphs gives the numbers of the eager one, and the validation runs as ever."""
+    """The step in graphs gives the numbers of the eager step, and validation runs as usual."""
     settings = "compile.backend=aot_eager", "val_dataloader.dataset.indices=8"
     folder = train(CLS, "--option", "compile", settings=settings, validate=True)
     assert_same_training(plain, folder, 1e-4)
     assert len(scalars(folder, "accuracy/top1")) == 1
 
 
+def test_compiling_says_which_torch_it_needs(refused, monkeypatch):
+    monkeypatch.delattr(torch.compiler, "is_compiling", raising=False)
+    assert "compile needs torch 2.3 or newer, this is" in refused(CLS, "--option", "compile")
+
+
 @pytest.mark.slow
+@needs_whole_graphs
 @pytest.mark.skipif(not (shutil.which("g++") or torch.cuda.is_available()), reason="no compiler")
 def test_compiled_step(plain, train):
-    """The step compiled by torch's own compiler gives the numbers of the eager one."""
+    """The step compiled by torch's own compiler gives the numbers of the eager step."""
     assert_same_training(plain, train(CLS, "--option", "compile"), 1e-3)
 
 
@@ -414,6 +422,7 @@ def assert_same_end(one, other):
             )
 
 
+@needs_sharding
 def test_fsdp_shares_out_what_ddp_repeats(train_in_two, tmp_path):
     """Two processes that hold half of the model each end as two that hold all of it, also when
     they are resumed in between."""
@@ -427,7 +436,7 @@ def test_fsdp_shares_out_what_ddp_repeats(train_in_two, tmp_path):
         assert_same_end(tmp_path / "copies" / "epoch_2.pth", tmp_path / name / "epoch_2.pth")
 
 
-def test_fsdp_says_what_it_cannot(refused, tmp_path):
+def test_fsdp_says_what_it_cannot(refused, tmp_path, monkeypatch):
     assert "start with tools/dist_train.sh" in refused(CLS, "--option", "fsdp")
     (tmp_path / "averaged.py").write_text(
         f"_base_ = {str(ROOT / 'configs' / CLS)!r}\n"
@@ -436,6 +445,9 @@ def test_fsdp_says_what_it_cannot(refused, tmp_path):
     averaged = tmp_path / "averaged.py"
     message = refused(averaged, "--option", "fsdp", "--launcher", "pytorch")
     assert "EMAHook" in message and "--cfg-options custom_hooks=[]" in message
+    monkeypatch.setattr(torch.cpu, "Stream", object)
+    message = refused(CLS, "--option", "fsdp", "--launcher", "pytorch")
+    assert "FSDPStrategy on a CPU needs torch 2.4 or newer, this is" in message
 
 
 def test_deepspeed_gets_what_the_config_says():
@@ -462,7 +474,7 @@ def test_auto_scale_lr(train, config, base):
 
 
 def test_published_base_batch_size_is_the_recipe_s():
-    """In every family and task, the batch size that the learning rate is meant for."""
+    """The batch size for which the learning rate is meant, in every family and task."""
     first = {}
     for path in sorted((ROOT / "configs").glob("[!_]*/*x*.py")):
         task = path.stem.rpartition("_")[2]

@@ -1,4 +1,4 @@
-"""The configs against the recipes of the published models, which published.yml lists."""
+"""The configs agree with the recipes of the published models, listed in published.yml."""
 
 import re
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ def load(name):
 
 
 def look_up(node, names):
-    """The value at a path, see published.yml; None for what is absent."""
+    """Return the value at a path, see published.yml; None if it is absent."""
     if node is None or not names:
         return node
     name, *rest = names
@@ -52,7 +52,7 @@ def at(cfg, path):
 
 
 def plain(value, **values):
-    """A value in lists and dicts, ``$name`` replaced, without what is absent."""
+    """Return a value as lists and dicts, with ``$name`` replaced and absent values removed."""
     if isinstance(value, Mapping):
         items = {key: plain(item, **values) for key, item in value.items() if key != "_scope_"}
         return {key: item for key, item in items.items() if item is not None}
@@ -64,7 +64,7 @@ def plain(value, **values):
 
 
 def values_of(group, model):
-    """What ``$name`` stands for in the facts of a model."""
+    """Return the values of each ``$name`` in the facts of a model."""
     values = dict(group["models"][model])
     family = max((f for f in PUBLISHED["types"] if model.startswith(f"{f}-")), key=len)
     values.update(type=PUBLISHED["types"][family], arch=model.removeprefix(f"{family}-"))
@@ -99,7 +99,7 @@ def check_parameters(cfg, rule):
     init_default_scope(cfg.default_scope)
     with torch.device("meta"):
         model = MODELS.build(cfg.model)
-    # mixed precision has no part in the groups, and needs a GPU
+    # mixed precision does not affect the groups, and needs a GPU
     options = dict(cfg.optim_wrapper, type="OptimWrapper")
     groups = build_optim_wrapper(model, options).optimizer.param_groups
     by_id = {id(parameter): group for group in groups for parameter in group["params"]}
@@ -181,7 +181,7 @@ def test_images_are_repeated_for_vim():
 
 
 def test_nothing_is_downloaded():
-    """No address of weights is left of the configs that ours inherit."""
+    """No address of weights is left from the configs that ours inherit."""
     plain_models = {path.stem for path in CONFIGS.glob("*vim/*.py")}
     for name in {recipe.values[2] for recipe in RECIPES} | plain_models:
         text = str(load(name).to_dict())

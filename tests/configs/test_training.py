@@ -74,7 +74,7 @@ def read_by_name(name):
 
 
 def inherit(name, tmp_path):
-    """The config as a user's file with `_base_ = 'mmvssm::...'` gets it."""
+    """Return the config as inherited by a user's file with `_base_ = 'mmvssm::...'`."""
     cfg = copy.deepcopy(read_by_name(name))
     cfg.work_dir = str(tmp_path)
     # MMEngine keeps one visualizer per name for the whole process
@@ -83,7 +83,7 @@ def inherit(name, tmp_path):
 
 
 def lighten(model):
-    """Thinner heads and fewer proposals; also boxes of which an untrained detector is unsure."""
+    """Make heads thinner and proposals fewer, and keep boxes of low score."""
     if model.type == "EncoderDecoder":
         model.decode_head.channels = model.auxiliary_head.channels = 32
     if model.type == "CascadeRCNN":
@@ -107,7 +107,7 @@ def lighten(model):
 
 
 def shorten(cfg, batch_size):
-    """One iteration, then two images of the validation set."""
+    """Shorten to one iteration, then two images of the validation set."""
     cfg.train_cfg = dict(type="IterBasedTrainLoop", max_iters=1, val_interval=1)
     cfg.log_processor = dict(by_epoch=False)
     cfg.default_hooks.logger.interval = 1
@@ -122,7 +122,7 @@ def shorten(cfg, batch_size):
 
 
 class Recorder(Hook):
-    """Notes which of the backbone's weights the step moves, and what is predicted."""
+    """Records which of the backbone's weights the step changes, and the predictions."""
 
     def before_train(self, runner):
         self.before = {name: value.clone() for name, value in weights(runner).items()}
@@ -160,7 +160,7 @@ def check_step_and_predictions(monkeypatch, tmp_path):
         assert math.isfinite(step["loss"]) and step["loss"] > 0
         assert 0 <= validation[METRICS[cfg.default_scope]] <= 100
         assert len(recorder.predictions) == 2
-        # drop path may take a branch, and with it the gradient, away from all images of a batch
+        # drop path may drop a branch, and with it the gradient, for all images of a batch
         assert sum(recorder.moved) > 0.7 * len(recorder.moved)
         return runner
 
@@ -187,7 +187,7 @@ def test_published(name, benchmarks, tmp_path, monkeypatch, check_step_and_predi
     if cfg.default_scope == "mmdet" and cfg.model.data_preprocessor.pad_size_divisor > 32:
         cfg.model.data_preprocessor.pad_size_divisor //= factor
     if cfg.optim_wrapper.type == "AmpOptimWrapper":
-        # MMEngine's mixed precision wants a GPU
+        # MMEngine's mixed precision needs a GPU
         cfg.optim_wrapper.type = "OptimWrapper"
     runner = check_step_and_predictions(cfg)
     hooks = [type(hook).__name__ for hook in runner.hooks]
@@ -205,7 +205,7 @@ def test_demo(name, data, tmp_path, monkeypatch, check_step_and_predictions):
 
 @pytest.mark.parametrize("name", [*PUBLISHED, *(f"demo/{name}" for name in DEMO)])
 def test_every_form_says_the_same(name, root, tmp_path):
-    """By path, by name, by `config_path`: but for the scopes that MMEngine notes by name."""
+    """By path, by name and by `config_path`, except for scopes that MMEngine adds by name."""
     path = root / "configs" / f"{name}.py"
     assert Path(mmvssm.config_path(f"{name}.py")).samefile(path)
     by_path = Config.fromfile(path)
@@ -228,7 +228,7 @@ def test_every_form_says_the_same(name, root, tmp_path):
 
 
 def start_of(name, cfg):
-    """A detector's or segmentor's: its arch's released classifier, as the authors take it."""
+    """Return the weights that a dense model starts from: its arch's released classifier."""
     if name.startswith("demo/") or cfg.default_scope == "mmpretrain":
         return None
     variant = f"{family_of(name)}-{arch_of(name)}"
@@ -239,7 +239,7 @@ def start_of(name, cfg):
 
 
 def test_names():
-    """Base names are unique, as `mim` needs, and say the family that the folder names."""
+    """Base names are unique, as `mim` needs, and contain the family that the folder names."""
     stems = [*DEMO, *(name.partition("/")[2] for name in PUBLISHED)]
     assert len(set(stems)) == len(stems)
     for name in PUBLISHED:

@@ -13,7 +13,7 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-#: Half types for compilers that have none of CUDA.
+#: Half-precision types for compilers without CUDA's.
 SHIM = ROOT / "tests" / "cuda_on_cpu" / "shim"
 KERNELS = ROOT / "ops" / "csrc"
 #: Compiler, flags, and what runs the program.
@@ -100,5 +100,5 @@ def test_flags_of_a_platform(monkeypatch, platform):
     assert not [flag for flag in compile_flags if flag.startswith(("-m", "-x"))]
     apart = compile_flags.index("-fopenmp") > 0 and "-Xpreprocessor" in compile_flags
     assert apart == (platform == "darwin")
-    # torch brings the library on a Mac: a second one would end the process
+    # torch comes with the library on a Mac: a second one would abort the process
     assert ("-fopenmp" in link_flags) == (platform == "linux")

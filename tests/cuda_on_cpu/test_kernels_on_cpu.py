@@ -222,7 +222,7 @@ def test_long_sequences(programs, case):
 
 
 def rule(programs, sizes):
-    """How scan_rules.h cuts a scan on a device of 132 multiprocessors."""
+    """Return how scan_rules.h cuts a scan on a device of 132 multiprocessors."""
     status, output = run(programs / "driver", "rule", *sizes.split())
     assert status == 0, output
     words = output.split()
@@ -268,7 +268,7 @@ def test_long_sequences_are_cut_until_the_device_is_full(programs, sizes, backwa
     ],
 )
 def test_no_multiprocessor_gets_much_more_than_its_share(programs, sizes, backward):
-    """The tiles of the one with the most blocks, beside an even share of all tiles."""
+    """Compare the tiles of the busiest multiprocessor with an even share of all tiles."""
     cut = rule(programs, f"{sizes} backward={backward}")
     batch, routes = (int(word.split("=")[1]) for word in sizes.split()[:2])
     blocks = batch * routes * cut["parts"]
@@ -331,7 +331,7 @@ def test_too_much_shared_memory_is_an_error(programs):
 
 
 def read_dump(path):
-    """The arrays that ``driver ... dump=path`` wrote, as float64 tensors."""
+    """Return the arrays that ``driver ... dump=path`` wrote, as float64 tensors."""
     arrays = {}
     with open(path, "rb") as file:
         while line := file.readline():
@@ -342,7 +342,7 @@ def read_dump(path):
 
 
 def assert_close(arrays, gradients, y):
-    """Outputs of the kernels against the values and gradients of the PyTorch definition."""
+    """Compare outputs of the kernels with values and gradients of the PyTorch definition."""
     y.backward(arrays["dy"].view_as(y))
     pairs = {"y": y.detach(), **{name: leaf.grad for name, leaf in gradients.items()}}
     for name, want in pairs.items():

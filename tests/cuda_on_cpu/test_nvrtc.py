@@ -68,7 +68,7 @@ def both_passes(device, form, arguments):
 
 
 def expected(form, arguments):
-    """The same by the float64 definition and autograd."""
+    """Return the same results from the float64 definition and autograd."""
     if form == "1d":
         names = ("u", "delta", "A", "B", "C", "D", "delta_bias")
         leaves = {n: t.double().requires_grad_() for n, t in zip(names, arguments)}
@@ -186,7 +186,7 @@ def test_older_nvrtc_compiles_the_kernels(package, standin_folder, home, tmp_pat
 @needs_nvrtc
 @pytest.mark.parametrize(("form", "problem"), FORMS)
 def test_scan_through_nvrtc_and_the_driver(form, problem, standin_folder, home, capfd, monkeypatch):
-    """Forward and backward against the definition; the second call finds all ready."""
+    """Forward and backward agree with the definition; the second call compiles nothing."""
     device = StandIn(standin_folder)
     arguments = problem(d_state=1)
     outputs, gradients = both_passes(device, form, arguments)
@@ -219,7 +219,7 @@ def test_scan_through_nvrtc_and_the_driver(form, problem, standin_folder, home, 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("d_state", [1, 5, 20])
 def test_addresses_and_sizes_of_routes(device, dtype, d_state):
-    """Repeats, holes and other rows written than read; then a call at other addresses."""
+    """Repeats, holes and rows written other than those read; then a call at other addresses."""
     table = torch.tensor([[0, 5, -1, 5, 11], [3, -1, 2, 1, 0]] * 2).int()
     out = torch.tensor([[0, 1, 2, -1, 3], [4, 0, 0, 1, 2]] * 2).int()
     for _ in range(2):
@@ -253,13 +253,13 @@ def test_empty_batch_starts_nothing(device):
 
 def test_too_large_a_rank_is_refused(device):
     with pytest.raises(
-        ValueError, match=r"more than a block of this device .* N = 3 and this step rank R"
+        ValueError, match=r"than a block of this device has .* N = 3 and this step rank R"
     ):
         SCAN_2D(device, *scan_2d(side=2, dt_rank=5000).values(), None, False)
 
 
 def test_much_shared_memory_is_asked_for(device):
-    """A block may have more than 48 KB only where its kernel was told so."""
+    """A block may have more than 48 KB only if that was set for its kernel."""
     SCAN_2D(device, *scan_2d(side=2, dt_rank=100).values(), None, False)
     (launch,) = [words for words in device.log() if "route_forward_kernel" in words[-1]]
     assert int(launch[3]) > 48 * 1024
@@ -281,7 +281,7 @@ def test_new_sizes_are_refused_while_a_graph_is_captured(device):
     SCAN_2D(device, *arguments.values(), None, False)
     device.capturing = True
     SCAN_2D(device, *arguments.values(), None, False)
-    with pytest.raises(RuntimeError, match="run it once before"):
+    with pytest.raises(RuntimeError, match="run the call once before the capture"):
         SCAN_2D(device, *scan_2d(side=4).values(), None, False)
 
 
@@ -329,7 +329,7 @@ def test_kept_kernels_are_of_their_sources(home, monkeypatch):
 
 @needs_nvrtc
 def test_text_is_read_as_before_compiling():
-    """NVRTC of CUDA 12.1 leaves the thread in another locale, where files are read as ASCII."""
+    """NVRTC of CUDA 12.1 changes the thread's locale, in which files are read as ASCII."""
     encoding = locale.getpreferredencoding(False)
     kernel = "template <int N> __global__ void fill(float* x) { x[0] = N; }"
     assert "fill" in find_compiler().compile(kernel, "sm_80", "fill<1>")[0]
@@ -339,7 +339,7 @@ def test_text_is_read_as_before_compiling():
 def test_unwritable_folder_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("MMVSSM_HOME", str(tmp_path / "file"))
-    with pytest.raises(OSError, match=r"cannot be kept in .*file/kernels'.* MMVSSM_HOME"):
+    with pytest.raises(OSError, match=r"cannot write .*kernels to .*file/kernels'.* MMVSSM_HOME"):
         programs.compiled(NoCompiler(), "source", "sm_90", "kernel")
 
 
@@ -407,7 +407,7 @@ def test_planner_names_are_the_scans(home):
     ids=["some", "all"],
 )
 def test_tests_of_the_registered_ops(choice, standin_folder, home):
-    """What the CPU kernels are tested by, on this path: autograd, autocast, compile, errors."""
+    """Run the CPU kernels' tests on this path: autograd, autocast, compile, errors."""
     names = ("selective_scan", "scan_2d", "library", "errors", "route_facts")
     tests = [ROOT / "tests" / "ops" / f"test_{name}.py" for name in names]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The documentation site is built without a warning, and its links lead somewhere."""
+"""The documentation site builds without warnings, and its links have targets."""
 
 import re
 import subprocess

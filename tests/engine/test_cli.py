@@ -1,4 +1,4 @@
-"""Shared parts of the tools that need no process of their own."""
+"""Shared parts of the tools that can be tested in this process."""
 
 import argparse
 import os
@@ -59,9 +59,9 @@ def test_damaged_checkpoints_are_passed_over(work_dir, capsys):
         newest.write_bytes(damaged)
         os.utime(newest, (2000, 2000))
         assert latest_checkpoint(str(work_dir)) == str(older)
-        assert f"Not resumed from, as it is damaged: '{newest}'" in capsys.readouterr().out
+        assert f"Skipping a damaged checkpoint: '{newest}'" in capsys.readouterr().out
     older.write_bytes(b"")
-    message = r"all checkpoints in .* are damaged: move them away .*epoch_2.pth, .*epoch_1.pth"
+    message = r"all checkpoints in .* are damaged \(.*epoch_2.pth, .*epoch_1.pth.*\): move them"
     with pytest.raises(SystemExit, match=message):
         latest_checkpoint(str(work_dir))
 
@@ -81,7 +81,7 @@ def test_leaf_datasets_are_found_in_any_wrapping():
 
 
 def cfg_options(*words):
-    """What ``--cfg-options`` makes of its words."""
+    """Return what ``--cfg-options`` makes of its arguments."""
     parser = argparse.ArgumentParser()
     add_shared_arguments(parser)
     return parser.parse_args(["--cfg-options", *words]).cfg_options
@@ -126,7 +126,7 @@ def test_values_that_cannot_be_read_are_usage_errors(value, capsys):
 
 
 class Doubled(nn.Linear):
-    """Takes a weight of half its rows."""
+    """Loads a weight with half as many rows."""
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         key = f"{prefix}weight"
@@ -151,8 +151,8 @@ class Views(BaseTTAModel):
     [
         ({}, None),
         ({"0.weight": torch.ones(2, 3), "1.running_mean": None, "more": torch.ones(1)}, None),
-        ({"0.weight": torch.ones(3, 3)}, "1 parameters are absent or .* e.g. 0.weight$"),
-        ({"0.bias": None, "1.bias": torch.ones(1)}, "2 parameters are absent .* 0.bias, 1.bias$"),
+        ({"0.weight": torch.ones(3, 3)}, "1 parameters are missing or .* e.g. 0.weight$"),
+        ({"0.bias": None, "1.bias": torch.ones(1)}, "2 parameters are missing .* 0.bias, 1.bias$"),
     ],
     ids=["complete", "made to fit", "another shape", "absent"],
 )

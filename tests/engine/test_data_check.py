@@ -1,4 +1,4 @@
-"""A missing folder or annotation file is named in one sentence; what may lie elsewhere is not."""
+"""A missing folder or annotation file is reported; files that may be elsewhere are not."""
 
 import pytest
 from mmengine.config import Config
@@ -57,7 +57,7 @@ def test_what_is_missing_is_named(place, dataset, missing, option):
     assert "(train_dataloader of the config)" in message and "docs/data.md" in message
     assert "--cfg-options train_dataloader.dataset" in message and option in message
     path = missing.split("'")[1]
-    assert f"here '{place / path}" in message
+    assert f"i.e. '{place / path}" in message
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ class Classifier(BaseModel):
 
 @pytest.fixture
 def train(tmp_path, request):
-    """Trains a backbone for five iterations with the hook; what it logged."""
+    """Trains a backbone for five iterations with the hook; returns what it logged."""
 
     def train(backbone, **options):
         images = DataLoader(

@@ -51,7 +51,7 @@ TASKS = {
 
 
 def groups_of(model, **paramwise):
-    """The optimizer's group of every parameter, by name."""
+    """Return the optimizer's group of every parameter, by name."""
     options = dict(
         type="OptimWrapper",
         constructor="mmvssm.LayerDecayOptimWrapperConstructor",
@@ -111,7 +111,7 @@ def test_the_rules_of_mmengine_hold(model):
 
 @pytest.mark.parametrize("backbone", [Vim, LocalVim])
 def test_mmpretrains_own_constructor_sees_the_same_depths(backbone):
-    """Our backbones also say their depths to the library's."""
+    """Our backbones also tell their depths to the library's constructor."""
     init_default_scope("mmpretrain")
     options = dict(TASKS["mmpretrain"], backbone=dict(type=backbone, arch=ARCH, img_size=32))
     model = MODELS.build(options)

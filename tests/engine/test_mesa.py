@@ -31,7 +31,7 @@ class Classifier(BaseModel):
 
 
 class Recorder(Hook):
-    """Keeps what the third epoch's loss is made of."""
+    """Records the inputs of the third epoch's loss."""
 
     priority = "LOWEST"
 
@@ -46,7 +46,7 @@ class Recorder(Hook):
 
 
 def train(folder, hooks):
-    """Trains for three epochs of one step; the logged lines, and the model."""
+    """Trains for three epochs of one step; returns the logged lines and the model."""
     batch = DataLoader(
         [dict(inputs=torch.randn(6)) for _ in range(8)],
         batch_size=8,
@@ -82,7 +82,7 @@ def test_loss(tmp_path):
 
 
 def test_gradients_are_those_of_the_trained_weights(tmp_path):
-    """A step with the loss leads elsewhere than one without, towards the average."""
+    """Unlike a step without the loss, a step with it leads towards the average."""
     distances = []
     for number, weight in enumerate((0.0, 0.05)):
         recorder, folder = Recorder(), tmp_path / str(number)

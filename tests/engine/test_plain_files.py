@@ -1,4 +1,4 @@
-"""Checkpoints of plain values, and reading those of other trainings without running code."""
+"""Checkpoints of plain values, and reading checkpoints of other trainings without running code."""
 
 import os
 from collections import OrderedDict, defaultdict
@@ -21,12 +21,12 @@ from mmvssm.engine.plain_files import LOGS, foreign_parts, plain, read_files_saf
 
 @pytest.fixture
 def safely():
-    """Reading as the tools do, until the end of the test."""
+    """Makes reading safe, as the tools do, until the end of the test."""
     read_files_safely()
 
 
 def checkpoint_of_a_runner():
-    """What MMEngine hands to the hooks before it saves."""
+    """Return what MMEngine passes to the hooks before it saves."""
     hub = MessageHub("robust")
     for loss in (3.0, 1.0):
         hub.update_scalar("train/loss", loss)
@@ -75,7 +75,7 @@ def test_stock_readers_take_the_file(tmp_path):
     assert loaded["meta"]["dataset_meta"] == dict(palette=[[1, 2]], root="x")
     assert loaded["param_schedulers"] == [dict(factors={}, last=0.5)]
 
-    # without the hook a run goes on without logs, and with it as if it had not ended
+    # without the hook a resumed run has no earlier logs; with it, it is as if never interrupted
     hub = MessageHub("stock")
     hub.load_state_dict(loaded["message_hub"])
     assert hub.get_info("best_score") == 0.5 and not hub.log_scalars
@@ -85,7 +85,7 @@ def test_stock_readers_take_the_file(tmp_path):
     values, counts = hub.get_scalar("train/loss").data
     assert values.tolist() == [3.0, 1.0] and counts.tolist() == [1, 1]
     assert hub.get_scalar("train/loss").mean(2) == 2.0
-    assert list(loaded[LOGS]) == ["train/loss"]  # the other is none to resume
+    assert list(loaded[LOGS]) == ["train/loss"]  # the other is not a checkpoint to resume from
 
 
 def test_a_file_that_cannot_be_plain_is_named(caplog, monkeypatch):
@@ -118,7 +118,7 @@ def test_files_of_other_trainings_are_read_without_running_them(tmp_path, safely
 
 
 class Command:
-    """Runs a command where a pickle is loaded without care."""
+    """Runs a command when a pickle is loaded unsafely."""
 
     def __init__(self, command):
         self.command = command

@@ -21,7 +21,7 @@ BATCHES = 5
 
 
 class NoisyNumbers(Dataset):
-    """Ten samples, each different at every reading; counts the readings."""
+    """Ten samples, each different on every read; counts the reads."""
 
     def __init__(self):
         self.metainfo = dict(classes=("noise",))
@@ -57,7 +57,7 @@ def _registered():
 
 
 def make_config(work_dir, by_iteration, workers):
-    """Ten steps; a checkpoint after each third, thus inside the epochs of five."""
+    """Return a config of ten steps, with a checkpoint every three, thus inside epochs of five."""
     if by_iteration:
         loop, sampler = dict(type="IterBasedTrainLoop", max_iters=10), "InfiniteSampler"
     else:
@@ -103,12 +103,12 @@ def test_resumed_inside_an_epoch_ends_alike(tmp_path, by_iteration, workers, ste
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(rest.model.state_dict()[name], weight)
     if workers == 0:
-        # the batches already trained are passed over without loading them
+        # batches that were already trained on are skipped without loading them
         assert rest.train_dataloader.dataset.readings == 2 * (10 - step)
 
 
 def test_epochs_of_another_length_start_anew(tmp_path):
-    """With twice the batch size, iteration 6 of epoch 1 is no place in the data."""
+    """With twice the batch size, iteration 6 of epoch 1 does not exist in the data."""
     Runner.from_cfg(make_config(tmp_path / "whole", False, 0)).train()
     cfg = make_config(tmp_path / "rest", False, 0)
     cfg.train_dataloader.batch_size = 10

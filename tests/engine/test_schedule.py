@@ -27,7 +27,7 @@ def read(name):
 
 
 def rates(cfg, epoch_length=None):
-    """The learning rate of every iteration, the schedules built and stepped as MMEngine does."""
+    """Return the learning rate of every iteration, with schedules stepped as by MMEngine."""
     init_default_scope(cfg.default_scope)
     loop = cfg.train_cfg
     total = loop.max_iters if "max_iters" in loop else loop.max_epochs * epoch_length
@@ -61,7 +61,7 @@ def rates(cfg, epoch_length=None):
     ],
 )
 def test_curve_of_a_recipe_in_epochs(name, epochs, tolerance):
-    """At the same share of the training the rate is the same."""
+    """At the same fraction of the training the rate is the same."""
     recipe = read(name)
     length = 10
     batch = recipe.train_dataloader.batch_size
@@ -133,7 +133,7 @@ def test_rate_follows_the_batch():
     chosen = set_epochs(recipe, 30, images=10_000, processes=2, rate=5e-4)
     assert chosen.optim_wrapper.optimizer.lr == 5e-4
     assert chosen.param_scheduler[1].eta_min == pytest.approx(5e-6)
-    # the recipe itself is left as it was
+    # the recipe itself is unchanged
     assert recipe.optim_wrapper.optimizer.lr == 1e-3 and recipe.train_cfg.max_epochs == 300
 
 
@@ -239,7 +239,7 @@ def test_schedules_of_other_recipes(schedule, expected):
     ("settings", "message"),
     [
         ({"param_scheduler.1.type": "ReduceOnPlateauLR"}, r"scheduler\.1 \(ReduceOnPlateauLR\)"),
-        ({"param_scheduler.1.by_epoch": False}, "counts iterations, and train_cfg epochs"),
+        ({"param_scheduler.1.by_epoch": False}, "counts iterations, but train_cfg epochs"),
         ({"train_cfg.type": "OtherLoop"}, "train_cfg.type must be .* got 'OtherLoop'"),
     ],
 )  # fmt: skip
@@ -257,7 +257,7 @@ def test_numbers_must_be_positive():
 
 
 def test_shortened_by_hand_is_told_the_keys():
-    """A stock script builds the schedules after all else, and this is what it ends with."""
+    """A stock script builds the schedules last, so this is the error that it ends with."""
     recipe = read(IN1K)
     recipe.train_cfg.max_epochs = 2
     keys = r"lower param_scheduler\.0\.end .* param_scheduler\.1\.begin"

@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, and are kept with their outputs."""
+"""The notebooks run from top to bottom, and are stored with their outputs."""
 
 from importlib.util import find_spec
 from pathlib import Path

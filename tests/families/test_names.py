@@ -1,4 +1,4 @@
-"""Names of weights that no list of keys has, our models in every form, and one-way names."""
+"""Weight names outside the lists of keys, our models in every form, and one-way names."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from verifier import Case
 
 from .test_released import GOLDEN, kinds
 
-#: Families made from the code of VMamba, whose names changed once.
+#: Families based on the code of VMamba, whose names changed once.
 HIERARCHICAL = ("vmamba", "efficient_vmamba", "msvmamba", "local_vmamba")
 PLAIN = dict(embed_dims=8, num_layers=2, patch_size=8)
 STAGES = dict(embed_dims=8, depths=(1, 1, 2, 1))
@@ -25,7 +25,7 @@ def original(weights, family, task="classification", names="current"):
 
 
 def unmapped(ours, family="vmamba", task="dense", **options):
-    """Their names for keys of ours, in this order, and nothing of values."""
+    """Return the original names of our keys, in this order, without the values."""
     return list(original({key: torch.zeros(4) for key in ours}, family, task, **options))
 
 
@@ -44,7 +44,7 @@ def micro(family, **options):
     for value in network.state_dict().values():
         value.copy_(torch.randint(2**20, value.shape))
     weights = network.state_dict(prefix="backbone.")
-    weights.pop("backbone.pos_grid", None)  # no weight, and not in files of the authors
+    weights.pop("backbone.pos_grid", None)  # not a weight, and not in files of the authors
     return weights
 
 
@@ -101,7 +101,7 @@ def test_norms_and_heads(family, is_old):
     assert dense == [None, None, "backbone.norm2.bias"]
 
 
-#: Names in whole detectors and segmentors, theirs and ours.
+#: Names in complete detectors and segmentors: the original ones and ours.
 FIRST_RELEASE = """
     backbone.patch_embed.proj.weight           backbone.patch_embed.conv1.weight
     backbone.patch_embed.norm.bias             backbone.patch_embed.norm1.bias
@@ -113,7 +113,7 @@ FIRST_RELEASE = """
     norm.weight  norm.weight  decode_head.ln_1.bias  decode_head.ln_1.bias
     neck.layers.0.op.weight                    neck.layers.0.op.weight
 """
-#: Its backbone holds the network as `net`, and the pyramid beside it.
+#: Its backbone holds the network as `net`, next to the pyramid.
 VIM_DETECTOR = """
     backbone.net.layers.0.norm.weight          backbone.layers.0.norm.weight
     backbone.net.rope.freqs_cos                backbone.rope.freqs_cos
@@ -159,7 +159,7 @@ OTHER_NECK = """
     ],
 )
 def test_whole_models(family, names, keys):
-    """Keys are renamed behind the prefix alone: heads have norms of such names, too."""
+    """Only keys with the prefix are renamed: heads also have norms with such names."""
     keys = keys.format(mixer="mixer.ss2d" if family == "efficient_vmamba" else "mixer").split()
     theirs, ours = keys[::2], keys[1::2]
     assert list(map_state_dict(dict.fromkeys(theirs, torch.ones(4)), family, "dense")) == ours
@@ -172,7 +172,7 @@ def test_whole_models(family, names, keys):
     [("det", "roi_heads.mask_head.norm.bias"), ("seg", "decode_head.conv_seg.bias")],
 )
 def test_pyramids_of_vim(name, head):
-    """All of a golden dense form come back; the last norm, which outputs do not pass, is left."""
+    """All keys of a golden dense form come back, except the last norm, which outputs do not use."""
     meta = Case(GOLDEN / f"vim/vim_tiny_{name}__96x96.json").meta["state_dict"]
     tensors = [
         (f"backbone.{key}", torch.rand([min(side, 2) for side in shape]).to(getattr(torch, dtype)))
@@ -218,7 +218,7 @@ def test_names_that_depend_on_neighbours(ours, theirs):
 
 @pytest.mark.parametrize("depth", [4, 9])
 def test_flat_stages(depth):
-    """The downsampling stands two behind the last block, as a change of layout is in between."""
+    """The downsampling is two places after the last block, with a change of layout in between."""
     blocks = [f"backbone.stages.2.blocks.{j}.expand.weight" for j in range(depth)]
     back = unmapped([*blocks, "backbone.stages.2.downsample.norm.bias"], "efficient_vmamba")
     assert back[0] == "backbone.layers.2.1.conv_pw.0.weight"
@@ -238,7 +238,7 @@ def test_flat_stages(depth):
     ],
 )
 def test_linear_weights_held_as_convolutions(family, linear, convolutions):
-    """They go back as current files have them."""
+    """They go back in the shape that current files have."""
     block = "layers.0.blocks.0"
     released = {f"{block}.{n}.weight": torch.randn(6, 4, 1, 1) for n in (*linear, *convolutions)}
     mapped = map_state_dict(released, family)
@@ -263,7 +263,7 @@ def test_heads_do_not_tell_the_names():
 @pytest.mark.parametrize("family", ["vim", "local_vim"])
 @pytest.mark.parametrize("names", [["cls_token"], ["cls_token_head", "cls_token_tail"]])
 def test_class_tokens_of_dense_forms(family, names):
-    """A backbone of tokens keeps its class token, and both of two."""
+    """A backbone of tokens keeps its class token, or both if it has two."""
     released = {f"backbone.{name}": torch.randn(1, 1, 4) for name in names}
     ours = map_state_dict(released, family, "dense")
     assert_equal(ours, {"backbone.cls_token": torch.cat(list(released.values()))})
@@ -297,7 +297,7 @@ def test_parts_are_tensors_of_their_own():
     assert len(set(storages)) == len(storages)
 
 
-# What users meet
+# What users see
 
 
 def test_declarations():
@@ -314,9 +314,9 @@ def test_declarations():
         "vim": ({"model"}, {"state_dict", "model"}),
         "mambavision": ({"state_dict"}, {"state_dict"}),
     }
-    with pytest.raises(ValueError, match="'vmamba' of VMamba is declared already"):
+    with pytest.raises(ValueError, match="'vmamba' of VMamba is already declared"):
         register_family(replace(FAMILIES["vmamba"], name="other"))
-    with pytest.raises(ValueError, match="must have a name and a class of its own"):
+    with pytest.raises(ValueError, match="must have a unique name and class"):
         register_family(replace(FAMILIES["vmamba"], backbone=Vim))
 
 
@@ -329,7 +329,7 @@ def test_declarations():
             r"keys .*ln_1.b and .*norm.b are both",
         ),
         ([f"layers.0.mixer.D_{i}" for i in (0, 1, 3)], "local_vim", "Ds is incomplete: part 2 of"),
-        # numbers of a file are no sizes
+        # numbers in a file are not sizes
         (["layers.0.mixer.D_99999999999"], "local_vim", "part 0 of it is missing"),
         (["a"], "resnet", r"family must be one of efficient_vmamba, .*got 'resnet'"),
     ],
@@ -348,25 +348,30 @@ def test_what_cannot_be_read(keys, family, message):
             "backbone.D backbone.norm1.bias",
             "vmamba",
             "classification",
-            "for backbone.norm1.bias in",
+            "no counterpart of backbone.norm1.bias",
         ),
         (
             "backbone.norm3.bias " + " ".join(f"a.{i}" for i in range(11)),
             "vmamba",
             "classification",
-            "no place for a.0, .*a.7 and 3 more in its models for 'classification'",
+            "models for 'classification' have no counterpart of a.0, .*a.7 and 3 more",
         ),
         ("backbone.norm0.bias backbone.norm1.bias", "local_vim", "classification", "norm1.bias"),
-        ("backbone.norm0.weight", "vim", "dense", "no place for backbone.norm0.weight"),
-        ("backbone.D neck.levels.x0_25.conv1.bias", "vim", "dense", "for neck.levels.x0_25.conv1"),
+        ("backbone.norm0.weight", "vim", "dense", "no counterpart of backbone.norm0.weight"),
+        (
+            "backbone.D neck.levels.x0_25.conv1.bias",
+            "vim",
+            "dense",
+            "counterpart of neck.levels.x0_25.conv1",
+        ),
         ("backbone.D neck.levels.x2.deconv1.bias", "local_vim", "dense", "neck.levels.x2.deconv1"),
-        ("backbone.D neck.upsample_2x.0.bias", "vim", "dense", "no place for neck.upsample_2x.0"),
-        ("backbone.layers.0.mixer.Ds", "vim", "dense", "has no x_proj_weight of three axes"),
+        ("backbone.D neck.upsample_2x.0.bias", "vim", "dense", "no counterpart of neck.upsample"),
+        ("backbone.layers.0.mixer.Ds", "vim", "dense", "has no x_proj_weight with three axes"),
         (
             "backbone.layers.0.D",
             "vmamba",
             "dense",
-            "layers.0.D, .* would not be the same when read",
+            "layers.0.D, .* would differ when read back",
         ),
     ],
 )
@@ -384,9 +389,9 @@ def test_families_of_one_naming(family):
 
 
 def test_numbers_of_scans():
-    """LocalVim has as many scans as it likes, Vim two at most."""
+    """LocalVim may have any number of scans, Vim at most two."""
     ours = {key: value for key, value in micro("local_vim").items() if ".merge." not in key}
-    with pytest.raises(ValueError, match=r"no place for backbone\.layers\.0\.mixer\."):
+    with pytest.raises(ValueError, match=r"no counterpart of backbone\.layers\.0\.mixer\."):
         original(ours, "vim")
     mixer = "backbone.layers.0.mixer"
     ours = {f"{mixer}.x_proj_weight": torch.zeros(2, 3, 4), f"{mixer}.Ds": torch.zeros(5)}

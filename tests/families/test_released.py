@@ -1,4 +1,4 @@
-"""Released weights of every variant: their names, network, family and arch, by its list of keys."""
+"""Released weights of every variant: names, network, family and arch, from its list of keys."""
 
 import re
 from pathlib import Path
@@ -17,16 +17,16 @@ LISTS = {f"{file.parts[-3]}/{file.stem}": file for file in sorted(GOLDEN.glob("*
 #: Lists of networks without a name here; those of `BY_OPTIONS` follow from a named one.
 BY_OPTIONS = {"vim_tiny_rope_headcls", "vim_tiny_rope_nocls", "vim_small_rope_nocls"}
 UNNAMED = {"v3_gated_mini", "small_yaml96", "tiny_mlp_v2down", *BY_OPTIONS}
-#: Variants without a list: a list that differs from theirs in little, which `unlisted` changes.
+#: Variants without a list: a similar variant's list, which `unlisted` adapts.
 UNLISTED = {
     ("vim", "base-stride8"): "vim/vim_base",
     ("vmamba", "tiny-0220"): "vmamba/vmambav2_tiny_s2l5",
 }
-#: The same, by their folders, too: another family has a network of such a name.
+#: The same, by folder as well: another family has a network of that name.
 UNNAMED |= {"mambavision/micro", "mambavision/micro_ls"}
-#: Names that differ in windows alone, which have no weights, and the one that has the list.
+#: Names that differ only in windows, which have no weights, and the name that has the list.
 SAME_WEIGHTS = {"large2-512": "large2", "large3-512": "large3-256"}
-#: What only classifiers have, in the names of all releases.
+#: Keys that only classifiers have, in the names of all releases.
 CLASSIFIER = ("classifier.", "norm.", "head.", "norm_f.", "cls_token")
 OUT_NORM = {"mambavision": dict(out_norm="bn")}
 by_list = pytest.mark.parametrize("name", LISTS)
@@ -39,7 +39,7 @@ def family_of(name):
 
 
 def arch_of(name):
-    """Our name of the variant, which follows from the authors'; None for one without a name."""
+    """Return our name of the variant, derived from the authors'; None for one without a name."""
     file = name.partition("/")[2]
     if UNNAMED & {name, file}:
         return None
@@ -51,7 +51,7 @@ def arch_of(name):
 
 
 def read(name):
-    """Tensors without values, as a file of the list has them."""
+    """Return tensors without values, as in a file with this list of keys."""
     return {
         key: torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
         for key, shape, dtype in Case(LISTS[name]).meta["state_dict"]
@@ -59,7 +59,7 @@ def read(name):
 
 
 def unlisted(arch):
-    """Tensors without values of a variant without a list, in the authors' names."""
+    """Return tensors without values of a variant without a list, in the authors' names."""
     released = read(UNLISTED["vim" if "stride" in arch else "vmamba", arch])
     if arch == "base-stride8":
         # 27 x 27 patches and the class token
@@ -73,12 +73,12 @@ def unlisted(arch):
 
 
 def without_grid(shapes):
-    """All but what our models note of a position embedding, which is no weight."""
+    """Return all but the grid that our models store with a position embedding, not a weight."""
     return {key: shape for key, shape in shapes.items() if not key.endswith("pos_grid")}
 
 
 def filled(tensors):
-    """Random tensors of the same keys and types, no side of them longer than 2."""
+    """Return random tensors of the same keys and dtypes, with no side longer than 2."""
     return {
         key: torch.randint(2**20, [min(side, 2) for side in value.shape]).to(value.dtype)
         for key, value in tensors.items()
@@ -119,7 +119,7 @@ def test_classifiers_come_back(name):
 
 @by_list
 def test_detectors_and_segmentors_come_back(name):
-    """The backbone is called the same behind its prefix; heads and necks of the library stay."""
+    """The backbone has the same names after its prefix; heads and necks of the library stay."""
     family = family_of(name)
     dense = {key: value for key, value in read(name).items() if not key.startswith(CLASSIFIER)}
     out_norm = {"local_vim": "outnorm_{}", "vim": None}.get(family.name, "outnorm{}")
@@ -156,7 +156,7 @@ def test_networks(name):
 
 
 def modules(network):
-    """The modules with their options, in text, but for rates of drop path."""
+    """Return the modules and their options as text, except rates of drop path."""
     return re.sub(r"drop_prob=[\d.e-]+", "", str(network))
 
 
@@ -176,7 +176,7 @@ def test_networks_without_a_list(name, arch):
 
 
 def recognise(weights):
-    """The network of a classifier of the authors, which has exactly these weights."""
+    """Return the network recognised from a classifier of the authors, with just these weights."""
     family = find_family(weights)
     mapped = map_state_dict(weights, family)
     assert find_family(mapped) is family
@@ -190,7 +190,7 @@ def recognise(weights):
 
 @by_list
 def test_recognition(name):
-    """Named networks, and those that options give, are found; others ask for a config."""
+    """Networks with a name or known options are recognised; others need a config."""
     weights, family, arch = read(name), family_of(name), arch_of(name)
     if arch is None and name.partition("/")[2] not in BY_OPTIONS:
         with pytest.raises((ArchError, UnknownFamilyError), match=r"--arch CONFIG.py|--import"):

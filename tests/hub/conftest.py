@@ -1,4 +1,4 @@
-"""A web server on the loopback address, and a small family whose weights lie on it."""
+"""Fixtures: a web server on the loopback address, and a small family whose weights it serves."""
 
 import http.server
 import threading
@@ -19,7 +19,7 @@ ARCH = dict(embed_dims=8, depths=(1, 1, 1, 1))
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves the server's ``files`` by path, in the way that its ``behaviours`` say."""
+    """Serves the server's ``files`` by path, as its ``behaviours`` specify."""
 
     def do_GET(self):
         server = self.server
@@ -51,7 +51,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server(monkeypatch):
     """A server of ``files``; its ``requests`` are recorded, ``behaviours`` are used up in turn."""
     monkeypatch.setattr(download, "PAUSES", (0.0, 0.0))
-    monkeypatch.setenv("no_proxy", "127.0.0.1")  # for processes that are started, too
+    monkeypatch.setenv("no_proxy", "127.0.0.1")  # also for processes that are started
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.files, server.requests, server.behaviours = {}, [], []
     server.version, server.url = '"1"', f"http://127.0.0.1:{server.server_port}"
@@ -106,7 +106,7 @@ def family(class_name, server, monkeypatch):
 
 
 def classifier(seed=0, classes=3):
-    """A classifier's weights, in our names."""
+    """Weights of a classifier, in our names."""
     torch.manual_seed(seed)
     weights = VMamba(ARCH, out_indices=3).state_dict(prefix="backbone.")
     weights = {key: torch.randn_like(value) for key, value in weights.items()}
@@ -128,7 +128,7 @@ def saved(folder, **entries):
 
 @pytest.fixture
 def published(server, family, home, tmp_path):
-    """Weights as they lie on the server: averages, and as trained."""
+    """Weights as stored on the server: averages, and as trained."""
     averages, trained = classifier(0), classifier(1)
     content = saved(tmp_path, model=trained, model_ema=averages)
     server.files |= {"/micro.pth": content, "/dp05.pth": content}

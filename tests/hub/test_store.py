@@ -1,4 +1,4 @@
-"""Addresses of released weights, downloads, what is kept of them, and all ways to fail."""
+"""Addresses of released weights, downloads, the cache, and all ways to fail."""
 
 import errno
 import os
@@ -42,7 +42,7 @@ def failing(address):
 
 
 def kept(home):
-    """Files below the folder of downloads, but for locks."""
+    """Return the files in the folder of downloads, except locks."""
     files = (path for path in home.rglob("*") if path.is_file())
     return sorted(path.name for path in files if path.suffix != ".lock")
 
@@ -63,16 +63,16 @@ def test_names_weights_and_cache(published, server, home, capfd, monkeypatch):
     server.files.clear()
     assert_equal(weights_of(NAME), averages)
     assert len(server.requests) == 2
-    assert len(kept(home)) == 5  # two as they came, three converted
+    assert len(kept(home)) == 5  # two as downloaded, three converted
 
 
 def test_a_file_that_is_put_there_by_hand(published, server, home, tmp_path):
     message = failing(f"{NAME}-page")
     place = home / "released" / "small-vmamba-micro-page.pth"
-    assert "on a page only" in message and "http://drive.example/folder" in message
+    assert "only a manual download" in message and "http://drive.example/folder" in message
     assert f"save it as {str(place)!r}" in message
     place.parent.mkdir(parents=True, exist_ok=True)
-    for seed in (7, 8):  # a newer file replaces what was made of the old one
+    for seed in (7, 8):  # a newer file replaces what was made from the old one
         place.write_bytes(saved(tmp_path, model=classifier(seed)))
         assert_equal(weights_of(f"{NAME}-page"), classifier(seed))
 
@@ -95,9 +95,9 @@ def test_paths_and_urls(published, server, tmp_path):
     ("address", "message"),
     [
         ("small-vmamba-mirco", "no published file has this name; closest: small-vmamba-micro"),
-        ("small-vmamba-unpublished", "its authors published no weights"),
-        ("local-vim-small", "its authors published no weights"),
-        ("mask-rcnn_vmamba-base-s1l20_fpn_1x_coco", "its authors published no weights"),
+        ("small-vmamba-unpublished", "the authors published no weights"),
+        ("local-vim-small", "the authors published no weights"),
+        ("mask-rcnn_vmamba-base-s1l20_fpn_1x_coco", "the authors published no weights"),
         ("small-vmamba-micro?weights=best", "weights must be ema, online, auto, got 'best'"),
     ],
 )
@@ -114,7 +114,7 @@ def test_every_published_file_has_names():
         address = Address.parse(f"mmvssm://{name}")
         assert (address.url, address.page) == (file.url, file.page) and (file.url or file.page)
         assert all(log.startswith("https://") for log in file.logs)
-        # what the weights are held against: the arch of a classifier, a config's model
+        # what the weights are compared with: the arch of a classifier, a config's model
         if file.config.endswith("_in1k"):
             arch = file.config.split("_")[0].removeprefix(f"{family.prefix}-")
             assert address.arch == f"{family.name}/{arch}" and arch in family.backbone.arch_settings
@@ -149,7 +149,7 @@ def test_busy_servers_are_asked_again(published, server):
         ([404], "the server answers 404"),
         ([403], "the server answers 403"),
         ([503, 503, 503], "the server answers 503"),
-        (["login"], "a web page in place of the file"),
+        (["login"], "a web page instead of the file"),
         (["broken", "broken", "broken"], "the connection broke"),
     ],
 )
@@ -185,7 +185,7 @@ def hostile(folder):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (wrong_network, "the head is no linear one"),
+        (wrong_network, "the head must be a linear layer"),
         (lambda folder: saved(folder, model=classifier())[:-100], "micro.pth"),
         (lambda folder: b"<html>log in</html>", "is a web page, not a checkpoint"),
         (hostile, "asks to run posix.system"),
@@ -197,7 +197,7 @@ def test_files_that_are_not_what_they_should_be(
     monkeypatch.chdir(tmp_path)
     good, server.files["/micro.pth"] = server.files["/micro.pth"], content(tmp_path)
     said = failing(NAME)
-    assert message in said and f"what came from {server.url}/micro.pth cannot be used" in said
+    assert message in said and f"the file from {server.url}/micro.pth cannot be used" in said
     assert kept(home) == [] and not Path("hacked").exists()
     server.files["/micro.pth"] = good
     assert_equal(weights_of(NAME), published[0])
@@ -205,7 +205,7 @@ def test_files_that_are_not_what_they_should_be(
 
 def test_a_full_disk(published, home, small_disk):
     said = failing(NAME)
-    assert "make room there, or let MMVSSM_HOME name another folder" in said
+    assert "make room there, or set MMVSSM_HOME to another folder" in said
     assert os.strerror(errno.EFBIG) in said and kept(home) == []
 
 
@@ -244,7 +244,7 @@ def test_training_stops_before_it_starts(published, server, monkeypatch):
     cli.require_weights(cfg)
     assert {path for path, _ in server.requests} == {"/micro.pth", "/dp05.pth"}
     cfg.load_from = f"{NAME}-page"
-    with pytest.raises(SystemExit, match="on a page only"):
+    with pytest.raises(SystemExit, match="only a manual download"):
         cli.require_weights(cfg)
     cfg.merge_from_dict({"load_from": None, "model.backbone.init_cfg": None})
     server.requests.clear()
@@ -270,14 +270,14 @@ def test_a_dense_backbone_starts_from_a_classifier(published, class_name):
     state = model.state_dict(prefix="backbone.")
     layers = [key for key in state if not key.startswith("backbone.norm")]
     assert all(torch.equal(state[key], averages[key]) for key in layers) and len(layers) > 50
-    assert torch.equal(state["backbone.norm3.weight"], torch.ones(64))  # starts anew
+    assert torch.equal(state["backbone.norm3.weight"], torch.ones(64))  # starts over
     classifier = VMamba(dict(embed_dims=8, depths=(1, 1, 1, 1)), out_indices=3)
     load_checkpoint(classifier, NAME, revise_keys=[(r"^backbone\.", "")])
     assert torch.equal(classifier.norm3.weight, averages["backbone.norm3.weight"])
 
 
 def test_tools_read_no_url_that_nothing_checks(published, server, tmp_path):
-    """MMEngine's loader would unpickle it, before torch 2.6 with whatever code it holds."""
+    """MMEngine's loader would unpickle it, and before torch 2.6 run any code in it."""
     with pytest.raises(ValueError, match=rf"name it mmvssm://{server.url}/micro.pth"):
         load_backbone("vmamba-tiny-s1l8", f"{server.url}/micro.pth")
     assert not server.requests

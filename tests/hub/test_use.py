@@ -1,4 +1,4 @@
-"""A user's first hour: released weights by name in stock scripts, our tools and inferencers."""
+"""Released weights by name in stock scripts, our tools and inferencers, as a new user would."""
 
 import importlib.util
 import json
@@ -77,7 +77,7 @@ with open('seen.json', 'w') as file:
 
 
 def serve(server, name, content):
-    """Put a file where the authors have it, below the mirror."""
+    """Put a file on the mirror, at the path that the authors use."""
     _, file = released_files()[name]
     server.files[f"/{file.url.partition('://')[2]}"] = content
 
@@ -148,7 +148,7 @@ def accuracies(folder):
 
 
 def test_test_scripts(user, server):
-    """The stock script and another process start at once; ours finds the file, the server gone."""
+    """A stock script runs alongside another process; our tool then works without the server."""
     address = "mmvssm://local-vim-tiny"
     test = user.start(script("mmpretrain", "test.py"), "classify.py", address, "--work-dir", "out")
     other = user.start("-c", GET_MODEL)
@@ -166,7 +166,7 @@ def test_test_scripts(user, server):
     assert "accuracy/top5" in again and "do not match" not in again
     first, second = accuracies(user.folder)
     assert first == second
-    # and nothing else is to be had without the server: one sentence, before any work
+    # other weights need the server: a one-sentence error, before any work
     lost = user(tool, "classify.py", "mmvssm://local-vim-tiny-mid-cls", status=1)
     assert lost.strip().count("\n") == 0 and "the server cannot be reached" in lost
     assert "local_vim_tiny_middle_cls_token.ckpt by hand" in lost
@@ -231,7 +231,7 @@ def test_every_row_of_the_zoo_has_a_command_that_works():
 
 
 def test_names_in_pages_and_configs_exist():
-    """A name that no file has is one of an arch whose authors published no weights."""
+    """A name without a file is that of an arch whose authors published no weights."""
     pages = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("configs/**/*.[mp][dy]")]
     names = {
         name: page

@@ -11,10 +11,11 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._inductor import config as inductor_config
 
+from abilities import needs_whole_graphs
 from mmvssm import ops
 from small_families import FAMILIES, Hierarchical
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [needs_whole_graphs, pytest.mark.usefixtures("one_thread")]
 
 #: Batch, height and width; stages of odd sides among them.
 SIZES = [(2, 72, 104), (3, 91, 65), (2, 64, 64)]
@@ -33,7 +34,7 @@ needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="no compiler
 
 
 def build(name, **options):
-    """The smallest network of a family that still has all kinds of its layers."""
+    """Build the smallest network of a family that still has every kind of its layers."""
     family = FAMILIES[name]
     if isinstance(family, Hierarchical):
         options["arch"] = dict(
@@ -57,10 +58,10 @@ def half_precision(model, images):
 
 
 def gradients(model, images):
-    """Features of a training step and the gradients of images and parameters."""
+    """Return features of a training step and the gradients of images and parameters."""
     images = images.clone().requires_grad_()
     outputs = model(images)
-    # other weights for each channel: after a norm their plain sum is a constant
+    # different weights for each channel, as after a norm their plain sum is constant
     loss = sum((out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum() for out in outputs)
     wanted = [images, *(p for p in model.parameters() if p.requires_grad)]
     grads = torch.autograd.grad(loss, wanted, allow_unused=True)
@@ -78,7 +79,7 @@ def check(model, run, compiler, backend, tolerance=1e-4, sizes=SIZES, dynamic=Tr
             images = torch.randn(batch, 3, height, width)
             found, expected = run(compiled, images), run(model, images)
             assert len(found) == len(expected)
-            # some gradients are zero but for rounding: of a bias before a norm
+            # some gradients are zero up to rounding, such as that of a bias before a norm
             least = 1e-2 * max(b.float().norm() for b in expected)
             for a, b in zip(found, expected):
                 assert a.dtype == b.dtype and a.shape == b.shape
@@ -96,13 +97,13 @@ FIRST_FORMS = ["VMamba v0", "VMamba crop", "LocalVMamba", "LocalVim middle"]
     [*FIRST_FORMS, *(pytest.param(n, marks=slow) for n in FAMILIES if n not in FIRST_FORMS)],
 )
 def test_one_graph_for_all_sizes(name):
-    """Sides odd, even or those of the position table, one window or several: no other graph."""
+    """Odd or even sides or those of the position table, one window or several: no further graph."""
     model = build(name).eval()
     assert check(model, features, "eager", "torch", sizes=sizes_of(name)) == [1, 1, 1]
 
 
 def test_sizes_are_opened_on_the_way():
-    """Without a hint: a graph for the first size, one for open sides, one for an open batch."""
+    """Without hints: a graph for the first size, one for dynamic sides, one for a dynamic batch."""
     sizes = [(2, 64, 64), (2, 80, 72), (3, 72, 91), (4, 99, 67)]
     model = build("VMamba v0").eval()
     graphs = check(model, features, "eager", "torch", sizes=sizes, dynamic=None)
@@ -150,7 +151,7 @@ def test_machine_code():
 )
 def test_machine_code_of_every_family(name, run, backend):
     model = build(name).train(run is gradients)
-    # bfloat16 is rounded at other places
+    # bfloat16 is rounded elsewhere
     tolerance = 0.03 if run is half_precision else 1e-4
     # docs/compiling.md, Limits: what torch 2.11 needs to save maps of open sizes
     with inductor_config.patch(layout_optimization=run is not gradients):

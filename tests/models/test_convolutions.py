@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from abilities import HALF_PRECISIONS
 from mmvssm.models.layers import ConvDownsample, ConvStem, DepthwiseConv, PatchEmbed
 
 LAYERS = {
@@ -17,14 +18,14 @@ LAYERS = {
 
 
 def fill_free_memory_with_nan():
-    """Makes reads of memory that nobody wrote show: what is allocated next holds NaN."""
+    """Expose reads of uninitialised memory: the next allocations hold NaN."""
     sizes = (256, 1024, 4096, 16384, 65536)
     tensors = [torch.full((size,), torch.nan) for size in sizes for _ in range(8)]
     del tensors
 
 
 @pytest.mark.parametrize("cast", ["autocast", "model"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", HALF_PRECISIONS)
 @pytest.mark.parametrize("layer", LAYERS)
 def test_half_precision_of_narrow_maps(layer, dtype, cast):
     reference = LAYERS[layer]()

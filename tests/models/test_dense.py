@@ -24,7 +24,7 @@ plain = pytest.mark.parametrize(
 
 
 def build(name, backbone, patch_size, **options):
-    """The model of a demo config on a shallow backbone, whose parameters all get gradients."""
+    """Build a demo config's model on a shallow backbone, with gradients for all parameters."""
     cfg = Config.fromfile(DEMO / f"{name}.py")
     depth = len(options["backbone.out_indices"])
     arch = dict(embed_dims=96, num_layers=depth, patch_size=patch_size)
@@ -35,7 +35,7 @@ def build(name, backbone, patch_size, **options):
 
 
 def untouched_by_a_step(model, data):
-    """Names of the parameters that a step of training left as they were."""
+    """Return the names of the parameters that a training step did not change."""
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     losses = model.train().train_step(data, OptimWrapper(optimizer))
@@ -87,7 +87,7 @@ def test_upernet(backbone, patch_size, grid):
         sample.gt_sem_seg = PixelData(data=torch.randint(11, (1, *SIZE)))
     images = [torch.randint(256, (3, *SIZE), dtype=torch.uint8) for _ in samples]
     untouched = untouched_by_a_step(model, dict(inputs=images, data_samples=samples))
-    # biases that a batch norm takes off again
+    # biases that a batch norm subtracts again
     biases = ("4x.0", "4x.3", "2x.0")
     assert untouched <= {f"neck.upsample_{name}.bias" for name in biases}
 

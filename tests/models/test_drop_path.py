@@ -1,4 +1,4 @@
-"""Stochastic depth and layer scale, which need no library beside torch."""
+"""Stochastic depth and layer scale, which need no library other than torch."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""EfficientVMamba: the blocks against a plain float64 reading, and what variants may say."""
+"""EfficientVMamba: blocks against a plain float64 implementation, and arguments of variants."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def test_default_arguments():
 
 
 def batch_norm(layer, x):
-    """x (B, C, H, W), by its statistics in training and else by the running ones."""
+    """Normalise x (B, C, H, W) by its own statistics in training, otherwise by the running ones."""
     mean, var = layer.running_mean, layer.running_var
     if layer.training:
         mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
@@ -144,7 +144,7 @@ def test_smallest_images(downsample, smallest):
 
 
 def test_merging_of_maps_with_odd_sides():
-    """91x65 pixels give a 22x16 map, then halves rounded up, or down if the user wants."""
+    """91x65 pixels give a 22x16 map, then halves rounded up, or down as an option."""
     image = torch.randn(1, 3, 91, 65)
     for odd_size, sizes in (
         ("pad", [(22, 16), (11, 8), (6, 4), (3, 2)]),
@@ -181,7 +181,7 @@ def test_gate_is_one_module_for_both_branches():
             dict(stage_types=("es2d", "es2d", "conv", "es2d")),
             "stage_types must be one of 'es2d', 'inverted_residual', got 'conv'",
         ),
-        (dict(mixer=dict(gates=1)), "mixer has unknown field.*'gates'; known are d_state"),
+        (dict(mixer=dict(gates=1)), "mixer has unknown field.*'gates'; known fields are d_state"),
         (dict(mixer=dict(scan="diagonal")), "scan must be one of 'cross2d'.*'diagonal'"),
         (dict(se_ratio=0.001), "expand_ratio and se_ratio must leave.*64 channels.*0.001"),
         (dict(embed_dims=4), "channels must be at least 8.*got 4"),

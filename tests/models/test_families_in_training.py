@@ -1,4 +1,4 @@
-"""What every backbone promises to a training: starting weights, gradients, groups, modes."""
+"""Guarantees of every backbone in training: initial weights, gradients, groups, modes."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ from mmengine.optim import build_optim_wrapper
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from abilities import HALF_PRECISIONS
 from mmvssm.models.layers import RMSNorm, SelectiveScans
 from small_families import FAMILIES, Hierarchical, families, hierarchical
 
@@ -18,7 +19,7 @@ def named_gradients(model):
 @families
 @pytest.mark.parametrize("last", [0, 1, 2])
 def test_nothing_is_built_behind_the_last_out_index(family, last):
-    """Every parameter gets a gradient, and the weights of a whole network can still be loaded."""
+    """Every parameter gets a gradient, and the weights of a full network can still be loaded."""
     whole = family.build(out_indices=(last, 3)).eval()
     model = family.build(out_indices=(last,)).eval()
     own_norm = f"norm{last}." if isinstance(family, Hierarchical) else "norm0."
@@ -66,9 +67,9 @@ def test_two_processes_train_networks_that_end_early(tmp_path):
         assert value == done[f"{key[:-1]}0"], key
 
 
-#: What the libraries' stock schedules spare, and what mmpretrain's AdamW for Swin does.
+#: Exemptions from weight decay in the libraries' schedules and in mmpretrain's AdamW for Swin.
 STOCK = dict(norm_decay_mult=0.0, bias_decay_mult=0.0, flat_decay_mult=0.0)
-#: Names of parameters of two or more axes that the authors' code spares as well, as custom_keys.
+#: custom_keys of parameters of two or more axes that the authors' code also exempts.
 SPARED = {
     name: dict(decay_mult=0.0)
     for name in ("A_logs", "Ds", "dt_projs_bias", "pos_embed", "cls_token", "merge.weights")
@@ -76,7 +77,7 @@ SPARED = {
 
 
 def decayed(model, **paramwise_cfg):
-    """Names of the parameters that a schedule decays."""
+    """Return the names of the parameters to which a schedule applies weight decay."""
     optimizer = dict(type="AdamW", lr=1e-3, weight_decay=0.05)
     cfg = dict(type="OptimWrapper", optimizer=optimizer, paramwise_cfg=paramwise_cfg)
     names = {id(p): name for name, p in model.named_parameters()}
@@ -88,7 +89,7 @@ def decayed(model, **paramwise_cfg):
 
 @families
 def test_groups_of_weight_decay(family):
-    """Of every parameter, by the rules of MMEngine that stock schedules use."""
+    """Every parameter has the right weight decay by the MMEngine rules of stock schedules."""
     model = family.build(arch=dict(pos_embed=True) if family.type == "VMamba" else {})
     every = dict(model.named_parameters())
     norms, kernels = set(), set()
@@ -105,7 +106,7 @@ def test_groups_of_weight_decay(family):
 
     tables = {name for name in every if name.endswith(tuple(SPARED))}
     projections = {name for name in every if name.endswith(("x_proj_weight", "dt_projs_weight"))}
-    # a table of the scan has several axes, which is all that MMEngine sees
+    # a table of the scan has several axes, and MMEngine looks at nothing else
     assert any(name.endswith("A_logs") for name in tables) and projections
     stock = decayed(model, **STOCK)
     assert stock == kernels | projections | {name for name in tables if every[name].ndim > 1}
@@ -141,7 +142,7 @@ def test_norm_eval_keeps_running_statistics(family, norm_eval):
 
 @families
 def test_checkpointing_changes_nothing(family):
-    """Neither gradients nor, though blocks run twice, the statistics of batch norms."""
+    """Gradients do not change, nor do statistics of batch norms, though blocks run twice."""
     plain = family.build(drop_path_rate=0.5).train()
     saving = family.build(drop_path_rate=0.5, with_cp=True).train()
     saving.load_state_dict(plain.state_dict())
@@ -176,7 +177,7 @@ def test_drop_path_grows_linearly_and_acts_in_training_only(family):
     image = torch.randn(2, 3, 64, 64)
     model.eval()
     assert torch.equal(model(image)[3], model(image)[3])
-    for module in model.modules():  # leaves drop path as the only difference of the modes
+    for module in model.modules():  # makes drop path the only difference between the modes
         module.training = not isinstance(module, _BatchNorm)
     assert not torch.equal(model(image)[3], model(image)[3])
     without = family.build(drop_path_rate=0.0)
@@ -189,7 +190,7 @@ def test_drop_path_grows_linearly_and_acts_in_training_only(family):
 
 @families
 @pytest.mark.parametrize("size", [(64, 64), (64, 32), (72, 37)])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", HALF_PRECISIONS)
 def test_autocast(family, dtype, size):
     model = family.build(drop_path_rate=0).train()
     image = torch.randn(2, 3, *size)

@@ -1,4 +1,4 @@
-"""Where backbones start from: what they say, and which checkpoints they refuse."""
+"""Initial weights of backbones: what they report, and which checkpoints they refuse."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ FAMILIES = {
 
 @pytest.fixture(params=FAMILIES)
 def original(request, tmp_path):
-    """A backbone, and a file of its authors, whose names are others."""
+    """A backbone, and a file of its authors, with other names."""
     backbone, arch = FAMILIES[request.param]
     # Vim's detectors and segmentors have no norms of outputs
     model = backbone(arch, out_norm=request.param != "vim")
@@ -37,7 +37,7 @@ def test_files_of_the_authors_are_refused(original, entry, tmp_path):
     path = tmp_path / "other.pth"
     torch.save(weights if entry == "bare" else {entry: weights}, path)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    with pytest.raises(RuntimeError, match="not one of mmvssm's") as error:
+    with pytest.raises(RuntimeError, match="does not hold mmvssm's weights") as error:
         load_checkpoint(model, str(path))
     assert "'mmvssm://FILE'" in str(error.value) and "tools/convert_ema.py" in str(error.value)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
@@ -63,7 +63,7 @@ def test_a_random_start_is_said(monkeypatch):
 
 
 def test_parts_of_a_network_load():
-    """Another depth, or a head beside it, is no reason to refuse a checkpoint."""
+    """Another depth, or an additional head, is no reason to refuse a checkpoint."""
     deeper, model = VMamba(dict(HIERARCHICAL, depths=(1, 1, 2, 1))), VMamba(HIERARCHICAL)
     incompatible = deeper.load_state_dict(model.state_dict(), strict=False)
     assert not incompatible.unexpected_keys
@@ -87,7 +87,7 @@ def test_norms_of_other_outputs_start_anew(backbone):
 
 
 class TestPositionGrids:
-    """The grid of a position embedding travels with it."""
+    """Tests that the grid of a position embedding is stored with it."""
 
     @staticmethod
     def vim(size):
@@ -110,9 +110,9 @@ class TestPositionGrids:
         given, wide = self.vim((256, 256)), self.vim((128, 512))
         weights = given.state_dict()
         del weights["pos_grid"]
-        with pytest.warns(UserWarning, match="is taken for 8x32 patches"):
+        with pytest.warns(UserWarning, match="assuming 8x32 patches"):
             wide.load_state_dict(weights)
-        with pytest.warns(UserWarning, match="is taken for 16x16 patches and resized to 16x32"):
+        with pytest.warns(UserWarning, match="assuming 16x16 patches, resized to 16x32"):
             self.vim((256, 512)).load_state_dict(weights)
 
     def test_a_grid_that_is_not_the_tables(self):

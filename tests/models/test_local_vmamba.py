@@ -1,4 +1,4 @@
-"""LocalVMamba: the block against a plain float64 reading, and its direction tables."""
+"""LocalVMamba: the block against a plain float64 implementation, and its direction tables."""
 
 import json
 import math
@@ -53,7 +53,7 @@ def test_default_arguments():
 
 
 def order_of(name, height, width):
-    """Visited pixels, None for padding."""
+    """Return the visited pixels, None for padding."""
     name, _, flip = name.partition("_")
     if name == "h":
         order = [(i, j) for i in range(height) for j in range(width)]
@@ -76,14 +76,14 @@ def order_of(name, height, width):
 def target_of(name, height, width, output_order):
     order = order_of(name, height, width)
     if output_order == "upstream" and name.startswith("v"):
-        # the order is applied to the outputs once more, instead of its inverse
+        # the order is applied to the outputs again, instead of its inverse
         steps = [j * height + i for i in range(height) for j in range(width)]
         return steps[::-1] if name.endswith("flip") else steps
     return order
 
 
 def plain_scan(mixer, k, u, order, target):
-    """Direction k of u (B, P, D); zero tokens stand where the map is padded."""
+    """Scan direction k of u (B, P, D), with zero tokens where the map is padded."""
     rank, states, channels = mixer.dt_rank, mixer.d_state, u.shape[2]
     rows = slice(k * channels, (k + 1) * channels)
     A, D = -mixer.A_logs[rows].exp(), mixer.Ds[rows]
@@ -100,7 +100,7 @@ def plain_scan(mixer, k, u, order, target):
 
 
 def plain_gate(gate, y):
-    """y (B, P, D)."""
+    """Gate y (B, P, D)."""
     norm = F.layer_norm(y, y.shape[-1:], gate.norm.weight, gate.norm.bias, 1e-5)
     hidden = F.gelu(F.linear(norm.mean(1), gate.global_reduce.weight, gate.global_reduce.bias))
     g = torch.sigmoid(F.linear(hidden, gate.channel_select.weight, gate.channel_select.bias))
@@ -108,7 +108,7 @@ def plain_gate(gate, y):
 
 
 def plain_block(block, x, merge, output_order):
-    """x (B, H, W, C)."""
+    """Apply the block to x (B, H, W, C)."""
     mixer, (height, width) = block.mixer, x.shape[1:3]
     n = F.layer_norm(x, x.shape[-1:], block.norm1.weight, block.norm1.bias)
     u, z = mixer.in_proj(n).chunk(2, -1)
@@ -213,10 +213,13 @@ FOUR = ["h", "h_flip", "w2", "w2_flip"]
 @pytest.mark.parametrize(
     ("directions", "message"),
     [
-        ([FOUR] * 4, "those of 5 layers, got 4: layer 4 has none"),
-        ([FOUR] * 7, "those of 5 layers, got 7: there is no layer 5"),
-        ([FOUR, FOUR, FOUR[:3], FOUR, FOUR], r"layer 2 must be 4, as in the other layers, got 3"),
-        ([[*FOUR, "v"], *[FOUR] * 4], "layer 0 must be 4, as in the other layers, got 5"),
+        ([FOUR] * 4, "each of 5 layers, got 4: layer 4 has none"),
+        ([FOUR] * 7, "each of 5 layers, got 7: there is no layer 5"),
+        (
+            [FOUR, FOUR, FOUR[:3], FOUR, FOUR],
+            r"layer 2 must be 4 names, as in the other layers, got 3",
+        ),
+        ([[*FOUR, "v"], *[FOUR] * 4], "layer 0 must be 4 names, as in the other layers, got 5"),
         ([FOUR, FOUR, FOUR, [], FOUR], r"layer 3 must be a list of names.*got \[\]"),
         ([FOUR, "h", FOUR, FOUR, FOUR], "layer 1 must be a list of names.*got 'h'"),
         ([FOUR, FOUR, FOUR, FOUR, ["h", "x", "w2", "w7"]], "layer 4: .*'h'.*'v'.*'wK'.*got 'x'"),

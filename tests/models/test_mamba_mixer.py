@@ -1,4 +1,4 @@
-"""MambaMixer against a plain float64 reading of the papers: one direction after the other."""
+"""MambaMixer against a plain float64 implementation of the papers, direction by direction."""
 
 import math
 
@@ -7,13 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from abilities import HALF_PRECISIONS
 from mmvssm.models import MambaMixer
 from mmvssm.ops.routes import directions
 from mmvssm.registry import MODELS
 
 
 def visited(name, height, width):
-    """Tokens in the order of a direction, None for a zero token."""
+    """Return the tokens in the order of a direction, None for a zero token."""
     kind, _, flip = name.partition("_")
     if kind == "h":
         steps = [h * width + w for h in range(height) for w in range(width)]
@@ -32,18 +33,18 @@ def visited(name, height, width):
 
 
 def output_order(name, steps, size, upstream):
-    """Where the output of each step goes."""
+    """Return the position to which the output of each step goes."""
     if not (upstream and name.startswith("v")):
         return steps
     height, width = size
     targets = [
         b * height + a for s in range(len(steps)) for a, b in [divmod(s, width)]
-    ]  # of a column order that is taken for a row order
+    ]  # as if a column order were a row order
     return targets[::-1] if name.endswith("flip") else targets
 
 
 def scan_one(mixer, k, xz):
-    """Direction k on a sequence xz (B, L, 2 * Di) in its own order: the gated output (B, L, Di)."""
+    """Scan direction k of xz (B, L, 2 * Di) in its own order; return gated outputs (B, L, Di)."""
     inner, states, rank = xz.shape[2] // 2, mixer.d_state, mixer.dt_rank
     channels = slice(k * inner, (k + 1) * inner)
     weight, bias = mixer.conv1d.weight[channels, 0], mixer.conv1d.bias[channels]
@@ -74,7 +75,7 @@ def plain_mixer(mixer, x, merge="sum", size=None, position=None):
         if mixer.num_routes == 2:
             outs.append(scan_one(mixer, 1, xz.flip(1)).flip(1))
     else:
-        # the class token leaves the map, and comes back at its number in every order
+        # the class token is taken from the map, and put back at its index in every order
         patches, token = xz, xz[:, :0]
         if position is not None:
             patches = torch.cat([xz[:, :position], xz[:, position + 1 :]], 1)
@@ -170,7 +171,7 @@ def test_ways_back_agree_on_square_maps_only():
     assert difference > 0.1
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", HALF_PRECISIONS)
 @pytest.mark.parametrize("options", [dict(), dict(scan=FOUR, merge="search")])
 def test_half_precision(options, dtype):
     mixer = MambaMixer(16, **options)

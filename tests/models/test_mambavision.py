@@ -1,4 +1,4 @@
-"""MambaVision: the layers against a plain float64 reading, windows, and what variants may say."""
+"""MambaVision: layers against a plain float64 implementation, windows, and arguments."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ MICRO = dict(embed_dims=16, depths=(1, 1, 3, 2), num_heads=(2, 4), stem_dims=8)
 
 
 def fill(module):
-    """Random values that are as large as those of a trained network."""
+    """Fill with random values as large as those of a trained network."""
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if name.endswith("running_var"):
             nn.init.uniform_(tensor, 0.5, 2)
@@ -23,7 +23,7 @@ def fill(module):
 
 
 def plain_mixer(mixer, x):
-    """x (B, L, C); one step after the other."""
+    """Mix x (B, L, C), one step after the other."""
     h = x @ mixer.in_proj.weight.T
     before, after = F.pad(h, (0, 0, 1, 0))[:, :-1], F.pad(h, (0, 0, 0, 1))[:, 1:]
     w = mixer.conv1d.weight[:, 0]
@@ -43,7 +43,7 @@ def plain_mixer(mixer, x):
 
 
 def plain_attention(attention, x):
-    """x (B, L, C); one head after the other."""
+    """Attend over x (B, L, C), one head after the other."""
     channels, heads = x.shape[-1], attention.num_heads
     width, outs = channels // heads, []
     q, k, v = (x @ attention.qkv.weight.T + attention.qkv.bias).split(channels, -1)
@@ -55,7 +55,7 @@ def plain_attention(attention, x):
 
 
 def assert_same(layer, plain, x):
-    """Values, and gradients of the input and of all parameters."""
+    """Compare values, and gradients of the input and of all parameters."""
     x.requires_grad_()
     inputs = (x, *layer.parameters())
     expected, got = plain(layer, x), layer(x)
@@ -81,7 +81,7 @@ def test_mixers_of_a_window(layer, plain):
 
 
 def plain_conv_block(block, x):
-    """x (B, H, W, C)."""
+    """Apply the block to x (B, H, W, C)."""
     y = x.movedim(-1, 1)
     for conv, norm in ((block.conv1, block.norm1), (block.conv2, block.norm2)):
         y = F.conv2d(y, conv.weight, conv.bias, padding=1)
@@ -97,7 +97,7 @@ def test_blocks_of_convolutions():
 
 
 def test_kinds_of_blocks():
-    """The first half of a stage, rounded up, scans."""
+    """The first half of a stage's blocks, rounded up, are scans."""
     for depths in ((1, 1, 3, 2), (1, 0, 1, 4)):
         model = MambaVision(dict(MICRO, depths=depths))
         assert [type(b) for b in model.stages[0].blocks] == [ConvBlock] * depths[0]
@@ -108,7 +108,7 @@ def test_kinds_of_blocks():
 
 @pytest.mark.parametrize("size", [(6, 9), (5, 7), (2, 3), (1, 4)])
 def test_windows(size):
-    """Row by row, filled up with zeros below and on the right; they come back as they were."""
+    """Windows go row by row, zero-padded at the bottom and right, and merge back unchanged."""
     height, width = size
     x = torch.arange(1.0, 2 * height * width + 1).view(2, height, width, 1)
     windows = to_windows(x, 3)
@@ -123,7 +123,7 @@ def test_windows(size):
 
 
 def changed(stage, x, row, column):
-    """Where the output of a stage changes with one pixel of its input."""
+    """Return where the output of a stage changes with one pixel of its input."""
     other = x.clone()
     other[0, row, column] += 1
     with torch.no_grad():
@@ -143,7 +143,7 @@ def test_a_stage_sees_one_window_at_a_time():
 
 
 def test_windows_change_what_the_weights_compute():
-    """What fills a window up takes part: a larger window is another network."""
+    """The padding of a window takes part: a larger window is a different network."""
     small, large = (MambaVision(MICRO, window_sizes=(side, side)).eval() for side in (4, 5))
     fill(small)
     large.load_state_dict(small.state_dict())
@@ -197,10 +197,10 @@ def test_names_that_differ_in_windows():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (dict(embed_dims=(16, 16, 15, 16)), "embed_dims must be even to be halved, got 15"),
-        (dict(mixer=dict(d_conv=2)), "d_conv must be odd to see both neighbours, got 2"),
-        (dict(mixer=dict(ssm_ratio=2)), "mixer has unknown field.*'ssm_ratio'; known are d_state"),
-        (dict(depths=(1, 1, 1)), "num_heads must name .* the 1 stages with windows"),
+        (dict(embed_dims=(16, 16, 15, 16)), "embed_dims must be even, .* got 15"),
+        (dict(mixer=dict(d_conv=2)), "d_conv must be an odd number of at least 1, got 2"),
+        (dict(mixer=dict(ssm_ratio=2)), "mixer has unknown field.*'ssm_ratio'; known .*d_state"),
+        (dict(depths=(1, 1, 1)), "num_heads must have .* the 1 stages with windows"),
         (dict(downsample="conv3"), "arch has unknown field.*'downsample'"),
     ],
 )

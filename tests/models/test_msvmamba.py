@@ -1,10 +1,11 @@
-"""MSVMamba: mixer and block against a plain float64 reading, variants, and the releases' keys."""
+"""MSVMamba: mixer and block against plain float64 code, variants, and keys of releases."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from abilities import HALF_PRECISIONS
 from mmvssm import ops
 from mmvssm.models import MS2D, MSVMamba
 from mmvssm.registry import MODELS
@@ -26,7 +27,7 @@ GATED_MINI = dict(
 
 @pytest.mark.parametrize("name", ["nano", "micro", "tiny", "v3-tiny", "v3-small", "v3-base"])
 def test_what_the_generations_differ_in(name):
-    """Options that parameters do not show."""
+    """The generations differ in options that no parameter shows."""
     with torch.device("meta"):
         model = MSVMamba(name)
     v3 = name.startswith("v3")
@@ -49,7 +50,7 @@ def test_default_arguments():
 
 
 def scan(mixer, index, s):
-    """Parameter set ``index`` on sequences s (B, L, D), step by step."""
+    """Scan sequences s (B, L, D) with parameter set ``index``, step by step."""
     rank, states, channels = mixer.dt_rank, mixer.d_state, s.shape[-1]
     p = s @ mixer.x_proj_weight[index].T
     dt, B, C = p.split([rank, states, states], dim=-1)
@@ -65,7 +66,7 @@ def scan(mixer, index, s):
 
 
 def resize_matrix(size, small, mode):
-    """Weights (size, small) of the small side's pixels."""
+    """Return the weights (size, small) of the small side's pixels."""
     weights = torch.zeros(size, small, dtype=torch.float64)
     for i in range(size):
         if mode == "nearest":
@@ -79,7 +80,7 @@ def resize_matrix(size, small, mode):
 
 
 def plain_ms2d(mixer, x, act, gate, norm_position, upsample, full_first):
-    """x (B, H, W, C)."""
+    """Apply the mixer to x (B, H, W, C)."""
     height, width = x.shape[1:3]
     h, w = (height + 1) // 2, (width + 1) // 2
     u = x @ mixer.in_proj.weight.T
@@ -144,7 +145,7 @@ SIZES = [(4, 6), (5, 7), (1, 1), (1, 4), (3, 2)]
 
 
 def check_against(module, reading, x):
-    """Output of ``module`` at x and all gradients equal those of ``reading``."""
+    """Compare the output of ``module`` at x and all gradients with those of ``reading``."""
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.5)
     inputs = (x, *module.parameters())
@@ -190,7 +191,7 @@ def test_values_and_gradients_of_the_block(fields):
 
 
 @pytest.mark.parametrize("fields", [dict(), V3], ids=["v1", "v3"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", HALF_PRECISIONS)
 def test_scan_precision_under_autocast(monkeypatch, dtype, fields):
     seen = []
 
@@ -238,7 +239,7 @@ def test_bad_arguments_of_the_mixer(options, message):
     ("fields", "message"),
     [
         (dict(mixer=None), "mixer must be a dict, got None"),
-        (dict(mixer=dict(gates=1)), "mixer has unknown field.*'gates'; known are d_state"),
+        (dict(mixer=dict(gates=1)), "mixer has unknown field.*'gates'; known fields are d_state"),
         (dict(mlp_norm="both"), "mlp_norm must be one of 'pre', 'post', got 'both'"),
         (dict(stem="linear"), "stem must be one of 'patch', 'conv'"),
         (dict(downsample="pool"), "downsample must be one of 'patch_merge', 'conv2', 'conv3'"),

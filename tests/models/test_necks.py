@@ -1,4 +1,4 @@
-"""The simple feature pyramid against a plain reading of the reference, by its key names."""
+"""The simple feature pyramid against a plain implementation of the reference, with its keys."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ for level, (first, channels) in LEVELS.items():
 
 
 def necks_of(weights):
-    """What the key map of Vim's detectors and segmentors makes of a pyramid in the backbone."""
+    """Return a backbone's pyramid under our names, by the key map of Vim's dense models."""
     mapped = map_state_dict({f"backbone.{k}": v for k, v in weights.items()}, "vim", "dense")
     return {key.removeprefix("neck."): value for key, value in mapped.items()}
 
@@ -42,7 +42,7 @@ def weights():
 
 @pytest.fixture
 def neck(weights):
-    """The neck with these weights, strictly loaded by the key map."""
+    """Build the neck with these weights, strictly loaded by the key map."""
     neck = SimpleFeaturePyramid(16, 12)
     neck.load_state_dict(necks_of(weights))
     return neck.double().eval()
@@ -56,7 +56,7 @@ def norm_over_channels(x, weight, bias):
 
 
 def reference_levels(weights, x):
-    """``p2`` to ``p6`` of the map ``x``, read from the description of the reference."""
+    """Return ``p2`` to ``p6`` of the map ``x``, following the description of the reference."""
 
     def deconv(x, key):
         return F.conv_transpose2d(x, weights[f"{key}.weight"], weights[f"{key}.bias"], stride=2)
@@ -130,9 +130,9 @@ def test_its_norm_in_heads_of_the_libraries():
     ("options", "message"),
     [
         (dict(scales=(4, 3)), r"scales must be one of 4, 2, 1, 0\.5, 0\.25, got 3"),
-        (dict(scales=(1, 2)), r"scales must hold falling numbers, got \(1, 2\)"),
-        (dict(scales=(2, 2)), r"scales must hold falling numbers, got \(2, 2\)"),
-        (dict(scales=()), r"scales must hold falling numbers, got \(\)"),
+        (dict(scales=(1, 2)), r"scales must be in descending order, got \(1, 2\)"),
+        (dict(scales=(2, 2)), r"scales must be in descending order, got \(2, 2\)"),
+        (dict(scales=()), r"scales must be in descending order, got \(\)"),
         (dict(num_outs=3), "num_outs must be at least 4, the number of scales, got 3"),
         (dict(in_channels=6), "in_channels must be a number divisible by 4 .*, got 6"),
         (dict(in_channels=[8]), r"in_channels must be a number divisible by 4 .*, got \[8\]"),
@@ -173,7 +173,7 @@ SEGMENTATION = {
 
 
 def feature2pyramid(**options):
-    """mmsegmentation's neck, as a config names it."""
+    """Build mmsegmentation's neck as a config does."""
     return MODELS.build(dict(type="mmseg.Feature2Pyramid", norm_cfg=dict(type="BN"), **options))
 
 

@@ -1,4 +1,4 @@
-"""The cascade with one mask head, of the published config made thin."""
+"""The cascade with one mask head, from the published config made thin."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def head():
 
 @pytest.fixture
 def maps():
-    """Four levels of two images."""
+    """Return maps of four levels for two images."""
     return tuple(torch.randn(2, CHANNELS, SIDE // s, SIDE // s) for s in (4, 8, 16, 32))
 
 
@@ -55,7 +55,7 @@ def proposals():
 
 @pytest.fixture
 def samples():
-    """Images with a few objects, whose masks are their upper halves."""
+    """Return images with a few objects, whose masks are the upper halves of their boxes."""
     samples = []
     for _ in range(2):
         boxes, labels = boxes_of(3), torch.randint(CLASSES, (3,))
@@ -70,7 +70,7 @@ def samples():
 
 
 def test_scores_are_means_of_probabilities(head, maps, proposals):
-    """Each stage is given the boxes that the stage before has moved, within the image."""
+    """Each stage gets the boxes refined by the stage before, clipped to the image."""
     expected = []
     for i, found in enumerate(proposals):
         boxes, scores = found.bboxes, []
@@ -108,7 +108,7 @@ def test_one_mask_head_is_given_the_final_boxes(head, maps, proposals):
 
 
 def test_samples_and_losses(head, maps, proposals, samples, monkeypatch):
-    """The first stage also learns from the objects' own boxes, the others from all it gives."""
+    """The first stage also samples the objects' own boxes; the others get all that it returns."""
     counts, bbox_loss = [], head.bbox_loss
 
     def count(stage, x, sampling_results):
@@ -126,7 +126,7 @@ def test_samples_and_losses(head, maps, proposals, samples, monkeypatch):
 
 
 def test_maps_learn_a_third_of_each_stage(head, maps, proposals, samples):
-    """The heads learn all of it; mmdetection's maps would as well."""
+    """The heads get the full gradient; mmdetection's maps would, too."""
     gradients = []
     for kind in (type(head), CascadeRoIHead):
         torch.manual_seed(0)

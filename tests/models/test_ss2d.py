@@ -1,4 +1,4 @@
-"""SS2D against a plain float64 reading of the paper: flips, one scan after the other."""
+"""SS2D against a plain float64 implementation of the paper: flips, one scan after the other."""
 
 import math
 
@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from abilities import HALF_PRECISIONS
 from mmvssm import ops
 from mmvssm.models import SS2D, CascadeSS2D, FlippedCascadeSS2D, ScalarDecaySS2D
 from mmvssm.registry import MODELS
@@ -15,7 +16,7 @@ ACTS = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}
 
 
 def sequential_scan(u, delta, A, B, C, D):
-    """u, delta (B, D, L); A (D, N); B, C (B, N, L); D (D,)."""
+    """Scan u and delta (B, D, L) with A (D, N), B and C (B, N, L) and D (D,)."""
     h = u.new_zeros(*u.shape[:2], A.shape[1])
     ys = []
     for t in range(u.shape[-1]):
@@ -26,7 +27,7 @@ def sequential_scan(u, delta, A, B, C, D):
 
 
 def scan_route(mixer, k, u, routes=4):
-    """Route k's scan of sequences u (B, D, L)."""
+    """Scan sequences u (B, D, L) with the parameters of route k."""
     rank, states = mixer.dt_rank, mixer.d_state
     q = torch.einsum("cd,bdl->bcl", mixer.x_proj_weight[k], u)
     dt, B, C = q.split([rank, states, states], dim=1)
@@ -66,7 +67,7 @@ def scan_atrous(mixer, x):
 
 
 def scan_map(mixer, x):
-    """x (B, D, H, W)."""
+    """Scan x (B, D, H, W) along all routes."""
     if mixer.scan.name == "atrous":
         return scan_atrous(mixer, x)
     rows = x.flatten(2)
@@ -195,7 +196,7 @@ def test_atrous_scans_project_each_pixel_once(monkeypatch):
 
 
 @pytest.mark.parametrize("force_fp32", [True, False])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", HALF_PRECISIONS)
 def test_scan_precision_under_autocast(monkeypatch, dtype, force_fp32):
     seen = {}
 
@@ -273,8 +274,11 @@ def test_marks_against_weight_decay():
         (dict(d_conv=4), "d_conv must be odd.*4"),
         (dict(d_state=0), "d_state must be a whole number of at least 1, got 0"),
         (dict(ssm_ratio=0.01), "ssm_ratio.*at least 1.*0"),
-        (dict(type=ScalarDecaySS2D, ssm_init="v2", dt_rank=5), "scalar decay.*divide.*16.*5"),
-        (dict(type=CascadeSS2D, scan="bidi"), "leave scan out, got 'bidi'"),
+        (
+            dict(type=ScalarDecaySS2D, ssm_init="v2", dt_rank=5),
+            "dt_rank must divide the inner width 16 with scalar decay, got 5",
+        ),
+        (dict(type=CascadeSS2D, scan="bidi"), "do not pass scan, got 'bidi'"),
         (dict(type=ScalarDecaySS2D), "ssm_init must be 'v1' or 'v2'"),
     ],
 )
@@ -309,7 +313,7 @@ def test_routes_of_ones_own():
 
 def test_number_of_routes_must_not_depend_on_the_size():
     mixer = SS2D(8, scan=lambda height, width: torch.zeros(height, 1, dtype=torch.int32))
-    with pytest.raises(ValueError, match="scan '<lambda>' has 5 routes over 5x3 pixels, but 4"):
+    with pytest.raises(ValueError, match=r"'<lambda>' must have 4 routes .* got 5 over 5x3 pixels"):
         mixer(torch.randn(1, 5, 3, 8))
 
 

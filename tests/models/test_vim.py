@@ -1,4 +1,4 @@
-"""Vim and LocalVim against a plain float64 reading of the papers, and what is special to them."""
+"""Vim and LocalVim against a plain float64 implementation, and their special features."""
 
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from mmengine.model import BaseModule
 from mmengine.runner import load_checkpoint
 from torch import nn
 
+from abilities import HALF_PRECISIONS
 from mmvssm.models import LocalVim, MambaMixer, Vim
 from mmvssm.models.layers import RMSNorm
 from mmvssm.registry import MODELS
@@ -34,7 +35,7 @@ MODELS_OF = {
 
 
 def build(name, **options):
-    """A model in float64, with random values everywhere."""
+    """Build a model in float64, with random values everywhere."""
     backbone, own, _ = MODELS_OF[name]
     model = backbone(**{"arch": MICRO, "img_size": (32, 48), **own, **options}).double().eval()
     for parameter in model.parameters():
@@ -43,7 +44,7 @@ def build(name, **options):
 
 
 def with_class(rows, tokens, place):
-    """A list of patch rows, and the class tokens at their places."""
+    """Return the list of patch rows with the class tokens at their positions."""
     if place == "none":
         return rows
     if place == "double":
@@ -53,7 +54,7 @@ def with_class(rows, tokens, place):
 
 
 def split_class(rows, place):
-    """Patch rows and class rows."""
+    """Return patch rows and class rows."""
     if place == "none":
         return rows, []
     if place == "double":
@@ -63,20 +64,20 @@ def split_class(rows, place):
 
 
 def resize(rows, grid, size):
-    """Rows of a grid ``(H * W, C)`` for another grid."""
+    """Resize the rows of a grid ``(H * W, C)`` to another grid."""
     rows = rows.T.unflatten(1, grid)[None]
     rows = F.interpolate(rows, size=size, mode="bicubic", align_corners=False)
     return rows[0].flatten(1).T
 
 
 def turn(x, angles):
-    """Pairs of channels of x (B, L, C), each pair by its angle (L, C // 2)."""
+    """Rotate pairs of channels of x (B, L, C), each pair by its angle (L, C // 2)."""
     pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
     return torch.view_as_real(pairs * angles).flatten(-2)
 
 
 def turning(model, size, place):
-    """Complex factors (L, C // 2) of the sequence; of other grids, the parts are resized."""
+    """Return complex factors (L, C // 2) of the sequence, resized by part for other grids."""
     height, width = model.positions.grid
     quarter = model.embed_dims // 4
     speed = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
@@ -94,7 +95,7 @@ def turning(model, size, place):
 
 
 def read(model, image, place, pads):
-    """Every layer's stream and mixer output (B, L, C), and the grid, of a model in float64."""
+    """Return each layer's stream and mixer output (B, L, C), and the grid, in float64."""
     conv = model.patch_embed.conv1
     stride, patch = conv.stride[0], conv.kernel_size[0]
     if pads:
@@ -167,7 +168,7 @@ def test_reading(name, image):
 
 
 def test_default_output():
-    """What the head of a classifier reads: the class token, or the mean where there is none."""
+    """A classifier's head gets the class token, or the mean where there is none."""
     image = torch.randn(1, 3, 32, 48, dtype=torch.float64)
     for name, out_type in {"vim": "cls_token", "local": "avg_featmap"}.items():
         model, same = build(name), build(name, out_type=out_type, out_indices=[2])
@@ -197,7 +198,7 @@ def test_rotary_tables_of_the_reference(case):
 
 
 def test_dropping_the_class_token_keeps_the_row_of_the_position_embedding():
-    """A classifier's weights fit, and those of the class token are without effect."""
+    """A classifier's weights load, and those of the class token have no effect."""
     kept, dropped = build("vim"), build("vim", drop_cls_token=True, out_type="featmap")
     weights = kept.state_dict()
     del weights["cls_token"]
@@ -213,7 +214,7 @@ def test_dropping_the_class_token_keeps_the_row_of_the_position_embedding():
 
 @pytest.mark.parametrize("name", ["vim", "vim, head", "vim, double", "vim, dropped", "local"])
 def test_tables_of_another_grid_are_resized_when_loaded(name):
-    """Position tables made for images of 32x32 act after loading as they did at run time."""
+    """Position tables for 32x32 images, resized on loading, act as those resized at run time."""
     small = build(name, img_size=32, out_type="featmap")
     large = build(name, img_size=64, out_type="featmap")
     weights = small.state_dict()
@@ -240,7 +241,7 @@ def test_square_table_for_a_grid_that_is_not_is_resized_with_a_warning():
     weights = build("vim", img_size=32).state_dict()
     del weights["pos_grid"]
     wide = build("vim", img_size=(32, 64))
-    with pytest.warns(UserWarning, match=r"is taken for 4x4 patches and resized to 4x8"):
+    with pytest.warns(UserWarning, match=r"assuming 4x4 patches, resized to 4x8"):
         wide.load_state_dict(weights)
 
 
@@ -252,7 +253,7 @@ def test_loading_reports_a_table_of_no_square_grid():
 
 
 def without_class_rows(model):
-    """The weights of a model as the published detectors and segmentors have theirs."""
+    """Return the weights of a model in the form of published detectors and segmentors."""
     weights = model.state_dict()
     weights.pop("cls_token", None)
     weights.pop("pos_grid")
@@ -272,7 +273,7 @@ def load_by_init_cfg(model, weights, path):
 
 
 def load_by_runner(model, weights, path):
-    """As MMEngine's ``load_from`` does it."""
+    """Load weights as MMEngine's ``load_from`` does."""
     detector = nn.ModuleDict(dict(backbone=model))
     torch.save(dict(state_dict={f"backbone.{k}": v for k, v in weights.items()}), path)
     load_checkpoint(detector, str(path), strict=True)
@@ -284,7 +285,7 @@ def load_by_runner(model, weights, path):
     ("stored", "own"), [(32, 32), ((32, 48), (32, 48)), (32, 64), (64, 32)], ids=str
 )
 def test_tables_without_class_rows_are_loaded(load, place, stored, own, tmp_path):
-    """The rows of the grid are those of the file, the unused ones of class tokens zeros."""
+    """The rows of the grid come from the file, and the unused ones of class tokens are zeros."""
     options = dict(cls_token=place, drop_cls_token=True)
     source, model = (build("vim", img_size=size, **options) for size in (stored, own))
     weights = without_class_rows(source)
@@ -357,7 +358,7 @@ def test_one_direction_is_not_divided():
     assert torch.equal(models[0](image)[0], models[1](image)[0])
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", HALF_PRECISIONS)
 @pytest.mark.parametrize("half_model", [True, False])
 @pytest.mark.parametrize("name", ["vim", "vim, double", "local", "local, search"])
 def test_residual_stream_is_float32(name, dtype, half_model):
@@ -475,7 +476,7 @@ def test_images_smaller_than_a_patch(backbone):
         (Vim, dict(norm="bn"), "norm must be one of 'rms', 'ln', got 'bn'"),
         (Vim, dict(out_norm="bn"), "out_norm must be one of 'rms', 'ln', got 'bn'"),
         (Vim, dict(feature="gate"), "feature must be one of 'residual', 'mixer', got 'gate'"),
-        (Vim, dict(feature=["mixer"] * 2), "feature must be one word or 1, as out_indices has"),
+        (Vim, dict(feature=["mixer"] * 2), "feature must be one name, or one for each of the 1"),
         (
             Vim,
             dict(rope=True, arch=dict(MICRO, embed_dims=18)),

@@ -206,7 +206,7 @@ def test_maps_and_positions_have_the_stride_that_patch_size_says(stem, patch_siz
     (out,) = model(torch.randn(1, 3, side, 48))
     rounded = -(-side // 4) if stem == "conv" else side // patch_size
     assert out.shape[2:] == model.pos_embed.shape[2:] == (rounded, 48 // patch_size)
-    # the second row of the map looks at the rows of the image that the stride says
+    # the second row of the map sees the image rows that follow from the stride
     image = torch.zeros(1, 3, side, 48, requires_grad=True)
     model.patch_embed(image)[0, 1, 1, 0].backward()
     rows = image.grad.abs().amax((0, 1, 3)).nonzero().flatten().tolist()
@@ -216,6 +216,6 @@ def test_maps_and_positions_have_the_stride_that_patch_size_says(stem, patch_siz
 
 def test_position_embedding_needs_a_pixel():
     arch = dict(SECOND, stem="patch", patch_size=8, pos_embed=True)
-    message = r"img_size must leave .* at least one pixel, got \(7, 32\)"
+    message = r"img_size must be large enough .* one pixel, got \(7, 32\)"
     with pytest.raises(ValueError, match=message):
         VMamba(arch, img_size=(7, 32))

@@ -13,7 +13,7 @@ def normal(*shape):
 
 
 def relative(value, expected):
-    """Relative L2 error."""
+    """Return the relative L2 error."""
     value, expected = value.detach().double().cpu(), expected.detach().double()
     assert value.shape == expected.shape
     return float((value - expected).norm() / expected.norm().clamp_min(1e-30))
@@ -28,7 +28,7 @@ def rounded(tensors, names, dtype):
 
 
 def leaves(tensors, names, dtype, device):
-    """Leaf tensors: activations in ``dtype``, parameters in the precision of the recurrence."""
+    """Return leaf tensors: activations in ``dtype``, parameters in the recurrence's precision."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     return {
         name: None
@@ -39,7 +39,7 @@ def leaves(tensors, names, dtype, device):
 
 
 def errors(run, define, tensors, names, dtype, device):
-    """Largest relative error of the outputs and of the gradients of ``run``."""
+    """Return the largest relative errors of the outputs and of the gradients of ``run``."""
     tensors = rounded(tensors, names, dtype)
     exact = leaves(tensors, tensors, torch.float64, "cpu")
     tested = leaves(tensors, names, dtype, device)

@@ -1,4 +1,4 @@
-"""The choice of implementation, what is reported of it, and mmcv's doors to the ops."""
+"""The choice of implementation, its reports, and mmcv's entry points to the ops."""
 
 import os
 import re
@@ -15,7 +15,7 @@ backend_module = sys.modules["mmvssm.ops.backend"]
 
 native = pytest.mark.skipif("cpu" not in ops.built_devices(), reason="no compiled kernels")
 
-# Python code that hides the compiled extension, as on a machine without a compiler.
+# code that hides the compiled extension, as on a machine without a compiler
 HIDDEN = """
 import importlib.util, warnings
 find_spec = importlib.util.find_spec
@@ -110,7 +110,7 @@ def test_gpus_that_compiled_kernels_run_on(architectures, capability, runs):
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """A GPU of capability 9.0 that torch sees; a function says which kernels there are."""
+    """Fakes a GPU of capability 9.0; returns a function that sets which kernels exist."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
@@ -230,7 +230,7 @@ def test_mmcv_finds_the_extension_and_the_function():
 @native
 @pytest.mark.parametrize("variant", ["avx2", "baseline"])
 def test_plainer_instruction_sets(variant):
-    """The scan tests again, on kernels that this processor would not choose by itself."""
+    """Run the scan tests again, on kernels that this processor would not choose by itself."""
     from mmvssm import _vssm_ext
 
     if variant not in _vssm_ext.cpu_variants().split(", "):

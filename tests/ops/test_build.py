@@ -1,4 +1,4 @@
-"""The native build's look for a CUDA toolkit, over compilers that only answer."""
+"""The native build's search for a CUDA toolkit, with fake compilers."""
 
 import importlib.util
 import stat
@@ -28,7 +28,7 @@ def build(monkeypatch, tmp_path):
 
 
 def install(root, release="12.4", top=True, codes=OLD):
-    """An ``nvcc`` below ``root``."""
+    """Install a fake ``nvcc`` in ``root``."""
     nvcc = root / "bin" / "nvcc"
     nvcc.parent.mkdir(parents=True)
     said = {"-V": f"Cuda compilation tools, release {release}, V{release}.1"}

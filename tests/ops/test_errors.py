@@ -1,4 +1,4 @@
-"""Bad arguments: a ValueError or TypeError that names argument, given and expected."""
+"""Bad arguments give a ValueError or TypeError that names argument, value and expectation."""
 
 import pytest
 import torch
@@ -58,7 +58,11 @@ BAD_1D = {
         r"A must have shape.*\(6, 3\), got \(5, 3\)",
     ),
     "integer A": ({"A": torch.ones(6, 3).long()}, TypeError, "A must be a float tensor"),
-    "groups of B": ({"B": torch.randn(2, 4, 3, 10)}, ValueError, "B has 4 groups.*6 rows"),
+    "groups of B": (
+        {"B": torch.randn(2, 4, 3, 10)},
+        ValueError,
+        "B must .* divides the 6 rows of u, got 4",
+    ),
     "states of B": ({"B": torch.randn(2, 2, 4, 10)}, ValueError, "B must have shape"),
     "C unlike B": ({"C": torch.randn(2, 1, 3, 10)}, ValueError, "C must have shape"),
     "rank of C": ({"C": torch.randn(2, 3, 10)}, ValueError, "C must have 2 or 4 dimensions"),
@@ -66,7 +70,7 @@ BAD_1D = {
     "size of bias": ({"delta_bias": torch.randn(2)}, ValueError, "delta_bias must have shape"),
     "shape of z": ({"z": torch.randn(2, 6, 9)}, ValueError, "z must have shape"),
     "out_dtype": ({"out_dtype": torch.float16}, TypeError, "out_dtype must be None"),
-    "device of B": ({"B": torch.randn(2, 2, 3, 10, device="meta")}, ValueError, "B must lie on"),
+    "device of B": ({"B": torch.randn(2, 2, 3, 10, device="meta")}, ValueError, "B must be on"),
     "no steps": (
         {
             n: torch.randn(2, *s, 0)
@@ -129,7 +133,7 @@ BAD_2D = {
     "device": (
         {"x_dbl": torch.randn(2, 12, 4, 10, device="meta")},
         ValueError,
-        "x_dbl must lie on",
+        "x_dbl must be on",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""The CUDA kernels on CUDA tensors: what the CPU tests assert, and what only a GPU can show."""
+"""The CUDA kernels on CUDA tensors: the CPU tests' assertions, and what needs a GPU."""
 
 import pytest
 import torch
@@ -53,7 +53,7 @@ def problem_2d(dtype=torch.float32, batch=2, side=20, channels=40, d_state=5, dt
 
 
 def gradients(function, case, **options):
-    """The output and the gradients of all float inputs."""
+    """Return the output and the gradients of all float inputs."""
     leaves = [t for t in case.values() if t.requires_grad]
     y = function(**case, **options)
     return [y.detach(), *torch.autograd.grad(y.float().square().sum(), leaves)]
@@ -168,7 +168,7 @@ def test_large_map_agrees_with_the_pytorch_path(dtype):
 
 
 def test_current_stream_is_used():
-    """Inputs written on a side stream are seen there without waiting for the whole device."""
+    """Inputs written on a side stream are visible there without synchronizing the device."""
     case = {k: t.detach() for k, t in problem_2d().items()}
     expected = ops.selective_scan_2d(**{**case, "x": 2 * case["x"]})
     stream = torch.cuda.Stream()
@@ -181,7 +181,7 @@ def test_current_stream_is_used():
 
 
 def test_route_sets_wait_for_no_device():
-    """Not from the second call on: the first of its sizes compiles and plans with NVRTC."""
+    """True from the second call on: the first of a size compiles and plans with NVRTC."""
     case = problem_2d()
     routes = ops.routes.route_set("cross2d", 20, 20, device="cuda")
     expected = gradients(ops.selective_scan_2d, case)
@@ -233,5 +233,5 @@ def test_float64_is_refused():
 
 def test_too_large_a_rank_is_refused():
     case = {k: t.detach() for k, t in problem_2d(side=2, channels=4, dt_rank=5000).items()}
-    with pytest.raises(ValueError, match="more than a block of this device"):
+    with pytest.raises(ValueError, match="more shared memory than a block of this device"):
         ops.selective_scan_2d(**case)

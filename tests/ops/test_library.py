@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from abilities import WHOLE_GRAPHS, needs_opcheck, needs_strict, needs_whole_graphs
 from mmvssm import ops
 from mmvssm.models import Vim, VMamba
 
@@ -35,6 +36,7 @@ def op_arguments_2d(**kwargs):
     return (*before, t["A"], t["dt_weight"], t["dt_bias"], t["D"], 12, True)
 
 
+@needs_opcheck
 @pytest.mark.parametrize("twin", ["", "_torch"])
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_opcheck(requires_grad, twin):
@@ -44,6 +46,7 @@ def test_opcheck(requires_grad, twin):
     torch.library.opcheck(getattr(torch.ops.mmvssm, f"selective_scan_2d{twin}"), arguments)
 
 
+@needs_opcheck
 def test_opcheck_of_the_backward_ops():
     arguments = tuple(tensors_1d(requires_grad=False, length=70).values())
     y, _, states = torch.ops.mmvssm.selective_scan(*arguments, True, None, True)
@@ -61,7 +64,7 @@ def test_opcheck_of_the_backward_ops():
 @pytest.mark.parametrize("d_state", [1, 3])
 def test_gradcheck_2d(d_state):
     t = tensors_2d(torch.float64, d_state=d_state)
-    # Zero tokens, a pixel met twice, and other rows written than read.
+    # zero tokens, a pixel visited twice, and rows written other than those read
     table = torch.tensor([[0, 5, -1, 5, 11], [3, -1, 2, 1, 0]] * 2).int()
     out = torch.tensor([[0, 1, 2, -1, 3], [4, 0, 0, 1, 2]] * 2).int()
 
@@ -88,7 +91,7 @@ def scan_1d(t, *values):
 
 
 def scan_2d(t, *values, **options):
-    # zero tokens, and a pixel met twice
+    # zero tokens, and a pixel visited twice
     table = torch.tensor([[0, 5, -1, 5, 11], [3, -1, 2, 1, 0]] * 2).int()
     return ops.selective_scan_2d(**dict(zip(t, values)), routes=table, **options)
 
@@ -122,7 +125,7 @@ def test_gradients_to_differentiate_are_those_of_the_kernels():
 
 
 def penalty(model, image):
-    """The gradient of a gradient penalty with regard to all parameters."""
+    """Return the gradient of a gradient penalty with respect to all parameters."""
     image.requires_grad_()
     total = sum(out.square().mean() for out in model(image))
     (grad,) = torch.autograd.grad(total, image, create_graph=True)
@@ -214,16 +217,16 @@ def test_per_sample_gradients_of_a_network():
 
 def test_transforms_need_the_definition():
     t = tensors_1d(torch.float64, requires_grad=False)
-    message = "backend 'cpu' was chosen, but torch.func and forward-mode derivatives go through"
+    message = "backend 'cpu' was chosen, but only the PyTorch scan supports torch.func"
     with ops.backend("cpu"), pytest.raises(RuntimeError, match=message):
         torch.func.grad(lambda u: ops.selective_scan(**{**t, "u": u}).sum())(t["u"])
-    with pytest.warns(UserWarning, match="PyTorch definition alone"):
+    with pytest.warns(UserWarning, match="only the PyTorch scan supports torch.func"):
         sys.modules[ops.backend.__module__]._warned.clear()
         torch.func.grad(lambda u: ops.selective_scan(**{**t, "u": u}).sum())(t["u"])
 
 
 def test_runs_inside_a_checkpoint():
-    """A checkpoint hands out what it recomputed once only."""
+    """Gradient checkpointing returns what it recomputed only once."""
     from torch.utils.checkpoint import checkpoint
 
     t = tensors_1d(length=70)
@@ -245,12 +248,13 @@ def test_compiles_without_graph_breaks():
         return ops.selective_scan_2d(x, x_dbl, ops.routes.cross2d(3, 4), **rest).square().sum()
 
     expected = torch.autograd.grad(run(t["x"], t["x_dbl"]), list(t.values()))
-    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(run, fullgraph=WHOLE_GRAPHS, backend="aot_eager")
     grads = torch.autograd.grad(compiled(t["x"], t["x_dbl"]), list(t.values()))
     for grad, wanted in zip(grads, expected):
         torch.testing.assert_close(grad, wanted)
 
 
+@needs_whole_graphs
 def test_pytorch_scan_is_one_node_for_any_length():
     """Its loops would be unrolled, for one length."""
     nodes = []
@@ -273,8 +277,9 @@ def test_pytorch_scan_is_one_node_for_any_length():
     assert [names.count("mmvssm.selective_scan_torch") for names in nodes] == [1]
 
 
+@needs_strict
 def test_exported_pytorch_scan_is_pytorch_alone():
-    """Programs for others hold no op of ours, however they are traced."""
+    """Programs for use without mmvssm contain none of our ops, however they are traced."""
 
     class Scan(torch.nn.Module):
         def forward(self, t):

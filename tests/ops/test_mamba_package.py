@@ -22,7 +22,7 @@ TOLERANCES = {
 
 
 def problem(dtype, length, groups, variable_B, variable_C, has_z, has_D, has_bias):
-    """Random arguments, parameters in float32."""
+    """Return random arguments, with parameters in float32."""
 
     def maps(variable):
         if not variable:
@@ -43,10 +43,10 @@ def problem(dtype, length, groups, variable_B, variable_C, has_z, has_D, has_bia
 
 
 def define(u, delta, A, B, C, D, z, delta_bias, delta_softplus):
-    """The Mamba package's function in float32, rounded once at the end; and the last state."""
+    """Return the Mamba package's function in float32, rounded at the end, and the last state."""
 
     def rows(maps):
-        maps = maps.float()  # first, so that gradients of a group are not summed up in half
+        maps = maps.float()  # first, so that gradients of a group are not summed in half precision
         if maps.dim() == 2:
             return maps[None, :, :, None].expand(BATCH, -1, -1, u.shape[2])
         maps = maps if maps.dim() == 4 else maps[:, None]
@@ -114,13 +114,13 @@ def test_short_sequences(dtype, length, groups):
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_whole_matrix(dtype, length, groups):
     for variable in itertools.product([True, False], repeat=2):
-        # of constant maps all flags for short sequences alone
+        # for constant maps, all flags for short sequences only
         for flags in FLAGS if all(variable) or length <= 128 else FLAGS[-4:]:
             check(dtype, length, groups, *variable, *flags)
 
 
 def test_constant_maps_keep_their_precision():
-    """B and C that are parameters are not rounded to the activations' half precision."""
+    """B and C given as parameters are not rounded to the activations' half precision."""
     tensors = problem(torch.bfloat16, 40, 1, False, False, False, True, True)
     y = ops.selective_scan(**tensors, delta_softplus=True, out_dtype=torch.float32)
     exact = {n: None if t is None else t.double() for n, t in tensors.items()}
@@ -142,7 +142,7 @@ def test_constant_maps_keep_their_precision():
         ),
         (
             dict(B=torch.zeros(4, 8), C=torch.zeros(2, 3, 8, 16)),
-            "C has 3 groups, which do not divide the 4 rows",
+            "C must have a number of groups that divides the 4 rows of u, got 3",
         ),
     ],
 )

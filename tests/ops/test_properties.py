@@ -19,7 +19,7 @@ LAYOUTS = ("contiguous", "last axis first", "every second", "reversed", "offset"
 
 
 def lay_out(tensor, layout):
-    """The same values in other places of memory."""
+    """Return the same values in another memory layout."""
     if layout == "last axis first":
         return tensor.movedim(-1, 0).contiguous().movedim(0, -1)
     if layout == "every second":
@@ -43,7 +43,7 @@ def error(value, expected):
 
 
 def compare(run, define, tensors, halves, dtype, backend, layouts):
-    """Outputs and gradients of ``run`` against those of ``define`` in float64."""
+    """Compare outputs and gradients of ``run`` with those of ``define`` in float64."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     types = {name: dtype if name in halves else wide for name in tensors}
     given_ = {name: t.to(types[name]) for name, t in tensors.items()}
@@ -85,7 +85,7 @@ def sequences(draw):
 
 @st.composite
 def tables(draw):
-    """Pixels, and a table to read by and perhaps another to write by, with the rows written."""
+    """Draw pixels, a read table, maybe another write table, and the number of rows written."""
     routes, pixels = draw(st.integers(1, 4)), draw(st.integers(1, 80))
     length = draw(st.integers(1, 140))
     kind = draw(st.sampled_from(["permutation", "any", "one pixel", "zero tokens", "separate"]))
@@ -181,7 +181,7 @@ flags_2d = st.fixed_dictionaries(
 
 
 def examples(number):
-    """A fixed sequence of examples, which does not depend on the time that they take."""
+    """Run a fixed sequence of examples, which does not depend on the time that they take."""
     return settings(
         max_examples=EXAMPLES[number],
         derandomize=True,

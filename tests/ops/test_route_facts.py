@@ -1,4 +1,4 @@
-"""Facts about route tables: with them the kernels give what they give without."""
+"""Facts about route tables do not change the results of the kernels."""
 
 import re
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from abilities import needs_opcheck
 from mmvssm import ops
 from mmvssm.ops.route_facts import RouteFacts
 
@@ -35,7 +36,7 @@ def test_values_are_those_of_the_native_code():
 
 
 def visits(table, size):
-    """How often each route comes to each entry: (K, size)."""
+    """Return how often each route visits each entry: (K, size)."""
     counts = torch.zeros(table.shape[0], size + 1, dtype=torch.long)
     index = torch.where(table < 0, size, table).long()
     return counts.scatter_add_(1, index, torch.ones_like(index))[:, :size]
@@ -61,7 +62,7 @@ def permutations(pixels, routes=4):
 
 
 def dealt_out(pixels, routes=4):
-    """Disjoint routes that visit every pixel but the last few, which no route gets."""
+    """Return disjoint routes that visit every pixel except the last few."""
     share = pixels // routes
     return torch.randperm(pixels)[: share * routes].view(routes, share).int()
 
@@ -71,7 +72,7 @@ def with_holes(table):
 
 
 def repeated(table):
-    """Each route twice over, in another order the second time."""
+    """Return each route twice, in another order the second time."""
     return torch.cat([table, table.flip(1)], 1).contiguous()
 
 
@@ -108,7 +109,7 @@ FORMS = [
 
 
 def problem(table, form, dtype=torch.float32, d_state=3, channels=37, batch=2, device="cpu"):
-    """Positional arguments of the op, and the facts that are true of its tables."""
+    """Return positional arguments of the op, and the true facts about its tables."""
     pixels, routes, *apart = TABLES[table]()
     out_routes, num_out = apart or (routes, pixels)
     out_routes = out_routes.contiguous()
@@ -140,7 +141,7 @@ def poisoned_memory():
 
 
 def run(arguments, facts):
-    """The output and all gradients."""
+    """Return the output and all gradients."""
     leaves = [t for t in arguments if isinstance(t, torch.Tensor) and t.requires_grad]
     y, _ = torch.ops.mmvssm.selective_scan_2d(*arguments, route_facts=int(facts))
     weights = torch.linspace(-1, 1, y.numel(), device=y.device).view_as(y).to(y.dtype)
@@ -208,6 +209,7 @@ def test_unchecked_tables_are_checked_on_every_call(facts, entry):
 
 
 @native
+@needs_opcheck
 def test_opcheck_with_facts():
     arguments, facts = problem("disjoint", {"shared": True}, channels=5)
     torch.library.opcheck(
@@ -232,7 +234,7 @@ def test_compiles_with_facts():
 @pytest.mark.gpu
 @pytest.mark.skipif("cuda" not in ops.built_devices(), reason="no CUDA kernels")
 def test_capture_needs_no_call_before_it():
-    """With facts nothing waits for the device, not even the first call on a table."""
+    """With facts nothing synchronizes with the device, not even the first call on a table."""
     arguments, facts = problem("permutations", {}, device="cuda")
     arguments = [t.detach() if isinstance(t, torch.Tensor) else t for t in arguments]
     other, _ = problem("permutations", {}, device="cuda")

@@ -136,7 +136,7 @@ def arguments(table, pixels, merge="sum", d_state=2):
 )
 def test_scan_along_a_set_is_that_along_its_table(table, merge, backend):
     """Whatever the kernels make of the facts, results and gradients stay the same."""
-    pixels = 6  # two of them are in no route
+    pixels = 6  # two of them are on no route
     t = arguments(table, pixels)
     results = []
     for routes in (RouteSet(table, num_pixels=pixels), table):
@@ -156,14 +156,14 @@ def test_what_does_not_go_with_a_set():
     table = TABLES["all pixels"]
     t = arguments(table, 4)
     found = RouteSet(table, num_pixels=4)
-    with pytest.raises(ValueError, match="belong to a RouteSet already"):
+    with pytest.raises(ValueError, match="must be None if routes is a RouteSet"):
         ops.selective_scan_2d(**t, routes=found, num_out=4)
-    with pytest.raises(ValueError, match="routes are over 5 pixels, but x has 4"):
+    with pytest.raises(ValueError, match=r"routes must be over the 4 pixels of x, got .* over 5"):
         ops.selective_scan_2d(**t, routes=RouteSet(table, num_pixels=5))
 
 
 def test_nothing_is_looked_at_again(monkeypatch):
-    """A set is checked when it is made; a call neither reads nor copies its tables."""
+    """A set is checked on construction; a call neither reads nor copies its tables."""
     found = RouteSet(TABLES["zero tokens"], num_pixels=4)
     t = arguments(found.read, 4)
     for name in ("aminmax", "max", "contiguous", "clone", "expand"):

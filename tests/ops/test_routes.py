@@ -1,4 +1,4 @@
-"""Route tables against the reference's own index tables, their registry and their cache."""
+"""Route tables against the reference's index tables, their registry and their cache."""
 
 import json
 from dataclasses import dataclass
@@ -88,7 +88,7 @@ def test_shorter_directions_end_with_zero_tokens():
 
 
 def test_directions_with_a_class_token():
-    """The token in the middle of the pixels comes at that step of every padded order."""
+    """A class token in the middle of the pixels comes at that step of every padded order."""
     found = route_set(("h", "v", "w2", "w2_flip"), 2, 3, cls_positions=(3,))
     assert found.num_pixels == 7
     assert found.read.tolist() == [
@@ -144,7 +144,7 @@ def test_size_must_be_positive(size):
 
 @pytest.fixture
 def registered():
-    """Names that a test registers are forgotten behind it."""
+    """Unregisters, after a test, the names that it registered."""
     before = dict(routes.SCANS)
     yield routes.register_routes
     routes.SCANS.clear()
@@ -162,7 +162,7 @@ def test_registered_builder(registered):
     assert scan.titles == ("there", "back") and scan.num_routes == 2
     assert route_set("snake", 2, 3).read.tolist() == [[0, 1, 2, 5, 4, 3], [3, 4, 5, 2, 1, 0]]
     assert route_set(snake, 2, 3) is route_set("snake", 2, 3)
-    with pytest.raises(ValueError, match=r"'snake' are registered already.*choose another"):
+    with pytest.raises(ValueError, match=r"'snake' are already registered.*choose another"):
         registered("snake")(lambda height, width: None)
 
 
@@ -241,5 +241,5 @@ def test_titles_must_be_those_of_the_routes(registered):
     from mmvssm.models.layers.scans import name_routes
 
     registered("two", titles=("one",))(lambda h, w: torch.zeros(2, 1, dtype=torch.int32))
-    with pytest.raises(ValueError, match="'two' has 2 routes, but titles for 1"):
+    with pytest.raises(ValueError, match="'two' must name its 2 routes, got 1"):
         name_routes(read_scan("two"), 2, 2)

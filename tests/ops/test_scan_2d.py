@@ -67,7 +67,7 @@ def problem(height=4, width=5, channels=6, d_state=2, dt_rank=3, batch=2):
 
 
 def test_equals_four_flipped_scans(backend):
-    """The route form is what copying, flipping and transposing the map would give."""
+    """The route form agrees with copying, flipping and transposing the map."""
     height, width = 4, 5
     case = problem(height, width)
     x, dt, B, C = case["x"], *case["x_dbl"].split([3, 2, 2], dim=-1)

@@ -1,4 +1,4 @@
-"""``python -m mmvssm.ops --self-test``, on scans that take no time."""
+"""``python -m mmvssm.ops --self-test``, on tiny scans."""
 
 import json
 import sys
@@ -74,7 +74,7 @@ def test_wrong_results_are_seen(run, monkeypatch, capsys):
 
 
 def test_times_stand_beside_floors(run, monkeypatch, capsys):
-    """As on a GPU: with a device of known rates; another package's kernel is timed, too."""
+    """As on a GPU: with a device of known rates, and another package's kernel timed as well."""
     small = Scan("small", 1, 8, 2, 4, 4, 2)
     monkeypatch.setattr(self_test, "_GPU_SCANS", [(small, torch.bfloat16)])
     monkeypatch.setattr(self_test, "_paths", lambda device: {"cuda": "not built", "torch": ""})

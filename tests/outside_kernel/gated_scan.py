@@ -1,4 +1,4 @@
-"""A project of a user: a gated scan along routes, with a kernel of its own, as a mixer.
+"""A user's project: a gated scan along routes, with its own kernel, as a mixer.
 
 A gate z between 0 and 1 takes a pixel into the state: h[l] = h[l-1] + z (x - h[l-1]).
 Source: minGRU of Feng et al., "Were RNNs All We Needed?", https://arxiv.org/abs/2410.01201.
@@ -31,7 +31,7 @@ def gated_scan_reference(x: Tensor, gate: Tensor, routes: Tensor) -> Tensor:
 
 @cache
 def compiled(real: str) -> ctypes.CDLL:
-    """Compile gated_scan.cpp for float or double, unless that was done before."""
+    """Compile gated_scan.cpp for float or double, unless that has been done already."""
     name, source = f"gated_scan_{real}", Path(__file__).with_suffix(".cpp")
     folder = source.parent / "build"
     folder.mkdir(exist_ok=True)
@@ -59,7 +59,7 @@ def run_kernel(x: Tensor, gate: Tensor, routes: Tensor, *others: Tensor | None) 
 
 @torch.library.custom_op("gated::scan", mutates_args=(), device_types="cpu")
 def gated_scan(x: Tensor, gate: Tensor, routes: Tensor) -> Tensor:
-    """As :func:`gated_scan_reference`, by the kernel."""
+    """Compute :func:`gated_scan_reference` with the kernel."""
     y = torch.zeros_like(x, memory_format=torch.contiguous_format)
     run_kernel(x.contiguous(), gate.contiguous(), routes.contiguous(), y)
     return y
@@ -67,7 +67,7 @@ def gated_scan(x: Tensor, gate: Tensor, routes: Tensor) -> Tensor:
 
 @torch.library.custom_op("gated::scan_backward", mutates_args=(), device_types="cpu")
 def gradients(dy: Tensor, x: Tensor, gate: Tensor, routes: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients by x and by gate."""
+    """Return the gradients with respect to x and gate."""
     dy, x, gate, routes = (t.contiguous() for t in (dy, x, gate, routes))
     dx, dgate = torch.zeros_like(x), torch.zeros_like(gate)
     run_kernel(x, gate, routes, None, dy, dx, dgate)

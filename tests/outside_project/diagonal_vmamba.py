@@ -1,4 +1,4 @@
-"""A project of a user: a scan of two routes, and a family of backbones that scans along them."""
+"""A user's project: a scan of two routes, and a family of backbones that scans along them."""
 
 from typing import ClassVar
 

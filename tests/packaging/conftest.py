@@ -20,7 +20,7 @@ LIBRARIES = ["pip", "setuptools", "torch", "mmengine", "mmcv", "mmpretrain", "mm
 
 
 def run(*command, cwd, **env):
-    """The finished process of a command that does not see the repository."""
+    """Run a command that does not see the repository; return the finished process."""
     inherited = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
     return subprocess.run(
         [str(part) for part in command],
@@ -32,14 +32,14 @@ def run(*command, cwd, **env):
 
 
 def output(*command, cwd, **env):
-    """What a command printed; it must succeed."""
+    """Return the output of a command, which must succeed."""
     done = run(*command, cwd=cwd, **env)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def new_environment(folder):
-    """The interpreter of a new virtual environment with the libraries of the running one."""
+    """Return the interpreter of a new environment with the libraries of the running one."""
     output(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
     (site,) = folder.glob("lib/python*/site-packages")
     origins = (Path(importlib.util.find_spec(name).origin) for name in LIBRARIES)
@@ -60,7 +60,7 @@ def output_fixture():
 
 @pytest.fixture(scope="session")
 def sources(tmp_path_factory):
-    """A copy of what a release holds, so that building leaves no trace in the repository."""
+    """A copy of the files of a release, so that building leaves no trace in the repository."""
     copy = tmp_path_factory.mktemp("sources")
     ignore = shutil.ignore_patterns("__pycache__", "*.so")
     for name in SOURCES:
@@ -72,7 +72,7 @@ def sources(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def wheel(sources, tmp_path_factory):
-    """A wheel built from the source archive, as a package index would offer both."""
+    """A wheel built from the source archive, as for a package index."""
     folder = tmp_path_factory.mktemp("dist")
     env = {"MMVSSM_WITH_OPS": "0"}
     output(sys.executable, "setup.py", "-q", "sdist", "-d", folder, cwd=sources, **env)
@@ -84,7 +84,7 @@ def wheel(sources, tmp_path_factory):
 
 
 def install(name, arguments, tmp_path_factory):
-    """The interpreter of a new environment in which pip installed what the arguments say."""
+    """Return the interpreter of a new environment in which pip installed ``arguments``."""
     folder = tmp_path_factory.mktemp(name)
     python = new_environment(folder / "venv")
     options = ["-q", "--no-build-isolation", "--no-deps", "--ignore-installed"]

@@ -1,4 +1,4 @@
-"""What is installed, and how configs of an outside project inherit from it."""
+"""The installed files, and how configs of an outside project inherit from them."""
 
 import importlib.util
 import json
@@ -148,7 +148,7 @@ def test_wheel_holds_package_and_shared_files_only(wheel):
 
 @pytest.mark.skipif(torch.version.cuda is None, reason="torch is without CUDA")
 def test_installed_sources_compile(python, output, tmp_path):
-    """NVRTC finds them in the package, wherever that is."""
+    """NVRTC finds the sources in the package, wherever that is."""
     code = """
 from mmvssm.ops.nvrtc.compiler import find_compiler
 program = '#include "cuda/collect.cuh"'
@@ -158,7 +158,7 @@ print(*find_compiler().compile(program, "sm_90", "mmvssm::cuda::sum_slots_kernel
 
 
 def test_lost_links_are_mended(sources, output, tmp_path):
-    """Not every way of copying a checkout keeps its links."""
+    """Links of a checkout that were lost in copying are made again."""
     copy = tmp_path / "copy"
     shutil.copytree(sources, copy, symlinks=True)
     folder = copy / "mmvssm" / ".mim"
@@ -181,7 +181,7 @@ def test_without_ops_pytorch_runs(wheel_python, output, tmp_path):
 
 
 def test_hidden_torch_is_an_error(run, sources, tmp_path):
-    """Build isolation hides torch: then the ops must not be left out silently."""
+    """Build isolation hides torch: the ops must not be skipped silently."""
     site = Path(importlib.util.find_spec("setuptools").origin).parents[1]
     for name in ("_distutils_hack", "pkg_resources", "setuptools"):
         (tmp_path / name).symlink_to(site / name)

@@ -1,4 +1,4 @@
-"""A project outside of the package with a kernel of its own: compared, refused, trained, shown."""
+"""A project outside the package with its own kernel: compared, refused, trained, shown."""
 
 import importlib
 import os
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from abilities import WHOLE_GRAPHS, needs_opcheck
 from mmvssm.models import VMamba
 from mmvssm.ops.routes import route_set
 from mmvssm.registry import MODELS
@@ -33,7 +34,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A copy of the project, beside which it compiles its kernel."""
+    """A copy of the project, next to which it compiles its kernel."""
     folder = tmp_path_factory.mktemp("kernel")
     return shutil.copytree(PROJECT, folder, dirs_exist_ok=True)
 
@@ -48,7 +49,7 @@ def project(folder):
 
 
 def arguments(num_routes, length, batch=2, pixels=9, channels=5):
-    """Random pixels, gates and routes that skip, repeat and miss pixels."""
+    """Return random pixels, gates, and routes that skip, repeat and miss pixels."""
     x = torch.randn(batch, pixels, channels, dtype=torch.float64)
     gate = torch.rand(batch, pixels, num_routes, channels, dtype=torch.float64)
     routes = torch.randint(-1, pixels, (num_routes, length), dtype=torch.int32)
@@ -56,7 +57,7 @@ def arguments(num_routes, length, batch=2, pixels=9, channels=5):
 
 
 def gradients(scan, x, gate, routes):
-    """The output of a scan and the gradients by x and gate, of an uneven loss."""
+    """Return a scan's output and, for an uneven loss, its gradients with respect to x and gate."""
     y = scan(x, gate, routes)
     return y, *torch.autograd.grad((y * y.detach().cos()).sum(), (x, gate))
 
@@ -82,6 +83,7 @@ def test_definition_is_right_where_a_closed_form_is_known(project):
     torch.testing.assert_close(y, weights.tril() @ x)
 
 
+@needs_opcheck
 def test_op_is_registered_as_torch_wants_it(project):
     torch.library.opcheck(project.gated_scan, arguments(3, 13))
 
@@ -111,13 +113,13 @@ def test_wrong_arguments(project, change, error, message):
 
 
 def test_backbone_of_the_mixer(project, monkeypatch):
-    """The kernel's outputs, as one graph too, are those of the definition."""
+    """The kernel's outputs are those of the definition, also when compiled to one graph."""
     arch = dict(embed_dims=8, depths=(1, 1, 1, 1), mixer=dict(type="GatedSS2D", scan="bidi"))
     model = VMamba(arch, out_indices=(3,)).eval()
     image = torch.rand(2, 3, 40, 56)
     with torch.no_grad():
         (got,) = model(image)
-        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        compiled = torch.compile(model, fullgraph=WHOLE_GRAPHS, backend="eager")
         torch.testing.assert_close(compiled(image)[0], got)
         monkeypatch.setattr(project, "gated_scan", project.gated_scan_reference)
         torch.testing.assert_close(model(image)[0], got, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""A project outside of the package: its routes, family, training, picture and conversion."""
+"""A project outside the package: its routes, family, training, picture and conversion."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The libraries' own train scripts train configs that inherit ours from outside."""
+"""The libraries' own training scripts train outside configs that inherit from ours."""
 
 import importlib.util
 import json
@@ -10,7 +10,7 @@ from mmengine.config import Config
 
 BY_PATH = "__import__('mmvssm').config_path('demo/{}.py')"
 BY_NAME = "[__import__('mmvssm') and 'mmvssm::demo/{}.py']"
-# Every library, family and form of inheriting, from either installation, in few runs.
+# Few runs cover every library, family, form of inheritance and kind of installation.
 RUNS = {
     "mmpretrain": ("vmamba-micro_digits-cls", "cls", BY_PATH, "wheel"),
     "mmdet": ("mask-rcnn_vmamba-micro_digits-det", "det", BY_PATH, "wheel"),

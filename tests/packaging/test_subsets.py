@@ -1,4 +1,4 @@
-"""mmvssm beside some of the libraries only: what works, and what is said of the rest."""
+"""mmvssm with only some of the libraries: what works, and the errors for the rest."""
 
 import importlib.util
 import json
@@ -13,7 +13,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-#: What a library's import name is called where packages are installed.
+#: Names of the libraries in site-packages, by import name.
 LIBRARIES = {
     "mmcv": ("mmcv",),
     "mmpretrain": ("mmpretrain",),
@@ -126,7 +126,7 @@ for name in sys.argv[1:]:
 
 
 def get(python, *libraries):
-    """What comes of the models of the libraries: a class or a sentence each."""
+    """Get the models of the libraries: each gives a class or an error message."""
     names = [Path(CONFIGS[library]).stem for library in libraries]
     lines = printed(python, GET, *names).splitlines()
     return [line.removeprefix("got ") for line in lines if line.startswith("got ")]
@@ -146,7 +146,7 @@ def test_training_names_the_missing_library(mmengine_alone):
     assert line.startswith(f"train.py: error: config '{config}' needs mmdet, which is not")
 
 
-#: What looks at an image by a whole network: arguments between the config and the image.
+#: Tools that run a full network on an image: arguments between the config and the image.
 LOOKING = {
     "prediction": ["tools/predict.py", "-o", "out"],
     "the network of this config": ["tools/analysis_tools/cam.py", "--out", "cam.json"],
@@ -156,7 +156,7 @@ LOOKING = {
 @pytest.mark.parametrize("config", ["inherits", "whole"])
 @pytest.mark.parametrize("need", LOOKING)
 def test_looking_at_images_names_the_missing_library(mmengine_alone, tmp_path, need, config):
-    """So does a config that inherits from the library, and one that a training dumped."""
+    """Configs that inherit from the library, and one dumped by a training, name it, too."""
     tool, *options = LOOKING[need]
     path = ROOT / "configs" / "demo" / "vmamba-micro_digits-cls.py"
     if config == "whole":
@@ -201,7 +201,7 @@ def test_one_library_is_enough(library, without):
 
 
 def test_mmcv_without_ops(without):
-    """Mmpretrain is content with it; mmdet and mmseg are not, and the sentence says why."""
+    """It is enough for mmpretrain, but not for mmdet and mmseg, whose errors say why."""
     python = without(without_ops=True)
     classifier, detector = get(python, "mmpretrain", "mmdet")
     assert classifier == "ImageClassifier"
@@ -217,7 +217,7 @@ print(Config.fromfile(mmvssm.config_path(sys.argv[1])).default_scope)
 
 
 def test_configs_of_the_fork_of_mmseg_are_read(without):
-    """Its distribution has another name than MMEngine looks for."""
+    """Its distribution has a name other than the one that MMEngine looks for."""
     python = without(renamed=("mmsegmentation-", "onedl_mmsegmentation-"))
     assert printed(python, FORK, CONFIGS["mmsegmentation"]) == "mmseg\n"
 
@@ -231,7 +231,7 @@ print(*[folder for folder in build.extensions()[0].include_dirs if 'mmcv' in fol
 
 
 def test_build_without_mmcv(mmengine_alone):
-    """The extension is described all the same, without mmcv's headers."""
+    """The extension is still described, without mmcv's headers."""
     built, headers = printed(mmengine_alone, HEADERS).splitlines()
     assert built.startswith("mmvssm: building native ops for cpu")
     assert headers == ""

@@ -45,7 +45,7 @@ def mmseg_scope():
 
 
 def micro(**options):
-    """A network on a micro encoder of SAM's kind for images of 64x64 pixels."""
+    """Build a network on a micro SAM encoder for images of 64x64 pixels."""
     backbone = dict(type="DualViTSAM", arch=MICRO_SAM, img_size=64, train_gates=True)
     model = dict(type="DualSAM", decoder_widths=(16, 32, 64, 128), **options)
     return MODELS.build(dict(model, backbone=backbone))
@@ -123,7 +123,7 @@ def test_pseudo_labels_grow_with_the_schedule():
 def test_losses_without_a_runner_say_what_is_missing(monkeypatch):
     monkeypatch.setattr(MessageHub, "get_current_instance", lambda: MessageHub("empty"))
     loss = connectivity.MutualConnectivityLoss()
-    with pytest.raises(RuntimeError, match="has told no 'max_epochs'"):
+    with pytest.raises(RuntimeError, match="has not set 'max_epochs'"):
         loss(pyramid(), pyramid(), torch.zeros(2, 16, 16).long())
 
 
@@ -266,7 +266,7 @@ def test_command_converts_there_and_back(tmp_path, monkeypatch, capsys):
     lost = {"backbone.prompts.image_gates", "backbone.prompts.gamma_gates"}
     assert state.keys() - again.keys() == lost
     assert all(torch.equal(again[key], state[key]) for key in again)
-    with pytest.raises(SystemExit, match=r"has no key that begins with 'desam\.'"):
+    with pytest.raises(SystemExit, match=r"has no key that starts with 'desam\.'"):
         convert(tmp_path / "ours.pth", tmp_path / "x.pth")
 
 
@@ -275,7 +275,7 @@ def test_command_converts_there_and_back(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def animals(tmp_path):
-    """Six images of one bright disc each, in the layout of the data sets."""
+    """Six images with one bright disc each, in the layout of the data sets."""
     rng = np.random.default_rng(0)
     for folder in ("Image", "Masks"):
         (tmp_path / folder).mkdir()
@@ -306,7 +306,7 @@ def test_dataset_lists_masks_with_their_images(animals):
 
 
 def test_pipeline_normalises_and_resizes_as_published(animals):
-    """The published order is normalise, then resize: the same up to rounding."""
+    """The published order, normalise then resize, gives the same up to rounding."""
     cfg = Config.fromfile(CONFIGS / "dual-sam_vit-b_code_mas3k.py")
     options = dict(cfg.train_dataloader.dataset, data_root=str(animals))
     sample = DATASETS.build(options)[0]
@@ -346,7 +346,7 @@ def test_gamma_of_black_and_white_changes_nothing():
         assert np.array_equal(data.gamma_correct(image), image)
     dark = np.full((4, 5, 3), 60, np.uint8)
     assert data.gamma_correct(dark).mean() == pytest.approx(127.5, abs=0.5)
-    with pytest.raises(ValueError, match="put AddGammaImage right behind LoadImageFromFile"):
+    with pytest.raises(ValueError, match="put AddGammaImage right after LoadImageFromFile"):
         data.AddGammaImage().transform(dict(img=dark.astype(np.float32)))
 
 
@@ -414,7 +414,7 @@ def test_missing_library_is_named(monkeypatch):
     with pytest.raises(ImportError, match="pip install -r projects/dual_sam/requirements"):
         data.score(np.zeros((4, 4)), np.zeros((4, 4), bool))
     (result, *_) = verify_file(GOLDEN / "metrics.json", "torch")
-    assert result.status == "unsupported" and "PySODMetrics is missing" in result.detail
+    assert result.status == "unsupported" and "PySODMetrics is not installed" in result.detail
 
 
 def test_metric_refuses_masks_of_other_values():
@@ -478,7 +478,7 @@ def small_training(cfg, animals, work_dir, **model):
 
 @pytest.mark.parametrize("name", ["dual-sam_vit-b_code_mas3k", "dual-sam_vit-b_mas3k"])
 def test_trains_what_is_not_frozen(animals, tmp_path, monkeypatch, name):
-    # notes on machine and config cost more than the steps
+    # logging machine and config takes longer than the steps
     monkeypatch.setattr(Config, "pretty_text", "not formatted")
     monkeypatch.setattr(Runner, "_log_env", lambda runner, env_cfg: None)
     sam_file(tmp_path / "sam.pth", "")

@@ -40,7 +40,7 @@ def _make_classification(folder: Path, rng: np.random.Generator) -> None:
 
 
 def _make_scenes(det: Path, seg: Path, rng: np.random.Generator, height=64, width=56) -> None:
-    """Four images with one square of each color, for detection and segmentation alike."""
+    """Write four images with a square of each color, for both detection and segmentation."""
     images, annotations = [], []
     for number in range(4):
         image, labels = _noise(rng, height, width), np.zeros((height, width), np.uint8)
@@ -74,7 +74,7 @@ def _make_scenes(det: Path, seg: Path, rng: np.random.Generator, height=64, widt
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory) -> Path:
-    """A folder to run the tools in: the data sets under ``data``, the configs beside it."""
+    """A folder to run the tools in, with the data sets in ``data`` and the configs next to it."""
     folder = tmp_path_factory.mktemp("tools")
     rng = np.random.default_rng(0)
     _make_classification(folder / "data/cls", rng)
@@ -127,11 +127,11 @@ class Tools:
         return output
 
     def load(self, path: str) -> dict:
-        """A checkpoint that a tool saved."""
+        """Load a checkpoint that a tool saved."""
         return torch.load(self.folder / path, map_location="cpu", weights_only=True)
 
     def scalars(self, work_dir: str, key: str) -> list[float]:
-        """The values logged for ``key`` by all runs in a work folder, oldest first."""
+        """Return the values logged for ``key`` by all runs in a work folder, oldest first."""
         lines = []
         for log in sorted((self.folder / work_dir).glob("*/vis_data/scalars.json")):
             lines += [json.loads(line) for line in log.read_text().splitlines()]
@@ -140,7 +140,7 @@ class Tools:
 
 @pytest.fixture
 def free_port() -> str:
-    """A port of this machine that nobody listens on."""
+    """Return a free port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])
@@ -177,7 +177,7 @@ def det_checkpoint(tools) -> str:
 
 @pytest.fixture
 def run_here(monkeypatch, capsys, tmp_path):
-    """Runs a tool in this process and an empty folder: exit status, output and errors."""
+    """Runs a tool in this process and an empty folder; returns exit status, output and errors."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
     # what a tool changes of it must not outlive the test

@@ -1,4 +1,4 @@
-"""Every published recipe tells where its data are missing, as the page of the data shows them."""
+"""Every published recipe reports missing data, in the layout that the data page shows."""
 
 import re
 import runpy
@@ -49,7 +49,7 @@ def complaint(tmp_path, monkeypatch):
 
 
 def folders_of_the_page(block):
-    """The paths that a tree of the page draws."""
+    """Return the paths in a tree on the page."""
     root, *lines = block.splitlines()
     paths, above = {root}, [root]
     for line in lines:

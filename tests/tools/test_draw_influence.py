@@ -46,7 +46,7 @@ def test_maps_of_an_image(run, library, mean, std):
         "--query", 0.2, 0.9, "--device", "cpu", "--out", *out,
     )  # fmt: skip
     assert status == 0 and text.endswith("wrote map.png, map.svg, map.json\n")
-    assert text.startswith("rows: over 6x8 pixels, the largest counts ")
+    assert text.startswith("rows: 6x8 pixels, the largest contributes ")
     image = cv2.imread("noise.png")
     if library == "det":
         image = image[..., ::-1]
@@ -63,7 +63,7 @@ def test_maps_of_an_image(run, library, mean, std):
 def test_a_class_token_asks(run):
     args = ("noise.png", "--size", 32, "--layer", 2, "--query-token", 0, "--kind", "decay")
     status, text, _ = run(VIM, *args, "--out", "token.json")
-    assert status == 0 and "all routes: over 8x8 pixels" in text
+    assert status == 0 and "all routes: 8x8 pixels" in text
     found = json.loads(Path("token.json").read_text())
     assert found["merged"]["query"] is None and found["kind"] == "decay"
     # nothing of 16 states has decayed where the token reads itself, on two ways
@@ -74,10 +74,13 @@ def test_a_class_token_asks(run):
     ("args", "message"),
     [
         (["absent.png"], "there is no image 'absent.png'"),
-        (["text.png"], "'text.png' is no image that can be read"),
+        (["text.png"], "'text.png' cannot be read as an image"),
         (["noise.png", "--layer", "9"], "layer must be from 0 to 3, got 9"),
-        (["noise.png", "--query", "2", "0"], "query must be two shares from 0 to 1"),
-        (["noise.png", "--query-token", "1"], "query must be a class token of 1, got number 1"),
+        (["noise.png", "--query", "2", "0"], "query must be two fractions from 0 to 1"),
+        (
+            ["noise.png", "--query-token", "1"],
+            "query must be below 1, the number of class tokens, got 1",
+        ),
         (["noise.png", "--checkpoint", "absent.pth"], "no checkpoint file 'absent.pth'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What may go wrong in a training: its end at any moment, damage, no room, two at once."""
+"""Faults in training: killed at any moment, damaged files, a full disk, two runs at once."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 SEED = ("--cfg-options", "randomness.seed=7")
-#: A config whose training ends itself, and the module that it imports for that.
+#: A config whose training kills itself, and the module that it imports for that.
 KILLED = """
 _base_ = "cls.py"
 custom_imports = dict(imports=["kill_here"])
@@ -49,7 +49,7 @@ class KillHere(Hook):
 
 @pytest.fixture
 def killed(tools):
-    """A config that KILL_IN ends."""
+    """A config whose training KILL_IN ends."""
     (tools.folder / "killed.py").write_text(KILLED)
     (tools.folder / "kill_here.py").write_text(MODULE)
     return "killed.py"
@@ -100,7 +100,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used(tools, cls_checkpoint):
     newest.write_bytes(newest.read_bytes()[:-1000])
     (tools.folder / "damaged/last_checkpoint").write_text(str(newest))
     output = tools.run("train.py", "cls.py", "--work-dir", "damaged", "--resume")
-    assert f"Not resumed from, as it is damaged: '{newest}' is cut off" in output
+    assert f"Skipping a damaged checkpoint: '{newest}' is cut off" in output
     assert "resumed epoch: 2, iter: 6" in output
     ends = [tools.load(path) for path in (cls_checkpoint, "damaged/epoch_3.pth")]
     torch.testing.assert_close(ends[0]["state_dict"], ends[1]["state_dict"], rtol=0, atol=0)
@@ -115,7 +115,7 @@ def test_a_folder_that_cannot_be_written(tools):
     folder.mkdir()
     folder.chmod(0o555)
     command = tools.command("train.py", "cls.py", "--work-dir", "read-only")
-    if os.geteuid() == 0:  # whom permissions do not bind
+    if os.geteuid() == 0:  # root is not bound by permissions
         if not shutil.which("setpriv"):
             pytest.skip("needs setpriv to run as root without root's rights")
         command = ["setpriv", "--bounding-set", "-dac_override", *command]
@@ -125,7 +125,7 @@ def test_a_folder_that_cannot_be_written(tools):
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
         "train.py: error: the work folder 'read-only' cannot be written (Permission denied):"
-        " choose another by --work-dir"
+        " choose another with --work-dir"
     )
     assert "Traceback" not in done.stderr
     output = tools.run("train.py", "cls.py", "--work-dir", "cls.py/below", status=1)
@@ -146,7 +146,7 @@ def test_a_full_disk(tools, cls_checkpoint):
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert last_line(done.stderr) == (
         "train.py: error: the work folder 'full' cannot be written any more (File too large):"
-        " make room, and go on with --resume"
+        " free disk space, and continue with --resume"
     )
     assert list((tools.folder / "full").glob("*.pth")) == []
     assert list((tools.folder / "full").glob(".*.part")) == []
@@ -162,7 +162,8 @@ def test_two_trainings_in_one_folder(tools):
     output = tools.run("train.py", "cls.py", "--work-dir", "shared", status=1)
     assert last_line(output) == (
         "train.py: error: another training writes to the work folder 'shared' (process"
-        f" {first.pid} on {os.uname().nodename}): choose another by --work-dir, or wait for its end"
+        f" {first.pid} on {os.uname().nodename}): choose another with --work-dir, or wait until"
+        " it ends"
     )
     first.kill()
     first.wait()

@@ -1,4 +1,4 @@
-"""The commands of the pages on analysis and prediction, run as they stand there."""
+"""The commands of the pages on analysis and prediction run as written there."""
 
 import re
 import shlex
@@ -24,7 +24,7 @@ IMAGES = {"det": 400}
 
 
 def commands(page):
-    """The commands of a page, each a list of words."""
+    """Return the commands of a page, each a list of words."""
     found = []
     for block in re.findall(r"```bash\n(.*?)```", PAGES[page], re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
@@ -65,13 +65,13 @@ def test_every_section_on_a_tool_has_a_small_picture():
         path = ROOT / "docs" / pictures[0]
         assert 0 < path.stat().st_size < 120_000 and path.read_bytes().startswith(b"\x89PNG")
         shown |= set(re.findall(r"analysis_tools/(\w+\.py)", section))
-    # the latter has its place in the page on LocalMamba's search
+    # the latter is on the page on LocalMamba's search
     assert shown == tools - {"search_result.py"}
 
 
 @pytest.fixture(scope="module")
 def demo_place(tmp_path_factory, environment):
-    """A folder as the repository is after all demos, on few images and at full length."""
+    """A folder like the repository after all demos, run on few images but at full length."""
     folder = tmp_path_factory.mktemp("pages")
     for name in ("tools", "configs"):
         (folder / name).symlink_to(ROOT / name)
@@ -109,7 +109,7 @@ def test_commands_run(page, case, demo_place, run_here, monkeypatch):
         elsewhere = case != "cls" and not any(place in text for place in places)
         if fetches or without_gpu or trained or elsewhere:
             continue
-        # MODEL=CHECKPOINT is two places
+        # MODEL=CHECKPOINT holds both
         arguments = ["=".join(places.get(p, p) for p in word.split("=")) for word in words]
         if tool.endswith("benchmark.py") and arguments[0] == arguments[1]:
             continue

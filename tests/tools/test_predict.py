@@ -1,4 +1,4 @@
-"""tools/predict.py against what the models say themselves, and the libraries' inferencers."""
+"""tools/predict.py against the models themselves, and the libraries' inferencers."""
 
 import json
 import re
@@ -76,7 +76,7 @@ def test_folders_patterns_and_broken_images(predict, place, checkpoints, tmp_pat
     cv2.imwrite(str(tmp_path / "red0.png"), np.full((32, 32, 3), 9, np.uint8))
     message = predict("cls", "photos", "photos/red/red0.png", "red*.png",
                       "photos/*/red0.png", "-o", "out", "--batch-size", "4", status=1)  # fmt: skip
-    assert message.startswith("predict.py: error: 2 could not be read and were left out: ")
+    assert message.startswith("predict.py: error: 2 could not be read and were skipped: ")
     assert "photos/broken.png" in message and "photos/empty.jpg" in message
     found = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert {Path(item["path"]).name for item in found["broken"]} == {"broken.png", "empty.jpg"}

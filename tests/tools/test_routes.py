@@ -1,4 +1,4 @@
-"""Pictures of routes show what the layers do: mmvssm/analysis and analysis_tools/routes.py."""
+"""Pictures of routes match the layers: mmvssm/analysis and analysis_tools/routes.py."""
 
 import re
 from functools import partial
@@ -22,7 +22,7 @@ SCAN = torch.ops.mmvssm.selective_scan_2d.default
 
 
 class Recorder(TorchDispatchMode):
-    """Keeps where every scan writes, which is in all mixers where its tokens come from."""
+    """Records where each scan writes, which in all mixers is where its tokens come from."""
 
     def __init__(self):
         super().__init__()
@@ -35,7 +35,7 @@ class Recorder(TorchDispatchMode):
 
 
 def recorded(backbone, layer, size, num_class=0):
-    """The tables of the scans that a layer runs."""
+    """Return the tables of the scans that a layer runs."""
     block = [m for m in backbone.modules() if isinstance(m, CheckpointedBlock)][layer]
     mixer = next(m for m in block.modules() if isinstance(m, SelectiveScans)).eval()
     dims = mixer.in_proj.in_features
@@ -64,7 +64,7 @@ def test_orders_of_the_half_map_are_one_scan(name):
     full, small = recorded(backbone, 0, (5, 7))
     first, *parts = routes_of(backbone, 0, 5, 7)
     assert torch.equal(first.steps, full[0].long())
-    # the first version writes every visit apart
+    # the first version writes every visit separately
     assert torch.equal(torch.cat([part.steps for part in parts]), small[0].long() % 12)
     assert [(part.size, part.first, part.total) for part in parts] == [
         ((3, 4), 12 * i, 36) for i in range(3)
@@ -162,6 +162,38 @@ def test_picture_of_several_variants_over_an_image(run):
     assert (red - np.maximum(blue, green) > 20).mean() > 0.1
 
 
+def test_models_share_rows_where_they_fit(run):
+    cv2.imwrite("red.png", np.full((20, 40, 3), (0, 0, 255), np.uint8))
+    names = ["vmamba-tiny-s1l8", "local-vmamba-tiny", "vim-tiny"]
+    options = ["--layer", 0, 1, 0, "--image", "red.png", "--columns", 8]
+    status, out, _ = run(*names, *options, "--out", "grid.png")
+    assert status == 0 and "local-vmamba-tiny, w2: 2x2 windows: 64 steps over 8x8" in out
+    picture = cv2.imread("grid.png").astype(int)
+    # four and four panels, then two: wider than high, and the image can be seen
+    assert picture.shape[1] > 2 * picture.shape[0]
+    blue, green, red = picture.transpose(2, 0, 1)
+    seen = red - np.maximum(blue, green) > 20
+    assert seen.mean() > 0.1
+    half, width = seen.shape[0] // 2, seen.shape[1]
+    assert (
+        seen[:half, width * 7 // 8 :].any()
+        and not seen[half:, width * 3 // 10 : width * 8 // 10].any()
+    )
+
+
+def test_labels_of_models_of_one_class_differ(run):
+    status, _, _ = run("vim-tiny", "vim-small", "--columns", 4, "--out", "vims.svg")
+    assert status == 0
+    text = Path("vims.svg").read_text()
+    assert "vim-tiny" in text and "vim-small" in text and "class token" not in text
+
+
+def test_panels_need_a_column():
+    routes = routes_of(build_backbone("vim-tiny"), 0, 2, 2)
+    with pytest.raises(ValueError, match="columns must be at least 1, got 0"):
+        draw_routes({"Vim": routes}, columns=0)
+
+
 def test_picture_of_a_config(run):
     config = ROOT / "configs" / "demo" / "efficient-vmamba-micro_digits-cls.py"
     status, out, _ = run(config, "--grid", 5, 5, "--out", "atrous.svg")
@@ -180,6 +212,12 @@ def test_picture_of_a_config(run):
         (["vmamba-v0-tiny", "--grid", 0, 3], 1, "at least one pixel, got 0x3"),
         (["vmamba-v0-tiny", "--image", "no.jpg"], 1, "there is no image 'no.jpg'"),
         (["vmamba-v0-tiny", "--out", "no/a.png"], 1, "there is no folder 'no'"),
+        (["vmamba-v0-tiny", "--columns", 0], 2, "--columns must be at least 1, got 0"),
+        (
+            ["vmamba-v0-tiny", "--layer", 0, 1],
+            2,
+            "--layer takes one number or one for each model, got 2",
+        ),
         (["vmamba-v0-tiny", "--out", "a.jpeg"], 2, "--out must end in .png or .pdf or .svg"),
     ],
 )

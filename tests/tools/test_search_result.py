@@ -28,7 +28,7 @@ def run(run_here):
 
 
 def preferences(layers):
-    """Search weights, other ones in every layer, and the four best directions of each."""
+    """Search weights that differ by layer, and the four best directions of each."""
     weights = torch.randn(layers, 8, generator=torch.Generator().manual_seed(1))
     best = [
         [name for name, w in zip(SEARCH_DIRECTIONS, row) if w in sorted(row)[-4:]]
@@ -62,7 +62,7 @@ def local_vim():
 
 
 def raw():
-    """As the LocalMamba project saves its super-nets, layers in alphabetical order."""
+    """A super-net as the LocalMamba project saves it, with layers in alphabetical order."""
     weights, best = preferences(12)
     keys = {f"layers.{i}.mixer.multi_scan.weights": row for i, row in enumerate(weights)}
     keys = {f"module.{key}": keys[key].view(8, 1, 1, 1) for key in sorted(keys)}
@@ -137,7 +137,7 @@ def test_snippet_builds_the_final_network(run):
 
 
 def test_drawn_dots_follow_the_choice(run):
-    """The heat map is drawn at the same places whatever the numbers: only dots may move."""
+    """The heat map has the same layout whatever the numbers: only the dots may move."""
     pictures = []
     for name in ("h", "w7_flip"):
         weights = torch.zeros(8)
@@ -219,7 +219,7 @@ def test_help(tools):
 
 @pytest.mark.slow
 def test_from_search_to_final_network(tools):
-    """What the help of the tool says, cut short, by the commands that it names."""
+    """The procedure in the help of the tool, shortened, with the commands that it names."""
     configs = ROOT / "configs" / "demo"
     tools.run("make_demo_data.py", "data", "--task", "cls")
     short = ["--cfg-options", "train_cfg.max_epochs=1"]

@@ -1,4 +1,4 @@
-"""The libraries' own scripts and inferencers read what tools/train.py saved, without a setting."""
+"""The libraries' own scripts and inferencers read tools/train.py's files without any setting."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ NO_WORKERS = ("val_dataloader.persistent_workers=False", "test_dataloader.persis
 
 @pytest.fixture
 def stock(tools):
-    """Runs Python with arguments beside the data, and returns its output."""
+    """Runs Python with arguments next to the data, and returns its output."""
     environment = {k: v for k, v in tools.environment.items() if not k.startswith("TORCH_FORCE")}
 
     def run(*arguments):

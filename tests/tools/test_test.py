@@ -103,7 +103,7 @@ def test_detection_tta_merges_boxes_and_masks_of_the_mirror_image(tools, place, 
 
 
 def test_position_tables_of_another_size_are_resized(tools, place):
-    """A classifier is tested on images of another size than it was trained for."""
+    """A classifier is tested on images of a size other than it was trained for."""
     text = (
         "_base_ = 'cls.py'\n"
         "model = dict(backbone=dict(_delete_=True, type='mmvssm.Vim', img_size={size},\n"
@@ -129,7 +129,7 @@ def test_position_tables_of_another_size_are_resized(tools, place):
         torch.testing.assert_close(sample["pred_score"], score, rtol=0, atol=1e-5)
 
     output = tools.run("test.py", "vim_wide.py", "vim_small.pth", status=1)
-    expected = r"error: the checkpoint does not fit the config: 26 parameters are absent or have"
+    expected = r"error: the checkpoint does not fit the config: 26 parameters are missing or have"
     assert re.search(expected, output), output
     assert "Traceback" not in output
 
@@ -145,7 +145,7 @@ def seg_contrast(place, tools, seg_checkpoint):
 
 
 def class_probabilities(model, image, ratio, flip):
-    """Probabilities (C, H, W) that one scaled, possibly mirrored view gives for ``image``."""
+    """Return the probabilities (C, H, W) of ``image`` from one scaled, possibly mirrored view."""
     height, width = image.shape[:2]
     view = cv2.resize(image, (int(width * ratio + 0.5), int(height * ratio + 0.5)))
     view = torch.from_numpy(view).permute(2, 0, 1)[None].float().flip(1)

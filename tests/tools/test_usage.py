@@ -1,4 +1,4 @@
-"""What the tools say to wrong input, and what the shell scripts start."""
+"""Messages of the tools on wrong input, and what the shell scripts start."""
 
 import os
 import runpy
@@ -15,9 +15,9 @@ SCRIPTS = ["dist_train.sh", "dist_test.sh", "slurm_train.sh", "slurm_test.sh"]
 
 @pytest.fixture
 def refusal(place, monkeypatch, capsys):
-    """Run a tool in this process up to its refusal; returns the message."""
+    """Runs a tool in this process until it exits with an error; returns the message."""
     monkeypatch.chdir(place)
-    # The tools set these by themselves, which must not outlive the test.
+    # The tools set these variables, which must not outlive the test.
     for name in ("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "LOCAL_RANK"):
         monkeypatch.setenv(name, "0")
     monkeypatch.delenv("RANK", raising=False)
@@ -80,7 +80,7 @@ def test_train_refuses(refusal, place, args, message):
 
 
 def test_configs_may_inherit_ours_by_scope(refusal, place):
-    """The base is found; its data, which is not here, stops the run."""
+    """The base is found; the run stops because its data are missing."""
     (place / "heir.py").write_text("_base_ = 'mmvssm::demo/vmamba-micro_digits-cls.py'\n")
     assert "there is no data folder 'data/digits-cls'" in refusal("train.py", "heir.py")
 
@@ -88,7 +88,7 @@ def test_configs_may_inherit_ours_by_scope(refusal, place):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("config", ["cls.py", "seg.py"], ids=["without type", "with type"])
 def test_train_refuses_amp_without_gpu(refusal, config):
-    assert refusal("train.py", config, "--amp").endswith("and there is none")
+    assert refusal("train.py", config, "--amp").endswith("but there is none")
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_train_refuses_amp_without_gpu(refusal, config):
         (["--out", "metrics.txt", "--out-item", "metrics"], "got 'metrics.txt'"),
         (["--out", "folder"], "--out must end in .pkl to save predictions, got 'folder'"),
         (["--interval", "0"], "--interval must be at least 1"),
-        (["--tta", "--show-dir", "show"], "leave out --tta"),
+        (["--tta", "--show-dir", "show"], "cannot be combined with --tta"),
         (["--cfg-options", "default_scope=mmocr", "--tta"], "got 'mmocr'"),
         (["--cfg-options", "test_dataloader.dataset.data_root=nowhere"], "no data folder"),
         (["--cfg-options", "test_evaluator=None"], "'cls.py' has no test_evaluator"),
@@ -121,7 +121,7 @@ def test_segmentation_tta_needs_a_pipeline(refusal, empty_checkpoint, place):
 
 @pytest.fixture
 def started(tmp_path):
-    """Run a script with a stand-in for the program it starts; returns that one's arguments."""
+    """Runs a script with a stand-in for the program it starts; returns the arguments of that."""
 
     def run(script, *args, **variables):
         for name in ("srun", "python"):

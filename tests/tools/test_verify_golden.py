@@ -22,7 +22,7 @@ TIGHT = Tolerance(1e-5, 5e-5)
 
 
 class Copy:
-    """A copy of a given case that tests change."""
+    """Copy of a given case, for tests to change."""
 
     def __init__(self, path, source=MICRO):
         self.path, self.meta = path, json.loads(source.read_text())
@@ -246,7 +246,7 @@ def test_refused(reader, change, error, message):
 
 
 def run_tool(monkeypatch, capsys, *arguments):
-    """Exit status, lines and errors of the tool, run in this process."""
+    """Run the tool in this process; return exit status, lines and errors."""
     monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(TOOL), run_name="__main__")

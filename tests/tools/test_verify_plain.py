@@ -1,4 +1,4 @@
-"""Cases of plain backbones in forms besides the given ones, and their options."""
+"""Cases of plain backbones in further forms than the given ones, and their options."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ CASES = {
 
 
 def model_of(name, task, **options):
-    """A small network as a case describes its own, with other options."""
+    """Build a small network from a case's description, with other options."""
     case = Case(CASES[name])
     case.meta["build"].update(embed_dim=16, depth=2, d_state=2, dt_rank=1, num_classes=5)
     case.meta["build"].update(out_indices=[0, 1], img_size=32)
@@ -166,7 +166,7 @@ def verify(tmp_path, meta, outputs, **data):
 
 
 def maps_of(meta, backbone, family):
-    """Maps of a backbone before norms of outputs, and the weights of the case."""
+    """Return maps of a backbone before output norms, and the weights of the case."""
     weights = {entry[0]: torch.from_numpy(fill_value(*entry)) for entry in meta["state_dict"]}
     keys = ("patch_embed.", "pos_embed", "rope.", "layers.")
     own = {key: value for key, value in weights.items() if key.startswith(keys)}
@@ -211,11 +211,16 @@ def upsample(x, weights, name):
     return F.conv_transpose2d(x, weights[f"{name}.weight"], weights[f"{name}.bias"], stride=2)
 
 
+def rms_norm(x, weight):
+    """Norm of the channels of a map ``(B, C, H, W)``; torch has one since 2.4."""
+    return x / (x.square().mean(1, keepdim=True) + 1e-5).sqrt() * weight[:, None, None]
+
+
 def test_the_last_norm_after_the_last_sum(tmp_path):
     options = dict(use_residual_as_feature=True, last_layer_process="add & norm")
     meta, maps, weights = segmentor(**options)
     scale = weights["norm_f.weight"].requires_grad_()
-    maps[3] = F.rms_norm(maps[3].permute(0, 2, 3, 1), [192], scale, 1e-5).permute(0, 3, 1, 2)
+    maps[3] = rms_norm(maps[3], scale)
     names = ("running_mean", "running_var", "weight", "bias")
     x = F.batch_norm(upsample(maps[0], weights, "fpn1.0"), *(weights[f"fpn1.1.{n}"] for n in names))
     outputs = {f"stage{k}": x for k, x in enumerate(maps)}
@@ -241,12 +246,12 @@ def test_the_pyramid_of_patches_of_8(tmp_path):
 
 
 def test_both_with_a_rotary_embedding(tmp_path):
-    """Sums before the last are turned once more."""
+    """Sums before the last are rotated once more."""
     options = dict(if_rope=True, if_rope_residual=True)
     options |= dict(use_residual_as_feature=True, last_layer_process="add & norm")
     meta, maps, weights = segmentor(patch_size=8, **options)
-    norm = F.rms_norm(maps[3].permute(0, 2, 3, 1), [192], weights["norm_f.weight"], 1e-5)
-    outputs = dict(stage0=maps[0], stage3=norm.permute(0, 3, 1, 2))
+    norm = rms_norm(maps[3], weights["norm_f.weight"])
+    outputs = dict(stage0=maps[0], stage3=norm)
     outputs |= dict(fpn0=upsample(maps[0], weights, "fpn1.0"))
     assert verify(tmp_path, meta, outputs).status == "passed"
 
@@ -255,7 +260,7 @@ def test_both_with_a_rotary_embedding(tmp_path):
 def test_options_left_out_and_without_effect(tmp_path, name):
     case = Case(CASES[name])
     del case.meta["build"]["out_indices"]
-    # mixers' outputs pass no norm, whatever the last sum would do; norms of tokens are not stored
+    # mixers' outputs get no norm, whatever the last sum gets; norms of tokens are not stored
     case.meta["build"]["last_layer_process"] = "add & norm"
     case.meta["state_dict"] = [e for e in case.meta["state_dict"] if "outnorm_" not in e[0]]
     assert verify(tmp_path, case.meta, {}, **case.data).status == "passed"

@@ -1,4 +1,4 @@
-"""Golden cases: read them, build what they describe, compare.
+"""Golden cases: reading them, building what they describe, and comparing.
 
 Readers of further kinds of case are added with :func:`register_reader`.
 """

@@ -56,7 +56,7 @@ class Comparison:
         self.errors.append((name, error, self.tolerance.tensor))
 
     def norms(self, stored: Mapping[str, float], got: Mapping[str, float]) -> None:
-        """Compare gradient norms; a stored 0, and what is next to 0, absolutely."""
+        """Compare gradient norms; absolutely where the stored one is 0 or next to 0."""
         floor = NORM_FLOOR * max(stored.values(), default=0.0)
         for name, expected in stored.items():
             difference = abs(got.get(name, math.inf) - expected)
@@ -64,7 +64,7 @@ class Comparison:
             self.errors.append((f"gradnorm {name}", error, self.tolerance.norm))
 
     def count(self, name: str, different: int) -> None:
-        """Compare integers: any difference is too much."""
+        """Compare integers: any difference is an error."""
         self.errors.append((name, float(different), 0.0))
 
     @property

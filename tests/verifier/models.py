@@ -47,7 +47,7 @@ class ModelSpec:
     inputs: Mapping[str, str] = field(default_factory=dict)
 
     def map_key(self, key: str, task: str) -> str | None:
-        """Return our name of a key; None for one without use."""
+        """Return our name of a key; None if it is unused."""
         if task == "dense":
             for prefix, ours in self.renames.items():
                 if key.startswith(prefix):
@@ -89,7 +89,7 @@ class Classifier(nn.Module):
 
 
 class Dense(nn.Module):
-    """Backbone whose outputs have ``names``, and a pyramid on them, if any, with its names."""
+    """Backbone with outputs called ``names``, and an optional pyramid on them with its names."""
 
     def __init__(
         self,
@@ -192,7 +192,7 @@ def compare_model(case: Case, spec: ModelSpec, comparison: Comparison) -> None:
 
 
 def _order(name: str) -> tuple[bool, str]:
-    """Sort stages last, since the outputs of a neck take part in no loss."""
+    """Sort stages last, because the outputs of a neck are not part of any loss."""
     return name.startswith(("stage", "tokens")), name
 
 
@@ -226,15 +226,15 @@ def _probed(
 
 
 def load_weights(model: nn.Module, state_dict: dict[str, Tensor]) -> None:
-    """Load weights; MalformedCase if names or shapes differ from the model's."""
-    # the grid of a position embedding is none of the weights that projects save
+    """Load weights; raise MalformedCase if names or shapes differ from the model's."""
+    # the grid of a position embedding is not among the weights that projects save
     state = {k: v for k, v in model.state_dict().items() if not k.endswith("pos_grid")}
     own = {key: value.shape for key, value in state.items()}
     given = {key: value.shape for key, value in state_dict.items()}
     wrong_shapes = sorted(k for k in own.keys() & given.keys() if own[k] != given[k])
     unknown = sorted(given.keys() - own.keys())
     if not wrong_shapes:
-        # layers behind the last output are not built, and their weights are left out
+        # layers after the last output are not built, and their weights are dropped
         unknown = sorted(model.load_state_dict(state_dict, strict=False).unexpected_keys)
     problems = {
         "missing in state_dict": sorted(own.keys() - given.keys()),
@@ -266,7 +266,7 @@ def _compare_gradients(
     num_parts = Counter(name.partition("@")[0] for name in names.values() if name is not None)
     stored, got = {}, {}
     for key, value in norms.items():
-        if names[key] is None and value == 0:  # no part of this task's model, and of no effect
+        if names[key] is None and value == 0:  # not part of this task's model, and without effect
             continue
         name, _, part = (names[key] or "").partition("@")
         if name not in parameters:

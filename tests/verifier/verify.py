@@ -1,4 +1,4 @@
-"""Whether models and operators give the numbers that golden cases store."""
+"""Verification that models and operators give the numbers that golden cases store."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def verify_file(
 
 
 def _read(path: Path, device: str) -> tuple[str, Checks]:
-    """Return the name of a file's case and its checks; one that raises if it cannot be read."""
+    """Return the name of a file's case and its checks: one that raises if it cannot be read."""
     name = f"{path.parent.name}/{path.stem}"
     try:
         case = Case(path, device)

@@ -1,4 +1,4 @@
-"""Measure latency, throughput and memory of models, side by side."""
+"""Compare models by latency, throughput and memory."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from mmvssm.progress import step_bar
 from mmvssm.zoo import build_model
 
 DESCRIPTION = """\
-Measure latency, throughput and peak memory of models, side by side in one process.
+Compare models by latency, throughput and peak memory in one process.
 
-Give one config or several of mmpretrain, mmdetection or mmsegmentation. The models run in turn, in
-alternating order, so that a machine that grows slower or busier does so for all of them; each time
-ends when the device is idle. Medians are printed. A run is the network from normalised random
-images to what its heads give (a two-stage detector has 1000 boxes and 100 masks an image);
-training adds the backward pass, not the optimizer. Weights are random: they do not matter here.
+Give one or more configs of mmpretrain, mmdetection or mmsegmentation. The models run in turn, in
+alternating order, so that changes in the load of the machine affect all of them; every timing
+includes synchronising with the device. Medians are printed. A run is the network from normalised
+random images to the outputs of its heads (with 1000 boxes and 100 masks per image for two-stage
+detectors); training adds the backward pass, but not the optimizer step. Weights are random, which
+does not affect the timings.
 """
 EXAMPLES = """\
 examples:
@@ -34,8 +35,8 @@ examples:
       --precisions fp32 bf16 --out speed.json speed.png
   python tools/analysis_tools/benchmark.py CONFIG --compile --modes inference training
 
-Peak memory is the weights and the most that torch allocates in a run. Other programs on the machine
-falsify times: the load is noted in the JSON file.
+Peak memory is the weights plus the peak that torch allocates in a run. Other programs on the
+machine distort timings; the JSON file records the load.
 """  # noqa: E501
 
 
@@ -70,7 +71,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--compile",
         action="store_true",
-        help="measure each model compiled by torch.compile, too (compiles for minutes a setting)",
+        help="also measure each model under torch.compile (compiling takes minutes per setting)",
     )
     measuring.add_timing_options(parser)
     measuring.add_out_option(
@@ -85,7 +86,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def names_of(configs: list[str]) -> list[str]:
-    """Names of configs, with their folders where two have the same."""
+    """Return the names of configs, or their paths if two names are the same."""
     stems = [Path(config).stem for config in configs]
     if len(set(configs)) < len(configs):
         cli.fail("a config is given twice")

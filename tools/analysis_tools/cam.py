@@ -1,4 +1,4 @@
-"""Draw where in an image a class is seen (Grad-CAM)."""
+"""Draw which regions of an image support a class (Grad-CAM)."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from mmvssm.libraries import MissingLibraryError
 from mmvssm.models.layers import ForeignWeightsError
 
 DESCRIPTION = """\
-Draw where in an image a class is seen (Grad-CAM).
+Draw which regions of an image support a class (Grad-CAM).
 
-The channels of the backbone's last map are weighted by how much the score of the class grows with
-them, and added up; the sum, where it is positive, is laid over the image. The score is the logit of
-a classifier, the logits of a segmentor where the class is the likeliest, or the scores of a
-detector's boxes. The image passes the test pipeline of the config.
+The channels of the backbone's last map are weighted by the gradient of the class score and summed;
+the positive part of the sum is drawn over the image. The score is the logit of a classifier, the
+logits of a segmentor where the class is the most likely one, or the scores of a detector's boxes.
+The image passes through the test pipeline of the config.
 """
 EXAMPLES = """\
 examples:
@@ -34,7 +34,7 @@ examples:
       work_dirs/vim-micro_digits-cls/epoch_15.pth data/digits-cls/val/5/0033.png --label 3 \\
       --out three.png three.svg three.json
 
-Backbones of tokens are explained by their patch tokens, before the last layer if the head reads a
+For plain backbones, the map consists of the patch tokens, before the last layer if the head reads a
 class token.
 """
 
@@ -45,11 +45,13 @@ def parse_args() -> argparse.Namespace:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", metavar="CONFIG", help="of any of the three libraries (.py)")
+    parser.add_argument(
+        "config", metavar="CONFIG", help="config of any of the three libraries (.py)"
+    )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="file, URL or mmvssm://NAME")
     parser.add_argument("image", metavar="IMAGE", help="the image")
     parser.add_argument(
-        "--label", type=int, metavar="N", help="index of the class (default: the likeliest)"
+        "--label", type=int, metavar="N", help="index of the class (default: the most likely)"
     )
     add_device_option(parser)
     add_out_option(parser)
@@ -75,7 +77,7 @@ def main() -> None:
     height, width = found.values.shape
     print(f"class {found.label}, score {found.score:.4g}: a map of {height}x{width}")
     if not found.values.any():
-        print("no place raises the score")
+        print("no region raises the score")
     data = dict(
         config=args.config, checkpoint=args.checkpoint, image=args.image, label=found.label,
         score=found.score, values=to_numbers(found.values),

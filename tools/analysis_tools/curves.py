@@ -1,4 +1,4 @@
-"""Draw training curves, ours and the authors', in one picture."""
+"""Draw our training curves and the authors' in one figure."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from mmvssm.analysis.curves import Curve
 from mmvssm.engine import cli, measuring
 
 DESCRIPTION = """\
-Draw the curves of trainings in one picture: losses, accuracies and other metrics, over epochs or
-iterations.
+Draw the curves of several training runs in one figure: losses, accuracies and other metrics, over
+epochs or iterations.
 
-A log is the work folder of a training with tools/train.py (all its runs, resumed ones included), a
-file vis_data/scalars.json, a text log or .log.json of MMEngine or mmcv, which the authors'
-detectors and segmentors have, or one of the authors' classifiers: a text log of Swin Transformer's
-code (VMamba, MSVMamba), of LocalMamba's (EfficientVMamba, too) or of timm (MambaVision), the
-log.txt of DeiT's (Vim), a summary.csv of timm or a metrics.csv of LocalMamba's. The zoo
-(docs/model_zoo.md) links the logs that are published. In the authors' logs of classifiers
-quantities are called as in ours: loss, test_loss, accuracy/top1, accuracy/top5, and
-ema/accuracy/top1 of averaged weights.
+A log is the work folder of tools/train.py (with all its runs, including resumed ones), a file
+vis_data/scalars.json, a text log or .log.json of MMEngine or mmcv (as for the authors' detectors
+and segmentors), or a log of the authors' classifiers: a text log of the code of Swin Transformer
+(VMamba, MSVMamba), LocalMamba (also EfficientVMamba) or timm (MambaVision), the log.txt of DeiT's
+code (Vim), a summary.csv of timm or a metrics.csv of LocalMamba. The zoo (docs/model_zoo.md) links
+the published logs. Quantities in the authors' classifier logs get the same names as in ours: loss,
+test_loss, accuracy/top1, accuracy/top5, and ema/accuracy/top1 for averaged weights.
 """
 EXAMPLES = """\
 examples:
@@ -32,7 +31,7 @@ examples:
       --keys loss accuracy/top1 --out curves.png curves.svg curves.json
   python tools/analysis_tools/curves.py work_dirs/SEGMENTOR --keys loss mIoU --out miou.png
 
-Without --keys all that the logs hold is listed, and the loss and what all logs have is drawn.
+All quantities are listed. Without --keys, the loss and the metrics that all logs share are drawn.
 """
 
 
@@ -43,17 +42,19 @@ def parse_args() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("logs", nargs="+", metavar="LOG", help="logs, or work folders")
-    parser.add_argument("--keys", nargs="+", metavar="KEY", help="quantities to draw, a panel each")
+    parser.add_argument(
+        "--keys", nargs="+", metavar="KEY", help="quantities to draw, one panel each"
+    )
     parser.add_argument(
         "--labels",
         nargs="+",
         metavar="NAME",
-        help="names of the logs (default: of files and folders)",
+        help="names of the logs (default: names of the files and folders)",
     )
     measuring.add_out_option(parser, "FILE.png, FILE.svg, or FILE.json with the curves")
     args = parser.parse_args()
     if args.labels is not None and len(args.labels) != len(args.logs):
-        parser.error(f"--labels must be as many as logs, {len(args.logs)}, got {len(args.labels)}")
+        parser.error(f"--labels must name all {len(args.logs)} logs, got {len(args.labels)} names")
     short = [Path(log).name for log in args.logs]
     args.labels = args.labels or (short if len(set(short)) == len(short) else args.logs)
     if len(set(args.labels)) < len(args.labels):
@@ -62,7 +63,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def choose(logs: dict[str, dict[str, Curve]]) -> list[str]:
-    """Return the loss and what all logs have, metrics first."""
+    """Return the loss and the metrics that all logs share."""
     shared = [name for name in next(iter(logs.values())) if all(name in c for c in logs.values())]
     metrics = [name for name in shared if "loss" not in name and name != "grad_norm"]
     losses = [name for name in shared if name == "loss"]
@@ -92,7 +93,7 @@ def main() -> None:
     if unknown := [key for key in keys if key not in known]:
         cli.fail(f"no log has {', '.join(unknown)}; there are {', '.join(sorted(known))}")
     if args.out and not keys:
-        cli.fail("the logs have nothing in common: choose by --keys")
+        cli.fail("the logs have no quantity in common: choose some with --keys")
     show(logs)
     data = {
         label: {name: curve.as_dict() for name, curve in curves.items()}

@@ -40,12 +40,12 @@ from mmvssm.models.layers import ForeignWeightsError
 DESCRIPTION = """\
 Measure the effective receptive fields of backbones, before and after training.
 
-The field tells which pixels of an image the middle of a backbone's last map depends on: the
-positive part of the gradient of its channels, summed over the colours and averaged over images.
-The picture has a column for each model, with a row for its weights before training and one for
-those of its checkpoint; brightness is the contribution to the power of --power, so that weak ones
-are seen. The table tells within which squares around the middle 20, 30, 50 and 99 percent of all
-contributions lie.
+The field shows on which pixels of an image the centre of a backbone's last map depends: the
+positive part of the gradient of its channels, summed over the colours and averaged over images. The
+figure has a column for each model, with a row for its weights before training and one for those of
+its checkpoint; brightness is the contribution to the power of --power, which makes weak ones
+visible. The table lists the squares around the centre that contain 20, 30, 50 and 99 percent of all
+contributions.
 """
 EXAMPLES = """\
 examples:
@@ -55,9 +55,9 @@ examples:
       my_config.py=work_dirs/my_config/epoch_300.pth \\
       --images data/imagenet/val --size 1024 --out erf.png erf.svg erf.json
 
-A variant is named as its configs are, FAMILY-ARCH; an unknown name lists all of them. VMamba's
-figures are of 50 validation images of 1024x1024 pixels. Without --images the input is noise, which
-says less of a trained network.
+The name of a variant is FAMILY-ARCH, as in its configs; an unknown name lists all variants.
+VMamba's figures use 50 validation images of 1024x1024 pixels. Without --images the input is noise,
+which is less informative for a trained network.
 """
 
 
@@ -71,18 +71,18 @@ def parse_args() -> argparse.Namespace:
         "models",
         nargs="+",
         metavar="MODEL[=CHECKPOINT]",
-        help="a variant such as vmamba-tiny-s1l8 or a config file (.py) of any of the three"
-        " libraries, and a file or mmvssm://NAME with its weights after training",
+        help="a variant such as vmamba-tiny-s1l8, or a config file (.py) of any of the three"
+        " libraries; optionally with its weights after training, a file or mmvssm://NAME",
     )
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of images")
     parser.add_argument(
         "--num", type=int, default=50, metavar="N", help="images to average over (default: 50)"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the choice of images and of weights (default: 0)"
+        "--seed", type=int, default=0, help="seed for images and random weights (default: 0)"
     )
     parser.add_argument(
-        "--power", type=float, default=POWER, help=f"exponent of the picture (default: {POWER})"
+        "--power", type=float, default=POWER, help=f"exponent of the figure (default: {POWER})"
     )
     add_size_option(parser)
     add_device_option(parser)
@@ -106,7 +106,7 @@ def build(args: argparse.Namespace, name: str, checkpoint: str | None) -> nn.Mod
 def measure(
     args: argparse.Namespace, name: str, checkpoint: str | None, backbone: nn.Module
 ) -> ReceptiveField:
-    """Measure it under a bar of progress."""
+    """Measure the receptive field of a backbone, with a progress bar."""
     if args.images is None:
         images, count = noise_images(args.num, args.size, args.seed), args.num
     else:
@@ -118,7 +118,7 @@ def measure(
 
 
 def describe(field: ReceptiveField) -> dict[str, dict | None]:
-    """Return the squares that hold each of the shares."""
+    """Return the square for each threshold."""
     areas = {share: field.area(share) for share in THRESHOLDS}
     return {str(share): area and vars(area) for share, area in areas.items()}
 
@@ -141,7 +141,7 @@ def main() -> None:
     fields: list[list[ReceptiveField | None]] = [[] for _ in states]
     found = []
     try:
-        # a checkpoint that does not fit shall not show after an hour
+        # find checkpoints that do not fit before measuring for an hour
         for name, *checkpoint in args.models:
             build(args, name, *checkpoint or [None])
         for name, *checkpoint in args.models:
@@ -169,13 +169,13 @@ def main() -> None:
 
 
 def reduced(field: ReceptiveField) -> torch.Tensor:
-    """Return mean contributions on a grid of at most 64x64 cells."""
+    """Average contributions over a grid of at most 64x64 cells."""
     grid = [min(side, 64) for side in field.contribution.shape]
     return torch.nn.functional.adaptive_avg_pool2d(field.contribution[None, None], grid)[0, 0]
 
 
 def squares(field: ReceptiveField) -> str:
-    """Say within which squares the contributions lie."""
+    """Describe the squares that contain the contributions."""
     words = []
     for share in THRESHOLDS:
         area = field.area(share)

@@ -21,14 +21,14 @@ from mmvssm.analysis import (
 from mmvssm.engine import cli, measuring
 
 DESCRIPTION = """\
-Count the parameters and FLOPs of a model of any config of mmpretrain, mmdetection or
-mmsegmentation, layer by layer.
+Count the parameters and FLOPs of the model of a config of mmpretrain, mmdetection or
+mmsegmentation, by layer.
 
-A FLOP is a multiply-add, as in the papers and in README. A classifier is counted at the size that
-it is tested with (else 224x224), a detector at 800x1280 (with 1000 boxes and 100 masks), a
-segmentor at 512x2048 (without auxiliary heads); all parameters are counted. What a scan costs is
-each family's published convention: mostly 9 N + 1 for each element that is scanned with N states.
-No weights are needed, and nothing is computed: the largest model takes seconds.
+A FLOP is a multiply-add, as in the papers. A classifier is counted at its test size (else 224x224),
+a detector at 800x1280 (with 1000 boxes and 100 masks), a segmentor at 512x2048 (without auxiliary
+heads). All parameters are counted. The cost of a scan follows the published convention of each
+family: mostly 9 N + 1 for each scanned element with N states. No weights are needed and nothing is
+computed, so even the largest model takes only seconds.
 """
 EXAMPLES = """\
 examples:
@@ -57,7 +57,7 @@ def parse_args() -> argparse.Namespace:
         type=int,
         default=3,
         metavar="N",
-        help="how deep in the model table and picture go; 0 leaves the table out (default: 3)",
+        help="depth of the table and the figure in the module tree; 0 for no table (default: 3)",
     )
     measuring.add_out_option(parser, "FILE.json with all layers, FILE.png or FILE.svg")
     cli.add_cfg_options(parser)
@@ -70,7 +70,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def number(value: float) -> str:
-    """Three digits and a unit."""
+    """Format a number with four digits and a unit."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
             return f"{value / size:#.4g} {unit}"

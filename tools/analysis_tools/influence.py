@@ -1,4 +1,4 @@
-"""Draw what the pixels of a layer's map contribute to one of them, route by route."""
+"""Draw the contributions of a layer's pixels to one of them, by route."""
 
 from __future__ import annotations
 
@@ -32,13 +32,14 @@ from mmvssm.engine.cli import (
 from mmvssm.models.layers import ForeignWeightsError
 
 DESCRIPTION = """\
-Draw what the pixels of a layer's map contribute to one of them, route by route.
+Draw the contributions of the pixels of a layer's map to one of them, by route.
 
-A scan is linear in its input once its steps, B and C are known, so each output is a weighted sum of
-the inputs before it on the route: the maps that papers call attention. The picture has a panel for
-each route of the layer and one for all of them: red pixels raise the output of the query, blue ones
-lower it, on a scale of each panel's own. A box marks the query, a star a class token in the
-colour of its contribution. Contributions are means over the channels, up to the output of the scan.
+For given steps, B and C, a scan is linear in its input, so each output is a weighted sum of the
+inputs before it on the route. Papers call these weights attention maps. The figure has a panel for
+each route of the layer and one for their sum: red pixels raise the output of the query, blue pixels
+lower it; each panel has its own scale. A box marks the query; a star is a class token, in the
+colour of its contribution. Contributions are those to the output of the scan, averaged over the
+channels.
 """
 EXAMPLES = f"""\
 kinds of maps (d are the steps, S their sum along the route times A, q the query):
@@ -52,9 +53,9 @@ examples:
       --checkpoint work_dirs/vim-micro_digits-cls/epoch_15.pth --layer 3 --query-token 0 \\
       --out token.png
 
-A variant is named as its configs are, FAMILY-ARCH; an unknown name lists all of them. Layers count
-through all stages. Without a checkpoint the weights are those before training. Layers that scan in
-windows show zeros outside of the query's.
+The name of a variant is FAMILY-ARCH, as in its configs; an unknown name lists all variants. Layers
+are counted through all stages. Without a checkpoint the weights are random. Layers that scan in
+windows show zeros outside of the query's window.
 """
 
 
@@ -77,10 +78,10 @@ def parse_args() -> argparse.Namespace:
         nargs=2,
         default=(0.5, 0.5),
         metavar=("Y", "X"),
-        help="where the query is, as shares of height and width (default: 0.5 0.5, the middle)",
+        help="position of the query as fractions of height and width (default: 0.5 0.5)",
     )
     query.add_argument(
-        "--query-token", type=int, metavar="N", help="number of a class token that is the query"
+        "--query-token", type=int, metavar="N", help="use the class token with this index as query"
     )
     parser.add_argument(
         "--kind", choices=KINDS, default="influence", help="kind of map (default: influence)"
@@ -119,7 +120,7 @@ def main() -> None:
     for part in (*found.routes, found.merged):
         height, width = part.values.shape
         share = part.values.abs().sum() and part.values.abs().max() / part.values.abs().sum()
-        print(f"{part.name}: over {height}x{width} pixels, the largest counts {share:.1%}")
+        print(f"{part.name}: {height}x{width} pixels, the largest contributes {share:.1%}")
     data = dict(
         model=args.model, checkpoint=args.checkpoint, layer=args.layer, kind=args.kind,
         routes=[describe(part) for part in found.routes], merged=describe(found.merged),

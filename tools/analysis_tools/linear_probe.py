@@ -21,22 +21,22 @@ from mmvssm.progress import step_bar
 from mmvssm.zoo import build_model
 
 DESCRIPTION = """\
-Train a linear classifier on the features of a frozen backbone, and test it: how much of what the
-classes need do the features hold?
+Train a linear classifier on the features of a frozen backbone and test it, as a measure of the
+quality of the features.
 
-The config is a classifier's; its data may be others than those that the backbone was trained on.
-Every image of the training and the test data passes the test pipeline and the backbone once; what
-the head would get is kept in memory, standardised, and classified by one linear layer, trained by
-SGD with momentum and a cosine schedule. Of the checkpoint only the backbone is read, so it may come
-from a classifier of other classes, a detector or a segmentor.
+The config is that of a classifier; its data may differ from those that the backbone was trained on.
+Every image of the training and test data passes once through the test pipeline and the backbone.
+The inputs of the head are kept in memory, standardised, and classified by one linear layer, which
+is trained with SGD, momentum and a cosine schedule. Only the backbone is loaded from the
+checkpoint, so it may be that of a classifier with other classes, a detector or a segmentor.
 """
 EXAMPLES = """\
-examples, the first of what make demo leaves:
+examples (the first one needs the results of make demo):
   python tools/analysis_tools/linear_probe.py configs/demo/vmamba-micro_digits-cls.py \\
       work_dirs/demo-cls/epoch_15.pth --batch-size 256 --out probe.json probe.png
   python tools/analysis_tools/linear_probe.py MY_CONFIG mmvssm://vmamba-tiny-s1l8 --device cuda
 
-A checkpoint is read safely: nothing that stands in the file is run.
+No code of the checkpoint is run.
 """
 
 
@@ -56,10 +56,10 @@ def parse_args() -> argparse.Namespace:
         type=int,
         default=4096,
         metavar="N",
-        help="features in a step of the linear classifier (default: 4096, for ImageNet)",
+        help="features per step of the linear classifier (default: 4096, for ImageNet)",
     )
     parser.add_argument("--lr", type=float, default=0.05, help="learning rate (default: 0.05)")
-    parser.add_argument("--seed", type=int, default=0, help="of the order (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the order (default: 0)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     measuring.add_out_option(parser, "FILE.json, FILE.png or FILE.svg")
     cli.add_cfg_options(parser)
@@ -78,7 +78,7 @@ def main() -> None:
     cfg = cli.load_config(args.config, args.cfg_options)
     cli.require_checkpoint(args.checkpoint)
     if cli.library_of(cfg, "a linear probe") != "mmpretrain":
-        cli.fail("a linear probe needs the config of a classifier, of mmpretrain")
+        cli.fail("a linear probe needs the config of a classifier of mmpretrain")
     require_data(cfg, "train_dataloader", "test_dataloader")
     with measuring.refusals():
         model = build_model(cfg)
@@ -107,7 +107,7 @@ def main() -> None:
     data = dict(
         train_accuracy=probe.train_accuracy,
         test_accuracy=probe.test_accuracy,
-        # JSON has no nan, which stands for a class without images
+        # JSON has no nan, the value for a class without images
         class_accuracy=[None if value != value else value for value in probe.class_accuracy],
         classes=classes,
         losses=probe.losses,

@@ -1,4 +1,4 @@
-"""Measure a model against the size of its images."""
+"""Measure cost and accuracy of a model at several image sizes."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ from mmvssm.zoo import build_model
 
 SIZES = (64, 112, 224, 384, 512, 640, 768, 1024, 1120, 1280)
 DESCRIPTION = """\
-Measure FLOPs, time and memory of a model against the size of its square images and, with the
-checkpoint, its accuracy, mAP or mIoU at each size without further training.
+Measure FLOPs, time and memory of a model on square images of several sizes and, with a checkpoint,
+its accuracy, mAP or mIoU at each size without further training.
 
-FLOPs, times and memory are those of get_flops.py and benchmark.py. At each size the powers of the
-number of pixels that they grow with tell whether a model scales linearly: about 1.
+FLOPs, times and memory are measured as by get_flops.py and benchmark.py. The tool prints the powers
+of the number of pixels with which they grow; a power of about 1 means that a model scales linearly.
 
-Metrics are those of the config's test data, which pass its own test pipeline, in proportion. Of a
-classifier the crop has the size, and images are resized before as in its own test (256 for a crop
-of 224). Of a detector or segmentor images are resized so that their shorter side has the size, as
-long as the longer one fits in proportion (1333 for 800). Position embeddings are resized.
+Metrics are computed on the config's test data with its own test pipeline, scaled in proportion. For
+classifiers, the size is that of the crop, and the resize before is scaled accordingly (256 for a
+crop of 224). For detectors and segmentors, the size is that of the shorter side, with a
+proportional limit of the longer side (1333 for 800). Position embeddings are resized.
 """
 EXAMPLES = f"""\
 examples:
@@ -51,8 +51,8 @@ examples:
   python tools/analysis_tools/scaling.py CONFIG --checkpoint mmvssm://vmamba-tiny-s1l8 \\
       --out scaling.json scaling.png scaling.svg
 
-Sizes by default: {" ".join(map(str, SIZES))}. Large ones take minutes on a CPU. A checkpoint
-is read safely: nothing that stands in the file is run.
+Default sizes: {" ".join(map(str, SIZES))}. Large ones take minutes on a CPU. No code of the
+checkpoint is run.
 """
 
 
@@ -66,13 +66,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--checkpoint",
         metavar="FILE",
-        help="measure accuracy, mAP or mIoU, too: weights of the model, a file or mmvssm://NAME;"
-        " the config's test data must be there",
+        help="weights of the model, a file or mmvssm://NAME, to measure accuracy, mAP or mIoU, too;"
+        " needs the config's test data",
     )
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, metavar="N")
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="default: 1")
     parser.add_argument(
-        "--mode", choices=MODES, default="inference", help="what is timed (default: inference)"
+        "--mode", choices=MODES, default="inference", help="what to time (default: inference)"
     )
     parser.add_argument(
         "--precision", choices=tuple(PRECISIONS), default="fp32", help="default: fp32"
@@ -88,7 +88,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def check_evaluation(cfg: Config, checkpoint: str) -> None:
-    """Refuse what metrics cannot be measured of, before any work is done."""
+    """Check, before any work is done, that metrics can be measured."""
     cli.require_checkpoint(checkpoint)
     cli.library_of(cfg, "--checkpoint")
     for part in ("test_dataloader", "test_evaluator"):
@@ -100,7 +100,7 @@ def check_evaluation(cfg: Config, checkpoint: str) -> None:
 
 
 def at_size(cfg: Config, size: int) -> Config:
-    """Return the config with test pipelines for images of a size."""
+    """Return the config with test pipelines changed to an image size."""
     cfg = deepcopy(cfg)
     for dataset in cli.leaf_datasets(cfg.test_dataloader.dataset):
         dataset.pipeline = pipeline_at(dataset.pipeline, size)
@@ -108,7 +108,7 @@ def at_size(cfg: Config, size: int) -> Config:
 
 
 def metrics_at(model: BaseModel, cfg: Config, size: int) -> dict[str, float]:
-    """Return the metrics at a size; COCO's tables, which are printed, are kept back."""
+    """Return the metrics at a size, without printing COCO's tables."""
     with redirect_stdout(io.StringIO()):
         metrics = evaluate(model, at_size(cfg, size))
     if not main_metrics(metrics):

@@ -1,4 +1,4 @@
-"""Show which scan directions LocalMamba's search has chosen, and write them for a config."""
+"""Show the scan directions found by LocalMamba's search, and write them for a config."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from mmvssm.files import atomic_write
 from mmvssm.models.layers import SEARCH_DIRECTIONS, top_directions
 
 DESCRIPTION = """\
-Show which scan directions LocalMamba's search has chosen, and write them for a config.
+Show the scan directions found by LocalMamba's search, and write them for a config.
 
-A network that was trained with directions='search' scans in eight directions in every layer and
-learns how much each of them counts. This tool reads these weights from a checkpoint of
-LocalVMamba or LocalVim (ours or a raw one of the LocalMamba project), makes probabilities of
-them, prints them layer by layer with the largest ones marked, and prints the table of directions
-that the final network, trained anew, is built with.
+A network trained with directions='search' scans in eight directions in every layer and learns a
+weight for each of them. This tool reads these weights from a checkpoint of LocalVMamba or LocalVim
+(ours, or an original one of the LocalMamba project), converts them to probabilities, prints these
+for each layer with the largest ones marked, and prints the table of directions for the final
+network, which is then trained from scratch.
 """
 EXAMPLES = """\
-the whole way, on the demo data (tools/make_demo_data.py data --task cls):
+a complete example on the demo data (tools/make_demo_data.py data --task cls):
   python tools/train.py configs/demo/local-vmamba-micro-search_digits-cls.py
   python tools/analysis_tools/search_result.py \\
       work_dirs/local-vmamba-micro-search_digits-cls/epoch_8.pth \\
       --out found.py --picture found.png
 
-then a config of the final network, beside found.py:
+then write a config of the final network in the same folder as found.py:
   _base_ = ["PATH/TO/configs/demo/local-vmamba-micro_digits-cls.py", "found.py"]
   model = dict(backbone=dict(directions=_base_.directions))
 
-Checkpoints are read safely: nothing that stands in the file is run.
+No code of the checkpoint is run.
 """
 PICTURES = (".png", ".pdf", ".svg")
-# The search's weights in our networks and in those of the LocalMamba project.
+# Names of the search weights in our networks and in those of the LocalMamba project.
 KEY = re.compile(r"(^|\.)(merge|multi_scan)\.weights$")
 
 
@@ -51,25 +51,27 @@ def parse_args() -> argparse.Namespace:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="file of the trained super-net")
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="checkpoint of the trained super-network"
+    )
     parser.add_argument(
         "--top",
         type=int,
         default=4,
         metavar="K",
-        help=f"directions per layer to choose, 1 to {count} (default: 4, as published)",
+        help=f"number of directions per layer, 1 to {count} (default: 4, as published)",
     )
     parser.add_argument(
         "--out",
         type=Path,
         metavar="FILE.py",
-        help="write the table as `directions = [...]`, to be inherited by a config",
+        help="write the table as `directions = [...]`, for a config to inherit",
     )
     parser.add_argument(
         "--picture",
         type=Path,
         metavar="FILE.png",
-        help=f"draw the probabilities, chosen ones marked ({', '.join(PICTURES)})",
+        help=f"draw the probabilities, with the chosen ones marked ({', '.join(PICTURES)})",
     )
     args = parser.parse_args()
     if args.top not in range(1, count + 1):
@@ -84,14 +86,14 @@ def parse_args() -> argparse.Namespace:
 
 
 def read_probabilities(path: str) -> Tensor:
-    """Probabilities ``(layers, directions)`` of a super-net's checkpoint, in network order.
+    """Read the probabilities ``(layers, directions)`` of a super-network, in network order.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no checkpoint, or not one of a super-net.
+        ValueError: If it is not a checkpoint of a super-network.
     """
     weights = select_weights(read_checkpoint(path)).tensors
-    # by the numbers of stage and block, whatever the order in the file
+    # sorted by stage and block, since the order in the file is arbitrary
     layers = sorted(
         ([int(number) for number in re.findall(r"\d+", key)], key)
         for key in weights
@@ -99,9 +101,9 @@ def read_probabilities(path: str) -> Tensor:
     )
     if not layers:
         raise ValueError(
-            f"{path!r} has no search weights (names that end in 'merge.weights'): it is no"
-            f" checkpoint of a network with directions='search'; its {len(weights)} weights"
-            f" begin with {next(iter(weights))!r}"
+            f"{path!r} has no search weights (names that end in 'merge.weights'), so it is not a"
+            f" checkpoint of a network with directions='search'; the first of its"
+            f" {len(weights)} weights is {next(iter(weights))!r}"
         )
     for _, key in layers:
         if weights[key].numel() != len(SEARCH_DIRECTIONS) or not weights[key].isfinite().all():
@@ -113,7 +115,7 @@ def read_probabilities(path: str) -> Tensor:
 
 
 def print_table(probabilities: Tensor, chosen: list[list[int]]) -> None:
-    """Print a line per layer; what was chosen is marked by a star."""
+    """Print a line per layer, with a star on the chosen directions."""
     entropy = float(torch.special.entr(probabilities).sum(1).mean())
     even = torch.tensor(len(SEARCH_DIRECTIONS)).log()
     table = Table(
@@ -134,7 +136,7 @@ def print_table(probabilities: Tensor, chosen: list[list[int]]) -> None:
 
 
 def as_config(chosen: list[list[int]]) -> str:
-    """The chosen directions as Python text."""
+    """Return the chosen directions as Python source."""
     lines = []
     for layer, row in enumerate(chosen):
         names = ", ".join(f'"{SEARCH_DIRECTIONS[i]}"' for i in row)
@@ -143,7 +145,7 @@ def as_config(chosen: list[list[int]]) -> str:
 
 
 def draw(path: Path, probabilities: Tensor, chosen: list[list[int]]) -> None:
-    """Draw layers against directions, a dot on what was chosen."""
+    """Draw layers against directions, with a dot on the chosen ones."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -158,7 +160,7 @@ def draw(path: Path, probabilities: Tensor, chosen: list[list[int]]) -> None:
     axes.set_xticks(range(count), SEARCH_DIRECTIONS, rotation=45, ha="right")
     axes.set_yticks(range(layers))
     axes.set_ylabel("layer")
-    axes.set_title(f"Searched directions, the {len(chosen[0])} likeliest dotted")
+    axes.set_title(f"Searched directions, the {len(chosen[0])} most likely marked")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
@@ -180,7 +182,7 @@ def main() -> None:
     print(f"\n{config}")
     try:
         if args.out is not None:
-            note = f"# The {args.top} likeliest directions of each layer in {args.checkpoint}.\n"
+            note = f"# The {args.top} most likely directions of each layer in {args.checkpoint}.\n"
             atomic_write(args.out, lambda part: part.write_text(note + config))
             print(f"wrote {args.out}")
         if args.picture is not None:

@@ -1,4 +1,4 @@
-"""Reading checkpoint files without running any code in them."""
+"""Reading of checkpoint files without running any code in them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from .unpickler import CheckpointError, HostileFileError, Inert, damaged, kind_o
 __all__ = ["Checkpoint", "CheckpointError", "HostileFileError", "Inert", "read_checkpoint"]
 
 _SNIFFED = 4096
-_MAX_SAFETENSORS_HEADER = 100_000_000  # of the format
-_MAX_HEADER = 4 << 20  # of networks, with more than ten times what the largest have
-_PAGE = "is a web page, not a checkpoint: download the file itself, if need be logged in"
-#: Beginnings of other files, in small letters.
+_MAX_SAFETENSORS_HEADER = 100_000_000  # limit of the format
+_MAX_HEADER = 4 << 20  # more than ten times that of the largest networks
+_PAGE = "is a web page, not a checkpoint: download the file itself, after logging in if necessary"
+#: First bytes of files of other kinds, in lower case.
 _OTHERS = {
     **dict.fromkeys((b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--"), _PAGE),
     **dict.fromkeys((b"{", b"["), "is text, not a checkpoint: download the checkpoint itself"),
@@ -35,12 +35,12 @@ _OTHERS = {
 
 
 class Checkpoint(dict):
-    """The content of a checkpoint file; ``mapped`` is the file, if it is mapped into memory."""
+    """The content of a checkpoint file; ``mapped`` is its memory map, if it has one."""
 
     mapped: mmap | None = None
 
     def release(self) -> None:
-        """Let go of the memory of parts that have been read; changes of them are lost."""
+        """Release the memory of mapped parts that have been read; changes to them are lost."""
         if self.mapped is not None:
             self.mapped.madvise(MADV_DONTNEED)
 
@@ -50,19 +50,21 @@ def read_checkpoint(
 ) -> Checkpoint:
     """Return the content of a checkpoint file, tensors on the CPU.
 
-    No code of the file is run: only tensors and plain values are made, all other objects (such as
-    logs and options) become :class:`~.unpickler.Inert`, and a file that asks to run something is
-    refused. Tensors are mapped into memory, not read; changing them does not change the file.
+    No code of the file is run. Only tensors and plain values are created; all other objects (such
+    as logs and options) become :class:`~.unpickler.Inert`, and a file that would run code is
+    rejected. Tensors are memory-mapped, not read; changing them does not change the file.
 
     Args:
-        path: A file of ``torch.save``, in the zip format or the one before torch 1.6, a plain
-            pickle, or a file of safetensors, which gives ``{"state_dict": ..., "meta": ...}``.
-        trust: Read pickles by ``torch.load``, which runs whatever code is in them. Networks in the
-            file become their state dicts.
-        progress: Is told how many bytes of how many have been read.
+        path: A file of ``torch.save`` (in the zip format or the one before torch 1.6), a plain
+            pickle, or a safetensors file, which yields ``{"state_dict": ..., "meta": ...}``.
+        trust: Read pickles with ``torch.load``, which runs whatever code is in them. Networks in
+            the file are replaced by their state dicts.
+        progress: Called with the number of bytes read so far and in total.
 
     Raises:
-        CheckpointError: If it is no checkpoint or damaged; HostileFileError if it asks to run code.
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If it is not a checkpoint, or is damaged.
+        HostileFileError: If it would run code when loaded.
     """
     path = Path(path)
     if not path.exists():
@@ -70,13 +72,13 @@ def read_checkpoint(
     try:
         if path.is_dir():
             raise CheckpointError("is a folder: name the checkpoint file in it")
-        if not path.is_file():  # opening a pipe would wait for ever
-            raise CheckpointError("is no regular file")
+        if not path.is_file():  # opening a pipe would block
+            raise CheckpointError("is not a regular file")
         with path.open("rb") as file:
             content, mapped = _read(file, path, trust, progress)
         if not isinstance(content, dict):
             kind = kind_of(content)
-            raise CheckpointError(f"holds {kind}, no dict: save the state_dict() of a network")
+            raise CheckpointError(f"holds {kind}, not a dict: save the state_dict() of a network")
     except CheckpointError as error:
         raise type(error)(f"{str(path)!r} {error}") from None
     checkpoint = Checkpoint(content)
@@ -85,7 +87,7 @@ def read_checkpoint(
 
 
 def _read(file: BinaryIO, path: Path, trust: bool, progress: Progress) -> tuple[Any, mmap | None]:
-    """Return the content of a file, and the file as it is mapped into memory."""
+    """Return the content of a file, and its memory map if there is one."""
     head = file.read(_SNIFFED)
     if not head:
         raise CheckpointError("is empty: download or copy it again")
@@ -114,7 +116,7 @@ def _read(file: BinaryIO, path: Path, trust: bool, progress: Progress) -> tuple[
             raise
         # other first bytes can begin a pickle as well, but rarely do
         start = printable(head[:16].decode("latin1"))
-        raise CheckpointError(f"is no checkpoint: it begins with {start!r}") from None
+        raise CheckpointError(f"is not a checkpoint: it begins with {start!r}") from None
 
 
 def _read_safetensors(path: Path) -> dict:
@@ -122,7 +124,7 @@ def _read_safetensors(path: Path) -> dict:
         with safe_open(path, framework="pt", device="cpu") as file:
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             meta: dict[str, Any] = dict(file.metadata() or {})
-    except Exception as error:  # the library has several kinds for damaged files
+    except Exception as error:  # the library raises several types for damaged files
         raise damaged(f"as safetensors: {printable(error)}") from None
     try:
         ours = json.loads(meta.get("meta", ""))  # see write_checkpoint
@@ -133,13 +135,13 @@ def _read_safetensors(path: Path) -> dict:
 
 def _load_trusted(path: Path, is_zip: bool) -> Any:
     warnings.warn(
-        f"{str(path)!r} is read by torch.load, which runs any code in it, as you trust it",
+        f"{str(path)!r} is trusted and read with torch.load, which runs any code in it",
         stacklevel=4,
     )
     try:
-        # a string: torch 2.1 maps no file that a Path names
+        # a string, because torch 2.1 cannot map a file given as a Path
         content = torch.load(str(path), map_location="cpu", weights_only=False, mmap=is_zip)
-    except Exception as error:  # whatever the code in the file raises
+    except Exception as error:  # the code in the file may raise anything
         reason = str(error).split("\n", 1)[0] or type(error).__name__
         raise CheckpointError(f"cannot be read by torch.load: {printable(reason, 200)}") from None
     content = dict(state_dict=content) if isinstance(content, nn.Module) else content

@@ -1,4 +1,4 @@
-"""The two formats of ``torch.save``, zip and the one before torch 1.6, and their tensors."""
+"""Readers of the two formats of ``torch.save``: zip archives, and the one before torch 1.6."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from .unpickler import (
 MAGIC = 0x1950A86A20F9469CFC6C
 _CHUNK = 4 << 20
 _LOCAL_HEADER = 30  # bytes, then the name and extra fields
-_MAX_DIRECTORY = 8 << 20  # bytes, of about 70,000 members
+_MAX_DIRECTORY = 8 << 20  # bytes, for about 70,000 members
 
-#: Types of the elements of storages; None where the tensors tell.
+#: Dtypes of storages; None if only their tensors have one.
 _STORAGES = {
     **dict(DoubleStorage=torch.float64, FloatStorage=torch.float32, HalfStorage=torch.float16),
     **dict(LongStorage=torch.int64, IntStorage=torch.int32, ShortStorage=torch.int16),
@@ -48,7 +48,7 @@ _STORAGES = {
 
 @dataclass(eq=False)
 class Storage:
-    """The numbers of tensors, as a pickle describes them; ``data`` are the bytes, once found."""
+    """A storage as described in a pickle; ``data`` holds its bytes once they are found."""
 
     key: str
     dtype: torch.dtype | None
@@ -62,14 +62,14 @@ class Storage:
 
 
 class TensorBuilder:
-    """Makes the tensors of a file, first without their numbers, which may come after the pickle."""
+    """Builder of a file's tensors, first without data, which may follow the pickle."""
 
     def __init__(self) -> None:
         self.storages: dict[str, Storage] = {}
         self._unfilled: list[tuple[Tensor, Storage, int, tuple[int, ...], tuple[int, ...]]] = []
 
     def functions(self) -> dict[str, Callable[..., Any]]:
-        """Return functions that replace torch's that rebuild tensors, by their names."""
+        """Return replacements for torch's functions that rebuild tensors, by name."""
         names = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")
         makers: dict[str, Callable[..., Any]] = {
             **dict.fromkeys((f"torch._utils.{name}" for name in names), self._tensor),
@@ -91,7 +91,7 @@ class TensorBuilder:
         word, kind, key, _, numel, *part = pid
         is_known = word == "storage" and type(key) is str and is_count(numel)
         if not is_known or part not in ([], [None]):  # before torch 0.4, parts of storages
-            raise damaged("it refers to a storage in no known way")
+            raise damaged("it refers to a storage in an unknown way")
         if not isinstance(kind, Reference) or kind.name not in _STORAGES:
             raise CheckpointError(f"holds numbers of {kind_of(kind)}, which cannot be read")
         dtype = _STORAGES[kind.name]
@@ -101,13 +101,13 @@ class TensorBuilder:
         return storage
 
     def fill(self) -> None:
-        """Give the tensors the numbers of their storages, which have their data by now."""
+        """Attach the data of the storages to the tensors."""
         for tensor, storage, offset, size, stride in self._unfilled:
             tensor.set_(storage.data, offset, size, stride)
         self._unfilled.clear()
 
     def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *more: Any) -> Any:
-        """Make a tensor; ``more`` are requires_grad, hooks, then dtype and metadata, if given."""
+        """Build a tensor; ``more`` is requires_grad, hooks, then dtype and metadata if given."""
         dtype = storage.dtype
         for value in more[2:]:
             if isinstance(value, Inert):
@@ -118,7 +118,7 @@ class TensorBuilder:
         if is_lazy or str(dtype).startswith(("torch.q", "torch.bits")):
             return Inert("torch.Tensor")
         if dtype is None or storage.dtype not in (None, dtype):
-            raise damaged("a tensor and its storage differ in type")
+            raise damaged("a tensor and its storage differ in dtype")
         _check_geometry(storage.key, offset, size, stride, storage.nbytes // dtype.itemsize)
         tensor = torch.empty(0, dtype=dtype, device="cpu")
         self._unfilled.append((tensor, storage, offset, tuple(size), tuple(stride)))
@@ -128,7 +128,7 @@ class TensorBuilder:
 def storage_bytes(
     file: io.BufferedReader, mapped: mmap, start: int, storage: Storage
 ) -> torch.UntypedStorage:
-    """Return the bytes of ``storage`` from ``start`` on: mapped, or copied from an odd address."""
+    """Return the bytes of ``storage`` from ``start`` on: mapped, or copied if unaligned."""
     if not storage.nbytes:
         return torch.UntypedStorage(0)
     if start % (8 if storage.dtype is None else storage.dtype.itemsize) == 0:
@@ -142,16 +142,16 @@ def storage_bytes(
 
 
 def _check_geometry(key: str, offset: Any, size: Any, stride: Any, limit: int) -> None:
-    """Make sure that a tensor lies within its storage of ``limit`` elements."""
+    """Raise unless a tensor lies within its storage of ``limit`` elements."""
     if not (
         is_shape(size)
         and isinstance(stride, tuple | list)
         and len(size) == len(stride)
-        # torch multiplies strides without elements, too
+        # torch multiplies strides of empty tensors, too
         and all(is_count(step) and step <= MAX_EXTENT for step in (offset, *stride))
     ):
-        raise damaged(f"a tensor of storage {printable(key)} has no real shape")
-    # bytes that tensors repeat, by a stride of 0, would be a small file's way to a huge memory
+        raise damaged(f"a tensor of storage {printable(key)} has an impossible shape")
+    # with strides of 0, a small file could describe a huge tensor
     last = offset + sum((n - 1) * step for n, step in zip(size, stride))
     if not (offset <= limit if 0 in size else last < limit and math.prod(size) <= limit):
         raise damaged(
@@ -161,7 +161,7 @@ def _check_geometry(key: str, offset: Any, size: Any, stride: Any, limit: int) -
 
 
 class _Bounded:
-    """A file as :mod:`zipfile` reads it, which takes the directory of an archive in one piece."""
+    """A file for :mod:`zipfile` that limits the size of an archive's directory."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
@@ -180,7 +180,7 @@ def read_zip(file: BinaryIO, mapped: mmap, progress: Progress) -> Any:
             return _read_archive(archive, file, mapped, progress)
     except CheckpointError:
         raise
-    except Exception as error:  # zipfile's own and those of what it calls, on absurd directories
+    except Exception as error:  # zipfile and its callees raise many types for bad directories
         raise damaged(printable(error)) from None
 
 
@@ -195,7 +195,7 @@ def _read_archive(
     for entry in entries:
         name, start, size = printable(entry.filename), entry.header_offset, entry.file_size
         if entry.flag_bits & 1 or entry.compress_type != zipfile.ZIP_STORED:
-            raise CheckpointError(f"is no archive of torch.save: its member {name} is compressed")
+            raise CheckpointError(f"is not from torch.save: its member {name} is compressed")
         header = mapped[start : start + _LOCAL_HEADER] if start >= 0 else b""
         start += _LOCAL_HEADER
         start += int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
@@ -206,14 +206,15 @@ def _read_archive(
         raise damaged("its members overlap")
     pickles = [entry for entry in entries if re.fullmatch("[^/]*/data.pkl", entry.filename)]
     if len(pickles) != 1:
-        raise CheckpointError("is a zip archive, but none of torch.save: it has no single data.pkl")
+        reason = "it has no single data.pkl"
+        raise CheckpointError(f"is a zip archive, but not from torch.save: {reason}")
     folder = pickles[0].filename.removesuffix("data.pkl")
     order, length = places.get(f"{folder}byteorder", (0, 0))
     if mapped[order : order + length] not in (b"", b"little"):
         raise CheckpointError("holds numbers in the byte order of another machine")
-    # torch.serialization.set_crc32_options(False) leaves them out
+    # torch.serialization.set_crc32_options(False) omits them
     if has_checksums := any(entry.CRC for entry in entries):
-        _verify(archive, pickles, lambda done, total: None)  # first, as damage is not hostile
+        _verify(archive, pickles, lambda done, total: None)  # first: damage may look hostile
     builder, (start, size) = TensorBuilder(), places[pickles[0].filename]
     data = io.BytesIO(mapped[start : start + size])
     content = Unpickler(data, size, builder.functions(), builder.load).load()
@@ -223,14 +224,14 @@ def _read_archive(
         start, size = places.get(f"{folder}data/{storage.key}", (0, -1))
         if size != storage.nbytes:
             name = f"data/{printable(storage.key)}"
-            raise damaged(f"its member {name} has not the {storage.nbytes} bytes that it should")
+            raise damaged(f"its member {name} does not have {storage.nbytes} bytes")
         storage.data = storage_bytes(file, mapped, start, storage)
     builder.fill()
     return content
 
 
 def _verify(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], progress: Progress) -> None:
-    """Read members in parts, so that memory does not grow; zipfile compares their checksums."""
+    """Read members in chunks, to bound memory; zipfile compares their checksums."""
     total, done = sum(entry.file_size for entry in entries), 0
     for entry in entries:
         with archive.open(entry) as stream:
@@ -246,19 +247,19 @@ def read_pickles(file: BinaryIO, mapped: mmap, progress: Progress) -> Any:
     content = Unpickler(mapped, size).load()
     if type(content) is not int or content != MAGIC:
         return content
-    Unpickler(mapped, size).load()  # the version of the format, of which there was one
-    Unpickler(mapped, size).load()  # about the machine that wrote it; numbers are little-endian
+    Unpickler(mapped, size).load()  # version of the format; there is only one
+    Unpickler(mapped, size).load()  # facts about the writing machine; data are little-endian
     content = Unpickler(mapped, size, builder.functions(), builder.load).load()
     keys = Unpickler(mapped, size).load()
     if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(builder.storages):
-        raise damaged("its storages are not those that its tensors need")
+        raise damaged("its storages do not match its tensors")
     position = mapped.tell()
     for key in keys:
         storage = builder.storages[key]
         numel = int.from_bytes(mapped[position : position + 8], "little")
         start, position = position + 8, position + 8 + storage.nbytes
         if position > size or numel != storage.numel:
-            raise damaged(f"storage {printable(key)} has not its {storage.numel} elements")
+            raise damaged(f"storage {printable(key)} does not have {storage.numel} elements")
         storage.data = storage_bytes(file, mapped, start, storage)
         progress(position, size)
     builder.fill()

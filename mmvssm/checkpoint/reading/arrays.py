@@ -1,4 +1,4 @@
-"""Arrays of numpy in pickles, made tensors of the same numbers without numpy."""
+"""NumPy arrays in pickles, read as tensors without NumPy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .unpickler import NO_FUNCTIONS, Functions, Inert, Reference, Unpickler, damaged, is_shape
 
-#: Types of elements that tensors have, too; arrays of others are left out.
+#: Dtypes that tensors support; arrays of others become inert.
 _DTYPES = {
     **dict(f2=torch.float16, f4=torch.float32, f8=torch.float64, b1=torch.bool, u1=torch.uint8),
     **dict(i1=torch.int8, i2=torch.int16, i4=torch.int32, i8=torch.int64),
@@ -21,7 +21,7 @@ _CORES = ("numpy.core", "numpy._core")  # before and since numpy 2
 
 
 class _Type(Inert):
-    """A type of elements; ``dtype`` is None for those that tensors do not have."""
+    """A NumPy dtype; ``dtype`` is None if tensors do not support it."""
 
     __slots__ = ("dtype",)
 
@@ -31,7 +31,7 @@ class _Type(Inert):
 
 
 class ArrayUnpickler(Unpickler):
-    """An :class:`Unpickler` that gives arrays as tensors, of memory that the file accounts for."""
+    """An :class:`Unpickler` that reads arrays as tensors, in memory bounded by the file's size."""
 
     def __init__(
         self, file: BinaryIO, size: int, functions: Functions = NO_FUNCTIONS, *more: Any
@@ -40,21 +40,21 @@ class ArrayUnpickler(Unpickler):
             **{f"{core}.multiarray._reconstruct": self._begin for core in _CORES},
             **{f"{core}.numeric._frombuffer": self._of_buffer for core in _CORES},
             **{"numpy.dtype": _Type, "_codecs.encode": self._encode},
-            # the empty ones of old protocols
+            # empty bytes in old protocols
             "builtins.bytes": lambda *data: Inert("builtins.bytes") if data else bytearray(),
         }
         super().__init__(file, size, {**own, **functions}, *more)
         self._begun: dict[int, Tensor] = {}
 
     def load(self) -> Any:
-        """Return the value of the pickle; CheckpointError if an array has no numbers, too."""
+        """Return the value of the pickle; raise CheckpointError also for an array without data."""
         value = super().load()
         if self._begun:
-            raise damaged("an array has no numbers")
+            raise damaged("an array has no data")
         return value
 
     def _begin(self, kind: Any, *_: Any) -> Any:
-        """Make a tensor whose numbers come as the state; other classes have others."""
+        """Begin a tensor whose data follow as its state; other classes become inert."""
         if not isinstance(kind, Reference) or kind.origin != "numpy.ndarray":
             return Inert("numpy.ndarray")
         tensor = torch.empty(0, device="cpu")
@@ -67,7 +67,7 @@ class ArrayUnpickler(Unpickler):
         return self._own(text) if is_bytes else Inert("_codecs.encode")
 
     def _own(self, data: Any) -> bytearray:
-        """Return bytes that may be changed; copies of copies would exceed the file's own size."""
+        """Return writable bytes, counting copies against the size of the file."""
         if isinstance(data, bytearray):
             return data
         if not isinstance(data, bytes | str):
@@ -79,12 +79,12 @@ class ArrayUnpickler(Unpickler):
         return self._make(shape, kind, order == "F", data)
 
     def _make(self, shape: Any, kind: Any, is_fortran: Any, data: Any) -> Any:
-        """Return the tensor, its last axis the fastest, or with ``is_fortran`` the first."""
+        """Return the tensor, in row-major order or, with ``is_fortran``, column-major order."""
         if not isinstance(kind, _Type) or kind.dtype is None:
             return Inert("numpy.ndarray")
         data = self._own(data)
         if not is_shape(shape) or len(data) != math.prod(shape) * kind.dtype.itemsize:
-            raise damaged(f"an array has {len(data)} bytes, which are not those of its shape")
+            raise damaged(f"an array has {len(data)} bytes, which do not fit its shape")
         if not data:
             return torch.empty(shape, dtype=kind.dtype, device="cpu")
         sizes = shape[::-1] if is_fortran else shape
@@ -92,19 +92,19 @@ class ArrayUnpickler(Unpickler):
         return tensor.permute(tuple(range(len(sizes))[::-1])) if is_fortran else tensor
 
     def _build(self) -> None:
-        """Take the byte order of a type, or the numbers of an array."""
+        """Apply the byte order of a dtype, or the data of an array."""
         state, target = self.stack[-1], self.stack[-2]
         if isinstance(target, _Type):
-            # of the other byte order, or of no simple numbers
+            # another byte order, or a structured dtype
             if not isinstance(state, tuple) or state[1:2] not in (("<",), ("|",)):
                 target.dtype = None
         elif self._begun.pop(id(target), None) is not None:
             _, *numbers = state
             made = self._make(*numbers)
             if isinstance(made, Tensor):
-                target.data = made  # what refers to it by now gets the numbers as well
+                target.data = made  # earlier references to it get the data as well
             else:
-                self.stack[-2] = made  # further references have an empty tensor
+                self.stack[-2] = made  # other references keep an empty tensor
         super()._build()
 
     dispatch: ClassVar[dict[int, Callable]] = {**Unpickler.dispatch, pickle.BUILD[0]: _build}

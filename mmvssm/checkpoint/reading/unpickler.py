@@ -1,8 +1,8 @@
-"""Pickles read without importing or calling anything that they name.
+"""Reading of pickles without importing or calling anything that they name.
 
-The standard library's unpickler carries out the operations, in its form in Python, which lets those
-be replaced that look up names, call, set state or hash. Tensors come from functions that it is
-given, dicts are made here, and every other object becomes :class:`Inert`.
+The operations are carried out by the standard library's unpickler in Python, in which all
+operations that look up names, call, set state or hash are replaced. Given functions create tensors,
+dicts are created here, and every other object becomes :class:`Inert`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import torch
 
 from mmvssm.messages import printable
 
-#: More operations than the logs, options and optimizer states of any training have.
+#: Limit of operations, beyond the logs, options and optimizer states of any training.
 MAX_OPERATIONS = 5_000_000
-#: Deeper values would overflow the stack of whatever walks through them.
+#: Limit of nesting; deeper values could overflow the stack of code that walks through them.
 MAX_DEPTH = 200
-MAX_DIMS = 64  # of torch's loops over tensors
-MAX_EXTENT = 1 << 40  # of sizes and strides, also of tensors without elements
+MAX_DIMS = 64  # limit of torch
+MAX_EXTENT = 1 << 40  # limit of sizes and strides, also of empty tensors
 Functions = Mapping[str, Callable[..., Any]]
 NO_FUNCTIONS: Functions = MappingProxyType({})
 _NEVER = ", which no checkpoint does"
@@ -39,9 +39,10 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-#: Names of Python 2.
+#: Modules renamed since Python 2.
 _RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}
-#: Modules of the standard library whose classes honest files store; all others run things.
+#: Modules of the standard library whose classes benign files store; references to all others are
+#: treated as attempts to run code.
 _STANDARD = _words(
     """
     _codecs _collections_abc _decimal _random abc argparse array builtins collections contextlib
@@ -50,7 +51,7 @@ _STANDARD = _words(
     typing uuid warnings weakref zoneinfo
     """
 )
-#: Functions, and classes with small first letters, by which honest objects are stored.
+#: Functions, and classes with lower-case names, that benign pickles call.
 _HARMLESS = _words(
     """
     _codecs.encode _io.BytesIO _io.StringIO _operator.getitem _operator.or_ builtins.bool
@@ -74,27 +75,27 @@ _HARMLESS_PATTERN = re.compile(
 
 
 class CheckpointError(ValueError):
-    """A file is no checkpoint, is damaged, or does not hold what is asked for."""
+    """A file is not a checkpoint, is damaged, or lacks the requested content."""
 
 
 class HostileFileError(CheckpointError):
-    """A file asks to run code when it is loaded; nothing of it was run."""
+    """A file would run code when loaded; none of it was run."""
 
 
 def damaged(reason: object) -> CheckpointError:
-    """Make the error for damage."""
+    """Return the error for a damaged file."""
     return CheckpointError(f"is cut off or damaged ({reason}): download or copy it again")
 
 
 def hostile(action: str) -> HostileFileError:
-    """Make the error for a file that asks for ``action``."""
+    """Return the error for a file that asks for ``action``."""
     return HostileFileError(
         f"asks to {action} when it is loaded; nothing was run; do not use this file"
     )
 
 
 class Inert:
-    """Takes the place of an object of a file, ``origin``, that is no tensor and no plain value."""
+    """Placeholder for an object of class ``origin`` that is neither a tensor nor a plain value."""
 
     __slots__ = ("origin",)
 
@@ -105,13 +106,17 @@ class Inert:
         return f"<{printable(self.origin)}, left out>"
 
     def extend(self, items: object) -> None:
-        """Leave out items, as those of lists and sets of other classes."""
+        """Ignore items, such as those of subclasses of lists and sets."""
 
     append = extend
 
 
 class Reference(Inert):
-    """The name of a class or function; HostileFileError if files have it only to run something."""
+    """The name of a class or function.
+
+    Raises:
+        HostileFileError: If files name it only to run code.
+    """
 
     __slots__ = ("module", "name")
 
@@ -123,14 +128,14 @@ class Reference(Inert):
         if self.origin not in _HARMLESS and (
             (package in sys.stdlib_module_names and package not in _STANDARD)
             or (package == "builtins" and not _is_class_name(last))
-            # what modules import can be reached as their attributes: `argparse`, `_os.system`
+            # imports of a module are reachable as its attributes: `argparse`, `_os.system`
             or not all(map(_is_class_name, owners))
         ):
             raise hostile(f"run {printable(self.origin)}")
 
     @property
     def is_harmless(self) -> bool:
-        """Whether honest files store objects as calls of it."""
+        """Whether benign files store objects as calls of it."""
         return (
             _is_class_name(self.name.rpartition(".")[2])
             or self.origin in _HARMLESS
@@ -152,10 +157,13 @@ def kind_of(value: object) -> str:
 
 
 class Unpickler(pickle._Unpickler):
-    """Reads the pickle at the position of ``file``, whose ``size`` bounds what it can ask for.
+    """Unpickler that runs no code of the file.
 
-    ``functions`` replace those of the same names in the file, and take whatever arguments it has;
-    ``load_storage`` maps persistent ids to values.
+    Args:
+        file: The file, at the position of the pickle.
+        size: Size of the file, which limits the memory that the pickle can claim.
+        functions: Replacements for functions named in the pickle, called with its arguments.
+        load_storage: Function from persistent ids to values.
     """
 
     def __init__(
@@ -178,7 +186,7 @@ class Unpickler(pickle._Unpickler):
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "invalid escape", DeprecationWarning)
-                # first, as operations ask for memory before they look for what fills it
+                # first, because operations allocate memory before they read its content
                 for count, _ in enumerate(pickletools.genops(self._file)):
                     if count == MAX_OPERATIONS:
                         raise CheckpointError(f"holds more than {MAX_OPERATIONS} values{_NEVER}")
@@ -186,22 +194,22 @@ class Unpickler(pickle._Unpickler):
                 value = super().load()
         except CheckpointError:
             raise
-        except Exception as error:  # every kind that operations without their values lead to
+        except Exception as error:  # malformed operations may raise anything
             raise damaged(f"{type(error).__name__}: {printable(error)}") from None
         _measure(value, 0, {})
         return value
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return a reference instead of what has the name."""
+        """Return a reference to a name instead of importing it."""
         reference = Reference(module, name)
         return _DTYPES.get(name, reference) if module == "torch" else reference
 
     def get_extension(self, code: int) -> None:
-        """Refuse names of Python's registry."""
+        """Reject names of Python's extension registry."""
         raise hostile(f"run extension {code} of Python's registry")
 
     def _call(self, function: Any, arguments: Any, is_class: bool = False) -> Any:
-        """Return the value of a call; ``is_class``: only classes are called by this operation."""
+        """Return the value of a call; ``is_class`` if the operation can only call classes."""
         if not isinstance(function, Inert) or not isinstance(arguments, tuple):
             raise damaged(f"it calls {kind_of(function)}")
         if not isinstance(function, Reference):
@@ -213,7 +221,7 @@ class Unpickler(pickle._Unpickler):
         return Inert(function.origin)
 
     def take(self, count: int) -> None:
-        """Note that so much is copied, lest a small file ask for copies of copies."""
+        """Count ``count`` copied bytes, so that a small file cannot claim copies of copies."""
         self._copies_left -= count
         if self._copies_left < 0:
             raise CheckpointError("asks for more memory than its size explains")
@@ -260,7 +268,7 @@ class Unpickler(pickle._Unpickler):
         self.append({})
         self._set_items(items)
 
-    def _set(self) -> None:  # whose members would have to be hashed
+    def _set(self) -> None:  # members would have to be hashed
         self.append(Inert("builtins.set"))
 
     def _frozenset(self) -> None:
@@ -280,12 +288,12 @@ class Unpickler(pickle._Unpickler):
         pickle.ADDITEMS[0]: pickle._Unpickler.load_appends,
         pickle.FROZENSET[0]: _frozenset,
     }
-    del dispatch[pickle.READONLY_BUFFER[0]]  # of values outside of the file
+    del dispatch[pickle.READONLY_BUFFER[0]]  # refers to buffers outside of the file
 
 
 def _get_attribute(owner: Any, name: Any, *_: Any) -> Any:
-    """Return a name for ``getattr``, by which inner classes, methods and members are stored."""
-    if isinstance(owner, Reference):  # dots in names are judged where references are made
+    """Return a reference for ``getattr``, which pickles use for inner classes and methods."""
+    if isinstance(owner, Reference):  # Reference checks names with dots
         return Reference(owner.module, f"{owner.name}.{name}")
     if isinstance(owner, Inert):
         return Inert(f"{owner.origin}.{name}")
@@ -293,19 +301,19 @@ def _get_attribute(owner: Any, name: Any, *_: Any) -> Any:
 
 
 def is_count(value: Any) -> bool:
-    """Whether this is a whole number that is not negative."""
+    """Return whether a value is a non-negative integer of 64 bits."""
     return type(value) is int and 0 <= value < 1 << 63
 
 
 def is_shape(value: Any) -> bool:
-    """Whether these are the sizes of a tensor that torch can handle, with or without elements."""
+    """Return whether a value is the shape of a tensor that torch can handle, empty or not."""
     if not isinstance(value, tuple | list) or len(value) > MAX_DIMS:
         return False
     return all(map(is_count, value)) and math.prod(n or 1 for n in value) <= MAX_EXTENT
 
 
 def as_key(key: Any) -> Any:
-    """Return ``key`` if it is plain; deep or colliding ones would hang or crash on hashing."""
+    """Return ``key`` if it is plain; hashing deep or colliding keys could hang or crash."""
     if key is None or isinstance(key, str | bytes | float):
         return key
     if isinstance(key, int) and -_MAX_KEY < key < _MAX_KEY:
@@ -314,7 +322,11 @@ def as_key(key: Any) -> Any:
 
 
 def _measure(value: Any, depth: int, done: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
-    """Return the depth of a value and how many values it has; CheckpointError if no walk ends."""
+    """Return the depth of a value and its number of values.
+
+    Raises:
+        CheckpointError: If the value is nested too deeply or contains itself.
+    """
     if type(value) not in (dict, list, tuple):
         return 0, 1
     if id(value) not in done:

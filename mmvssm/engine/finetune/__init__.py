@@ -1,4 +1,4 @@
-"""Fine-tuning on own data: reading and checking them, and fitting a recipe to them."""
+"""Fine-tuning on custom datasets: reading and checking the data, and adapting a recipe to them."""
 
 from .config import fit_to_data
 from .data import DataError, Layout, OwnData, Split

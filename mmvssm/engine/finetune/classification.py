@@ -1,4 +1,4 @@
-"""Own photos to classify: a folder a class, as ImageNet's."""
+"""Custom classification datasets: one folder per class, like ImageNet."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ Labelled = list[tuple[str, int]]
 def read_classification(
     root: str | Path, out: str | Path, layout: Layout | None = None, watch: Watch = unwatched
 ) -> OwnData:
-    """Find and check photos in ``train/CLASS/`` and ``val/CLASS/`` below ``root``.
+    """Find and check images in ``train/CLASS/`` and ``val/CLASS/`` below ``root``.
 
-    Without ``train`` the folders below ``root`` are the classes; without ``val`` a fifth of each
+    Without ``train``, the folders below ``root`` are the classes. Without ``val``, a fifth of each
     class is held out.
 
     Args:
         root: Folder of the data.
-        out: Folder for the lists of images, made if needed.
+        out: Folder for the lists of images, created if needed.
         layout: Other names of the two folders.
         watch: Shows progress.
 
     Raises:
-        DataError: If they cannot be trained on.
+        DataError: If the data cannot be used for training.
     """
     root, layout, out = require_root(root), layout or Layout(), Path(out)
     for name in ("train_annotations", "val_annotations"):
         if getattr(layout, name) is not None:
             raise DataError(
-                f"{name} cannot be given for classification, where the folders are the classes: "
-                f"got {getattr(layout, name)!r}"
+                f"{name} must not be given for classification, where folders are the classes, got "
+                f"{getattr(layout, name)!r}"
             )
     val_folder = find_folder(root, layout.val_images, VAL)
     train_folder = find_folder(root, layout.train_images, TRAIN)
@@ -73,14 +73,14 @@ def read_classification(
         )
     if len(classes) < 2:
         raise DataError(
-            f"{str(train_folder)!r} holds the single class {classes[0]!r}: at least two are needed"
+            f"{str(train_folder)!r} holds only one class, {classes[0]!r}: at least two are needed"
         )
     notes = []
     loose = [name for name in list_images(train_folder) if "/" not in name]
     if loose:
         notes.append(
-            f"{len(loose)} images lie directly in {train_folder}, in no class folder, and are "
-            f"passed over: {join_names(loose, 3)}."
+            f"{len(loose)} images directly in {train_folder}, outside of class folders, are "
+            f"skipped: {join_names(loose, 3)}."
         )
     if val_folder is None:
         count = len(train)
@@ -107,7 +107,7 @@ def _class_folders(folder: Path) -> list[str]:
     classes = sorted(name for name in names if not name.startswith("."))
     if not classes:
         raise DataError(
-            f"{str(folder)!r} holds no folders: put the images of each class into one of its name"
+            f"{str(folder)!r} holds no folders: put the images of each class into its own folder"
         )
     return classes
 
@@ -124,14 +124,14 @@ def _validation(folder: Path, train_folder: Path, classes: list[str]) -> Labelle
     strange = sorted(set(_class_folders(folder)) - set(classes))
     if strange:
         raise DataError(
-            f"class {strange[0]!r} in {str(folder)!r} is none of the classes in "
+            f"class {strange[0]!r} in {str(folder)!r} is not one of the classes in "
             f"{str(train_folder)!r} ({join_names(classes)}): rename or remove it"
         )
     images = _labelled(folder, classes)
     if not images:
         raise DataError(
             f"{str(folder)!r} holds no images in its class folders: put some there, or remove it "
-            "so that a part of the training images is held out"
+            "to hold out a part of the training images"
         )
     return images
 
@@ -145,7 +145,7 @@ def _hold_out_of_each(images: Labelled, classes: int) -> tuple[Labelled, Labelle
         val += held_out
     if not val:
         raise DataError(
-            "each class has a single image, and none can be held out to validate on: add images"
+            "each class has a single image, so none can be held out for validation: add images"
         )
     return train, val
 

@@ -1,4 +1,4 @@
-"""The options of ``tools/train.py`` for own data and other lengths of training."""
+"""The options of ``tools/train.py`` for custom datasets and the number of epochs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .start import set_start
 
 SCRATCH = "scratch"
 _PLACES = ("train_images", "train_annotations", "val_images", "val_annotations")
-# Where launchers say how many processes there are, and which one this is.
+# Variables in which launchers store the number of processes and the rank.
 _LAUNCHED = {
     "pytorch": ("WORLD_SIZE", "RANK"),
     "slurm": ("SLURM_NTASKS", "SLURM_PROCID"),
@@ -34,62 +34,63 @@ _LAUNCHED = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of fine-tuning."""
-    group = parser.add_argument_group("own data and another length (docs/finetuning.md)")
+    group = parser.add_argument_group("custom datasets and epochs (docs/finetuning.md)")
     group.add_argument(
         "--data",
         metavar="DIR",
         help="train on the data in DIR instead of the recipe's; classification: train/CLASS/*.jpg "
         "and val/CLASS/*.jpg; detection: annotations/instances_{train,val}.json and the images; "
         "segmentation: {images,annotations}/{training,validation}/* and classes.txt. "
-        "Without a part to validate on, a fifth is held out. Needs --epochs",
+        "Without validation data, a fifth is held out. Needs --epochs",
     )
     group.add_argument(
         "--epochs",
         type=int,
         metavar="N",
-        help="train for N epochs: warm-up, decay, validation, averaging and the learning rate "
-        "(by the batch size) are scaled with them",
+        help="train for N epochs: warm-up, decay, validation and weight averaging are scaled "
+        "accordingly, and the learning rate by the batch size",
     )
     group.add_argument(
         "--from",
         dest="start",
         metavar="START",
         help="weights to start from: a checkpoint, mmvssm://NAME for a released one, or "
-        f"'{SCRATCH}' for random ones; default with --data: the released classifier of the arch",
+        f"'{SCRATCH}' for random weights; default with --data: the released classifier of the arch",
     )
     group.add_argument(
         "--lr",
         type=float,
         metavar="RATE",
-        help="learning rate of this training, instead of the recipe's scaled by the batch size",
+        help="learning rate, instead of the recipe's scaled by the batch size",
     )
     for name in _PLACES:
         split, _, what = name.partition("_")
-        kind = "folder of the images" if what == "images" else "COCO file, or folder of label maps,"
+        kind = "folder of images" if what == "images" else "COCO file, or folder of label maps,"
         group.add_argument(
             f"--{split}-{what}",
             metavar="DIR" if what == "images" else "PATH",
-            help=f"below --data: {kind} to {'train' if split == 'train' else 'validate'} on, where"
-            " it has another name",
+            help=f"{kind} to {'train' if split == 'train' else 'validate'} on, relative to --data,"
+            " if it does not have the usual name",
         )
     group.add_argument(
         "--reduce-zero-label",
         action="store_true",
-        help="in label maps 0 is no class, 1 is the first one, as in ADE20K",
+        help="in label maps, 0 is ignored and 1 is the first class, as in ADE20K",
     )
 
 
 def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """End with the usage where options do not go together."""
+    """End the program with the usage text if options are wrong or conflict."""
     if args.epochs is not None and args.epochs < 1:
         parser.error(f"argument --epochs: must be at least 1, got {args.epochs}")
     if args.lr is not None and not 0 < args.lr < float("inf"):
         parser.error(f"argument --lr: must be positive, got {args.lr}")
     if args.data is not None and args.epochs is None:
-        parser.error("argument --data: needs --epochs N, the length of the training")
+        parser.error("argument --data: needs --epochs N")
     if args.lr is not None and args.epochs is None:
         parser.error(
-            "argument --lr: needs --epochs N; alone it is --cfg-options optim_wrapper.optimizer.lr"
+            "argument --lr: needs --epochs N; without it, use"
+            " --cfg-options optim_wrapper.optimizer.lr=RATE"
         )
     for name in (*_PLACES, "reduce_zero_label"):
         if getattr(args, name) and args.data is None:
@@ -97,7 +98,7 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
 
 
 def processes(launcher: str) -> tuple[int, int]:
-    """Return how many processes a launcher has started, and the rank of this one."""
+    """Return the number of processes that a launcher has started, and the rank of this one."""
     if launcher == "none":
         return 1, 0
     count, rank = _LAUNCHED[launcher]
@@ -107,12 +108,15 @@ def processes(launcher: str) -> tuple[int, int]:
 def set_up(
     cfg: Config, args: argparse.Namespace, released: Callable[[Config], str | None]
 ) -> Config:
-    """Return the config that the options ask for; says what it found, or ends the program.
+    """Apply the options to the config and print a summary; end the program on errors.
 
     Args:
         cfg: The config, with its work folder.
         args: The command line.
-        released: Returns the name of the weights that were released for a config's backbone.
+        released: Function that returns the name of the weights released for a config's backbone.
+
+    Returns:
+        The changed config.
     """
     count, rank = processes(args.launcher)
     say = (lambda text: print(text, flush=True)) if rank == 0 else (lambda text: None)
@@ -179,11 +183,9 @@ def _start(
     released: Callable[[Config], str | None],
     say: Callable[[str], None],
 ) -> Config:
-    """Choose the weights to start from, and hold them against the backbone."""
+    """Choose the weights to start from, and check that they fit the backbone."""
     if cfg.model.get("backbone") is None:
-        cli.fail(
-            f"--from loads the weights of a backbone, and the model of {args.config!r} has none"
-        )
+        cli.fail(f"--from loads weights into a backbone, but the model of {args.config!r} has none")
     start = args.start
     if start is None and "load_from" in args.cfg_options:
         return cfg
@@ -194,7 +196,7 @@ def _start(
         if start is None:
             start = released(cfg)
             if start is None and own.get("checkpoint"):
-                say(f"The weights are the recipe's at the start: {own.checkpoint}.")
+                say(f"Starting from the weights of the recipe: {own.checkpoint}.")
                 return cfg
     if start is None:
         cli.fail(
@@ -202,30 +204,30 @@ def _start(
             f"--from FILE, or start from random weights with --from {SCRATCH}"
         )
     if start == SCRATCH:
-        say("The weights are random at the start (--from scratch).")
+        say("Starting from random weights (--from scratch).")
         return set_start(cfg, None)
     try:
         cfg = set_start(cfg, start)
     except (OSError, RuntimeError, ValueError) as error:
         cli.fail(
-            f"{'--from' if args.start else 'the weights to start from'}: {error}; other weights: "
-            f"--from FILE, random ones: --from {SCRATCH}"
+            f"{'--from' if args.start else 'the weights to start from'}: {error}; for other "
+            f"weights: --from FILE, for random weights: --from {SCRATCH}"
         )
-    say(f"The weights are those of {start} at the start; what is not in it, is random.")
+    say(f"Starting from the weights of {start}; parameters that it lacks are random.")
     return cfg
 
 
 def _count_images(cfg: Config, own: bool) -> int:
-    """Return how many images the training dataset keeps of those that it finds."""
+    """Return the number of images that the training dataset keeps after filtering."""
     init_default_scope(cfg.get("default_scope", "mmengine"))
     dataset = deepcopy(cfg.train_dataloader.dataset)
     if own:
         for leaf in cli.leaf_datasets(dataset):
-            leaf.serialize_data = False  # which fails where there is nothing
+            leaf.serialize_data = False  # serialization fails for an empty dataset
     images = len(DATASETS.build(dataset))
     if images == 0:
         cli.fail(
-            "no image is left to train on: filter_cfg of train_dataloader.dataset passes over "
-            "images without boxes or smaller than its min_size"
+            "no image is left to train on: filter_cfg of train_dataloader.dataset skips images "
+            "without boxes or smaller than its min_size"
         )
     return images

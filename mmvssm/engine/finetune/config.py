@@ -1,4 +1,4 @@
-"""A recipe fitted to own data: datasets, evaluation, and the number of classes."""
+"""Adaptation of a recipe to a custom dataset: datasets, evaluation, and the number of classes."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ Leaf = Callable[[ConfigDict, Split, bool], dict]
 
 
 def fit_to_data(cfg: Config, data: OwnData) -> Config:
-    """Return the config that trains and tests what ``cfg`` does on own data.
+    """Return a recipe adapted to a custom dataset.
 
-    Pipelines, samplers and batches stay the recipe's. A repeated or joined dataset becomes one
-    of the own data, other wrappers stay. Evaluation is that of the task: top-1 (and top-5 of more
-    than five classes), COCO's average precision, or mIoU.
+    Pipelines, samplers and batch sizes are kept. A repeated or concatenated dataset is replaced by
+    the custom dataset; other wrappers are kept. The metric is that of the task: top-1 accuracy (and
+    top-5 for more than five classes), COCO's average precision, or mIoU.
 
     Args:
-        cfg: A recipe of mmpretrain, mmdet or mmseg by its ``default_scope``; stays as it is.
-        data: What is known of the data.
+        cfg: A recipe of mmpretrain, mmdet or mmseg, by its ``default_scope``; it is not changed.
+        data: Description of the data.
 
     Raises:
-        ValueError: If the recipe's model or its losses cannot take another number of classes.
+        ValueError: If the recipe's model or its losses do not support another number of classes.
     """
     cfg = deepcopy(cfg)
     make_leaf, evaluator = _TASKS[cfg.default_scope](cfg, data)
@@ -51,7 +51,7 @@ def fit_to_data(cfg: Config, data: OwnData) -> Config:
     if cfg.get("data_preprocessor") is not None:
         _set_num_classes(cfg.data_preprocessor, count)
     if not changed:
-        raise ValueError("the recipe's model has no num_classes that the data could set")
+        raise ValueError("the recipe's model has no num_classes to set")
     return cfg
 
 
@@ -108,7 +108,7 @@ def _segmentation(cfg: Config, data: OwnData) -> tuple[Leaf, dict]:
             metainfo=dict(classes=data.classes),
         )
 
-    # ADE's recipes say it a second time, where it would contradict the dataset
+    # ADE's recipes also set it in the pipeline, where it could contradict the dataset
     for name in ("train_dataloader", "val_dataloader"):
         for step in _steps(cfg[name].dataset, "LoadAnnotations"):
             step.pop("reduce_zero_label", None)
@@ -119,14 +119,14 @@ _TASKS = {"mmpretrain": _classification, "mmdet": _detection, "mmseg": _segmenta
 
 
 def _first_leaf(dataset: ConfigDict) -> ConfigDict:
-    """Return the dataset inside wrappers, of several the first one."""
+    """Return the dataset inside wrappers, or the first of several."""
     while "datasets" in dataset or "dataset" in dataset:
         dataset = dataset.datasets[0] if "datasets" in dataset else dataset.dataset
     return dataset
 
 
 def _replaced(dataset: ConfigDict, leaf: dict) -> dict:
-    """Put ``leaf`` inside the wrappers that change images; others fall away."""
+    """Put ``leaf`` inside the wrappers that change images, and drop the others."""
     if "datasets" in dataset:
         return _replaced(dataset.datasets[0], leaf)
     if "dataset" not in dataset:
@@ -136,7 +136,7 @@ def _replaced(dataset: ConfigDict, leaf: dict) -> dict:
 
 
 def _steps(node: Any, kind: str) -> list[ConfigDict]:
-    """Return all steps of a type in pipelines, however deeply nested."""
+    """Return all pipeline steps of a type, at any depth."""
     if isinstance(node, dict):
         own = [node] if "type" in node and type_name(node) == kind else []
         return own + [step for value in node.values() for step in _steps(value, kind)]
@@ -146,7 +146,7 @@ def _steps(node: Any, kind: str) -> list[ConfigDict]:
 
 
 def _set_num_classes(node: Any, count: int, place: str = "model") -> int:
-    """Set every ``num_classes`` but that of proposals; returns how many there were."""
+    """Set every ``num_classes`` except that of proposals; return their number."""
     changed = 0
     if isinstance(node, dict):
         for name, value in node.items():
@@ -156,7 +156,7 @@ def _set_num_classes(node: Any, count: int, place: str = "model") -> int:
             elif name == "class_weight" and isinstance(value, (list, tuple)):
                 if len(value) != count + ("bbox_head" in place):
                     raise ValueError(
-                        f"{place}.class_weight has {len(value)} weights, and the data have {count} "
+                        f"{place}.class_weight has {len(value)} weights, but the data have {count} "
                         f"classes: give as many, or --cfg-options {place}.class_weight=None"
                     )
             elif name != "rpn_head":

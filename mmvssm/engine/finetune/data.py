@@ -1,4 +1,4 @@
-"""Own data: their description, and what reading them has in common for all tasks."""
+"""Description of custom datasets, and code for reading them that all tasks share."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from PIL import Image
 
 from mmvssm.files import atomic_write
 
-#: Endings of image files, as mmpretrain's datasets know them.
+#: Suffixes of image files, as in mmpretrain's datasets.
 IMAGES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif")
-#: Most images of a split that are decoded to see whether they can be; evenly spread.
+#: Largest number of images per split that are decoded as a check, evenly spaced.
 SAMPLE = 2000
-#: Share of the images that is held out where there are none to validate on, and its seed.
+#: Fraction of the images to hold out if there is no validation data, and its seed.
 HELD_OUT, SEED = 0.2, 0
 
 TRAIN = ("train", "train2017", "training")
 VAL = ("val", "val2017", "valid", "validation")
 
 T = TypeVar("T")
-#: Passes items on and shows how far they are: called with the items and what is done to them.
+#: Progress function: called with items and a description, it yields the items.
 Watch = Callable[[Sequence[T], str], Iterable[T]]
 
 _ORIENTATION = 0x0112
 
 
 class DataError(ValueError):
-    """Data that cannot be trained on; the message names the file and what would be right."""
+    """Data cannot be used for training; the message names the file and what is expected."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where data lie that do not lie as usual; paths below the data's folder.
+    """Deviations from the usual layout of data; paths are relative to the data folder.
 
     Attributes:
-        train_images: Folder of the images to train on, in classification with a folder a class.
+        train_images: Folder of the training images; for classification, with one folder per class.
         train_annotations: COCO file of these images, or folder of their label maps.
-        val_images: Folder of the images to validate on.
-        val_annotations: COCO file or label maps of these.
-        reduce_zero_label: In label maps 0 is no class, and 1 the first one.
+        val_images: Folder of the validation images.
+        val_annotations: COCO file of these images, or folder of their label maps.
+        reduce_zero_label: Whether 0 in label maps is ignored and 1 is the first class.
     """
 
     train_images: str | None = None
@@ -60,10 +60,10 @@ class Split:
     Attributes:
         images: Folder of the images.
         ann_file: File that lists them: lines ``FILE LABEL`` (classification), lines of names
-            without ending (segmentation), COCO (detection).
-        count: Their number.
+            without suffix (segmentation), or COCO (detection).
+        count: Number of images.
         maps: Folder of the label maps (segmentation).
-        suffixes: Endings of images and label maps (segmentation).
+        suffixes: Suffixes of images and label maps (segmentation).
     """
 
     images: str
@@ -75,15 +75,15 @@ class Split:
 
 @dataclass(frozen=True)
 class OwnData:
-    """Data of a user's, found fit for training.
+    """A custom dataset that passed the checks.
 
     Attributes:
         classes: Names of the classes, in the order of their labels.
-        train: What to train on.
-        val: What to validate on.
-        notes: What the user should know about them, a sentence each.
+        train: Training split.
+        val: Validation split.
+        notes: Notes for the user, a sentence each.
         masks: Whether boxes have masks (detection).
-        reduce_zero_label: Whether 0 in label maps is no class (segmentation).
+        reduce_zero_label: Whether 0 in label maps is ignored (segmentation).
     """
 
     classes: tuple[str, ...]
@@ -95,20 +95,20 @@ class OwnData:
 
 
 def unwatched(items: Sequence[T], doing: str) -> Iterable[T]:
-    """Pass items on and show nothing."""
+    """Return the items without showing progress."""
     return items
 
 
 def require_root(root: str | Path) -> Path:
-    """Check that the data's folder is there."""
+    """Check that the data folder exists, and return its path."""
     root = Path(root)
     if not root.is_dir():
-        raise DataError(f"there is no data folder {str(root)!r}, here {str(root.absolute())!r}")
+        raise DataError(f"there is no data folder {str(root)!r}, i.e. {str(root.absolute())!r}")
     return root
 
 
 def find_folder(root: Path, given: str | None, names: Sequence[str]) -> Path | None:
-    """Return the folder that is given, which must exist, or the first of the usual names."""
+    """Return the given folder, which must exist, or the first existing one of the usual names."""
     if given is not None:
         if not (root / given).is_dir():
             raise DataError(f"there is no folder {str(root / given)!r}")
@@ -117,11 +117,11 @@ def find_folder(root: Path, given: str | None, names: Sequence[str]) -> Path | N
 
 
 def list_images(folder: Path) -> list[str]:
-    """Return the images at any depth, by their paths below ``folder``; hidden ones are left out."""
+    """Return the paths of all images below ``folder``, relative to it, except hidden ones."""
     found, seen = [], set()
     for place, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
-        if real in seen:  # a link back
+        if real in seen:  # a cyclic link
             folders.clear()
             continue
         seen.add(real)
@@ -136,7 +136,7 @@ def list_images(folder: Path) -> list[str]:
 
 
 def sample(items: Sequence[T], most: int | None = None) -> Sequence[T]:
-    """Return at most ``SAMPLE`` (or ``most``) of the items, evenly spread."""
+    """Return at most ``SAMPLE`` (or ``most``) of the items, evenly spaced."""
     most = SAMPLE if most is None else most
     if len(items) <= most:
         return items
@@ -144,35 +144,35 @@ def sample(items: Sequence[T], most: int | None = None) -> Sequence[T]:
 
 
 def sampled(count: int, what: str) -> str:
-    """Say how much of ``count`` is looked at."""
+    """Describe how many of ``count`` items are checked."""
     return f"{min(count, SAMPLE):,} of {count:,} {what}"
 
 
 def size_of(path: Path) -> tuple[int, int]:
-    """Decode an image and return ``(width, height)`` as training sees it.
+    """Decode an image and return ``(width, height)`` after applying its EXIF orientation.
 
     Raises:
-        DataError: If it cannot be decoded to its end.
+        DataError: If it cannot be decoded completely.
     """
     try:
         with Image.open(path) as image:
             width, height = image.size
             turned = image.getexif().get(_ORIENTATION, 1) >= 5
-            image.draft("RGB", (1, 1))  # of JPEG, an eighth of the resolution at an eighth of cost
+            image.draft("RGB", (1, 1))  # decodes JPEG faster, at an eighth of the resolution
             image.load()
     except FileNotFoundError:
         raise DataError(f"there is no image {str(path)!r}") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(
-            f"{str(path)!r} cannot be read as an image ({error}): mend it or take it out"
+            f"{str(path)!r} cannot be read as an image ({error}): repair or remove it"
         ) from None
     return (height, width) if turned else (width, height)
 
 
 def hold_out(items: Sequence[T]) -> tuple[list[T], list[T]]:
-    """Divide items into those to train on and ``HELD_OUT`` of them, at least one, to validate on.
+    """Split items into a training part and a validation part of ``HELD_OUT``, at least one item.
 
-    Which ones follows from their number and ``SEED`` alone. A single item is trained on.
+    The split depends only on the number of items and ``SEED``. A single item is used for training.
     """
     count = min(max(round(len(items) * HELD_OUT), 1), len(items) - 1)
     chosen = set(np.random.default_rng(SEED).permutation(len(items))[:count].tolist())
@@ -183,15 +183,15 @@ def hold_out(items: Sequence[T]) -> tuple[list[T], list[T]]:
 
 
 def held_out_note(val: int, count: int, what: str = "") -> str:
-    """Say what is held out."""
+    """Describe what is held out."""
     return (
-        f"There is nothing to validate on: {val} of {count} images{what} are held out "
+        f"There is no validation data: {val} of {count} images{what} are held out "
         f"(seed {SEED}, the same ones every time)."
     )
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> str:
-    """Write a list whole or not at all; returns its path."""
+    """Write a list of lines atomically, and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(f"{line}\n" for line in lines)
     atomic_write(path, lambda part: part.write_text(text, encoding="utf-8"))

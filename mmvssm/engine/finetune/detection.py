@@ -1,4 +1,4 @@
-"""Own boxes and masks: COCO files and the images that they name."""
+"""Custom detection datasets: COCO files and the images that they list."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from .data import (
     unwatched,
 )
 
-#: Pixels by which a box may reach beyond its image.
+#: Pixels by which a box may extend beyond its image.
 SLACK = 2
 
 
@@ -44,12 +44,12 @@ class Coco:
 
     Attributes:
         path: The file.
-        content: What it holds: ``images``, ``annotations``, ``categories``.
-        completed: Whether anything was added that evaluation needs.
-        notes: What the user should know.
+        content: The lists ``images``, ``annotations`` and ``categories``.
+        completed: Whether fields were added that evaluation needs.
+        notes: Notes for the user.
 
     Raises:
-        DataError: If the file is no COCO file that can be trained on.
+        DataError: If the file is not a COCO file, or cannot be used for training.
     """
 
     def __init__(self, path: Path, watch: Watch = unwatched) -> None:
@@ -72,17 +72,17 @@ class Coco:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the categories in the order of the file, which is that of their labels."""
+        """Names of the categories in the order of the file, which gives their labels."""
         return tuple(category["name"] for category in self.content["categories"])
 
     @property
     def images(self) -> list[dict]:
-        """Its images, as the file describes them."""
+        """The images as the file describes them."""
         return self.content["images"]
 
     @property
     def masks(self) -> bool:
-        """Whether the annotations have masks: all of them or none.
+        """Whether the annotations have masks.
 
         Raises:
             DataError: If only some of them have.
@@ -90,13 +90,13 @@ class Coco:
         bare = [part for part in self.content["annotations"] if not part.get("segmentation")]
         if bare and len(bare) < len(self.content["annotations"]):
             raise DataError(
-                f"{self._name(bare[0])} has no segmentation and others "
-                "have one: give all of them a segmentation, or none to train on boxes alone"
+                f"{self._name(bare[0])} has no segmentation but others "
+                "have one: give all of them a segmentation, or none to train only on boxes"
             )
         return not bare
 
     def part(self, images: list[dict]) -> dict[str, Any]:
-        """The content for some of the images."""
+        """Return the content of the file restricted to some images."""
         ids = {image["id"] for image in images}
         annotations = [part for part in self.content["annotations"] if part["image_id"] in ids]
         return dict(self.content, images=images, annotations=annotations)
@@ -112,8 +112,7 @@ class Coco:
         value, count = Counter(values).most_common(1)[0]
         if count > 1:
             raise DataError(
-                f"{count} {kind} of {str(self.path)!r} have the {name} {value!r}: each needs its "
-                "own"
+                f"{count} {kind} of {str(self.path)!r} have the {name} {value!r}: it must be unique"
             )
 
     def _check_categories(self) -> None:
@@ -137,11 +136,11 @@ class Coco:
             self._require(part, "annotation", "id", "image_id", "category_id", "bbox")
             if part["image_id"] not in images:
                 raise DataError(
-                    f"{self._name(part)} is of image {part['image_id']!r}, which is not listed"
+                    f"{self._name(part)} has the image_id {part['image_id']!r}, which is not listed"
                 )
             if part["category_id"] not in labels:
                 raise DataError(
-                    f"{self._name(part)} has the category_id {part['category_id']!r}, and the "
+                    f"{self._name(part)} has the category_id {part['category_id']!r}, but the "
                     f"categories have the ids {join_names(list(labels))}: add the category or "
                     "correct the id"
                 )
@@ -155,11 +154,11 @@ class Coco:
         if small == len(self.content["annotations"]):
             raise DataError(
                 f"all boxes of {str(self.path)!r} are smaller than a pixel: boxes are "
-                "[x, y, width, height] in pixels, not in parts of the image"
+                "[x, y, width, height] in pixels, not in fractions of the image"
             )
         if small:
             self.notes.append(
-                f"{small} boxes of {self.path}, smaller than a pixel, are passed over."
+                f"{small} boxes of {self.path} are smaller than a pixel and are skipped."
             )
         used = {part["category_id"] for part in self.content["annotations"]}
         unused = [name for number, name in labels.items() if number not in used]
@@ -177,7 +176,7 @@ class Coco:
         beyond = (-x, -y, x + width - image["width"], y + height - image["height"])
         if max(beyond) > SLACK:
             raise DataError(
-                f"{self._name(part)} has the box {box}, which reaches beyond its image "
+                f"{self._name(part)} has the box {box}, which extends beyond its image "
                 f"{image['file_name']!r} of {image['width']} x {image['height']} pixels: a box is "
                 "[x, y, width, height] in pixels"
             )
@@ -191,18 +190,19 @@ def read_detection(
 ) -> OwnData:
     """Find and check COCO files and their images below ``root``.
 
-    Looked for are ``annotations/instances_train*.json`` and the like, or ``_annotations.coco.json``
-    in the folder of the images. Without a file to validate on, a fifth of the images is held out.
+    The function looks for ``annotations/instances_train*.json`` and similar names, or for
+    ``_annotations.coco.json`` in the folder of the images. Without a validation file, a fifth of
+    the images is held out.
 
     Args:
         root: Folder of the data.
-        out: Folder for the COCO files that have to be written, made if needed: of parts, with
-            the categories of the training file, or with what evaluation needs.
-        layout: Other places of files and folders.
+        out: Folder for new COCO files, created if needed. They are written for held-out parts, to
+            use the categories of the training file, or to add fields that evaluation needs.
+        layout: Other paths of files and folders.
         watch: Shows progress.
 
     Raises:
-        DataError: If they cannot be trained on.
+        DataError: If the data cannot be used for training.
     """
     root, layout, out = require_root(root), layout or Layout(), Path(out)
     train_file = _find_file(root, layout.train_annotations, TRAIN)
@@ -229,8 +229,8 @@ def read_detection(
         val_images = _find_images(root, layout.val_images, val, VAL)
         if masks and not val.masks:
             raise DataError(
-                f"{str(val_file)!r} has no segmentations and {str(train_file)!r} has: give both "
-                "segmentations, or none to train on boxes alone"
+                f"{str(val_file)!r} has no segmentations but {str(train_file)!r} has: give both "
+                "segmentations, or none to train only on boxes"
             )
         parts = {}
         if train.completed:
@@ -241,7 +241,7 @@ def read_detection(
     for coco, folder in {train: train_images, val: val_images}.items():
         notes += _check_files(coco, folder, watch)
     if not masks:
-        notes.append(f"{train_file} has no segmentations: boxes alone are trained.")
+        notes.append(f"{train_file} has no segmentations: only boxes are trained.")
     sides = {"train": (train, train_images), "val": (val, val_images)}
     splits = {
         name: _write(coco, folder, parts.get(name), out / f"{name}.json")
@@ -251,7 +251,7 @@ def read_detection(
 
 
 def _write(coco: Coco, folder: Path, content: dict | None, path: Path) -> Split:
-    """Describe a split by its file, or by a new one with the content."""
+    """Describe a split by its file, or by a new file with ``content``."""
     if content is None:
         return Split(str(folder), str(coco.path), len(coco.images))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -292,9 +292,10 @@ def _find_images(root: Path, given: str | None, coco: Coco, names: tuple[str, ..
 
 
 def _adopt_categories(val: Coco, train: Coco) -> bool:
-    """Give ``val`` the categories of ``train``, by name; returns whether they differed.
+    """Replace the categories of ``val`` by those of ``train``; return whether they differed.
 
-    Labels are places in a file's list of categories, so the two lists must be the same.
+    Categories are matched by name. Labels are indices into a file's list of categories, so the two
+    lists must be the same.
     """
     own, theirs = val.content["categories"], train.content["categories"]
     same = [(part["id"], part["name"]) for part in own] == [
@@ -306,7 +307,7 @@ def _adopt_categories(val: Coco, train: Coco) -> bool:
     strange = [part["name"] for part in own if part["name"] not in ids]
     if strange:
         raise DataError(
-            f"category {strange[0]!r} of {str(val.path)!r} is none of the categories of "
+            f"category {strange[0]!r} of {str(val.path)!r} is not one of the categories of "
             f"{str(train.path)!r} ({join_names(train.classes)}): rename or remove it"
         )
     new = {part["id"]: ids[part["name"]] for part in own}
@@ -318,7 +319,7 @@ def _adopt_categories(val: Coco, train: Coco) -> bool:
 
 
 def _check_files(coco: Coco, folder: Path, watch: Watch) -> list[str]:
-    """Check that all images are there, and that a sample can be decoded and has its size."""
+    """Check that all images exist, and that a sample can be decoded and has the stated sizes."""
     there = set(list_images(folder))
     for image in coco.images:
         name = image["file_name"]
@@ -328,9 +329,9 @@ def _check_files(coco: Coco, folder: Path, watch: Watch) -> list[str]:
         size = size_of(folder / image["file_name"])
         if size != (image["width"], image["height"]):
             raise DataError(
-                f"{str(folder / image['file_name'])!r} has {size[0]} x {size[1]} pixels, and "
+                f"{str(folder / image['file_name'])!r} has {size[0]} x {size[1]} pixels, but "
                 f"{str(coco.path)!r} says {image['width']} x {image['height']}: correct the file, "
-                "boxes included"
+                "including its boxes"
             )
     if len(coco.images) > SAMPLE:
         return [f"{sampled(len(coco.images), 'images')} of {coco.path} were opened."]

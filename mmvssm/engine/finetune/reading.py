@@ -1,4 +1,4 @@
-"""Own data of any task, read as the library of a recipe needs them."""
+"""Reading of custom datasets of any task."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def read_data(
     """Find and check the data below ``root``.
 
     Args:
-        library: ``'mmpretrain'`` (folders of photos), ``'mmdet'`` (COCO files) or ``'mmseg'``
+        library: ``'mmpretrain'`` (folders of images), ``'mmdet'`` (COCO files) or ``'mmseg'``
             (label maps).
         root: Folder of the data.
-        out: Folder for lists and files of parts, made if needed.
-        layout: Where they do not lie as usual.
+        out: Folder for lists and other files to write, created if needed.
+        layout: Deviations from the usual layout.
         watch: Shows progress.
 
     Raises:
-        ValueError: If ``library`` is none of the three.
-        DataError: If the data cannot be trained on; the message names the file.
+        ValueError: If ``library`` is not one of the three.
+        DataError: If the data cannot be used for training; the message names the file.
     """
     if library not in _READERS:
         raise ValueError(f"library must be one of {', '.join(_READERS)}, got {library!r}")
     if layout is not None and layout.reduce_zero_label and library != "mmseg":
-        raise DataError("--reduce-zero-label is about label maps, which mmseg's recipes train on")
+        raise DataError(f"--reduce-zero-label needs a recipe of mmseg, got one of {library}")
     return _READERS[library](root, out, layout, watch)

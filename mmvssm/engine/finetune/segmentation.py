@@ -1,4 +1,4 @@
-"""Own label maps: images and maps of one index a pixel, in folders as ADE20K's."""
+"""Custom segmentation datasets: images and label maps, in folders like those of ADE20K."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from .data import (
     write_lines,
 )
 
-#: In a label map, what belongs to no class.
+#: Value of pixels without a class in a label map.
 IGNORED = 255
-#: File of the data's folder with the name of a class in each line.
+#: File in the data folder with the name of a class in each line.
 CLASSES = "classes.txt"
 
 _IMAGES, _MAPS = ("images", "img_dir"), ("annotations", "ann_dir", "labels", "masks")
 
 
 class Pairs:
-    """Images and label maps of the same names in two folders.
+    """Images and label maps with the same names in two folders.
 
     Args:
         images: Folder of the images.
@@ -50,11 +50,11 @@ class Pairs:
     Attributes:
         images: Folder of the images.
         maps: Folder of the label maps.
-        stems: Names without ending, sorted.
-        suffixes: Endings of images and of label maps.
+        stems: Names without suffix, sorted.
+        suffixes: Suffixes of images and of label maps.
 
     Raises:
-        DataError: If there are none, an image lacks its map, or endings differ.
+        DataError: If there are no images, an image lacks its map, or suffixes differ.
     """
 
     def __init__(self, images: Path, maps: Path) -> None:
@@ -68,22 +68,22 @@ class Pairs:
         if missing:
             raise DataError(
                 f"the image {str(images / missing[0])!r} has no label map "
-                f"{str(maps / _stem(missing[0]))!r}.png: maps have the names of their images"
+                f"{str(maps / _stem(missing[0]))!r}.png: maps must have the names of their images"
             )
         matched = set(self.stems)
         used = [name for name in map_names if _stem(name) in matched]
         self.suffixes = _suffix(images, names), _suffix(maps, used)
 
     def image(self, stem: str) -> Path:
-        """Path of an image."""
+        """Return the path of an image."""
         return self.images / f"{stem}{self.suffixes[0]}"
 
     def map(self, stem: str) -> Path:
-        """Path of a label map."""
+        """Return the path of a label map."""
         return self.maps / f"{stem}{self.suffixes[1]}"
 
     def split(self, stems: Sequence[str], path: Path) -> Split:
-        """Describe some of the pairs, listed in a file."""
+        """List some of the pairs in a file, and return their description."""
         listed = write_lines(path, stems)
         return Split(str(self.images), listed, len(stems), str(self.maps), self.suffixes)
 
@@ -96,7 +96,8 @@ def _suffix(folder: Path, names: list[str]) -> str:
     suffixes = sorted({name[name.rindex(".") :] for name in names})
     if len(suffixes) > 1:
         raise DataError(
-            f"the files of {str(folder)!r} end in {' and '.join(suffixes)}: one ending is needed"
+            f"the files of {str(folder)!r} end in {' and '.join(suffixes)}: they must have the same"
+            " suffix"
         )
     return suffixes[0]
 
@@ -106,18 +107,18 @@ def read_segmentation(
 ) -> OwnData:
     """Find and check images and label maps below ``root``.
 
-    They lie in ``images/{training,validation}`` and ``annotations/{training,validation}``, or
-    ``train`` and ``val``. 255 is no class. The names of the classes stand in ``classes.txt``;
-    without it each value of the maps is a class.
+    The folders are ``images/{training,validation}`` and ``annotations/{training,validation}``, or
+    ``train`` and ``val``. The value 255 is ignored. ``classes.txt`` holds the names of the classes;
+    without it, each value in the maps is a class.
 
     Args:
         root: Folder of the data.
-        out: Folder for the lists of images, made if needed.
-        layout: Other folders, and whether 0 is no class.
+        out: Folder for the lists of images, created if needed.
+        layout: Other folders, and whether 0 is ignored.
         watch: Shows progress.
 
     Raises:
-        DataError: If they cannot be trained on.
+        DataError: If the data cannot be used for training.
     """
     root, layout, out = require_root(root), layout or Layout(), Path(out)
     train = _find_pairs(root, layout.train_images, layout.train_annotations, TRAIN, "train")
@@ -134,13 +135,13 @@ def read_segmentation(
         val = train
         train_stems, val_stems = hold_out(train.stems)
         if not val_stems:
-            raise DataError(f"{str(train.images)!r} holds a single image, none can be held out")
+            raise DataError(f"{str(train.images)!r} holds a single image, so none can be held out")
         notes.append(held_out_note(len(val_stems), len(train.stems)))
     names = _read_names(root / CLASSES)
     if names is None and len(train_stems) > SAMPLE:
         raise DataError(
-            f"{len(train_stems):,} label maps are too many to find their classes in: write the "
-            f"name of each class in a line of {str(root / CLASSES)!r}"
+            f"{len(train_stems):,} label maps are too many to search for classes: write the name "
+            f"of each class in a line of {str(root / CLASSES)!r}"
         )
     reduce = layout.reduce_zero_label
     values = _read_values(train, train_stems, watch)
@@ -149,18 +150,18 @@ def read_segmentation(
         _check_values(pairs, found, classes, reduce)
     if len(classes) < 2:
         raise DataError(
-            f"{str(train.maps)!r} holds one class alone, and 255 is no class: a background that is"
-            " to be told from objects is a class, too, with a value of its own such as 0"
+            f"{str(train.maps)!r} holds only one class (255 is ignored): to separate objects from"
+            " background, make the background a class with its own value, such as 0"
         )
     absent = [name for label, name in enumerate(classes) if label + reduce not in values]
     if absent:
-        notes.append(f"No map of {train.maps} that was read shows {join_names(absent)}.")
+        notes.append(f"None of the maps read in {train.maps} shows {join_names(absent)}.")
     notes.append(
-        "In the label maps 255 is no class; "
+        "In the label maps 255 is ignored; "
         + (
-            f"0 is none either, 1 is the first class, {classes[0]!r} (--reduce-zero-label)."
+            f"0 is ignored, too, and 1 is the first class, {classes[0]!r} (--reduce-zero-label)."
             if reduce
-            else f"0 is the first class, {classes[0]!r} (were it none: --reduce-zero-label)."
+            else f"0 is the first class, {classes[0]!r} (to ignore it: --reduce-zero-label)."
         )
     )
     if len(train_stems) > SAMPLE:
@@ -178,7 +179,7 @@ def _find_pairs(
     root: Path, images: str | None, maps: str | None, names: tuple[str, ...], what: str
 ) -> Pairs | None:
     if (images is None) != (maps is None):
-        raise DataError(f"--{what}-images and --{what}-annotations go together: give both folders")
+        raise DataError(f"--{what}-images and --{what}-annotations must be given together")
     found = [
         find_folder(root, given, [f"{parent}/{name}" for parent in parents for name in names])
         for given, parents in ((images, _IMAGES), (maps, _MAPS))
@@ -188,8 +189,8 @@ def _find_pairs(
     for kind, folder, other in (("images", found[0], found[1]), ("label maps", found[1], found[0])):
         if folder is None:
             raise DataError(
-                f"there is no folder of {kind} for {str(other)!r}: ADE's are "
-                "images/training with annotations/training, images/validation with "
+                f"there is no folder of {kind} for {str(other)!r}: use "
+                "images/training with annotations/training, and images/validation with "
                 "annotations/validation"
             )
     return Pairs(*found)
@@ -201,12 +202,12 @@ def _read_names(path: Path) -> list[str] | None:
     names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     names = [name for name in names if name]
     if len(set(names)) < len(names):
-        raise DataError(f"{str(path)!r} names a class twice: a line each, in order of the values")
+        raise DataError(f"{str(path)!r} names a class twice: use one line each, ordered by value")
     return names or None
 
 
 def _read_values(pairs: Pairs, stems: list[str], watch: Watch) -> dict[int, Path]:
-    """Decode a sample of images and maps; returns each value with a map that has it."""
+    """Decode a sample of images and maps; return each value with the first map that has it."""
     found: dict[int, Path] = {}
     for stem in watch(sample(stems), f"images and label maps of {pairs.maps}"):
         path = pairs.map(stem)
@@ -216,13 +217,13 @@ def _read_values(pairs: Pairs, stems: list[str], watch: Watch) -> dict[int, Path
             labels = np.asarray(image)
         if labels.ndim != 2:
             raise DataError(
-                f"the label map {str(path)!r} is a colour image: a map has one channel, the index "
-                "of a class at each pixel (a palette is fine)"
+                f"the label map {str(path)!r} is a colour image: a map must have one channel with "
+                "the index of a class at each pixel (a palette is fine)"
             )
         if labels.shape[::-1] != size:
             raise DataError(
                 f"the label map {str(path)!r} has {labels.shape[1]} x {labels.shape[0]} pixels, "
-                f"its image {size[0]} x {size[1]}: they must be the same"
+                f"but its image {size[0]} x {size[1]}: they must be the same"
             )
         for value in np.unique(labels).tolist():
             found.setdefault(int(value), path)
@@ -230,13 +231,13 @@ def _read_values(pairs: Pairs, stems: list[str], watch: Watch) -> dict[int, Path
 
 
 def _classes_of(values: dict[int, Path], reduce: bool, root: Path) -> list[str]:
-    """Name the classes by their values, which must follow one another."""
+    """Name the classes by their values, which must be consecutive."""
     used = sorted(value for value in values if value != IGNORED and not (reduce and value == 0))
     if used != list(range(int(reduce), len(used) + reduce)):
         raise DataError(
-            f"the label maps hold the values {join_names(used, 12)}, which are not those of classes"
-            f" numbered from {int(reduce)} on: number them so, or write the names of all classes "
-            f"into {str(root / CLASSES)!r}, a line each"
+            f"the label maps hold the values {join_names(used, 12)}, which are not consecutive from"
+            f" {int(reduce)} on: renumber them, or write the names of all classes into"
+            f" {str(root / CLASSES)!r}, one per line"
         )
     return [str(value) for value in used]
 
@@ -249,6 +250,6 @@ def _check_values(
         if value > last and value != IGNORED:
             zero = "" if reduce else "; if 0 means unlabelled, add --reduce-zero-label"
             raise DataError(
-                f"the label map {str(path)!r} holds the value {value}, and the {len(classes)} "
+                f"the label map {str(path)!r} holds the value {value}, but the {len(classes)} "
                 f"classes have the values {int(reduce)} to {last} (255 is ignored){zero}"
             )

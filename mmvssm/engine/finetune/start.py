@@ -1,4 +1,4 @@
-"""The weights that a fine-tuning starts from, put into the config and held against its model."""
+"""Initial weights of fine-tuning: setting them in the config, and checking that they fit."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from torch import Tensor, nn
 from mmvssm.messages import join_names
 
 _BACKBONE = "backbone."
-#: Share of a backbone's weights that may be absent from the file, such as norms of its maps.
+#: Fraction of a backbone's weights that the file may lack, such as output norms.
 ABSENT = 0.01
 
 
 def set_start(cfg: Config, checkpoint: str | None) -> Config:
     """Return the config that starts from a checkpoint, or from random weights.
 
-    Of a classifier, the backbone is taken, and the head is new; of a detector or segmentor, all
-    whose shapes fit, for a config of the same task.
+    From a classifier, the backbone is loaded and the head is new. From a detector or segmentor of
+    the same task, all weights with matching shapes are loaded.
 
     Args:
-        cfg: The config; stays as it is.
-        checkpoint: A file, or what else MMEngine's loader takes; None for random weights.
+        cfg: The config; it is not changed.
+        checkpoint: A file or another address for MMEngine's loader; None for random weights.
 
     Raises:
-        ValueError: If the file holds no weights of this backbone.
+        ValueError: If the file does not hold weights of this backbone.
         OSError: If it cannot be read.
     """
     cfg = deepcopy(cfg)
@@ -44,8 +44,8 @@ def set_start(cfg: Config, checkpoint: str | None) -> Config:
     if not trunk:
         raise ValueError(
             f"{checkpoint!r} holds no weights of a backbone ('{_BACKBONE}...'; it has "
-            f"{join_names(list(weights), 3)}): give a file of an OpenMMLab training or one that "
-            "tools/convert_ema.py wrote"
+            f"{join_names(list(weights), 3)}): give a checkpoint of an OpenMMLab training run or "
+            "of tools/convert_ema.py"
         )
     _require_fit(cfg, trunk, checkpoint)
     start = dict(type="Pretrained", checkpoint=checkpoint)
@@ -64,7 +64,7 @@ def _read(checkpoint: str) -> Mapping[str, Tensor]:
 
 
 def _require_fit(cfg: Config, trunk: dict[str, Tensor], checkpoint: str) -> None:
-    """Check that the backbone takes the weights, in its own way of loading them."""
+    """Check that the backbone can load the weights."""
     init_default_scope(cfg.default_scope)
     backbone: nn.Module = MODELS.build(cfg.model.backbone)
     what = f"{cfg.model.backbone.type}, arch={cfg.model.backbone.get('arch')!r}"
@@ -79,7 +79,7 @@ def _require_fit(cfg: Config, trunk: dict[str, Tensor], checkpoint: str) -> None
     if absent > ABSENT:
         raise ValueError(
             f"{checkpoint!r} does not fit the backbone ({what}): {absent:.0%} of its weights are "
-            f"absent, e.g. {join_names(missing, 3)}"
+            f"missing, e.g. {join_names(missing, 3)}"
         )
 
 

@@ -1,4 +1,4 @@
-"""One file a family: every module of this folder is imported, so that a new one needs no list."""
+"""Backbones, one file per family. Every module of this package is imported automatically."""
 
 from importlib import import_module
 from pkgutil import iter_modules
@@ -8,7 +8,7 @@ from mmvssm.registry import MODELS
 for _found in iter_modules(__path__):
     import_module(f"{__name__}.{_found.name}")
 
-#: The backbones: what the modules of this folder have registered.
+#: The backbones that the modules of this package have registered.
 __all__ = []
 for _name, _cls in MODELS.module_dict.items():
     if _cls.__module__.startswith(f"{__name__}."):

@@ -1,4 +1,4 @@
-"""EfficientVMamba: atrous selective scans with a branch of convolutions, then inverted residuals.
+"""EfficientVMamba: atrous selective scans with a convolution branch, then inverted residuals.
 
 `EfficientVMamba: Atrous Selective Scan for Light Weight Visual Mamba
 <https://arxiv.org/abs/2403.09977>`_
@@ -34,12 +34,12 @@ from ..layers.checks import one_of
 from .hierarchical import HierarchicalBackbone
 
 STAGE_TYPES = ("es2d", "inverted_residual")
-#: What the scans of this family are; the field ``mixer`` changes single arguments.
+#: Default arguments of this family's scans; the field ``mixer`` overrides single ones.
 _ES2D = dict(scan="atrous", d_state=16, ssm_ratio=2.0, gate=True, conv_bias=True, force_fp32=True)
 
 
 class ConvBranch(nn.Module):
-    """Depthwise 3x3 convolution, batch norm, GELU, 1x1 convolution.
+    """Convolution branch: depthwise 3x3 convolution, batch norm, GELU, 1x1 convolution.
 
     Args:
         embed_dims: Channels C.
@@ -57,7 +57,7 @@ class ConvBranch(nn.Module):
 
 
 class DualBranchMixer(BaseModule):
-    """Sum of a selective scan and a convolution branch, their channels weighed by one gate.
+    """Sum of a selective scan and a convolution branch, with a shared channel gate on both.
 
     Args:
         embed_dims: Channels C.
@@ -77,20 +77,20 @@ class DualBranchMixer(BaseModule):
 
 
 class InvertedResidual(CheckpointedBlock):
-    """Inverted residual block with squeeze-and-excitation of the wide map.
+    """Inverted residual block with squeeze-and-excitation of the expanded map.
 
     `MobileNetV2 <https://arxiv.org/abs/1801.04381>`_ and `Searching for MobileNetV3
     <https://arxiv.org/abs/1905.02244>`_
 
     Args:
         embed_dims: Channels C.
-        expand_ratio: Width in between as a multiple of C.
-        se_ratio: Bottleneck of the squeeze-and-excitation as a share of that width.
+        expand_ratio: Hidden width as a multiple of C.
+        se_ratio: Bottleneck of the squeeze-and-excitation as a fraction of the hidden width.
         drop_path: Drop-path rate.
         with_cp: Recompute the block in the backward pass to save memory.
 
     Raises:
-        ValueError: If a ratio leaves no channel.
+        ValueError: If the ratios leave no channel in the bottleneck.
     """
 
     def __init__(
@@ -128,8 +128,8 @@ class InvertedResidual(CheckpointedBlock):
 class EfficientVMamba(HierarchicalBackbone):
     """Backbone of `EfficientVMamba <https://arxiv.org/abs/2403.09977>`_.
 
-    The first stages scan every second row and column from four offsets, with a convolution
-    branch; the last ones are inverted residuals.
+    The first stages scan every second row and column from four offsets, beside a convolution
+    branch. The last stages are inverted residuals.
 
     =========  ==================  ===========  ===========  =============
     ``arch``   widths              depths       parameters   published top-1
@@ -154,24 +154,25 @@ class EfficientVMamba(HierarchicalBackbone):
               convolutions).
             - downsample (str): ``'patch_merge'`` (concatenation of 2x2 pixels, norm, linear layer;
               default), ``'conv2'`` (2x2 convolution) or ``'conv3'`` (3x3).
-            - patch_size (int): Pixels per side that the stem makes one. Default 4.
+            - patch_size (int): Downsampling factor of the stem. Default 4.
             - patch_norm (bool): Whether the stem has norms. Default True.
-            - mixer (dict): Arguments of :class:`mmvssm.models.SS2D` in ``'es2d'`` stages that
-              differ from atrous scans of 16 states, twice as wide as the map, with a gate and
-              a bias in the convolution. Default ``{}``.
-            - mlp_ratio (float): Hidden width of an MLP in ``'es2d'`` blocks; 0 (default) for
-              none.
-            - expand_ratio (float): Hidden width of inverted residuals. Default 4.
-            - se_ratio (float): Bottleneck of their squeeze-and-excitation as a share of the
+            - mixer (dict): Arguments of :class:`mmvssm.models.SS2D` that override those of the
+              ``'es2d'`` stages: an atrous scan of 16 states, twice as wide as the map, with a
+              gate and a bias in the convolution. Default ``{}``.
+            - mlp_ratio (float): Hidden width of an MLP in ``'es2d'`` blocks as a multiple of the
+              stage's; 0 (default) for none.
+            - expand_ratio (float): Hidden width of inverted residuals as a multiple of the
+              stage's. Default 4.
+            - se_ratio (float): Bottleneck of their squeeze-and-excitation as a fraction of the
               hidden width. Default 0.125.
         in_channels: See :class:`HierarchicalBackbone`, as for all arguments that follow.
         drop_path_rate: Drop-path rate of the last block.
         out_indices: Stages whose maps are returned.
-        out_norm: Whether each of them passes its own norm.
+        out_norm: Whether each map passes through its own norm.
         frozen_stages: Stages up to which parameters are frozen; -1 for none.
         norm_eval: Keep batch norms in eval mode while training.
         with_cp: Recompute blocks in the backward pass to save memory.
-        odd_size: ``'pad'`` or ``'crop'``, as the first code of the authors does.
+        odd_size: ``'pad'``, or ``'crop'`` as in the authors' first release.
         init_cfg: Initialisation.
     """
 
@@ -196,7 +197,7 @@ class EfficientVMamba(HierarchicalBackbone):
 
     @classmethod
     def read_arch(cls, arch: str | Mapping) -> dict:
-        """Return the fields of ``arch``, checked and completed with their defaults."""
+        """Return the fields of ``arch``, checked and with defaults filled in."""
         arch = super().read_arch(arch)
         check_mixer(arch["mixer"], SS2D)
         num_stages = len(arch["depths"])

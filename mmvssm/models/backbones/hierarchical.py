@@ -1,4 +1,4 @@
-"""What the hierarchical backbones share: stem, stages of blocks, downsampling, output norms."""
+"""Base class of the hierarchical backbones: stem, stages, downsampling, output norms."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from ..layers.checks import at_least, check_images, complete_arch, one_of, read_
 STEMS = {"patch": PatchEmbed, "conv": ConvStem}
 DOWNSAMPLES = ("patch_merge", "conv2", "conv3")
 
-#: Linear layers of a truncated normal (of 5 std: at far bounds float32 rounding puts weights right
-#: onto them) and unit norms.
+#: Truncated normal for linear layers, and unit norms. The bounds are 5 std: with far wider ones,
+#: float32 rounding puts weights exactly on the bounds.
 INIT_CFG = [
     dict(type="TruncNormal", layer="Linear", std=0.02, a=-0.1, b=0.1, bias=0.0),
     dict(type="Constant", layer="LayerNorm", val=1.0, bias=0.0),
@@ -36,7 +36,7 @@ INIT_CFG = [
 
 
 class Stage(BaseModule):
-    """Blocks of one width, and the downsampling that follows them (None in the last stage)."""
+    """Blocks of one width and the downsampling that follows them (None in the last stage)."""
 
     def __init__(self, blocks: Sequence[nn.Module], downsample: nn.Module | None) -> None:
         super().__init__()
@@ -44,44 +44,46 @@ class Stage(BaseModule):
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the blocks alone: ``(B, H, W, C) -> (B, H, W, C)``."""
+        """Apply the blocks without the downsampling: ``(B, H, W, C) -> (B, H, W, C)``."""
         for block in self.blocks:
             x = block(x)
         return x
 
 
 class HierarchicalBackbone(LoadingMixin, FreezeMixin, BaseModule):
-    """Stages of blocks on channels-last maps, each followed by a downsampling.
+    """Backbone of stages on channels-last maps, with a downsampling after each but the last.
 
-    A family gives its variants as data and builds its blocks in :meth:`build_block`; one whose
-    stem, stages or downsampling are others than these builds them, too.
+    A subclass declares its variants as data and builds its blocks in :meth:`build_block`. If its
+    stem, stages or downsampling differ from those of this class, it overrides their builders, too.
 
     Attributes:
         arch_settings: Fields by name of the variant.
-        arch_defaults: Default of every field; ``embed_dims`` and ``depths`` are needed, ``norm``
-            understood; ``stem``, ``patch_norm`` and ``patch_size`` belong to :meth:`build_stem`,
-            ``downsample`` to :meth:`build_downsample`.
+        arch_defaults: Default of every field. ``embed_dims`` and ``depths`` are required, ``norm``
+            is optional; :meth:`build_stem` reads ``stem``, ``patch_norm`` and ``patch_size``, and
+            :meth:`build_downsample` reads ``downsample``.
 
     Args:
         arch: A name of ``arch_settings``, or a dict of fields.
         in_channels: Channels of the image.
         drop_path_rate: Drop-path rate of the last block; it grows linearly from 0.
-        out_indices: Stages whose last block output is returned, before the downsampling. Stages
-            behind the last of them are not built, and their weights in a checkpoint left out.
-        out_norm: Whether every returned map passes its own norm ``norm{i}``: True for one of the
-            layers' kind, or the kind. Either way the module ``norm{i}`` gives ``(B, C, H, W)``.
+        out_indices: Stages whose output is returned, taken before the downsampling. Stages after
+            the last of them are not built, and their weights in a checkpoint are ignored.
+        out_norm: Whether every returned map passes through its own norm ``norm{i}``: True for a
+            norm of the blocks' kind, or the kind. In any case the module ``norm{i}`` returns
+            ``(B, C, H, W)``.
         frozen_stages: Stages, counted from 0, up to which parameters are frozen and modules
             kept in eval mode, together with the stem; -1 for none.
         norm_eval: Keep batch norms in eval mode while training.
         with_cp: Recompute blocks in the backward pass to save memory.
-        odd_size: What ``'patch_merge'`` does with odd sides: ``'pad'`` zeros or ``'crop'``
+        odd_size: What ``'patch_merge'`` does with odd sides: ``'pad'`` with zeros, or ``'crop'``
             the last row or column.
         init_cfg: Initialisation; None for truncated normal linear layers and unit norms. The
-            mixers' scan parameters always start from their own rule, unless a checkpoint is loaded.
+            mixers' scan parameters are always initialised by their own rule, unless a checkpoint is
+            loaded.
 
     Raises:
         ValueError: If ``arch`` or another argument is not one of its choices; in the forward
-            pass, if the image has other channels or is too small.
+            pass, if the image has another number of channels or is too small.
     """
 
     arch_settings: ClassVar[dict[str, dict]]
@@ -119,7 +121,7 @@ class HierarchicalBackbone(LoadingMixin, FreezeMixin, BaseModule):
         self.patch_embed = self.build_stem(arch, in_channels, dims[0])
         rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist()
         self.stages = ModuleList()
-        # a stage that nothing reads would get no gradient, which DistributedDataParallel refuses
+        # an unused stage would get no gradient, which DistributedDataParallel rejects
         num_built = max(self.out_indices) + 1
         for i, depth in enumerate(depths[:num_built]):
             first = sum(depths[:i])
@@ -139,7 +141,7 @@ class HierarchicalBackbone(LoadingMixin, FreezeMixin, BaseModule):
 
     @classmethod
     def read_arch(cls, arch: str | Mapping) -> dict:
-        """Return the fields of ``arch``, checked and completed with their defaults."""
+        """Return the fields of ``arch``, checked and with defaults filled in."""
         arch = complete_arch(
             arch, cls.arch_settings, cls.arch_defaults, required=("embed_dims", "depths")
         )
@@ -151,7 +153,7 @@ class HierarchicalBackbone(LoadingMixin, FreezeMixin, BaseModule):
         return arch
 
     def build_stem(self, arch: dict, in_channels: int, embed_dims: int) -> nn.Module:
-        """Build what turns images ``(B, in_channels, H, W)`` into maps ``(B, H', W', C)``."""
+        """Build the stem: ``(B, in_channels, H, W) -> (B, H', W', C)``."""
         stem = STEMS[one_of("stem", arch["stem"], STEMS)]
         norm = arch.get("norm", "ln") if arch.get("patch_norm", True) else None
         return stem(in_channels, embed_dims, arch.get("patch_size", 4), norm=norm)
@@ -159,7 +161,7 @@ class HierarchicalBackbone(LoadingMixin, FreezeMixin, BaseModule):
     def build_downsample(
         self, arch: dict, in_channels: int, out_channels: int, odd_size: str
     ) -> nn.Module:
-        """Build what stands between two stages: ``(B, H, W, C) -> (B, H', W', C')``."""
+        """Build the layer between two stages: ``(B, H, W, C) -> (B, H', W', C')``."""
         kind, norm = one_of("downsample", arch["downsample"], DOWNSAMPLES), arch.get("norm", "ln")
         if kind == "patch_merge":
             return PatchMerging(in_channels, out_channels, norm, odd_size)
@@ -168,7 +170,7 @@ class HierarchicalBackbone(LoadingMixin, FreezeMixin, BaseModule):
     def build_stage(
         self, arch: dict, stage: int, blocks: Sequence[nn.Module], downsample: nn.Module | None
     ) -> Stage:
-        """Build the stage of this number from its blocks and the downsampling behind them."""
+        """Build a stage from its blocks and the downsampling after them."""
         return Stage(blocks, downsample)
 
     @abstractmethod
@@ -180,13 +182,13 @@ class HierarchicalBackbone(LoadingMixin, FreezeMixin, BaseModule):
         Args:
             arch: All fields.
             embed_dims: Channels C.
-            stage: Its stage.
-            layer: Its number in the network.
+            stage: Index of its stage.
+            layer: Index of the block in the network.
             **options: ``drop_path`` and ``with_cp`` of :class:`MixerBlock`.
         """
 
     def _last_size(self, side: int) -> int:
-        """Side of the last stage's map for an image side; 0 where a map has no pixels."""
+        """Return the side of the last stage's map for an image side; 0 if a map has no pixels."""
         side = self.patch_embed.output_size(side)
         for stage in self.stages[:-1]:
             side = stage.downsample.output_size(side) if side > 0 else 0
@@ -199,7 +201,7 @@ class HierarchicalBackbone(LoadingMixin, FreezeMixin, BaseModule):
             x: Images ``(B, in_channels, H, W)``.
 
         Returns:
-            One contiguous ``(B, C_i, H_i, W_i)`` per index, in ascending order of the stages.
+            One contiguous map ``(B, C_i, H_i, W_i)`` per index, in ascending order of the stages.
         """
         reason = "the least for this arch and odd_size"
         check_images(x, self.in_channels, self.min_size, reason)
@@ -214,11 +216,11 @@ class HierarchicalBackbone(LoadingMixin, FreezeMixin, BaseModule):
         return tuple(outs)
 
     def embed(self, x: Tensor) -> Tensor:
-        """Return what the first stage reads: ``(B, in_channels, H, W) -> (B, H', W', C)``."""
+        """Compute the input of the first stage: ``(B, in_channels, H, W) -> (B, H', W', C)``."""
         return self.patch_embed(x)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        """Leave out the weights of stages that are not built."""
+        """Ignore the weights of stages that are not built."""
         last = len(self.stages) - 1
         drop_parts(state_dict, f"{prefix}stages.", last + 1)
         if self.stages[last].downsample is None:

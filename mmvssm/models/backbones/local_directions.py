@@ -1,4 +1,4 @@
-"""Scan directions of LocalMamba's networks, layer by layer, as its search found them.
+"""Scan directions of LocalMamba's networks, as found for each layer by its search.
 
 `LocalMamba: Visual State Space Model with Windowed Selective Scan
 <https://arxiv.org/abs/2403.09338>`_
@@ -15,15 +15,15 @@ from ..layers import SEARCH_DIRECTIONS
 
 Directions = tuple[tuple[str, ...], ...]
 
-#: Stands for all directions in every layer: the network whose training finds the best of them.
+#: All directions in every layer: the network whose training searches for the best ones.
 SEARCH = "search"
 
-#: Directions of a layer where nothing was searched.
+#: Directions of every layer if none were searched.
 UNSEARCHED = ("h", "h_flip", "w2", "w2_flip")
 
 
 def _table(text: str) -> Directions:
-    """Read a line per layer, a word per direction."""
+    """Parse a table with a line per layer and a word per direction."""
     return tuple(tuple(line.split()) for line in text.strip().splitlines())
 
 
@@ -108,20 +108,20 @@ LOCAL_VMAMBA_SMALL = _table("""
 def read_directions(
     directions: str | Sequence[Sequence[str]] | None, depth: int
 ) -> tuple[Directions, str]:
-    """Return the directions of every layer, and how their scans are merged.
+    """Return the directions of every layer and the kind of merge.
 
     Args:
         directions: A list of direction names for each layer, all of the same length;
-            ``'search'`` for the eight of the search in every layer; None for
+            ``'search'`` for the eight directions of the search in every layer; None for
             :data:`UNSEARCHED` in every layer.
-        depth: Layers of the network.
+        depth: Number of layers of the network.
 
     Returns:
         Names by layer, and the kind of :class:`mmvssm.models.layers.RouteMerge`.
 
     Raises:
-        ValueError: If a layer has no or too many directions, or an unknown one; the message says
-            which layer.
+        ValueError: If the number of layers differs from ``depth``, or a layer has no directions,
+            another number than the other layers or an unknown one; the message names the layer.
     """
     if directions is None:
         return (UNSEARCHED,) * depth, "gated"
@@ -140,11 +140,12 @@ def read_directions(
         got = f"got {len(directions)}"
         if len(directions) < depth:
             raise ValueError(
-                f"directions must name those of {depth} layers, {got}: layer"
+                f"directions must have one list for each of {depth} layers, {got}: layer"
                 f" {len(directions)} has none"
             )
         raise ValueError(
-            f"directions must name those of {depth} layers, {got}: there is no layer {depth}"
+            f"directions must have one list for each of {depth} layers, {got}: there is no layer"
+            f" {depth}"
         )
     rows = []
     for layer, row in enumerate(directions):
@@ -159,12 +160,12 @@ def read_directions(
             except ValueError as error:
                 raise ValueError(f"directions of layer {layer}: {error}") from None
         rows.append(tuple(row))
-    # the width of most layers is taken for the wanted one
+    # assume that the most common number of directions is the intended one
     ((width, _),) = Counter(map(len, rows)).most_common(1)
     for layer, row in enumerate(rows):
         if len(row) != width:
             raise ValueError(
-                f"directions of layer {layer} must be {width}, as in the other layers,"
+                f"directions of layer {layer} must be {width} names, as in the other layers,"
                 f" got {len(row)}: {row}"
             )
     return tuple(rows), "gated"

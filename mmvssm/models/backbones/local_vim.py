@@ -24,7 +24,7 @@ class LocalVim(PlainBackbone):
     """Plain backbone "LocalVim" of `LocalMamba <https://arxiv.org/abs/2403.09338>`_.
 
     Each layer scans the map of patches in its own directions: along rows, along columns or window
-    by window, forward or backward. A channel attention weighs the scans before they are added up.
+    by window, forward or backward. Channel attention weights the scans before they are summed.
 
     ===================  =====  ======  ===========  =============
     ``arch``             width  layers  parameters   published top-1
@@ -39,28 +39,28 @@ class LocalVim(PlainBackbone):
 
     Parameters are those of classifiers of 1000 classes at 224 x 224 pixels. ``tiny``,
     ``tiny-mid-cls`` (a class token instead of the rotary embedding) and ``small-searched`` have
-    the directions that the authors searched; ``tiny-unsearched`` and ``small``, which their
-    registry builds under this name, have the same four in every layer. The training of
-    ``tiny-search`` finds directions.
+    the directions found by the authors' search. ``tiny-unsearched`` and ``small`` have the same
+    four directions in every layer, as the authors' code builds ``small``. Training ``tiny-search``
+    searches for directions.
 
     Args:
         arch: A name of the table, or a dict of the fields below.
 
             - embed_dims, num_layers, patch_size, stride, pos_embed, norm: As in :class:`Vim`.
             - cls_token (str): ``'none'`` (default), ``'middle'`` or ``'head'``.
-            - rope (bool): Turn the residual stream by a rotary embedding before every layer.
+            - rope (bool): Apply a rotary embedding to the residual stream before every layer.
               Default True.
-            - directions: What the argument ``directions`` replaces. Default None: the four
+            - directions: Default of the argument ``directions``; None (default) for the four
               directions ``h h_flip w2 w2_flip`` in every layer.
-            - output_order (str): ``'inverse'`` (default), or ``'upstream'`` for the published
-              code's results, which mix up columns on maps that are not square; see
-              :func:`mmvssm.ops.routes.directions`.
-            - mixer (dict): As in :class:`Vim`; ``dict(ssm_init='v0')`` starts steps as Mamba does,
-              while the published networks start them like linear layers.
+            - output_order (str): ``'inverse'`` (default), or ``'upstream'`` to reproduce the
+              published code, which shuffles the pixels of columns on maps that are not square;
+              see :func:`mmvssm.ops.routes.directions`.
+            - mixer (dict): As in :class:`Vim`. ``dict(ssm_init='v0')`` initialises step sizes as
+              Mamba does; the published networks initialise them like linear layers.
         directions: Directions of each layer: a list of names such as
             ``['h', 'v_flip', 'w7', 'w7_flip']`` for every layer of the network, see
-            :func:`mmvssm.ops.routes.directions`; ``'search'`` for all eight of the search in
-            every layer, merged by learned probabilities; None for those of ``arch``.
+            :func:`mmvssm.ops.routes.directions`; ``'search'`` for all eight directions of the
+            search in every layer, merged by learned probabilities; None for those of ``arch``.
         output_order: Field ``output_order``; None for that of ``arch``.
         img_size: See :class:`PlainBackbone`, as for all arguments that follow.
         in_channels: Channels of the image.
@@ -71,12 +71,12 @@ class LocalVim(PlainBackbone):
         drop_path_rate: Drop-path rate of the last layer.
         out_indices: Layers whose output is returned.
         out_type: ``'cls_token'``, ``'featmap'``, ``'avg_featmap'``, ``'last_token'`` or ``'raw'``.
-        out_norm: Whether, or with which norm, outputs are normed; ``'ln'`` in
-            the published detectors and segmentors.
+        out_norm: Whether outputs are normalised, or by which norm; ``'ln'`` in the published
+            detectors and segmentors.
         feature: ``'residual'`` or ``'mixer'``, as in the published detectors and
             segmentors.
         frozen_stages: Layers up to which parameters are frozen; -1 for none.
-        norm_eval: Without effect.
+        norm_eval: No effect, since there are no batch norms.
         odd_size: ``'crop'`` or ``'pad'``.
         with_cp: Recompute layers in the backward pass to save memory.
         init_cfg: Initialisation.
@@ -177,7 +177,7 @@ class LocalVim(PlainBackbone):
         return build_mixer(MambaMixer, arch["embed_dims"], {**options, **arch["mixer"]})
 
     def init_embeddings(self) -> None:
-        """As in :class:`PlainBackbone`; the class token is zero."""
+        """Initialise embeddings as :class:`PlainBackbone` does, but class tokens to zero."""
         super().init_embeddings()
         if self.cls_token is not None:
             nn.init.zeros_(self.cls_token)

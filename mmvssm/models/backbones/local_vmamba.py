@@ -15,9 +15,9 @@ from ..layers import SS2D, MixerBlock, build_mixer, check_mixer
 from .hierarchical import HierarchicalBackbone
 from .local_directions import LOCAL_VMAMBA_SMALL, LOCAL_VMAMBA_TINY, SEARCH, read_directions
 
-#: Arguments of the mixer that differ from SS2D's defaults.
+#: Default arguments of the mixer where they differ from SS2D's.
 _MIXER = dict(d_state=16, ssm_ratio=2.0, gate=True, conv_bias=True, force_fp32=True)
-#: Arguments that the directions decide.
+#: Arguments of the mixer that the directions determine.
 _FIXED = ("scan", "merge", "output_order")
 
 
@@ -26,7 +26,7 @@ class LocalVMamba(HierarchicalBackbone):
     """Backbone "LocalVMamba" of `LocalMamba <https://arxiv.org/abs/2403.09338>`_.
 
     Each layer scans the map in its own directions: along rows, along columns or window by window,
-    forward or backward. A channel attention weighs the scans before they are added up.
+    forward or backward. Channel attention weights the scans before they are summed.
 
     ================  ==================  ============  ==========  =============
     ``arch``          widths              depths        parameters  published top-1
@@ -37,8 +37,8 @@ class LocalVMamba(HierarchicalBackbone):
     ``small-search``  32, 64, 128, 256    2, 2, 27, 2    9 148 512
     ================  ==================  ============  ==========  =============
 
-    Parameters include a head of 1000 classes. The training of a network ``-search`` finds the
-    directions of the other one, see ``tools/analysis_tools/search_result.py``.
+    Parameters include a head of 1000 classes. Training a ``-search`` network searches for the
+    directions of its counterpart; ``tools/analysis_tools/search_result.py`` reads them out.
 
     Args:
         arch: A name, or a dict of the fields below.
@@ -46,25 +46,26 @@ class LocalVMamba(HierarchicalBackbone):
             - embed_dims (int | Sequence[int]): Width of the first stage, doubled from
               stage to stage, or the width of every stage. Required.
             - depths (Sequence[int]): Blocks per stage. Required.
-            - directions: What the argument ``directions`` replaces. Default None: the four
+            - directions: Default of the argument ``directions``; None (default) for the four
               directions ``h h_flip w2 w2_flip`` in every layer.
             - stem (str): ``'patch'`` (one 4x4 convolution, default) or ``'conv'`` (two 3x3
               convolutions).
             - downsample (str): ``'patch_merge'`` (concatenation of 2x2 pixels, norm, linear layer,
               default), ``'conv2'`` or ``'conv3'`` (2x2 or 3x3 convolution).
-            - patch_size (int): Pixels per side that the stem makes one. Default 4.
-            - mixer (dict): Arguments of :class:`mmvssm.models.SS2D` that are to differ from the
-              published networks'. Default ``{}``.
+            - patch_size (int): Downsampling factor of the stem. Default 4.
+            - mixer (dict): Arguments of :class:`mmvssm.models.SS2D` that override those of the
+              published networks. Default ``{}``.
         directions: Directions of each layer: a list of names such as
             ``['h', 'v_flip', 'w7', 'w7_flip']`` for every block of the network, see
-            :func:`mmvssm.ops.routes.directions`; ``'search'`` for all eight of the search in
-            every layer, merged by learned probabilities; None for those of ``arch``.
-        output_order: ``'inverse'``, or ``'upstream'`` for the published code's results, which mix
-            up columns unless the map is square; see :func:`mmvssm.ops.routes.directions`.
+            :func:`mmvssm.ops.routes.directions`; ``'search'`` for all eight directions of the
+            search in every layer, merged by learned probabilities; None for those of ``arch``.
+        output_order: ``'inverse'``, or ``'upstream'`` to reproduce the published code, which
+            shuffles the pixels of columns unless the map is square; see
+            :func:`mmvssm.ops.routes.directions`.
         in_channels: See :class:`HierarchicalBackbone`, as for all arguments that follow.
         drop_path_rate: Drop-path rate of the last block.
         out_indices: Stages whose maps are returned.
-        out_norm: Whether each of them passes its own norm.
+        out_norm: Whether each map passes through its own norm.
         frozen_stages: Stages up to which parameters are frozen; -1 for none.
         norm_eval: Keep batch norms in eval mode while training.
         with_cp: Recompute blocks in the backward pass to save memory.

@@ -1,4 +1,4 @@
-"""MambaVision: convolutions, then windows whose pixels are mixed by scans and by attention.
+"""MambaVision: stages of convolutions, then stages of scans and attention in windows.
 
 `MambaVision: A Hybrid Mamba-Transformer Vision Backbone <https://arxiv.org/abs/2407.08083>`_
 """
@@ -34,7 +34,7 @@ from ..layers import (
 from ..layers.checks import at_least
 from .hierarchical import HierarchicalBackbone, Stage
 
-#: The first stages, which are convolutional; all others have windows.
+#: Number of convolutional stages at the start; all others have windows.
 CONV_STAGES = 2
 
 _LARGE = dict(embed_dims=196, num_heads=(16, 32), layer_scale=1e-5)
@@ -42,11 +42,11 @@ _LARGE3 = dict(_LARGE, embed_dims=256, depths=(3, 3, 20, 10))
 
 
 class BatchNormStem(ConvStem):
-    """Two 3x3 convolutions of stride 2, each with a batch norm and a ReLU behind it.
+    """Stem of two 3x3 convolutions of stride 2, each followed by a batch norm and a ReLU.
 
     Args:
         in_channels: Channels of the image.
-        hidden_dims: Channels that the first convolution gives.
+        hidden_dims: Output channels of the first convolution.
         embed_dims: Channels of the map.
     """
 
@@ -56,16 +56,16 @@ class BatchNormStem(ConvStem):
         self.norm1.eps = self.norm2.eps = 1e-4
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, C, H, W) -> (B, H', W', embed_dims)``, a quarter of the side rounded up."""
+        """``(B, C, H, W) -> (B, H', W', embed_dims)``; sides are a quarter, rounded up."""
         return self.act(super().forward(x))
 
 
 class ConvBlock(CheckpointedBlock):
-    """Residual block of two 3x3 convolutions with batch norms, and a tanh GELU in between.
+    """Residual block of two 3x3 convolutions with batch norms and a tanh GELU in between.
 
     Args:
         embed_dims: Channels C.
-        layer_scale: Initial value of learned factors of the branch's channels; None for none.
+        layer_scale: Initial value of the branch's layer scale; None for no layer scale.
         drop_path: Drop-path rate.
         with_cp: Recompute the block in the backward pass to save memory.
     """
@@ -93,13 +93,15 @@ class ConvBlock(CheckpointedBlock):
 
 
 class WindowStage(Stage):
-    """Stage whose blocks see one window at a time: state, attention and drop path end with it.
+    """Stage whose blocks process each window separately, as a map of its own.
+
+    State, attention and drop path do not cross the borders of a window.
 
     Args:
-        blocks: Blocks of maps, to which a window is one.
-        downsample: What follows them; None in the last stage.
-        window_size: Pixels per side of a window. The map is filled up with zeros to whole windows;
-            they take part in all of the stage's blocks.
+        blocks: Blocks ``(B, H, W, C) -> (B, H, W, C)``, applied to windows.
+        downsample: Downsampling after the blocks; None in the last stage.
+        window_size: Pixels per side of a window. The map is padded with zeros to full windows, and
+            the padding takes part in all blocks of the stage.
     """
 
     def __init__(
@@ -118,8 +120,8 @@ class WindowStage(Stage):
 class MambaVision(HierarchicalBackbone):
     """Backbone of `MambaVision <https://arxiv.org/abs/2407.08083>`_.
 
-    Two stages of convolutions, then two whose maps are cut into windows: the first half of a
-    stage's blocks, rounded up, scans them, the others attend.
+    The first two stages are convolutional. The others cut their maps into windows: the first half
+    of the blocks (rounded up) scan them, the others apply attention.
 
     ==============  ==============  =======  =============  =======  ===========  =============
     ``arch``        widths          stem     depths         windows  parameters   top-1 (paper)
@@ -135,10 +137,10 @@ class MambaVision(HierarchicalBackbone):
     ``large3-512``  256 to 2048     64       3, 3, 20, 10   32, 16   739 570 472  88.1
     ==============  ==============  =======  =============  =======  ===========  =============
 
-    Parameters include a head of 1000 classes. The last three were pretrained on ImageNet-21k. The
-    windows of a stage cover the whole map at the size of images that an arch was trained on. They
-    have no weights, but change what the weights compute: a network must keep those that it was
-    trained with. Classifiers have a batch norm behind the last stage (``out_norm='bn'``).
+    Parameters include a head of 1000 classes. The last three were pretrained on ImageNet-21k. At
+    the image size of training, one window covers the entire map of its stage. Window sizes add no
+    weights but change the function of a network, so keep those that it was trained with.
+    Classifiers have a batch norm after the last stage (``out_norm='bn'``).
 
     Args:
         arch: A name, or a dict of the fields below.
@@ -146,31 +148,31 @@ class MambaVision(HierarchicalBackbone):
             - embed_dims (int | Sequence[int]): Width of the first stage, doubled from
               stage to stage, or the width of every stage. Required.
             - depths (Sequence[int]): Blocks per stage. Required.
-            - num_heads (Sequence[int]): Heads of attention in the stages with windows.
+            - num_heads (Sequence[int]): Attention heads in each stage with windows.
               Default ``(8, 16)``.
-            - window_sizes (Sequence[int]): Pixels per side of these stages' windows. Default
-              ``(14, 7)``.
-            - stem_dims (int): Width of the stem between its convolutions. Default 64.
-            - layer_scale (float | None): Initial value of learned factors of the branches'
-              channels in the stages with windows; None (default) for no factors.
-            - conv_layer_scale (float | None): The same in the stages of convolutions.
-            - mlp_ratio (float): Hidden width of the MLPs. Default 4.
-            - mixer (dict): Arguments of :class:`mmvssm.models.HalfScanMixer` that differ from
-              its defaults. Default ``{}``.
+            - window_sizes (Sequence[int]): Pixels per side of a window in each of these stages.
+              Default ``(14, 7)``.
+            - stem_dims (int): Channels between the two convolutions of the stem. Default 64.
+            - layer_scale (float | None): Initial value of the layer scale in the stages with
+              windows; None (default) for no layer scale.
+            - conv_layer_scale (float | None): The same in the convolutional stages.
+            - mlp_ratio (float): Hidden width of the MLPs as a multiple of the stage's. Default 4.
+            - mixer (dict): Arguments of :class:`mmvssm.models.HalfScanMixer` other than
+              ``embed_dims``. Default ``{}``.
         window_sizes: Field ``window_sizes``; None for that of ``arch``.
         in_channels: See :class:`HierarchicalBackbone`, as for all arguments that follow.
         drop_path_rate: Drop-path rate of the last block. In stages with windows each window of an
-            image is dropped on its own.
+            image is dropped independently.
         out_indices: Stages whose maps are returned.
-        out_norm: Whether each of them passes its own norm: True for a layer norm, or the kind.
+        out_norm: Whether each map passes through its own norm: True for a layer norm, or the kind.
         frozen_stages: Stages up to which parameters are frozen; -1 for none.
         norm_eval: Keep batch norms in eval mode while training.
         with_cp: Recompute blocks in the backward pass to save memory.
         init_cfg: Initialisation.
 
     Raises:
-        ValueError: If heads or windows do not fit the depths, heads not the widths, or as in
-            :class:`HierarchicalBackbone`.
+        ValueError: If ``num_heads`` or ``window_sizes`` do not match the number of stages, heads do
+            not divide a width, or as in :class:`HierarchicalBackbone`.
     """
 
     arch_settings: ClassVar[dict[str, dict]] = {
@@ -226,7 +228,7 @@ class MambaVision(HierarchicalBackbone):
 
     @classmethod
     def read_arch(cls, arch: str | Mapping) -> dict:
-        """Return the fields of ``arch``, checked and completed with their defaults."""
+        """Return the fields of ``arch``, checked and with defaults filled in."""
         arch = super().read_arch(arch)
         check_mixer(arch["mixer"], HalfScanMixer)
         at_least(1, stem_dims=arch["stem_dims"])
@@ -234,26 +236,26 @@ class MambaVision(HierarchicalBackbone):
         for name in ("num_heads", "window_sizes"):
             if not isinstance(arch[name], Sequence) or len(arch[name]) != num_stages:
                 raise ValueError(
-                    f"{name} must name one number for each of the {num_stages} stages with"
+                    f"{name} must have one number for each of the {num_stages} stages with"
                     f" windows, got {arch[name]!r}"
                 )
             at_least(1, **{f"{name}[{i}]": value for i, value in enumerate(arch[name])})
         return arch
 
     def build_stem(self, arch: dict, in_channels: int, embed_dims: int) -> BatchNormStem:
-        """As in :class:`HierarchicalBackbone`."""
+        """Build the batch-norm stem; see :meth:`HierarchicalBackbone.build_stem`."""
         return BatchNormStem(in_channels, arch["stem_dims"], embed_dims)
 
     def build_downsample(
         self, arch: dict, in_channels: int, out_channels: int, odd_size: str
     ) -> ConvDownsample:
-        """Build a convolution alone; see :meth:`HierarchicalBackbone.build_downsample`."""
+        """Build a convolution without norm; see :meth:`HierarchicalBackbone.build_downsample`."""
         return ConvDownsample(in_channels, out_channels, norm=None, bias=False)
 
     def build_stage(
         self, arch: dict, stage: int, blocks: Sequence[nn.Module], downsample: nn.Module | None
     ) -> Stage:
-        """Give the last stages windows; see :meth:`HierarchicalBackbone.build_stage`."""
+        """Build the stage, with windows in the last ones; see the base class."""
         if stage < CONV_STAGES:
             return Stage(blocks, downsample)
         return WindowStage(blocks, downsample, arch["window_sizes"][stage - CONV_STAGES])
@@ -261,7 +263,7 @@ class MambaVision(HierarchicalBackbone):
     def build_block(
         self, arch: dict, embed_dims: int, stage: int, layer: int, **options
     ) -> ConvBlock | MixerBlock:
-        """Build the block of its stage; see :meth:`HierarchicalBackbone.build_block`."""
+        """Build a block of the stage's kind; see :meth:`HierarchicalBackbone.build_block`."""
         if stage < CONV_STAGES:
             return ConvBlock(embed_dims, arch["conv_layer_scale"], **options)
         depth, place = arch["depths"][stage], layer - sum(arch["depths"][:stage])

@@ -40,12 +40,12 @@ class MSVMamba(HierarchicalBackbone):
     ``v3-base``   128         2, 4, 18, 2    90 591 976
     ============  ==========  =============  ======================
 
-    The first three are the paper's. The later ``v3`` has other stem, downsampling and order of
-    norms, an inner width of the mixer as the outer one, MLPs twice as wide, and a gate in
-    ``v3-base`` only.
+    The first three are those of the paper. The later ``v3`` archs differ in stem, downsampling and
+    order of norms; their mixers do not widen the map, their MLPs are twice as wide, and only
+    ``v3-base`` has a gate.
 
     Args:
-        arch: A name of the table, or a dict of the fields below, whose defaults are the paper's.
+        arch: A name of the table, or a dict of the fields below. Defaults follow the paper.
 
             - embed_dims (int | Sequence[int]): Width of the first stage, doubled from
               stage to stage, or the width of every stage. Required.
@@ -53,19 +53,19 @@ class MSVMamba(HierarchicalBackbone):
             - stem (str): ``'patch'`` (one 4x4 convolution, default) or ``'conv'`` (two 3x3).
             - downsample (str): ``'patch_merge'`` (concatenation of 2x2 pixels, norm, linear layer;
               default), ``'conv2'`` (2x2 convolution) or ``'conv3'`` (3x3).
-            - mlp_ratio (float): Hidden width of the MLPs, which have a convolution; 0 for none.
-              Default 2.
+            - mlp_ratio (float): Hidden width of the MLPs, which contain a convolution, as a
+              multiple of the stage's; 0 for no MLP. Default 2.
             - mlp_norm (str): Norm before the MLP (``'pre'``, default) or after it (``'post'``).
             - mixer (dict): Arguments of :class:`mmvssm.models.MS2D` other than ``embed_dims``.
               Default ``{}``.
         in_channels: See :class:`HierarchicalBackbone`, as for all arguments that follow.
         drop_path_rate: Drop-path rate of the last block.
         out_indices: Stages whose maps are returned.
-        out_norm: Whether each of them passes its own norm.
+        out_norm: Whether each map passes through its own norm.
         frozen_stages: Stages up to which parameters are frozen; -1 for none.
         norm_eval: Keep batch norms in eval mode while training.
         with_cp: Recompute blocks in the backward pass to save memory.
-        odd_size: ``'pad'`` or ``'crop'``, as the first code of the authors does.
+        odd_size: ``'pad'``, or ``'crop'`` as in the authors' first release.
         init_cfg: Initialisation.
     """
 
@@ -91,7 +91,7 @@ class MSVMamba(HierarchicalBackbone):
 
     @classmethod
     def read_arch(cls, arch: str | Mapping) -> dict:
-        """Return the fields of ``arch``, checked and completed with their defaults."""
+        """Return the fields of ``arch``, checked and with defaults filled in."""
         arch = super().read_arch(arch)
         check_mixer(arch["mixer"], MS2D)
         return arch

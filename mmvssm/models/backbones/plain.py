@@ -1,4 +1,4 @@
-"""What the plain backbones share: patches, class tokens, positions, layers of one width."""
+"""Base class of the plain backbones: patches, class tokens, positions, layers of one width."""
 
 from __future__ import annotations
 
@@ -50,59 +50,60 @@ FEATURES = ("residual", "mixer")
 
 
 class PlainBackbone(LoadingMixin, FreezeMixin, BaseModule):
-    """Layers of one width on a sequence of patches, with class tokens among them.
+    """Backbone of layers of one width on a sequence of patches and class tokens.
 
-    A family gives its variants as data and builds its mixers in :meth:`build_mixer`. The residual
-    stream is float32 at least, whatever the precision of the model.
+    A subclass declares its variants as data and builds its mixers in :meth:`build_mixer`. The
+    residual stream is at least float32, whatever the precision of the model.
 
     Attributes:
         arch_settings: Fields by name of the variant.
-        arch_defaults: Default of every field; ``embed_dims``, ``num_layers``, ``patch_size``,
-            ``stride``, ``norm``, ``pos_embed``, ``rope``, ``cls_token`` and ``mixer`` are
-            understood here.
-        class_tokens: Places of class tokens that the family can have.
-        mixer_fixed: Arguments of the mixer that the field ``mixer`` must not have.
-        default_init_cfg: What ``init_cfg=None`` means.
+        arch_defaults: Default of every field. This class reads ``embed_dims``, ``num_layers``,
+            ``patch_size``, ``stride``, ``norm``, ``pos_embed``, ``rope``, ``cls_token`` and
+            ``mixer``.
+        class_tokens: Values of ``cls_token`` that the family supports.
+        mixer_fixed: Arguments of the mixer that the field ``mixer`` must not set.
+        default_init_cfg: Initialisation for ``init_cfg=None``.
 
     Args:
         arch: A name of ``arch_settings``, or a dict of fields.
-        img_size: Image size ``S`` or ``(H, W)`` that position tables are made for, usually that of
-            pretraining; for other images they are resized bicubically. So are tables of a
-            checkpoint whose square grid is another.
+        img_size: Image size ``S`` or ``(H, W)`` of the position embedding, usually that of
+            pretraining. For other images, and for checkpoints with another square grid, the
+            embedding is resized bicubically.
         in_channels: Channels of the image.
         cls_token: Field ``cls_token``; None for that of ``arch``.
         drop_cls_token: Leave class tokens out of the sequence, as the published detectors and
             segmentors do. The position embedding keeps their rows, so that it fits the weights of
-            a classifier; in a checkpoint they may be absent.
+            a classifier; a checkpoint may lack them.
         rope: Field ``rope``; None for that of ``arch``.
         norm: Field ``norm``; None for that of ``arch``.
         drop_path_rate: Drop-path rate of the last layer; it grows linearly from 0.
-        out_indices: Layers, counted from 0 or with negative numbers from the end, whose output is
-            returned. Layers behind the last of them are not built, and their weights in a
-            checkpoint left out.
-        out_type: ``'cls_token'`` (class token, the mean of two, ``(B, C)``), ``'featmap'``
+        out_indices: Layers whose output is returned, counted from 0, or from the end if negative.
+            Layers after the last of them are not built, and their weights in a checkpoint are
+            ignored.
+        out_type: ``'cls_token'`` (class token, or the mean of two, ``(B, C)``), ``'featmap'``
             (patch tokens as ``(B, C, H, W)``), ``'avg_featmap'`` (their mean, ``(B, C)``),
-            ``'last_token'`` (the last of the sequence, ``(B, C)``) or ``'raw'`` (the sequence
+            ``'last_token'`` (last token of the sequence, ``(B, C)``) or ``'raw'`` (sequence
             with its class tokens, ``(B, L, C)``); None for ``'cls_token'`` if there is one, else
             ``'avg_featmap'``.
-        out_norm: Whether every returned output passes its own norm ``norm{k}``, ``k`` being the
-            place in ``out_indices``: True for a norm of the layers' kind, or the kind
-            ``'rms'`` or ``'ln'``.
-        feature: What of a layer is returned: ``'residual'`` (the stream as the next layer
-            reads it) or ``'mixer'`` (what the layer adds to it), for all or for each index.
+        out_norm: Whether every returned output passes through its own norm ``norm{k}``, where
+            ``k`` is the position in ``out_indices``: True for a norm of the layers' kind, or the
+            kind ``'rms'`` or ``'ln'``.
+        feature: Feature of a layer to return: ``'residual'`` (the residual stream as the next
+            layer reads it) or ``'mixer'`` (the layer's contribution to it); one for all, or one
+            for each index.
         frozen_stages: Layers, counted from 0, up to which parameters are frozen and modules kept
             in eval mode, together with patch, class and position embeddings; -1 for none.
-        norm_eval: Without effect, since there are no batch norms: one of the arguments that all
-            backbones have.
+        norm_eval: No effect, since there are no batch norms. Accepted because all backbones
+            take it.
         odd_size: What to do with pixels that do not fill a patch: ``'crop'`` them, or
-            ``'pad'`` zeros to the right and bottom.
+            ``'pad'`` with zeros at the right and bottom.
         with_cp: Recompute layers in the backward pass to save memory.
-        init_cfg: Initialisation; None for the family's own. Scan parameters and ``out_proj``
-            always start from their own rule, unless a checkpoint is loaded.
+        init_cfg: Initialisation; None for the family's own. Scan parameters and ``out_proj`` are
+            always initialised by their own rule, unless a checkpoint is loaded.
 
     Raises:
         ValueError: If ``arch`` or another argument is not one of its choices; in the forward
-            pass, if the image has other channels or is smaller than a patch.
+            pass, if the image has another number of channels or is smaller than a patch.
     """
 
     arch_settings: ClassVar[dict[str, dict]]
@@ -145,7 +146,10 @@ class PlainBackbone(LoadingMixin, FreezeMixin, BaseModule):
         count = len(self.out_indices)
         features = [feature] * count if isinstance(feature, str) else feature
         if len(features) != count:
-            raise ValueError(f"feature must be one word or {count}, as out_indices has: {feature}")
+            raise ValueError(
+                f"feature must be one name, or one for each of the {count} out_indices,"
+                f" got {feature}"
+            )
         self.features = tuple(one_of("feature", word, FEATURES) for word in features)
         has_cls_token = arch["cls_token"] != "none" and not drop_cls_token
         if out_type is None:
@@ -166,7 +170,7 @@ class PlainBackbone(LoadingMixin, FreezeMixin, BaseModule):
         img_size = to_2tuple(img_size)
         if min(img_size) < self.patch_size:
             raise ValueError(
-                f"img_size must be at least {self.patch_size}, the side of a patch, got {img_size}"
+                f"img_size must be at least {self.patch_size}, the patch size, got {img_size}"
             )
         grid = tuple(self.patch_embed.output_size(side) for side in img_size)
         self.positions = PositionGrid(grid, arch["cls_token"], drop_cls_token)
@@ -177,7 +181,7 @@ class PlainBackbone(LoadingMixin, FreezeMixin, BaseModule):
         if arch["pos_embed"]:
             shape = (1, self.positions.num_rows, self.embed_dims)
             self.pos_embed = nn.Parameter(torch.empty(shape))
-            # its shape tells the grid of the table, wherever weights are saved or renamed
+            # its shape stores the grid of the table, also in saved and renamed weights
             self.register_buffer("pos_grid", torch.empty(*grid, 0))
         if arch["rope"]:
             self.rope = RotaryTables(self.embed_dims, grid)
@@ -185,7 +189,7 @@ class PlainBackbone(LoadingMixin, FreezeMixin, BaseModule):
         rates = torch.linspace(0, drop_path_rate, self.num_layers, device="cpu").tolist()
         self.layers = ModuleList(
             PlainLayer(self.embed_dims, self.build_mixer(arch, i), norm, rate, with_cp)
-            # a layer that nothing reads would get no gradient, which DDP refuses
+            # an unused layer would get no gradient, which DistributedDataParallel rejects
             for i, rate in enumerate(rates[: max(self.out_indices) + 1])
         )
         kind = norm if out_norm is True else out_norm
@@ -198,7 +202,7 @@ class PlainBackbone(LoadingMixin, FreezeMixin, BaseModule):
 
     @classmethod
     def read_arch(cls, arch: str | Mapping, **fields) -> dict:
-        """Return the completed fields of ``arch``, replaced by those given that are not None."""
+        """Return the fields of ``arch`` with defaults, and with ``fields`` that are not None."""
         arch = complete_arch(
             arch, cls.arch_settings, cls.arch_defaults, required=("embed_dims", "num_layers")
         )
@@ -207,18 +211,23 @@ class PlainBackbone(LoadingMixin, FreezeMixin, BaseModule):
 
     @abstractmethod
     def build_mixer(self, arch: dict, layer: int) -> nn.Module:
-        """Build the mixer of a layer: ``(B, L, C)``, grid, class positions -> ``(B, L, C)``."""
-
-    def get_layer_depth(self, param_name: str, prefix: str = "") -> tuple[int, int]:
-        """Return how deep in the network a parameter is, for layer-wise decay of learning rates.
+        """Build the mixer of a layer: ``(B, L, C)``, grid, class positions -> ``(B, L, C)``.
 
         Args:
-            param_name: Its name in the model.
-            prefix: What names of this backbone's parameters begin with there.
+            arch: All fields.
+            layer: Index of the layer.
+        """
+
+    def get_layer_depth(self, param_name: str, prefix: str = "") -> tuple[int, int]:
+        """Return the depth of a parameter in the network, for layer-wise learning-rate decay.
+
+        Args:
+            param_name: Name of the parameter in the model.
+            prefix: Prefix of this backbone's parameters in the model.
 
         Returns:
-            0 for patch, class and position embeddings, ``l + 1`` for layer ``l``, and the last
-            depth for all else; and the number of depths, ``num_layers + 2``.
+            The depth (0 for patch, class and position embeddings, ``l + 1`` for layer ``l``, and
+            the last depth for everything else), and the number of depths, ``num_layers + 2``.
         """
         num_depths = self.num_layers + 2
         depth = num_depths - 1
@@ -230,12 +239,12 @@ class PlainBackbone(LoadingMixin, FreezeMixin, BaseModule):
         return depth, num_depths
 
     def init_weights(self) -> None:
-        """Initialise as ``init_cfg`` says; what it does not name, by :meth:`init_embeddings`."""
+        """Initialise by :meth:`init_embeddings`, then as ``init_cfg`` says."""
         self.init_embeddings()
         super().init_weights()
 
     def init_embeddings(self) -> None:
-        """Give position and class embeddings a normal distribution of std 0.02."""
+        """Initialise position and class embeddings from a normal distribution of std 0.02."""
         for embedding in (self.pos_embed, self.cls_token):
             if embedding is not None:
                 nn.init.trunc_normal_(embedding, std=0.02, a=-0.1, b=0.1)
@@ -247,7 +256,7 @@ class PlainBackbone(LoadingMixin, FreezeMixin, BaseModule):
             x: Images ``(B, in_channels, H, W)``.
 
         Returns:
-            What ``out_type`` says, per index.
+            One tensor per index; ``out_type`` determines its shape.
         """
         check_images(x, self.in_channels, self.patch_size, "the size of a patch")
         x, size = self.embed(x)
@@ -271,10 +280,17 @@ class PlainBackbone(LoadingMixin, FreezeMixin, BaseModule):
         return tuple(outs)
 
     def embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Return what the first layer reads: tokens ``(B, L, C)``, and the grid of the patches."""
+        """Compute the input of the first layer.
+
+        Args:
+            x: Images ``(B, in_channels, H, W)``.
+
+        Returns:
+            Tokens ``(B, L, C)`` and the grid (rows, columns) of the patches.
+        """
         if self.odd_size == "pad":
             patch, (stride, _) = self.patch_size, self.patch_embed.conv1.stride
-            # no negative numbers, whose remainders torch.compile does not know
+            # avoids negative operands, for which torch.compile has no floor division
             counts = [(side - patch + stride - 1) // stride for side in x.shape[2:]]
             height, width = (n * stride + patch - side for n, side in zip(counts, x.shape[2:]))
             if not (surely_equal(height, 0) and surely_equal(width, 0)):
@@ -289,13 +305,13 @@ class PlainBackbone(LoadingMixin, FreezeMixin, BaseModule):
         return x.to(compute_dtype(x.dtype)), size
 
     def cls_positions(self, num_patches: int) -> tuple[int, ...]:
-        """Return the indices of class tokens in the sequence of so many patches."""
+        """Return the indices of class tokens in a sequence with ``num_patches`` patches."""
         return cls_positions(self.positions.used_cls_place, num_patches)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        """Bring position tables of other grids into this model's form first.
+        """Resize position embeddings of other grids first.
 
-        The weights of layers that are not built are left out.
+        The weights of layers that are not built are ignored.
         """
         drop_parts(state_dict, f"{prefix}layers.", len(self.layers))
         if self.pos_embed is not None and f"{prefix}pos_embed" in state_dict:

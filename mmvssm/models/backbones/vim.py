@@ -22,8 +22,8 @@ from .plain import UNIT_RMS_NORM, PlainBackbone
 class Vim(PlainBackbone):
     """Backbone of `Vision Mamba <https://arxiv.org/abs/2401.09417>`_.
 
-    Every layer scans the sequence of patches, with the class token in its middle, from its start
-    and from its end. The first release had ``cls_token='head'`` or ``'none'``, ``rope=True`` and
+    Every layer scans the sequence of patches, which has the class token in its middle, forward and
+    backward. The first release had ``cls_token='head'`` or ``'none'``, ``rope=True`` and
     ``divide_out=False``.
 
     =================  =====  ======  ======  ===========  =============
@@ -45,19 +45,19 @@ class Vim(PlainBackbone):
             - embed_dims (int): Channels C. Required.
             - num_layers (int): Required.
             - patch_size (int): Side of a patch. Default 16.
-            - stride (int | None): Pixels from patch to patch; None for ``patch_size``, the
-              default.
-            - cls_token (str): Place of the class token: ``'middle'`` (default), ``'head'``,
-              ``'none'``, or ``'double'`` for one at either end.
+            - stride (int | None): Pixels from patch to patch; None (default) for ``patch_size``.
+            - cls_token (str): Position of the class token: ``'middle'`` (default), ``'head'``,
+              ``'none'``, or ``'double'`` for one at each end.
             - pos_embed (bool): Add a learned position embedding. Default True.
-            - rope (bool): Turn the residual stream by a rotary embedding before every layer.
+            - rope (bool): Apply a rotary embedding to the residual stream before every layer.
               Default False.
             - norm (str): ``'rms'`` (default) or ``'ln'``.
-            - bidirectional (bool): Default True; False scans from the start only.
-            - divide_out (bool): Take the mean of the two scans, not the sum. Default True.
-            - mixer (dict): Arguments of :class:`mmvssm.models.MambaMixer` that are to differ,
-              such as ``d_state`` or ``scan``, or of another registered mixer, named by
-              ``type``. Default ``{}``.
+            - bidirectional (bool): Scan forward and backward; False scans forward only. Default
+              True.
+            - divide_out (bool): Average the two scans instead of summing them. Default True.
+            - mixer (dict): Arguments of :class:`mmvssm.models.MambaMixer` to override, such as
+              ``d_state`` or ``scan``, or of another registered mixer, named by ``type``. Default
+              ``{}``.
         divide_out: Field ``divide_out``; None for that of ``arch``.
         img_size: See :class:`PlainBackbone`, as for all arguments that follow.
         in_channels: Channels of the image.
@@ -68,11 +68,11 @@ class Vim(PlainBackbone):
         drop_path_rate: Drop-path rate of the last layer.
         out_indices: Layers whose output is returned.
         out_type: ``'cls_token'``, ``'featmap'``, ``'avg_featmap'``, ``'last_token'`` or ``'raw'``.
-        out_norm: Whether, or with which norm, outputs are normed; False in
-            the published segmentors.
+        out_norm: Whether outputs are normalised, or by which norm; False in the published
+            segmentors.
         feature: ``'residual'`` or ``'mixer'``, as in the published segmentors.
         frozen_stages: Layers up to which parameters are frozen; -1 for none.
-        norm_eval: Without effect.
+        norm_eval: No effect, since there are no batch norms.
         odd_size: ``'crop'`` or ``'pad'``.
         with_cp: Recompute layers in the backward pass to save memory.
         init_cfg: Initialisation.
@@ -99,7 +99,7 @@ class Vim(PlainBackbone):
         divide_out=True,
         mixer={},
     )
-    # linear layers start from PyTorch's rule, also inside a model that says otherwise
+    # PyTorch's rule for linear layers, also inside a model with another default
     default_init_cfg: ClassVar[list[dict]] = [
         dict(
             type="Kaiming",
@@ -155,7 +155,7 @@ class Vim(PlainBackbone):
         )
 
     def build_mixer(self, arch: dict, layer: int) -> nn.Module:
-        """Build scans of the full sequence; see :meth:`PlainBackbone.build_mixer`."""
+        """Build scans of the entire sequence; see :meth:`PlainBackbone.build_mixer`."""
         options = dict(
             scan="bidirectional" if arch["bidirectional"] else "rows",
             merge="mean" if arch["divide_out"] else "sum",
@@ -164,10 +164,10 @@ class Vim(PlainBackbone):
         return build_mixer(MambaMixer, arch["embed_dims"], {**options, **arch["mixer"]})
 
     def init_embeddings(self) -> None:
-        """As in :class:`PlainBackbone`; patches by a normal of ``1 / sqrt(fan-in)``, cut at 2."""
+        """Initialise embeddings, and patches from a truncated normal of ``1 / sqrt(fan-in)``."""
         super().init_embeddings()
         conv = self.patch_embed.conv1
-        # 0.8796 is the standard deviation of a standard normal variable cut at 2
+        # 0.8796 is the standard deviation of a standard normal variable truncated at 2
         std = conv.weight[0].numel() ** -0.5 / 0.87962566103423978
         nn.init.trunc_normal_(conv.weight, std=std, a=-2 * std, b=2 * std)
         nn.init.zeros_(conv.bias)

@@ -43,15 +43,16 @@ class VMamba(HierarchicalBackbone):
     ``small-s1l20``   96, 192, 384, 768     2, 2, 20, 2   49 012 840   83.3
     ``base-s1l20``    128, 256, 512, 1024   2, 2, 20, 2   86 614 504   83.8
     ``tiny-0220``     96, 192, 384, 768     2, 2, 4, 2    32 484 904   82.5
-    ``tiny-m2``       96, 192, 384, 768     2, 2, 4, 2    25 340 296   -
-    ``small-m2``      96, 192, 384, 768     2, 2, 12, 2   39 079 816   -
-    ``base-m2``       128, 256, 512, 1024   2, 2, 12, 2   67 527 528   -
+    ``tiny-m2``       96, 192, 384, 768     2, 2, 4, 2    25 340 296   none
+    ``small-m2``      96, 192, 384, 768     2, 2, 12, 2   39 079 816   none
+    ``base-m2``       128, 256, 512, 1024   2, 2, 12, 2   67 527 528   none
     ================  ====================  ============  ===========  =============
 
     Parameters include a head of 1000 classes. ``v0`` is the first release: a gated mixer of 16
-    states, no MLP. The others have one state, no gate and an MLP; ``s`` is the ratio of the mixer's
-    inner width, ``l`` the depth of the third stage. ``tiny-0220`` came between them, with one state
-    and a gate. ``m2`` has 64 states and one decay per head, as Mamba-2; no results were published.
+    states and no MLP. The others have one state, no gate and an MLP; ``s`` is the ratio of the
+    mixer's inner width, ``l`` the depth of the third stage. ``tiny-0220`` was released in between,
+    with one state and a gate. ``m2`` has 64 states and one decay per head, like Mamba-2; no results
+    were published.
 
     Args:
         arch: A name of the table, or a dict of the fields below.
@@ -63,29 +64,30 @@ class VMamba(HierarchicalBackbone):
               convolution that cuts the image into patches).
             - downsample (str): ``'conv3'`` (3x3 convolution, default), ``'conv2'`` (2x2)
               or ``'patch_merge'`` (concatenation of 2x2 pixels, norm, linear layer).
-            - patch_size (int): Pixels per side that the stem makes one. Default 4, the only
-              one for ``stem='conv'``.
+            - patch_size (int): Downsampling factor of the stem. Default 4, the only choice for
+              ``stem='conv'``.
             - patch_norm (bool): Whether the stem has norms. Default True.
             - norm (str): ``'ln'`` (default; ``'ln2d'`` is the same function) or ``'bn'``,
               everywhere except inside the mixer.
-            - mlp_ratio (float): Hidden width of the MLPs; 0 for none. Default 4.
+            - mlp_ratio (float): Hidden width of the MLPs as a multiple of the stage's; 0 for no
+              MLP. Default 4.
             - mlp_act (str): ``'gelu'`` (default), ``'silu'`` or ``'relu'``.
-            - gated_mlp (bool): Default False.
-            - pos_embed (bool): Add a learned position embedding after the stem, resized
-              bicubically where the map, or a checkpoint's grid, differs from that of
-              ``img_size``. Default False.
+            - gated_mlp (bool): Whether the MLPs are gated. Default False.
+            - pos_embed (bool): Add a learned position embedding after the stem. It is resized
+              bicubically if the map, or a checkpoint's grid, differs from that of ``img_size``.
+              Default False.
             - mixer (dict | None): Arguments of :class:`mmvssm.models.SS2D` other than
               ``embed_dims``, or of another registered mixer, named by ``type``; None for
-              blocks without mixer. Default ``{}``.
-        img_size: Image size ``S`` or ``(H, W)`` that a position embedding is made for.
+              blocks without a mixer. Default ``{}``.
+        img_size: Image size ``S`` or ``(H, W)`` of the position embedding.
         in_channels: See :class:`HierarchicalBackbone`, as for all arguments that follow.
         drop_path_rate: Drop-path rate of the last block.
         out_indices: Stages whose maps are returned.
-        out_norm: Whether each of them passes its own norm.
+        out_norm: Whether each map passes through its own norm.
         frozen_stages: Stages up to which parameters are frozen; -1 for none.
         norm_eval: Keep batch norms in eval mode while training.
         with_cp: Recompute blocks in the backward pass to save memory.
-        odd_size: ``'pad'`` or ``'crop'``, as the first code of the authors does.
+        odd_size: ``'pad'``, or ``'crop'`` as in the authors' first release.
         init_cfg: Initialisation.
     """
 
@@ -155,8 +157,8 @@ class VMamba(HierarchicalBackbone):
             grid = [self.patch_embed.output_size(side) for side in to_2tuple(img_size)]
             if min(grid) < 1:
                 raise ValueError(
-                    "img_size must leave the position embedding at least one pixel, got"
-                    f" {img_size} for patch_size={arch['patch_size']}"
+                    "img_size must be large enough for a position embedding of one pixel, got"
+                    f" {img_size} with patch_size={arch['patch_size']}"
                 )
             self.positions = PositionGrid(tuple(grid))
             self.pos_embed = nn.Parameter(torch.zeros(1, self.embed_dims[0], *grid))
@@ -164,7 +166,7 @@ class VMamba(HierarchicalBackbone):
 
     @classmethod
     def read_arch(cls, arch: str | Mapping) -> dict:
-        """Return the fields of ``arch``, checked and completed with their defaults."""
+        """Return the fields of ``arch``, checked and with defaults filled in."""
         arch = super().read_arch(arch)
         if arch["mixer"] is not None:
             check_mixer(arch["mixer"], SS2D)
@@ -183,13 +185,13 @@ class VMamba(HierarchicalBackbone):
         return MixerBlock(embed_dims, mixer, mlp, norm=arch["norm"], **options)
 
     def init_weights(self) -> None:
-        """Initialise as ``init_cfg`` says; the position embedding by a normal of std 0.02."""
+        """Initialise as ``init_cfg`` says, and the position embedding from a normal of std 0.02."""
         if self.pos_embed is not None:
             nn.init.trunc_normal_(self.pos_embed, std=0.02, a=-0.1, b=0.1)
         super().init_weights()
 
     def embed(self, x: Tensor) -> Tensor:
-        """Return stem and position embedding: ``(B, in_channels, H, W) -> (B, H', W', C)``."""
+        """Apply stem and position embedding: ``(B, in_channels, H, W) -> (B, H', W', C)``."""
         x = self.patch_embed(x)
         if self.pos_embed is None:
             return x
@@ -197,14 +199,14 @@ class VMamba(HierarchicalBackbone):
         return x + self.positions.at(table, tuple(x.shape[1:3])).unflatten(1, x.shape[1:3])
 
     def frozen_parts(self) -> Iterator[nn.Module | nn.Parameter]:
-        """As in :class:`HierarchicalBackbone`; the position embedding goes with the stem."""
+        """Yield the position embedding together with the stem, stages and output norms."""
         yield from super().frozen_parts()
         pos_embed = getattr(self, "pos_embed", None)
         if pos_embed is not None:
             yield pos_embed
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        """Resize the position embedding of another image size first."""
+        """Resize a position embedding of another image size first."""
         key = f"{prefix}pos_embed"
         table = state_dict.get(key)
         if table is not None and self.pos_embed is not None and table.dim() == 4:

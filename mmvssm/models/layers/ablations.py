@@ -1,4 +1,4 @@
-"""Variants of SS2D that VMamba's paper compares with; no published weights use them.
+"""Variants of SS2D from the ablations of VMamba's paper; no published weights use them.
 
 `VMamba: Visual State Space Model <https://arxiv.org/abs/2401.10166>`_
 """
@@ -21,26 +21,26 @@ from .ss2d import SS2D
 
 @MODELS.register_module()
 class CascadeSS2D(SS2D):
-    """SS2D that scans each row both ways, then each column both ways, layer norms before both.
+    """SS2D that scans rows, then columns, each both ways and after a layer norm.
 
-    The reversed scan is added unflipped, as the published code does. Arguments are those of
-    :class:`SS2D` but for ``scan``, ``merge`` and ``output_order``.
+    The reversed scan is added without flipping it back, as in the published code. Arguments are
+    those of :class:`SS2D` except for ``scan``, ``merge`` and ``output_order``.
     """
 
-    #: Whether the reversed scan is added at the pixels that it read.
+    #: Whether the output of the reversed scan is flipped back to the pixels that it read.
     flip = False
 
     def build_ssm_parameters(self) -> None:
         """Create the scan's parameters: two routes of rows, then two of columns."""
         if self.scan.name != "cross2d":
             raise ValueError(
-                f"{type(self).__name__} scans rows and columns: leave scan out, got"
+                f"{type(self).__name__} always scans rows and columns; do not pass scan, got"
                 f" {self.scan.name!r}"
             )
         super().build_ssm_parameters()
 
     def scan_map(self, x: Tensor) -> Tensor:
-        """Cascaded scans over ``x (B, H, W, Di)``, in float32."""
+        """Run the cascaded scans over ``x (B, H, W, Di)``; return float32 of the same shape."""
         dtype = x.dtype
         for first in (0, 2):
             lines = F.layer_norm(x, x.shape[-1:]).to(dtype).flatten(0, 1)
@@ -52,7 +52,7 @@ class CascadeSS2D(SS2D):
     def name_routes(
         self, height: int, width: int, cls_positions: Sequence[int] = ()
     ) -> list[Route]:
-        """Return the rows and the columns, each a sequence of its own."""
+        """Return the rows and the columns, each row and column as a separate sequence."""
         pixels = torch.arange(height * width).view(height, width)
         routes = []
         for what, lines in (("rows", pixels), ("columns", pixels.t())):
@@ -67,19 +67,19 @@ class CascadeSS2D(SS2D):
 
 @MODELS.register_module()
 class FlippedCascadeSS2D(CascadeSS2D):
-    """:class:`CascadeSS2D` that adds the reversed scan at the pixels that it read."""
+    """:class:`CascadeSS2D` that flips the reversed scan back to the pixels that it read."""
 
     flip = True
 
 
 def _both_ways(height: int, width: int) -> Tensor:
-    """Visit a line from its start and from its end."""
+    """Visit a line forward and backward."""
     line = torch.arange(width, dtype=torch.int32)
     return torch.stack([line, line.flip(0)])
 
 
 def _both_ways_unflipped(height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Visit it likewise, but write the reversed scan in the order of its steps."""
+    """Visit a line forward and backward, but write the reversed scan in the order of its steps."""
     table = _both_ways(height, width)
     return table, table[:1].expand(2, -1).contiguous()
 
@@ -90,17 +90,17 @@ def _line_routes(length: int, flip: bool, device: torch.device) -> RouteSet:
 
 @MODELS.register_module()
 class ScalarDecaySS2D(SS2D):
-    """SS2D with one decay per head instead of per channel and state ("m0").
+    """SS2D with one decay per head instead of one per channel and state ("m0").
 
     There are ``dt_rank`` heads of ``Di / dt_rank`` channels and no step projection. Arguments are
     those of :class:`SS2D`; ``ssm_init`` must be ``'v1'`` (normal) or ``'v2'`` (zero and uniform).
 
     Raises:
-        ValueError: If ``ssm_init`` is another, or the heads do not divide the inner width.
+        ValueError: If ``ssm_init`` is another name, or the heads do not divide the inner width.
     """
 
     def build_ssm_parameters(self) -> None:
-        """Create the scan's parameters, without values."""
+        """Create the scan's parameters, uninitialised."""
         if self.ssm_init not in ("v1", "v2"):
             raise ValueError(
                 f"ssm_init must be 'v1' or 'v2' with scalar decay, got {self.ssm_init!r}"
@@ -108,7 +108,7 @@ class ScalarDecaySS2D(SS2D):
         sets, heads, inner = self.num_param_sets, self.dt_rank, self.inner_dims
         if inner % heads:
             raise ValueError(
-                f"scalar decay needs dt_rank heads that divide the inner width {inner}, got {heads}"
+                f"dt_rank must divide the inner width {inner} with scalar decay, got {heads}"
             )
         self.x_proj_weight = nn.Parameter(torch.empty(sets, heads + 2 * self.d_state, inner))
         self.dt_projs_bias = nn.Parameter(torch.empty(sets, heads))
@@ -117,7 +117,7 @@ class ScalarDecaySS2D(SS2D):
 
     @torch.no_grad()
     def reset_ssm_parameters(self) -> None:
-        """Give the scan's parameters their initial values."""
+        """Initialise the scan's parameters."""
         bound = self.x_proj_weight.shape[-1] ** -0.5
         self.x_proj_weight.uniform_(-bound, bound)
         self.Ds.fill_(1.0)
@@ -129,7 +129,7 @@ class ScalarDecaySS2D(SS2D):
             self.dt_projs_bias.uniform_().mul_(0.1)
 
     def scan_parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """As in :class:`SelectiveScans`: a channel takes the step and the decay of its head."""
+        """Return the parameters of the op; all channels of a head share its step and decay."""
         head_dim = self.Ds.shape[-1]
         A = -torch.exp(self.A_logs.to(compute_dtype(self.A_logs.dtype)))
         A = A.repeat_interleave(head_dim, dim=1).view(-1, 1).expand(-1, self.d_state)

@@ -1,4 +1,4 @@
-"""Attention of every pixel to every other pixel of a map."""
+"""Self-attention over all pixels of a map."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from .checks import at_least
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention of the pixels of a map, without positions.
+    """Multi-head self-attention over the pixels of a map, without position embedding.
 
     Args:
         embed_dims: Channels C.
-        num_heads: Heads, which divide the channels evenly.
+        num_heads: Number of heads, which must divide C.
 
     Raises:
-        ValueError: If they do not, or a number is not at least 1.
+        ValueError: If an argument is below 1, or the heads do not divide the channels.
     """
 
     def __init__(self, embed_dims: int, num_heads: int) -> None:
@@ -26,7 +26,7 @@ class Attention(nn.Module):
             raise ValueError(f"num_heads must divide the {embed_dims} channels, got {num_heads}")
         self.num_heads = num_heads
         self.width = embed_dims // num_heads
-        # other widths keep kernels away that do without the matrix of all pairs
+        # memory-efficient attention kernels need a head width divisible by 8
         self.padding = -self.width % 8
         self.qkv = nn.Linear(embed_dims, 3 * embed_dims)
         self.proj = nn.Linear(embed_dims, embed_dims)

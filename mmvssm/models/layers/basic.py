@@ -11,17 +11,17 @@ from mmvssm.ops.precision import autocast_cpu_dtype, autocast_enabled, compute_d
 
 from .checks import one_of
 
-#: Activations by the names that ``act`` arguments take; GELU is the exact (erf) form.
+#: Activations by the name that ``act`` arguments take; GELU is the exact (erf) form.
 ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU}
 
 
 class RMSNorm(nn.LayerNorm):
-    """Division by the root mean square of the channels, computed in float32 at least.
+    """Norm that divides by the root mean square of the channels, in float32 or wider.
 
     `Root Mean Square Layer Normalization <https://arxiv.org/abs/1910.07467>`_
 
-    It is a subclass of ``nn.LayerNorm`` for the sake of MMEngine, whose ``norm_decay_mult`` looks
-    for the norms of a model by their classes.
+    It is a subclass of ``nn.LayerNorm`` because MMEngine's ``norm_decay_mult`` recognises norms by
+    their class.
 
     Args:
         num_features: Channels C.
@@ -38,13 +38,13 @@ class RMSNorm(nn.LayerNorm):
         return (precise * scale).to(self.weight.dtype) * self.weight
 
 
-#: Norm layers by name. ``ln2d`` is what channels-first code calls a LayerNorm over the
-#: channels of each pixel; on channels-last maps it is LayerNorm itself.
+#: Norm layers by name. Channels-first code calls a LayerNorm over the channels of each pixel
+#: ``ln2d``; on channels-last maps it is LayerNorm itself.
 NORMS = {"ln": nn.LayerNorm, "ln2d": nn.LayerNorm, "bn": nn.BatchNorm2d, "rms": RMSNorm}
 
 
 def build_norm(kind: str, num_features: int) -> nn.Module:
-    """Build a norm over channels, to be called by :func:`apply_norm`.
+    """Build a norm over channels for :func:`apply_norm`.
 
     Args:
         kind: ``'ln'`` (or its synonym ``'ln2d'``), ``'bn'`` or ``'rms'``.
@@ -59,8 +59,8 @@ def build_norm(kind: str, num_features: int) -> nn.Module:
 def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
     """Apply ``norm`` over the last axis of ``x (B, H, W, C)``.
 
-    Batch norms (also those that a conversion to ``SyncBatchNorm`` put in place)
-    want the channels second, so they see a permuted view.
+    Batch norms, including converted ``SyncBatchNorm`` layers, expect channels first, so they get a
+    permuted view.
     """
     if isinstance(norm, _BatchNorm):
         return norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
@@ -68,7 +68,7 @@ def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
 
 
 class _ToMap(nn.Module):
-    """Leaves what a norm of ``(B, H, W, C)`` gives as a contiguous ``(B, C, H, W)``."""
+    """Mixin for norms of ``(B, H, W, C)`` that returns a contiguous ``(B, C, H, W)``."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).permute(0, 3, 1, 2).contiguous()
@@ -90,10 +90,9 @@ _OUT_NORMS = {"ln": OutLayerNorm, "ln2d": OutLayerNorm, "bn": nn.BatchNorm2d, "r
 
 
 def build_out_norm(kind: str | None, num_features: int) -> nn.Module:
-    """Build the norm of a map that leaves a backbone, to be called by :func:`apply_out_norm`.
+    """Build the norm of a backbone's output for :func:`apply_out_norm`.
 
-    What reads features through hooks, such as Grad-CAM and distillation, takes 4-D outputs for
-    ``(B, C, H, W)``, so that is what these norms give.
+    These norms return ``(B, C, H, W)``, the layout that hooks for Grad-CAM or distillation expect.
 
     Args:
         kind: See :func:`build_norm`; None for none.
@@ -108,14 +107,14 @@ def build_out_norm(kind: str | None, num_features: int) -> nn.Module:
 
 
 def apply_out_norm(norm: nn.Module, x: Tensor) -> Tensor:
-    """Apply a norm of :func:`build_out_norm`: ``(B, H, W, C) -> (B, C, H, W)``, contiguous."""
+    """Apply a norm of :func:`build_out_norm`: ``(B, H, W, C)`` to contiguous ``(B, C, H, W)``."""
     if isinstance(norm, _BatchNorm):
         return norm(x.permute(0, 3, 1, 2)).contiguous()
     return norm(x)
 
 
 def _half_precision_on_cpu(x: Tensor) -> torch.dtype | None:
-    """Return the 16-bit type in which a layer would compute on the CPU; None for others."""
+    """Return the 16-bit dtype in which a layer would compute on the CPU, or None."""
     if x.device.type != "cpu":
         return None
     dtype = x.dtype
@@ -125,11 +124,11 @@ def _half_precision_on_cpu(x: Tensor) -> torch.dtype | None:
 
 
 class StridedConv2d(nn.Conv2d):
-    """Convolution of any stride that is right in half precision on CPUs, too.
+    """Convolution of any stride that is also correct in half precision on CPUs.
 
-    With a stride, oneDNN (torch 2.11, AMX) returns garbage for maps a few columns wide: as
-    outputs of dense convolutions, as gradients of the weights of depthwise ones. There it is
-    computed in float32 and rounded.
+    For strided convolutions of maps that are a few columns wide, oneDNN (torch 2.11, AMX) returns
+    wrong outputs (dense) or wrong weight gradients (depthwise). On CPUs, strided convolutions in
+    half precision are therefore computed in float32 and rounded.
     """
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -147,9 +146,9 @@ class DepthwiseConv(StridedConv2d):
 
     Args:
         channels: Number of channels.
-        kernel_size: Odd side of the kernel; half of it is padded, rounded down.
+        kernel_size: Side of the kernel, an odd number; the padding is half of it, rounded down.
         bias: Whether to add a bias.
-        stride: 1 keeps the map's size, 2 halves it, rounded up.
+        stride: 1 keeps the size of the map, 2 halves it, rounding up.
     """
 
     def __init__(self, channels: int, kernel_size: int, bias: bool = True, stride: int = 1) -> None:
@@ -164,17 +163,17 @@ class DepthwiseConv(StridedConv2d):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, H, W, C) -> (B, H', W', C)``; the permuted view is channels-last memory format."""
+        """``(B, H, W, C) -> (B, H', W', C)``; the permuted view has channels-last memory format."""
         return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class SequenceConv(nn.Conv1d):
-    """Depthwise convolution of sequences, beyond whose ends zeros stand.
+    """Depthwise convolution of zero-padded sequences.
 
     Args:
         channels: Channels C.
-        kernel_size: Steps that each step sees; odd unless ``causal``.
-        causal: Whether these are the step itself and those before it, else those around it.
+        kernel_size: Number of steps in the kernel; odd unless ``causal``.
+        causal: Whether the kernel covers a step and those before it, instead of those around it.
         bias: Whether to add a bias.
     """
 
@@ -196,9 +195,9 @@ class SequenceConv(nn.Conv1d):
 
 
 class PointwiseConv(nn.Conv2d):
-    """1x1 convolution of a channels-last map, computed as the linear layer that it is.
+    """1x1 convolution of a channels-last map, computed as a linear layer.
 
-    It differs from ``nn.Linear`` in what initialisers see: a convolution with a 4-D weight.
+    It differs from ``nn.Linear`` for initialisers: it is a convolution with a 4-D weight.
 
     Args:
         in_channels: Channels C of the input.
@@ -219,11 +218,11 @@ class Mlp(nn.Module):
 
     Args:
         embed_dims: Width of input and output.
-        hidden_dims: Width in between.
+        hidden_dims: Hidden width.
         act: Name of the activation.
-        gated: Widen the first layer to two halves ``u, g`` and pass ``u * act(g)`` on.
-        dwconv: Make the layers 1x1 convolutions and add a depthwise 3x3 convolution of the
-            hidden map to it before the activation (the "ConvFFN" of MSVMamba).
+        gated: Let the first layer return two halves ``u, g``, and activate by ``u * act(g)``.
+        dwconv: Use 1x1 convolutions instead of linear layers, and add a depthwise 3x3 convolution
+            of the hidden map to it before the activation (the "ConvFFN" of MSVMamba).
     """
 
     def __init__(
@@ -243,7 +242,7 @@ class Mlp(nn.Module):
         self.fc2 = linear(hidden_dims, embed_dims)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(..., C) -> (..., C)``; a map ``(B, H, W, C)`` with ``dwconv``."""
+        """``(..., C) -> (..., C)``; with ``dwconv``, ``(B, H, W, C) -> (B, H, W, C)``."""
         x = self.fc1(x)
         gate = None
         if self.gated:
@@ -256,16 +255,16 @@ class Mlp(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Leaves a residual branch out for some of the samples while training.
+    """Stochastic depth: drop a residual branch for random samples while training.
 
     `Deep Networks with Stochastic Depth <https://arxiv.org/abs/1603.09382>`_
 
     Args:
-        drop_prob: Probability that a sample's branch is left out, below 1; the others are scaled
-            up, so that the mean stays.
+        drop_prob: Probability to drop the branch of a sample, in ``[0, 1)``. The other samples are
+            scaled up to preserve the mean.
 
     Raises:
-        ValueError: If ``drop_prob`` is no such probability.
+        ValueError: If ``drop_prob`` is out of range.
     """
 
     def __init__(self, drop_prob: float) -> None:
@@ -275,7 +274,7 @@ class DropPath(nn.Module):
         self.drop_prob = drop_prob
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, ...)`` to the same shape and dtype."""
+        """``(B, ...) -> (B, ...)`` in the same dtype."""
         if self.drop_prob == 0 or not self.training:
             return x
         drawn = torch.rand(len(x), *(1,) * (x.ndim - 1), device=x.device)
@@ -283,13 +282,13 @@ class DropPath(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """Learned factors of the channels.
+    """Learned scale of each channel.
 
     `Going deeper with Image Transformers <https://arxiv.org/abs/2103.17239>`_
 
     Args:
         num_features: Channels C.
-        value: What the factors start at.
+        value: Initial value of the scales.
     """
 
     def __init__(self, num_features: int, value: float) -> None:
@@ -302,33 +301,35 @@ class LayerScale(nn.Module):
 
 
 class ChannelGate(nn.Module):
-    """Channel attention that norms its input to compute the weights of the channels.
+    """Channel attention computed from the normalised input.
 
-    The ``BiAttn`` of EfficientVMamba and LocalMamba.
+    This is the ``BiAttn`` of EfficientVMamba and LocalMamba.
 
     Args:
-        channels: Channels C; the hidden width is an eighth of them.
+        channels: Channels C, at least 8; the hidden width is ``C // 8``.
 
     Raises:
-        ValueError: If that leaves none.
+        ValueError: If there are fewer than 8 channels.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         if channels < 8:
             raise ValueError(
-                f"channels must be at least 8 for a gate that reduces to an eighth, got {channels}"
+                f"channels must be at least 8 for a gate of hidden width C // 8, got {channels}"
             )
         self.norm = nn.LayerNorm(channels, eps=1e-5)
         self.global_reduce = nn.Linear(channels, channels // 8)
         self.channel_select = nn.Linear(channels // 8, channels)
 
     def forward(self, x: Tensor, dim: int | None = None) -> Tensor:
-        """Weigh the channels of ``x (..., C)`` by what its means over the axis ``dim`` say.
+        """Scale the channels of ``x (..., C)`` by weights computed from its means.
 
-        Without ``dim`` over the axes 1 and 2, those of a map.
+        Args:
+            x: Input ``(..., C)``.
+            dim: Axis of the means; None for axes 1 and 2, those of a map ``(B, H, W, C)``.
         """
-        # named here: torch 2.1 compiles a tuple of numbers in the signature as open sizes
+        # not a default value: torch 2.1 compiles a tuple in the signature as dynamic sizes
         mean = self.norm(x).mean((1, 2) if dim is None else dim, keepdim=True)
         gate = self.channel_select(F.gelu(self.global_reduce(mean)))
         return x * gate.sigmoid()
@@ -340,7 +341,7 @@ class SqueezeExcite(nn.Module):
     Args:
         channels: Channels C.
         hidden_dims: Width of the bottleneck.
-        conv: Make the two layers 1x1 convolutions with biases, else linear layers without.
+        conv: Use 1x1 convolutions with biases instead of linear layers without.
     """
 
     def __init__(self, channels: int, hidden_dims: int, conv: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""The residual blocks that backbones are made of."""
+"""Residual blocks of the backbones."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from .tokens import rotate
 
 
 class CheckpointedBlock(BaseModule):
-    """A block that may recompute its inside in the backward pass to save memory.
+    """Block with optional gradient checkpointing.
 
     Args:
-        with_cp: Whether it does.
+        with_cp: Recompute the block in the backward pass to save memory.
     """
 
     def __init__(self, with_cp: bool = False) -> None:
@@ -30,9 +30,12 @@ class CheckpointedBlock(BaseModule):
         self.with_cp = with_cp
 
     def forward(self, x: Tensor, *context: Any) -> Any:
-        """Return what ``_forward`` does: ``(B, H, W, C) -> (B, H, W, C)`` for a block of maps."""
+        """Call ``_forward``, with gradient checkpointing if ``with_cp`` is set.
+
+        Blocks of maps take and return ``(B, H, W, C)``.
+        """
         if self.with_cp and x.requires_grad and compiling():
-            # a compiled graph updates statistics once, whatever it recomputes
+            # a compiled graph updates batch-norm statistics only once
             return checkpoint(self._forward, x, *context, use_reentrant=False)
         if self.with_cp and x.requires_grad:
             contexts = nullcontext(), self._recomputing()
@@ -43,7 +46,7 @@ class CheckpointedBlock(BaseModule):
 
     @contextmanager
     def _recomputing(self) -> Iterator[None]:
-        """Keep the second pass out of the statistics of batch norms."""
+        """Keep the recomputation from updating the statistics of batch norms again."""
         norms = [
             (module, module.momentum)
             for module in self.modules()
@@ -60,15 +63,15 @@ class CheckpointedBlock(BaseModule):
 
 
 class MixerBlock(CheckpointedBlock):
-    """Residual block: a mixer of pixels, then a feed-forward of channels; either may be absent.
+    """Residual block of a mixer over pixels and an MLP over channels; either may be absent.
 
     Args:
-        embed_dims: Channels.
-        mixer: Maps ``(B, H, W, C)`` to the same shape; None for none.
-        mlp: Likewise.
+        embed_dims: Channels C.
+        mixer: Module ``(B, H, W, C) -> (B, H, W, C)``; None for none.
+        mlp: Module ``(B, H, W, C) -> (B, H, W, C)``; None for none.
         norm: Kind of norm.
-        mlp_norm: Norm the input (``'pre'``) or the output (``'post'``) of ``mlp``.
-        layer_scale: Initial value of learned factors of both branches' channels; None for none.
+        mlp_norm: Normalise the input (``'pre'``) or the output (``'post'``) of ``mlp``.
+        layer_scale: Initial value of the layer scale of both branches; None for no layer scale.
         drop_path: Drop-path rate of both branches.
         with_cp: Recompute the block in the backward pass to save memory.
     """
@@ -110,23 +113,23 @@ class MixerBlock(CheckpointedBlock):
 
 
 def build_layer_scale(embed_dims: int, value: float | None) -> nn.Module:
-    """Build factors of the channels of ``(..., C)`` that start at ``value``; None for none."""
+    """Build a layer scale of ``(..., C)`` that starts at ``value``; the identity for None."""
     return nn.Identity() if value is None else LayerScale(embed_dims, value)
 
 
 def norm_stream(norm: nn.Module, x: Tensor) -> Tensor:
-    """Norm a residual stream, which may be more precise than the model that reads it."""
+    """Normalise a residual stream, which may have a wider dtype than the model."""
     if isinstance(norm, nn.LayerNorm) and not isinstance(norm, RMSNorm):
         x = x.to(norm.weight.dtype)
     return norm(x)
 
 
 class PlainLayer(CheckpointedBlock):
-    """Norm and mixer, whose output is added to the residual stream.
+    """Residual layer of a norm and a mixer.
 
     Args:
         embed_dims: Channels C.
-        mixer: Maps ``(B, L, C)`` and what :meth:`forward` hands on to ``(B, L, C)``.
+        mixer: Module that maps ``(B, L, C)``, grid and class positions to ``(B, L, C)``.
         norm: ``'rms'`` or ``'ln'``.
         drop_path: Drop-path rate of the mixer's output.
         with_cp: Recompute the layer in the backward pass to save memory.
@@ -152,7 +155,7 @@ class PlainLayer(CheckpointedBlock):
         positions: tuple[int, ...],
         rope: tuple[Tensor, Tensor] | None,
     ) -> tuple[Tensor, Tensor]:
-        """Return the stream behind the layer and the mixer's output, each ``(B, L, C)``."""
+        """Return the stream after the layer and the mixer's output, each ``(B, L, C)``."""
         if rope is not None:
             x = rotate(x, *rope)
         h = self.mixer(norm_stream(self.norm, x), size, positions)

@@ -1,4 +1,4 @@
-"""Checks of constructor arguments: messages name the argument, what was given and what is right."""
+"""Checks of constructor arguments. Errors name the argument, its value and what is allowed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def one_of(name: str, value: Any, choices: Iterable[Any]) -> Any:
 
 
 def known_fields(name: str, given: Mapping, known: Iterable[str]) -> None:
-    """Check that an argument is a dict whose every field is known.
+    """Check that an argument is a dict without unknown fields.
 
     Raises:
         ValueError: If it is not; the message lists the known fields.
@@ -34,7 +34,7 @@ def known_fields(name: str, given: Mapping, known: Iterable[str]) -> None:
     if unknown:
         raise ValueError(
             f"{name} has unknown field(s) {', '.join(map(repr, unknown))}; "
-            f"known are {', '.join(known)}"
+            f"known fields are {', '.join(known)}"
         )
 
 
@@ -56,10 +56,10 @@ def known_arguments(name: str, given: Mapping, cls: type, fixed: Iterable[str] =
         name: Name of the dict.
         given: The dict.
         cls: The layer's class, whose first argument is never in the dict.
-        fixed: Further arguments that may not be in it.
+        fixed: Further arguments that must not be in it.
 
     Raises:
-        ValueError: If it is no dict or has others; the message lists the arguments.
+        ValueError: If it is not a dict or has other keys; the message lists the arguments.
     """
     arguments = list(inspect.signature(cls).parameters)[1:]
     known_fields(name, given, [argument for argument in arguments if argument not in fixed])
@@ -68,16 +68,16 @@ def known_arguments(name: str, given: Mapping, cls: type, fixed: Iterable[str] =
 def complete_arch(
     arch: str | Mapping, settings: Mapping[str, dict], defaults: dict, required: Iterable[str]
 ) -> dict:
-    """Return the fields of an ``arch`` argument, checked and completed with their defaults.
+    """Return the fields of an ``arch`` argument, checked and with defaults filled in.
 
     Args:
         arch: A name of ``settings``, or a dict of fields.
         settings: Fields by name of the variant.
         defaults: Default of every field.
-        required: Fields without which nothing can be built.
+        required: Fields that must be given.
 
     Raises:
-        ValueError: If ``arch`` is neither, or has an unknown field, or lacks a required one.
+        ValueError: If ``arch`` is neither, has an unknown field or lacks a required one.
     """
     if isinstance(arch, str):
         arch = settings[one_of("arch", arch, settings)]
@@ -86,23 +86,23 @@ def complete_arch(
     known_fields("arch", arch, defaults)
     for name in required:
         if arch.get(name) is None:
-            raise ValueError(f"arch needs the field {name!r}, got only {', '.join(arch)}")
+            raise ValueError(f"arch must have the field {name!r}, got only {', '.join(arch)}")
     return {**defaults, **arch}
 
 
 def read_indices(
     out_indices: int | Sequence[int], count: int, what: str, negative: bool = False
 ) -> tuple[int, ...]:
-    """Return ``out_indices`` as a tuple of numbers from 0.
+    """Return ``out_indices`` as a tuple of non-negative indices.
 
     Args:
-        out_indices: One or more of them.
-        count: How many there are to choose from.
-        what: What they count, in words.
-        negative: Whether negative numbers count from the end.
+        out_indices: One index or a sequence of them.
+        count: Number of stages or layers to choose from.
+        what: Name of what they index, for messages.
+        negative: Whether negative indices count from the end.
 
     Raises:
-        ValueError: If there is none, or one out of range.
+        ValueError: If there is no index, or one is out of range.
     """
     given = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
     allowed = range(-count if negative else 0, count)
@@ -114,7 +114,7 @@ def read_indices(
 
 
 def check_images(x: Tensor, in_channels: int, min_size: int, reason: str) -> None:
-    """Raise ValueError unless ``x`` is ``(B, in_channels, H, W)`` of ``min_size`` pixels a side."""
+    """Raise ValueError unless ``x`` is ``(B, in_channels, H, W)`` with sides >= ``min_size``."""
     if x.dim() != 4 or x.shape[1] != in_channels:
         raise ValueError(f"x must be (B, {in_channels}, H, W), got {tuple(x.shape)}")
     height, width = x.shape[2:]

@@ -1,4 +1,4 @@
-"""FreezeMixin: stages that stay as they are while the rest of a backbone trains."""
+"""FreezeMixin: frozen stages of a backbone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class FreezeMixin(nn.Module):
-    """Freezes the first stages of a backbone, counted as mmpretrain's ``SwinTransformer`` does.
+    """Mixin that freezes the first stages of a backbone, as mmpretrain's ``SwinTransformer`` does.
 
     Attributes:
         frozen_stages: Stages, counted from 0, up to which parameters are frozen and modules kept
@@ -23,17 +23,17 @@ class FreezeMixin(nn.Module):
 
     @abstractmethod
     def frozen_parts(self) -> Iterator[nn.Module | nn.Parameter]:
-        """Yield what ``frozen_stages`` holds: stem and embeddings, stages, their output norms."""
+        """Yield the parts to freeze: stem, embeddings, stages and their output norms."""
 
     def check_frozen_stages(self, num_stages: int) -> None:
-        """Raise ValueError unless ``frozen_stages`` is -1 or the number of a stage."""
+        """Raise ValueError unless ``frozen_stages`` is -1 or the index of a stage."""
         if self.frozen_stages not in range(-1, num_stages):
             raise ValueError(
                 f"frozen_stages must be from -1 to {num_stages - 1}, got {self.frozen_stages}"
             )
 
     def freeze(self) -> None:
-        """Freeze what ``frozen_stages`` says."""
+        """Freeze the parts up to ``frozen_stages``."""
         if self.frozen_stages < 0:
             return
         for part in self.frozen_parts():
@@ -42,7 +42,7 @@ class FreezeMixin(nn.Module):
                 part.eval()
 
     def train(self, mode: bool = True) -> FreezeMixin:
-        """Set the mode, except for what ``frozen_stages`` and ``norm_eval`` hold in eval mode."""
+        """Set the mode, but keep frozen parts, and norms with ``norm_eval``, in eval mode."""
         super().train(mode)
         self.freeze()
         if mode and self.norm_eval:

@@ -18,16 +18,16 @@ from .scans import SelectiveScans
 class HalfScanMixer(SelectiveScans):
     """Mixer of `MambaVision <https://arxiv.org/abs/2407.08083>`_.
 
-    Linear layer, convolution that sees both neighbours, and activation; one half of the channels is
-    scanned, the other is not; linear layer of both. The step bias counts twice, as it does in the
-    published networks.
+    A linear layer, a non-causal convolution and an activation come first. Then one half of the
+    channels is scanned, and a linear layer combines both halves. The step bias is added twice, as
+    in the published networks.
 
     Args:
         embed_dims: Channels C of input and output, an even number.
         d_state: States N per channel.
         dt_rank: Rank R of the step projection; None for ``ceil(C / 16)``.
-        d_conv: Odd number of steps that the convolution sees.
-        scan: The routes, see :class:`mmvssm.models.SS2D`; ``'rows'`` for a single one.
+        d_conv: Kernel size of the convolution, an odd number.
+        scan: The routes; see :class:`mmvssm.models.SS2D`. ``'rows'`` is a single route.
         force_fp32: See :class:`SelectiveScans`.
         ssm_init: See :class:`SelectiveScans`.
         init_cfg: As in :class:`mmengine.model.BaseModule`.
@@ -49,9 +49,9 @@ class HalfScanMixer(SelectiveScans):
         init_cfg: dict | list | None = None,
     ) -> None:
         if embed_dims % 2:
-            raise ValueError(f"embed_dims must be even to be halved, got {embed_dims}")
+            raise ValueError(f"embed_dims must be even, to be split in halves, got {embed_dims}")
         if d_conv < 1 or d_conv % 2 == 0:
-            raise ValueError(f"d_conv must be odd to see both neighbours, got {d_conv}")
+            raise ValueError(f"d_conv must be an odd number of at least 1, got {d_conv}")
         super().__init__(
             embed_dims,
             scan,
@@ -75,7 +75,7 @@ class HalfScanMixer(SelectiveScans):
         return self.out_proj(torch.cat([scanned, other], dim=-1)).view(x.shape)
 
     def scan_parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """As in :class:`SelectiveScans`, with twice the bias of the steps."""
+        """Return the parameters of the op, with twice the step bias."""
         A, dt_weight, dt_bias, D = super().scan_parameters()
-        # a sum, as the ONNX exporter of torch 2.11 fails at a parameter times a number
+        # a sum, because the ONNX exporter of torch 2.11 fails on a parameter times a number
         return A, dt_weight, dt_bias + dt_bias, D

@@ -1,4 +1,4 @@
-"""LoadingMixin: backbones that do not go on with random weights in silence."""
+"""LoadingMixin: backbones that never keep random weights silently."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from torch import nn
 from mmvssm.scheme import SCHEME
 
 _ADVICE = (
-    "load a file of its authors as 'mmvssm://FILE', or convert it by tools/convert_ema.py FILE DST"
+    "load a file of the authors as 'mmvssm://FILE', or convert it: tools/convert_ema.py FILE DST"
 )
 
 
 class ForeignWeightsError(RuntimeError):
-    """A checkpoint has no weights of the backbone that it is loaded into."""
+    """The checkpoint does not hold weights of the backbone that loads it."""
 
 
 class LoadingMixin(nn.Module):
-    """Says where weights come from, and refuses checkpoints that are not of the backbone."""
+    """Mixin that logs random initialisation and rejects checkpoints of other networks."""
 
     init_cfg: Any
 
     def init_weights(self) -> None:
-        """Initialise as ``init_cfg`` says, and say so where this is at random.
+        """Initialise as ``init_cfg`` says, and log a message if the weights are random.
 
         Raises:
-            ForeignWeightsError: If the checkpoint that ``init_cfg`` names has no weights of the
+            ForeignWeightsError: If the checkpoint in ``init_cfg`` does not hold weights of the
                 backbone.
         """
         name, checkpoint = type(self).__name__, _checkpoint_of(self.init_cfg)
@@ -41,7 +41,7 @@ class LoadingMixin(nn.Module):
             )
         try:
             super().init_weights()  # type: ignore[misc]  # of mmengine's BaseModule
-        # what MMEngine and torch say of files of another form
+        # the errors of MMEngine and torch for files of another format
         except (AssertionError, pickle.UnpicklingError) as error:
             if checkpoint is None or checkpoint.startswith(SCHEME):
                 raise
@@ -52,10 +52,10 @@ class LoadingMixin(nn.Module):
             ) from error
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        """Refuse a checkpoint of which less than half of the names are this backbone's.
+        """Reject a checkpoint unless more than half of its names are this backbone's.
 
-        Norms of outputs start anew if it lacks some of them, as a classifier's does: its only norm
-        is no start for a detector or segmentor.
+        If the checkpoint lacks some output norms, all of them are initialised anew. The only norm
+        of a classifier, for example, is not a useful start for a detector or segmentor.
         """
         own = {f"{prefix}{key}" for key in self.state_dict()}
         given = [key for key in state_dict if key.startswith(prefix)]
@@ -63,8 +63,8 @@ class LoadingMixin(nn.Module):
         if own and 2 * known <= len(given) and not _is_sharded(own | set(given)):
             some = ", ".join(given[:3]) or "none of which it has"
             raise ForeignWeightsError(
-                f"the checkpoint is not one of mmvssm's: {known} of the {len(own)} weights of"
-                f" {type(self).__name__} are in it, and names such as {some}; {_ADVICE}"
+                f"the checkpoint does not hold mmvssm's weights of {type(self).__name__}: it has"
+                f" {known} of the backbone's {len(own)} names, and names such as {some}; {_ADVICE}"
             )
         norm = re.compile(rf"{re.escape(prefix)}norm\d+\.")
         norms = {key for key in own if norm.match(key)}
@@ -75,12 +75,13 @@ class LoadingMixin(nn.Module):
 
 
 def drop_parts(state_dict: dict, prefix: str, first: int | None = None) -> None:
-    """Take weights out of a state dict.
+    """Remove weights from a state dict.
 
     Args:
         state_dict: Weights by name, changed in place.
-        prefix: What their names begin with.
-        first: Of parts that are numbered behind ``prefix``, the first to leave out; None for all.
+        prefix: Prefix of the names to remove.
+        first: Remove only names in which ``prefix`` is followed by a number of at least ``first``;
+            None to remove all.
     """
     for key in [key for key in state_dict if key.startswith(prefix)]:
         number = key.removeprefix(prefix).partition(".")[0]
@@ -89,11 +90,11 @@ def drop_parts(state_dict: dict, prefix: str, first: int | None = None) -> None:
 
 
 def _checkpoint_of(init_cfg: dict | Sequence[dict] | None) -> str | None:
-    """Return the checkpoint that an initialisation starts from."""
+    """Return the checkpoint in an ``init_cfg``, or None."""
     entries = [init_cfg] if isinstance(init_cfg, dict) else init_cfg or []
     return next((e["checkpoint"] for e in entries if e.get("type") == "Pretrained"), None)
 
 
 def _is_sharded(names: set[str]) -> bool:
-    """Whether a wrapper inside of the backbone gives parameters names and forms of its own."""
+    """Return whether a wrapper inside the backbone renames and reshapes parameters."""
     return any("_fsdp_wrapped_module." in name or "_flat_param" in name for name in names)

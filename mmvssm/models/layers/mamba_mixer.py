@@ -1,4 +1,4 @@
-"""MambaMixer: the mixer of the plain backbones, scans of a sequence that convolve on their own."""
+"""MambaMixer: the mixer of the plain backbones, with a causal convolution along each route."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ MERGES = ("sum", "mean", "gated", "search")
 class MambaMixer(SelectiveScans):
     """Mixer of `Vim <https://arxiv.org/abs/2401.09417>`_ and LocalVim.
 
-    Linear layer to features and gate; along each route a causal convolution and a selective scan
-    of its own; gate, merge, linear layer. LocalVim is of
-    `LocalMamba <https://arxiv.org/abs/2403.09338>`_.
+    A linear layer computes features and gate. Each route has its own causal convolution and
+    selective scan. The outputs are gated, merged and passed through a linear layer. LocalVim is the
+    plain backbone of `LocalMamba <https://arxiv.org/abs/2403.09338>`_.
 
     Args:
         embed_dims: Channels C of input and output.
         d_state: States N per channel.
         ssm_ratio: Inner width ``Di = int(ssm_ratio * C)``.
         dt_rank: Rank R of the step projection; None for ``ceil(C / 16)``.
-        d_conv: Steps that the convolution sees.
-        scan: Routes over the map of the tokens, see :class:`mmvssm.models.SS2D`:
-            ``'bidirectional'`` (the sequence from its start and from its end), ``'rows'`` (from
-            its start), or directions such as ``('h', 'v_flip', 'w7')``.
-        merge: How the routes are added up: ``'sum'``, ``'mean'``, or as LocalMamba does,
-            ``'gated'`` or ``'search'``, see :class:`RouteMerge`.
-        output_order: Where scans along directions put their output, see
-            :func:`mmvssm.ops.routes.directions`.
+        d_conv: Kernel size of the convolution.
+        scan: Routes over the map of the tokens (see :class:`mmvssm.models.SS2D`):
+            ``'bidirectional'`` (the sequence forward and backward), ``'rows'`` (forward only), or
+            directions such as ``('h', 'v_flip', 'w7')``.
+        merge: How the routes are merged: ``'sum'``, ``'mean'``, or LocalMamba's ``'gated'`` or
+            ``'search'`` (see :class:`RouteMerge`).
+        output_order: Where the outputs of directions go (see :func:`mmvssm.ops.routes.directions`).
         force_fp32: See :class:`SelectiveScans`.
         ssm_init: See :class:`SelectiveScans`.
-        depth: Layers of the network; ``out_proj`` starts divided by its square root.
+        depth: Number of layers of the network; the initial ``out_proj`` is divided by its square
+            root.
         init_cfg: As in :class:`mmengine.model.BaseModule`.
 
     Raises:
@@ -92,7 +92,7 @@ class MambaMixer(SelectiveScans):
 
     @torch.no_grad()
     def reset_out_proj(self) -> None:
-        """Give ``out_proj`` its initial values."""
+        """Initialise ``out_proj``."""
         self.out_proj.reset_parameters()
         self.out_proj.weight /= math.sqrt(self.depth)
 
@@ -111,8 +111,8 @@ class MambaMixer(SelectiveScans):
 
         Args:
             x: ``(B, P, C)``.
-            size: Map ``(H, W)`` of the tokens; None for one row of them, not for directions.
-            cls_positions: Indices of class tokens, which are no part of the map.
+            size: Map ``(H, W)`` of the tokens; None for a single row, except with directions.
+            cls_positions: Indices of class tokens, which are not part of the map.
 
         Returns:
             ``(B, P, C)``.
@@ -124,7 +124,7 @@ class MambaMixer(SelectiveScans):
         is_unknown = size is None and self.scan.directions
         if is_unknown or x.shape[1] != height * width + len(cls_positions):
             raise ValueError(
-                f"size must be the map (H, W) of the {x.shape[1]} tokens of x, less"
+                f"size must be the map (H, W) of the {x.shape[1]} tokens of x, without"
                 f" {len(cls_positions)} class token(s), got {size}"
             )
         routes = route_set(
@@ -135,7 +135,7 @@ class MambaMixer(SelectiveScans):
         gate = F.silu(gate)
         u = routes.gather(x)
         u = F.silu(self.conv1d(u.flatten(2)).view(u.shape))
-        # each route has a gate of its own where outputs go to other tokens than were read
+        # each route has a separate gate if outputs go to other tokens than were read
         separate = self.merge is not None or routes.writes_elsewhere
         y = self.run_scan(u, routes.by_step, merge="none" if separate else "sum")
         if routes.writes_elsewhere:

@@ -1,4 +1,4 @@
-"""RouteMerge: how LocalMamba makes one map of the outputs of several scans."""
+"""RouteMerge: LocalMamba's merge of the outputs of several scans."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ KINDS = ("gated", "search")
 def top_directions(probabilities: Tensor, count: int) -> list[int]:
     """Return the ascending indices of the ``count`` largest probabilities ``(K,)``.
 
-    That is how LocalMamba's search chooses the directions of a layer.
+    LocalMamba's search chooses the directions of a layer in this way.
     """
     return sorted(probabilities.argsort(descending=True, stable=True)[:count].tolist())
 
 
 class RouteMerge(nn.Module):
-    """One map from the outputs of several scans, as `LocalMamba`_ does.
+    """Merge of the outputs of several scans into one map, as in `LocalMamba`_.
 
-    A channel attention shared by the routes weighs each output; ``'gated'`` adds them up, the
-    super-net's ``'search'`` norms each and weighs it with its route's learned probability.
+    Channel attention, shared by the routes, weights each output. ``'gated'`` then sums the outputs.
+    ``'search'``, for the super-network, normalises each output and weights it by the learned
+    probability of its route before the sum.
 
     .. _LocalMamba: https://arxiv.org/abs/2403.09338
 

@@ -1,4 +1,4 @@
-"""MS2D: the mixer of MSVMamba, selective scans of a map and of its half-resolution copy."""
+"""MS2D: the mixer of MSVMamba, selective scans of a map at full and half resolution."""
 
 from __future__ import annotations
 
@@ -22,35 +22,38 @@ SE_REDUCTION = 8
 class MS2D(SelectiveScans):
     """Multi-scale 2-D selective scan of `MSVMamba <https://arxiv.org/abs/2405.14174>`_.
 
-    Linear layer in; two depthwise convolutions of its output, of which one halves the
-    resolution. The full map is scanned along ``scan``, the small one along ``half_scan``, whose
-    routes follow one another as one sequence, and resized; their sum passes a
-    squeeze-and-excitation, an optional gate and a linear layer. Defaults are the first version's.
+    After a linear layer, two depthwise convolutions compute a full map and a small map of half the
+    resolution. The full map is scanned along ``scan``. The small map is scanned along the routes of
+    ``half_scan``, joined to one sequence, and resized. The sum of both passes through
+    squeeze-and-excitation, an optional gate and a linear layer. Defaults are those of the first
+    version.
 
     Args:
         embed_dims: Channels C of input and output.
         d_state: States N per channel.
         ssm_ratio: Inner width ``Di = int(ssm_ratio * C)``.
         dt_rank: Rank R of the step projection; None for ``ceil(C / 16)``.
-        d_conv: Odd side of the convolution of the full map.
-        small_conv: Odd side of the convolution that halves the resolution, rounded up.
+        d_conv: Kernel size of the convolution of the full map, an odd number.
+        small_conv: Kernel size of the convolution that halves the resolution (rounding up), an odd
+            number.
         act: Activation after both: ``'silu'``, ``'gelu'`` or ``'relu'``.
-        scan: Routes of the full map, see :class:`mmvssm.models.SS2D`.
-        half_scan: Routes of the small map, see :class:`mmvssm.models.SS2D`. They share one set of
-            parameters, and the state is carried on from each to the next.
-        gate: Widen the input layer by Di channels that multiply the output, after ``act``.
-        norm_position: ``'before_sum'`` norms the output of each route, ``'after_sum'`` norms what
-            they add up to.
+        scan: Routes of the full map; see :class:`mmvssm.models.SS2D`.
+        half_scan: Routes of the small map; see :class:`mmvssm.models.SS2D`. They share one set of
+            parameters, and the state is carried from each to the next.
+        gate: Compute Di gate channels in the input layer; the output is multiplied by ``act`` of
+            them.
+        norm_position: ``'before_sum'`` normalises the output of each route, ``'after_sum'`` their
+            sum.
         upsample: How the small map is resized: ``'bilinear'`` or ``'nearest'``.
-        full_first: Whether the full map's scan has the first of the parameter sets and the small
-            map's the last.
+        full_first: Whether the scan of the full map uses the first parameter sets and that of the
+            small map the last one, instead of the reverse.
         force_fp32: See :class:`SelectiveScans`.
         ssm_init: See :class:`SelectiveScans`.
         init_cfg: As in :class:`mmengine.model.BaseModule`.
 
     Raises:
-        ValueError: If an argument is not one of its choices, a convolution's side is even, or the
-            inner width too small for its squeeze to an eighth.
+        ValueError: If an argument is not one of its choices, a kernel size is even, or the inner
+            width is below 8, the reduction of the squeeze-and-excitation.
     """
 
     def __init__(
@@ -112,7 +115,7 @@ class MS2D(SelectiveScans):
         dtype = x.dtype
         if self.gate_act is not None:
             x, gate = x.chunk(2, dim=-1)
-            x = x.contiguous()  # once for both convolutions
+            x = x.contiguous()  # one copy for both convolutions
         full = self._scan_full(self.act(self.conv2d(x)).contiguous()).to(dtype)
         small = self._scan_small(self.act(self.small_conv2d(x)).contiguous()).to(dtype)
         y = full + self._resize(small, full.shape[1:3])
@@ -150,14 +153,14 @@ class MS2D(SelectiveScans):
         return self.out_norm(y.to(self.param_dtype))
 
     def _resize(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """``(B, h, w, Di) -> (B, H, W, Di)``; the permuted view is channels-last memory format."""
+        """``(B, h, w, Di) -> (B, H, W, Di)``; the permuted view has channels-last memory format."""
         x = F.interpolate(x.permute(0, 3, 1, 2), size=tuple(size), mode=self.upsample)
         return x.permute(0, 2, 3, 1)
 
     def name_routes(
         self, height: int, width: int, cls_positions: Sequence[int] = ()
     ) -> list[Route]:
-        """Return the routes of the full map, then those of the small one, parts of one scan."""
+        """Return the routes of the full map, then those of the small map as parts of one scan."""
         full = name_routes(self.scan, height, width)
         half = name_routes(self.half_scan, (height + 1) // 2, (width + 1) // 2)
         total = sum(len(route.steps) for route in half)

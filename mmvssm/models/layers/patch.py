@@ -1,8 +1,8 @@
-"""Stems and downsampling layers: what changes the resolution of a hierarchical backbone.
+"""Stems and downsampling layers, which change the resolution in hierarchical backbones.
 
-Stems read images ``(B, C, H, W)`` and give maps ``(B, H', W', C)``; downsampling
-layers stay channels-last. Each knows its ``output_size``, so that a backbone can
-refuse images that would leave a map without pixels.
+Stems take images ``(B, C, H, W)`` and return maps ``(B, H', W', C)``; downsampling layers are
+channels-last. Each has an ``output_size`` method, so that a backbone can reject images that would
+leave a map without pixels.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ def _conv_size(conv: nn.Conv2d, size: int) -> int:
 
 
 class MapConv(StridedConv2d):
-    """Convolution of ``(B, C, H, W)`` whose result is a channels-last map without a later copy."""
+    """Convolution of ``(B, C, H, W)`` that returns a channels-last map without a copy."""
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        # A weight in the other layout would be rearranged at every call.
+        # A weight in another memory format would be converted on every call.
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W) -> (B, H', W', C')``."""
-        if not is_transformed():  # vmap has no memory formats
+        if not is_transformed():  # vmap does not support memory formats
             x = x.contiguous(memory_format=torch.channels_last)
         return super().forward(x).permute(0, 2, 3, 1)
 
 
 class PatchEmbed(nn.Module):
-    """One convolution without padding, then a norm; remaining pixels are dropped.
+    """Patch embedding: a convolution without padding, then a norm; excess pixels are dropped.
 
     Args:
         in_channels: Channels of the image.
         embed_dims: Channels of the map.
-        patch_size: Kernel.
+        patch_size: Kernel size.
         norm: Kind of norm, None for none.
         stride: Stride; None for ``patch_size``.
     """
@@ -60,23 +60,23 @@ class PatchEmbed(nn.Module):
         self.norm1 = build_norm(norm, embed_dims) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, C, H, W) -> (B, H', W', embed_dims)``, H' being :meth:`output_size` of H."""
+        """``(B, C, H, W) -> (B, H', W', embed_dims)``, where H' is :meth:`output_size` of H."""
         return apply_norm(self.norm1, self.conv1(x))
 
     def output_size(self, size: int) -> int:
-        """Length of the map's side for an image side of ``size`` pixels."""
+        """Return the side of the map for an image side of ``size`` pixels."""
         return _conv_size(self.conv1, size)
 
 
 class ConvStem(nn.Module):
-    """Two overlapping 3x3 convolutions of stride 2, with norms and a GELU in between.
+    """Stem of two overlapping 3x3 convolutions of stride 2, with norms and a GELU in between.
 
     Args:
         in_channels: Channels of the image.
         embed_dims: Channels of the map.
-        patch_size: Product of the two strides: 4. Other sizes take :class:`PatchEmbed`.
+        patch_size: Product of the two strides, which is 4. Use :class:`PatchEmbed` for other sizes.
         norm: Kind of norm, None for none.
-        hidden_dims: Channels that the first convolution gives; None for half of ``embed_dims``.
+        hidden_dims: Output channels of the first convolution; None for half of ``embed_dims``.
         bias: Whether the convolutions have biases.
 
     Raises:
@@ -96,7 +96,7 @@ class ConvStem(nn.Module):
         if patch_size != 4:
             raise ValueError(
                 "patch_size must be 4 for a 'conv' stem, whose two convolutions have stride 2,"
-                f" got {patch_size}; stem='patch' takes any"
+                f" got {patch_size}; stem='patch' takes any size"
             )
         hidden = embed_dims // 2 if hidden_dims is None else hidden_dims
         options = dict(kernel_size=3, stride=2, padding=1, bias=bias)
@@ -107,24 +107,24 @@ class ConvStem(nn.Module):
         self.norm2 = build_norm(norm, embed_dims) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, C, H, W) -> (B, H', W', embed_dims)``, a quarter of the side rounded up."""
+        """``(B, C, H, W) -> (B, H', W', embed_dims)``; sides are a quarter, rounded up."""
         x = self.act(apply_norm(self.norm1, self.conv1(x)))
         return apply_norm(self.norm2, self.conv2(x.permute(0, 3, 1, 2)))
 
     def output_size(self, size: int) -> int:
-        """Length of the map's side for an image side of ``size`` pixels."""
+        """Return the side of the map for an image side of ``size`` pixels."""
         return _conv_size(self.conv2, _conv_size(self.conv1, size))
 
 
 class PatchMerging(nn.Module):
-    """Concatenate each 2x2 group of pixels, norm, and project linearly.
+    """Downsampling that concatenates 2x2 pixels, normalises them and projects them linearly.
 
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
         norm: Kind of norm.
-        odd_size: What to do with an odd side: ``'pad'`` one row or column of
-            zeros at the end (they enter the norm) or ``'crop'`` the last one.
+        odd_size: What to do with an odd side: ``'pad'`` with a row or column of zeros at the end
+            (which enter the norm), or ``'crop'`` the last row or column.
     """
 
     def __init__(
@@ -136,11 +136,11 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * in_channels, out_channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, H, W, C) -> (B, H', W', out_channels)``, H' being H/2 rounded up (pad) or down."""
+        """``(B, H, W, C) -> (B, H', W', out_channels)``; H' is H/2, rounded up (pad) or down."""
         height, width = x.shape[1:3]
         rows, columns = self.output_size(height), self.output_size(width)
         if not (surely_equal(height, 2 * rows) and surely_equal(width, 2 * columns)):
-            # a negative number crops
+            # negative padding crops
             x = F.pad(x, (0, 0, 0, 2 * columns - width, 0, 2 * rows - height))
         x = x.unflatten(2, (columns, 2)).unflatten(1, (rows, 2))  # B, H', row, W', column, C
         # channel blocks in the order (row, column) = (0,0), (1,0), (0,1), (1,1)
@@ -148,12 +148,12 @@ class PatchMerging(nn.Module):
         return self.reduction(apply_norm(self.norm, x))
 
     def output_size(self, size: int) -> int:
-        """Length of the output's side for an input side of ``size`` pixels."""
+        """Return the side of the output for an input side of ``size`` pixels."""
         return (size + 1) // 2 if self.odd_size == "pad" else size // 2
 
 
 class ConvDownsample(nn.Module):
-    """A convolution of stride 2, then a norm.
+    """Downsampling by a convolution of stride 2, then a norm.
 
     Args:
         in_channels: Channels of the input.
@@ -184,5 +184,5 @@ class ConvDownsample(nn.Module):
         return apply_norm(self.norm, self.conv(x.permute(0, 3, 1, 2)))
 
     def output_size(self, size: int) -> int:
-        """Length of the output's side for an input side of ``size`` pixels."""
+        """Return the side of the output for an input side of ``size`` pixels."""
         return _conv_size(self.conv, size)

@@ -20,19 +20,19 @@ from .tokens import (
 
 
 def square_side(num_patches: int) -> int:
-    """Return the side of the square grid of so many patches; 0 if there is none."""
+    """Return the side of the square grid of ``num_patches`` patches; 0 if there is none."""
     side = math.isqrt(max(num_patches, 0))
     return side if side**2 == num_patches else 0
 
 
 @dataclass(frozen=True)
 class PositionGrid:
-    """Meaning of the rows of a position embedding ``(1, T, C)``.
+    """Layout of the rows of a position embedding ``(1, T, C)``.
 
     Attributes:
-        grid: Patches ``(H, W)``, row by row.
-        cls_place: Place of class tokens among them, see :func:`cls_positions`.
-        drop_cls_token: Whether the model leaves class tokens out; their rows then are not used.
+        grid: Grid ``(H, W)`` of the patches, row by row.
+        cls_place: Position of class tokens among the patches (see :func:`cls_positions`).
+        drop_cls_token: Whether the model omits class tokens, so that their rows are unused.
     """
 
     grid: tuple[int, int]
@@ -46,18 +46,18 @@ class PositionGrid:
 
     @property
     def used_cls_place(self) -> str:
-        """Place of class tokens in the sequence."""
+        """Position of class tokens in the sequence."""
         return "none" if self.drop_cls_token else self.cls_place
 
     def at(self, table: Tensor, size: Sequence[int]) -> Tensor:
         """Return the embedding of a sequence.
 
         Args:
-            table: ``(1, T, C)`` of this grid.
-            size: Patches ``(H', W')`` of the sequence.
+            table: Position embedding ``(1, T, C)`` of this grid.
+            size: Grid ``(H', W')`` of the patches of the sequence.
 
         Returns:
-            ``(1, T', C)`` with the rows of the class tokens that the sequence has.
+            ``(1, T', C)``, including the rows of class tokens that are in the sequence.
         """
         if not self.drop_cls_token and is_same_grid(self.grid, size):
             return table
@@ -66,18 +66,18 @@ class PositionGrid:
     def _resize(
         self, table: Tensor, grid: Sequence[int], size: Sequence[int], cls_place: str
     ) -> Tensor:
-        """Resize the rows of patches; class tokens get their place among the new ones."""
+        """Resize the rows of patches, and insert those of class tokens again."""
         stored = cls_positions(self.cls_place, math.prod(grid))
         cls_rows = table[0, list(stored)][:, None]
         patches = resize_table(remove_tokens(table, stored), grid, size)
         return insert_tokens(patches, cls_rows, cls_positions(cls_place, patches.shape[1]))
 
     def lacks_cls_rows(self, num_rows: int) -> bool:
-        """Whether a table of so many rows is one without those of class tokens.
+        """Return whether a table of ``num_rows`` rows lacks the rows of class tokens.
 
-        The published detectors and segmentors have dropped the rows together with the tokens.
-        Only models with ``drop_cls_token`` load such a table: of their own grid, or of a square
-        one. Where it can also be one with class rows, it is.
+        The published detectors and segmentors have dropped these rows together with the tokens.
+        Only models with ``drop_cls_token`` load such a table, of their own grid or a square one. An
+        ambiguous table is assumed to have the rows.
         """
         num_cls = CLASS_TOKENS[self.cls_place]
         if not self.drop_cls_token or not num_cls:
@@ -87,17 +87,17 @@ class PositionGrid:
         return num_rows == math.prod(self.grid) or square_side(num_rows) > 0
 
     def fit(self, table: Tensor, said: Tensor | None = None) -> Tensor:
-        """Bring the table of a checkpoint onto this grid.
+        """Fit the table of a checkpoint to this grid.
 
-        Rows of class tokens that it lacks become zeros, and a table of another grid is resized, as
-        of stride 16 for stride 8. Without ``said`` a table is taken for one of this grid if it has
-        its size, else for one of a square grid, with a warning. One that fits neither stays as it
-        is, and loading reports its shape.
+        Missing rows of class tokens become zeros, and a table of another grid is resized (as from
+        stride 16 to stride 8). Without ``said``, the method warns, and assumes this grid if the
+        table has its size, else a square grid. A table that fits neither is returned unchanged, so
+        that loading reports its shape.
 
         Args:
-            table: ``(1, T', C)``.
-            said: Tensor ``(H', W', 0)`` whose shape is the grid that it was made for; None if the
-                checkpoint does not say.
+            table: Position embedding ``(1, T', C)``.
+            said: Tensor ``(H', W', 0)`` whose shape is the grid of the table; None if the
+                checkpoint does not store it.
 
         Returns:
             ``(1, T, C)``, or ``table`` itself.
@@ -121,9 +121,9 @@ class PositionGrid:
         if not math.prod(assumed):
             return table
         warnings.warn(
-            "the checkpoint does not say the grid of its position embedding, which is taken for"
+            "the checkpoint does not store the grid of its position embedding; assuming"
             f" {assumed[0]}x{assumed[1]} patches"
-            + ("" if assumed == self.grid else f" and resized to {self.grid[0]}x{self.grid[1]}"),
+            + ("" if assumed == self.grid else f", resized to {self.grid[0]}x{self.grid[1]}"),
             stacklevel=2,
         )
         return self._resize(table, assumed, self.grid, self.cls_place)

@@ -1,4 +1,4 @@
-"""What all mixers share: the parameters of selective scans, and the call of the op."""
+"""Base class of the mixers: the parameters of selective scans, and the call of the op."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ INITS = ("v0", "v0-first", "v1", "v2", "linear")
 
 @dataclass(frozen=True)
 class Route:
-    """One route of a mixer, for pictures and analysis.
+    """One route of a mixer, for figures and analysis.
 
     Attributes:
-        name: What it does, in words.
+        name: Caption of the route.
         size: Map ``(H, W)`` that it visits.
         steps: int64 ``(L,)``: flat row-major index of the pixel visited at each step, -1 for a zero
             token, ``H * W + t`` for class token ``t``.
-        cls_places: Pixel before which each class token stands; ``H * W`` for behind all.
-        starts: Steps, besides the first, at which the state begins anew.
-        first: Steps of the same scan before this part of it.
-        total: Steps of all parts of the scan; None for those of ``steps``.
+        cls_places: Index of the pixel before which each class token is inserted; ``H * W`` for the
+            end.
+        starts: Steps, besides the first, at which the state is reset.
+        first: Number of steps of the same scan before this route, if it is a part of one.
+        total: Number of steps of all parts of the scan; None if ``steps`` is the entire scan.
     """
 
     name: str
@@ -59,7 +60,7 @@ def name_routes(
         cls_positions: Ascending positions of class tokens among the tokens.
 
     Raises:
-        ValueError: If the scan was registered with more or fewer titles than it has routes.
+        ValueError: If the scan was registered with another number of titles than it has routes.
     """
     positions = tuple(cls_positions)
     table = route_set(scan, height, width, cls_positions=positions).read
@@ -67,12 +68,12 @@ def name_routes(
     pixels = list(range(num_pixels))
     for t, position in enumerate(positions):
         pixels.insert(position, num_pixels + t)
-    # -1 takes the entry behind the last
+    # index -1 selects the last entry, -1
     table = torch.tensor([*pixels, -1])[table.long()]
     titles = scan.titles or [f"route {k}" for k in range(len(table))]
     if len(titles) != len(table):
         raise ValueError(
-            f"scan {scan.name!r} has {len(table)} routes, but titles for {len(titles)}"
+            f"titles of scan {scan.name!r} must name its {len(table)} routes, got {len(titles)}"
         )
     places = tuple(position - t for t, position in enumerate(positions))
     return [Route(title, (height, width), steps, places) for title, steps in zip(titles, table)]
@@ -81,12 +82,12 @@ def name_routes(
 def mixer_class(options: Mapping, default: type) -> type:
     """Return the class of a mixer.
 
-    A name is looked up in ``mmvssm.registry.MODELS`` alone: MMEngine's own look-up would import
-    what a dotted name says, and archs also come from files that are not trusted.
+    Names are looked up only in ``mmvssm.registry.MODELS``. MMEngine's own lookup would import the
+    module of a dotted name, and archs may come from untrusted files.
 
     Args:
-        options: Its arguments, and perhaps the ``type`` of a registered mixer, a name or a class.
-        default: The class without a ``type``.
+        options: Arguments of the mixer, optionally with its ``type``: a registered name or a class.
+        default: The class if ``options`` has no ``type``.
 
     Raises:
         ValueError: If no mixer is registered under the type.
@@ -96,8 +97,8 @@ def mixer_class(options: Mapping, default: type) -> type:
         kind = MODELS.module_dict.get(kind.removeprefix("mmvssm."))
     if not isinstance(kind, type) or not issubclass(kind, nn.Module):
         raise ValueError(
-            f"mixer has the type {options['type']!r}, which is not registered in"
-            " mmvssm.registry.MODELS"
+            "the type of mixer must be registered in mmvssm.registry.MODELS, got"
+            f" {options['type']!r}"
         )
     return kind
 
@@ -108,10 +109,10 @@ def check_mixer(options: Mapping, default: type, fixed: Iterable[str] = ()) -> N
     Args:
         options: See :func:`mixer_class`.
         default: See :func:`mixer_class`.
-        fixed: Arguments that must not be among them, besides ``embed_dims``.
+        fixed: Arguments that must not be given, besides ``embed_dims``.
 
     Raises:
-        ValueError: If ``options`` is no dict, or has an unknown type or argument.
+        ValueError: If ``options`` is not a dict, or has an unknown type or argument.
     """
     if not isinstance(options, Mapping):
         raise ValueError(f"mixer must be a dict, got {options!r}")
@@ -120,32 +121,32 @@ def check_mixer(options: Mapping, default: type, fixed: Iterable[str] = ()) -> N
 
 
 def build_mixer(default: type, embed_dims: int, options: Mapping) -> nn.Module:
-    """Build a mixer of ``embed_dims`` channels, see :func:`mixer_class`."""
+    """Build a mixer of ``embed_dims`` channels; see :func:`mixer_class`."""
     cls = mixer_class(options, default)
     return cls(embed_dims, **{k: v for k, v in options.items() if k != "type"})
 
 
 class SelectiveScans(BaseModule):
-    """Base of the mixers: selective scans of a map along K routes, each with its own parameters.
+    """Base class of the mixers: selective scans along K routes, each with its own parameters.
 
     The projections to step, B and C act on each pixel alone, so one matrix product in pixel order
     serves all routes; the scan reads and writes through route tables.
 
     Args:
         embed_dims: Channels C of input and output.
-        scan: What the mixer scans along, see :func:`mmvssm.ops.routes.read_scan`.
+        scan: The routes; see :func:`mmvssm.ops.routes.read_scan`.
         output_order: See :func:`mmvssm.ops.routes.read_scan`.
         d_state: States N per channel.
         ssm_ratio: Inner width ``Di = int(ssm_ratio * C)``.
         dt_rank: Rank R of the step projection; None for ``ceil(C / 16)``.
-        extra_routes: Parameter sets K' besides those of the routes of ``scan``.
+        extra_routes: Number of parameter sets in addition to those of the routes of ``scan``.
         force_fp32: Cast the scan's inputs to float32 under autocast. False leaves them in
-            autocast's precision; state and output of the scan are float32 either way.
-        ssm_init: Initial values of the scan's parameters: ``'v0'`` (as Mamba: decays
-            1..N, log-uniform steps), ``'v0-first'`` (so for the first route's steps, while those of
-            the others have bias 0), ``'v1'`` (normal), ``'v2'`` (zero and uniform) or
-            ``'linear'`` (decays as ``'v0'``, projections as those of other linear layers:
-            truncated normal weights of std 0.02, bias 0).
+            autocast's precision; state and output of the scan are float32 in both cases.
+        ssm_init: Initial values of the scan's parameters: ``'v0'`` (as in Mamba: decays
+            1..N, log-uniform step sizes), ``'v0-first'`` (the same for the first route, step bias 0
+            for the others), ``'v1'`` (normal), ``'v2'`` (zero and uniform) or ``'linear'`` (decays
+            as in ``'v0'``, projections like other linear layers: truncated normal weights of std
+            0.02, bias 0).
         init_cfg: As in :class:`mmengine.model.BaseModule`.
 
     Raises:
@@ -186,13 +187,13 @@ class SelectiveScans(BaseModule):
         self.force_fp32 = force_fp32
         self.ssm_init = one_of("ssm_init", ssm_init, INITS)
         self.build_ssm_parameters()
-        # the marks of the published code; whether they are followed is the config's choice
+        # the published code sets this attribute, too; the config decides whether it is used
         for parameter in (self.A_logs, self.Ds):
             parameter._no_weight_decay = True  # type: ignore[attr-defined]
         self.reset_ssm_parameters()
 
     def build_ssm_parameters(self) -> None:
-        """Create the scan's parameters, without values."""
+        """Create the scan's parameters, uninitialised."""
         sets, inner = self.num_param_sets, self.inner_dims
         self.x_proj_weight = nn.Parameter(torch.empty(sets, self.dt_rank + 2 * self.d_state, inner))
         self.dt_projs_weight = nn.Parameter(torch.empty(sets, inner, self.dt_rank))
@@ -202,7 +203,7 @@ class SelectiveScans(BaseModule):
 
     @torch.no_grad()
     def reset_ssm_parameters(self) -> None:
-        """Give the scan's parameters their initial values."""
+        """Initialise the scan's parameters."""
         bound = self.x_proj_weight.shape[-1] ** -0.5
         self.x_proj_weight.uniform_(-bound, bound)
         self.Ds.fill_(1.0)
@@ -223,7 +224,7 @@ class SelectiveScans(BaseModule):
         self.A_logs.copy_(states.log().expand_as(self.A_logs))
         bound = self.dt_rank**-0.5
         self.dt_projs_weight.uniform_(-bound, bound)
-        # the inverse of softplus at log-uniform steps
+        # the inverse softplus of log-uniform step sizes
         low, high = math.log(1e-3), math.log(1e-1)
         step = torch.empty_like(self.dt_projs_bias).uniform_(low, high).exp_().clamp_(min=1e-4)
         self.dt_projs_bias.copy_(step + torch.log(-torch.expm1(-step)))
@@ -241,7 +242,7 @@ class SelectiveScans(BaseModule):
 
     @property
     def param_dtype(self) -> torch.dtype:
-        """Precision of the model: half for one that was cast to half precision as a whole."""
+        """Dtype of the model: 16 bits if the entire model was cast to half precision."""
         return self.Ds.dtype
 
     def name_routes(
@@ -260,7 +261,7 @@ class SelectiveScans(BaseModule):
         """Return the routes of ``scan`` over a map ``x (B, H, W, Di)``.
 
         Raises:
-            ValueError: If there are more or fewer of them than over other maps.
+            ValueError: If their number differs from that over other maps.
         """
         height, width = x.shape[1:3]
         routes = route_set(self.scan, height, width, device=x.device)
@@ -268,11 +269,11 @@ class SelectiveScans(BaseModule):
         return routes
 
     def check_number(self, routes: RouteSet, height: int, width: int) -> None:
-        """Raise ValueError unless there are as many routes as parameter sets for them."""
+        """Raise ValueError unless there is one parameter set for each route."""
         if routes.num_routes != self.num_routes:
             raise ValueError(
-                f"scan {self.scan.name!r} has {routes.num_routes} routes over {height}x{width}"
-                f" pixels, but {self.num_routes} over other maps; their number must not change"
+                f"scan {self.scan.name!r} must have {self.num_routes} routes over every map, got"
+                f" {routes.num_routes} over {height}x{width} pixels"
             )
 
     def run_scan(
@@ -288,11 +289,11 @@ class SelectiveScans(BaseModule):
         Args:
             x: ``(B, P, Di)``, or ``(B, P, K, Di)`` with an input per route.
             routes: K routes over P pixels.
-            merge: ``'sum'`` adds the routes, ``'none'`` keeps them apart.
-            param_sets: Parameter sets to take, one per route.
+            merge: ``'sum'`` adds the routes, ``'none'`` keeps them separate.
+            param_sets: Parameter sets to use, one per route.
 
         Returns:
-            float32 ``(B, Q, Di)``, for ``merge='none'`` ``(B, Q, K, Di)``.
+            float32 ``(B, Q, Di)``, or ``(B, Q, K, Di)`` for ``merge='none'``.
         """
         x, x_dbl, A, dt_weight, dt_bias, D = self.scan_inputs(x, routes, param_sets)
         return selective_scan_2d(
@@ -311,7 +312,7 @@ class SelectiveScans(BaseModule):
     def scan_inputs(
         self, x: Tensor, routes: RouteSet, param_sets: slice = slice(None)
     ) -> tuple[Tensor, ...]:
-        """Return what :meth:`run_scan` gives to :func:`mmvssm.ops.selective_scan_2d`.
+        """Return the arguments of :meth:`run_scan` for :func:`mmvssm.ops.selective_scan_2d`.
 
         Args:
             x: See :meth:`run_scan`.
@@ -337,7 +338,7 @@ class SelectiveScans(BaseModule):
         )
 
     def _project(self, x: Tensor, routes: RouteSet, weight: Tensor) -> Tensor:
-        """Steps (in their low rank), B and C at every pixel: ``(B, P, K or 1, R + 2N)``."""
+        """Project pixels to low-rank steps, B and C: ``(B, P, K or 1, R + 2N)``."""
         if x.dim() == 4:
             return torch.einsum("bpkd,ked->bpke", x, weight)
         if routes.is_disjoint and routes.num_routes > 1:
@@ -345,6 +346,10 @@ class SelectiveScans(BaseModule):
         return F.linear(x, weight.flatten(0, 1)).unflatten(-1, (weight.shape[0], -1))
 
     def scan_parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """``A (K*Di, N)``, step weight ``(K, Di, R)``, step bias ``(K, Di)`` and ``D (K*Di,)``."""
+        """Return the parameters of the op.
+
+        Returns:
+            ``A (K*Di, N)``, step weight ``(K, Di, R)``, step bias ``(K, Di)`` and ``D (K*Di,)``.
+        """
         A = -torch.exp(self.A_logs.to(compute_dtype(self.A_logs.dtype)))
         return A, self.dt_projs_weight, self.dt_projs_bias, self.Ds

@@ -21,7 +21,7 @@ class _SpatialSoftmax(nn.Module):
         return x.flatten(1, 2).softmax(1).view_as(x)
 
 
-#: What follows the scan: published models use the layer norm, the others are ablations.
+#: Layers after the scan: published models use the layer norm, the others are ablations.
 OUT_NORMS = {
     "layernorm": lambda dim: nn.LayerNorm(dim, eps=1e-5),
     "none": lambda dim: nn.Identity(),
@@ -39,37 +39,37 @@ MERGES = ("sum", "gated", "search")
 class SS2D(SelectiveScans):
     """2-D selective scan of `VMamba <https://arxiv.org/abs/2401.10166>`_.
 
-    Linear layer in, depthwise convolution and activation, selective scans along
-    routes over the map added up, norm, optional gate, linear layer out.
+    A linear layer, a depthwise convolution and an activation come first. The sum of selective scans
+    along several routes then passes through a norm, an optional gate and a linear layer.
 
     Args:
         embed_dims: Channels C of input and output.
         d_state: States N per channel.
         ssm_ratio: Inner width ``Di = int(ssm_ratio * C)``.
         dt_rank: Rank R of the step projection; None for ``ceil(C / 16)``.
-        d_conv: Odd side of the depthwise convolution; below 2 there is none.
-        conv_bias: Whether that convolution has a bias.
-        act: Activation after it: ``'silu'``, ``'gelu'`` or ``'relu'``.
+        d_conv: Kernel size of the depthwise convolution, an odd number; none below 2.
+        conv_bias: Whether the convolution has a bias.
+        act: Activation after the convolution: ``'silu'``, ``'gelu'`` or ``'relu'``.
         scan: The routes, any number of them. A registered name: ``'cross2d'`` (rows, columns and
             both reversed), ``'unidi'`` (rows, four times), ``'bidi'`` (rows and reversed rows,
-            twice each), ``'atrous'`` (every second row and column from four offsets, of
+            twice each), ``'atrous'`` (every second row and column from four offsets, as in
             `EfficientVMamba <https://arxiv.org/abs/2403.09977>`_) or one of your own; a function
             of height and width that returns an int32 table ``(K, L)``; or directions such as
-            ``('h', 'v_flip', 'w7')``, see :func:`mmvssm.ops.routes.directions`.
-        merge: How the routes are added up: ``'sum'``, or as
-            `LocalMamba <https://arxiv.org/abs/2403.09338>`_ does, see :class:`RouteMerge`.
-        output_order: Where scans along directions put their output, see
-            :func:`mmvssm.ops.routes.directions`.
-        gate: Widen the input layer by Di channels that multiply the scan's output.
+            ``('h', 'v_flip', 'w7')`` (see :func:`mmvssm.ops.routes.directions`).
+        merge: How the routes are merged: ``'sum'``, or ``'gated'`` or ``'search'`` as in
+            `LocalMamba <https://arxiv.org/abs/2403.09338>`_ (see :class:`RouteMerge`).
+        output_order: Where the outputs of directions go (see :func:`mmvssm.ops.routes.directions`).
+        gate: Compute Di gate channels in the input layer, which multiply the scan's output.
         gate_act: Whether the gate passes through ``act``.
-        out_norm: What follows the scan: ``'layernorm'``, ``'none'``, ``'dwconv3'``
+        out_norm: Layer after the scan: ``'layernorm'``, ``'none'``, ``'dwconv3'``
             (depthwise convolution), ``'cnorm'`` (layer norm, then that convolution),
             ``'softmax'`` (over all pixels) or ``'sigmoid'``.
         out_act: Whether a GELU follows ``out_norm``.
         force_fp32: Cast the scan's inputs to float32 under autocast. False leaves them in
-            autocast's precision; state and output of the scan are float32 either way.
-        ssm_init: Initial values of the scan's parameters: ``'v0'`` (as Mamba: decays
-            1..N, log-uniform steps), ``'v1'`` (normal) or ``'v2'`` (zero and uniform).
+            autocast's precision; state and output of the scan are float32 in both cases.
+        ssm_init: Initial values of the scan's parameters: ``'v0'`` (as in Mamba: decays
+            1..N, log-uniform step sizes), ``'v1'`` (normal), ``'v2'`` (zero and uniform), or
+            another name of :class:`SelectiveScans`.
         init_cfg: As in :class:`mmengine.model.BaseModule`.
 
     Raises:
@@ -98,7 +98,7 @@ class SS2D(SelectiveScans):
         init_cfg: dict | list | None = None,
     ) -> None:
         if d_conv > 1 and d_conv % 2 == 0:
-            raise ValueError(f"d_conv must be odd to keep the map's size, got {d_conv}")
+            raise ValueError(f"d_conv must be odd, to keep the size of the map, got {d_conv}")
         super().__init__(
             embed_dims,
             scan,
@@ -136,7 +136,7 @@ class SS2D(SelectiveScans):
         return self.out_proj(y)
 
     def scan_map(self, x: Tensor) -> Tensor:
-        """Merged scans over ``x (B, H, W, Di)``, in float32."""
+        """Scan ``x (B, H, W, Di)`` and merge the routes; return float32 of the same shape."""
         routes = self.routes_over(x)
         if self.merge is None:
             return self.run_scan(x.flatten(1, 2), routes).view(x.shape)

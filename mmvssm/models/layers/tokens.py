@@ -1,4 +1,4 @@
-"""Sequences of patch tokens: class tokens among them, and tables of their positions."""
+"""Sequences of patch tokens: class tokens, output formats and rotary embeddings."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from mmvssm.ops.precision import compute_dtype
 from mmvssm.ops.tracers import surely_equal
 
-#: Number of class tokens by the word for their place.
+#: Number of class tokens by the name of their position.
 CLASS_TOKENS = {"none": 0, "head": 1, "middle": 1, "double": 2}
-#: What a plain backbone can return, see :func:`format_tokens`.
+#: Output formats of a plain backbone; see :func:`format_tokens`.
 OUT_TYPES = ("cls_token", "featmap", "avg_featmap", "last_token", "raw")
 
 
@@ -22,9 +22,9 @@ def cls_positions(place: str, num_patches: int) -> tuple[int, ...]:
     """Return the indices of the class tokens in a sequence with ``num_patches`` patch tokens.
 
     Args:
-        place: ``'none'``, ``'head'`` (before all patches), ``'middle'`` (behind half of them,
-            rounded down) or ``'double'`` (one before, one behind all patches).
-        num_patches: Patch tokens M.
+        place: ``'none'``, ``'head'`` (before all patches), ``'middle'`` (after half of them,
+            rounded down) or ``'double'`` (one before and one after all patches).
+        num_patches: Number of patch tokens M.
 
     Returns:
         Ascending indices into the ``M + T`` tokens.
@@ -39,7 +39,7 @@ def cls_positions(place: str, num_patches: int) -> tuple[int, ...]:
 
 
 def insert_tokens(x: Tensor, tokens: Tensor, positions: Sequence[int]) -> Tensor:
-    """Put tokens at their positions.
+    """Insert tokens at their positions.
 
     Args:
         x: ``(B, M, C)``.
@@ -65,11 +65,11 @@ def remove_tokens(x: Tensor, positions: Sequence[int]) -> Tensor:
 def format_tokens(
     x: Tensor, out_type: str, size: Sequence[int], positions: Sequence[int]
 ) -> Tensor:
-    """Return what ``out_type`` says of a sequence.
+    """Convert a sequence to the format ``out_type``.
 
     Args:
         x: ``(B, L, C)``.
-        out_type: ``'cls_token'`` (the class token, the mean of two, ``(B, C)``), ``'featmap'``
+        out_type: ``'cls_token'`` (class token, or the mean of two, ``(B, C)``), ``'featmap'``
             (patch tokens as ``(B, C, H, W)``), ``'avg_featmap'`` (their mean, ``(B, C)``),
             ``'last_token'`` (``(B, C)``) or ``'raw'`` (``x`` itself).
         size: Grid ``(H, W)`` of the patch tokens.
@@ -88,23 +88,24 @@ def format_tokens(
 
 
 def is_same_grid(size: Sequence[int], new_size: Sequence[int]) -> bool:
-    """Whether a table needs no resampling; False for a size that a traced graph leaves open.
+    """Return whether two grids are equal, so that no resampling is needed.
 
-    To be resampled to its own grid does not change a table.
+    False for dynamic sizes of a traced graph; resampling a table to its own grid does not change
+    it.
     """
     return all(map(surely_equal, size, new_size))
 
 
 def resize_table(table: Tensor, size: Sequence[int], new_size: Sequence[int]) -> Tensor:
-    """Resample the rows of a grid's positions bicubically.
+    """Resample tables of positions bicubically to another grid.
 
     Args:
         table: ``(T, H * W, C)``.
-        size: Its grid ``(H, W)``.
-        new_size: The wanted grid ``(H', W')``.
+        size: Grid ``(H, W)`` of the table.
+        new_size: New grid ``(H', W')``.
 
     Returns:
-        ``(T, H' * W', C)``; ``table`` itself where the grids agree.
+        ``(T, H' * W', C)``; ``table`` itself if the grids are equal.
     """
     if is_same_grid(size, new_size):
         return table
@@ -115,18 +116,19 @@ def resize_table(table: Tensor, size: Sequence[int], new_size: Sequence[int]) ->
 
 
 class RotaryTables(nn.Module):
-    """Tables of the angles by which Vim's and LocalMamba's first models turn their features.
+    """Tables of the rotary embedding of Vim's and LocalMamba's first models.
 
-    The first half of the channels turns with the row of a token, the second with its column, two
-    channels at a time; on a side of any length the coordinates run to ``pretrain_side``. Of grids
-    other than ``size`` the tables themselves are resampled. Class tokens are not turned.
+    Pairs of channels are rotated by angles proportional to a coordinate of the token: its row for
+    the first half of the channels, its column for the second. Coordinates are scaled to run from 0
+    to ``pretrain_side`` on any grid. For grids other than ``size``, the tables are resampled. Class
+    tokens are not rotated.
 
     `RoFormer <https://arxiv.org/abs/2104.09864>`_
 
     Args:
         channels: Channels C, divisible by 4.
         size: Grid ``(H, W)``.
-        pretrain_side: Coordinate behind the last token of a row or column.
+        pretrain_side: Coordinate past the last token of a row or column.
 
     Raises:
         ValueError: If ``channels`` is not divisible by 4.
@@ -154,18 +156,18 @@ class RotaryTables(nn.Module):
         self.register_buffer("freqs_sin", angles.sin().float())
 
     def forward(self, size: Sequence[int], positions: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of a sequence.
+        """Return the cosines and sines of a sequence.
 
         Args:
             size: Grid ``(H, W)`` of its patch tokens.
             positions: Indices of its T class tokens.
 
         Returns:
-            Two ``(H * W + T, C)``, for :func:`rotate`.
+            Two tensors ``(H * W + T, C)`` for :func:`rotate`.
         """
         tables = resize_table(torch.stack([self.freqs_cos, self.freqs_sin]), self.size, size)
         if positions:
-            # cosine 1 and sine 0 leave a token as it is
+            # cosine 1 and sine 0 leave a token unchanged
             still = tables.new_tensor([1.0, 0.0])[:, None, None].expand(-1, 1, tables.shape[2])
             for position in positions:
                 tables = torch.cat([tables[:, :position], still, tables[:, position:]], dim=1)
@@ -185,7 +187,7 @@ class RotaryTables(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn pairs of channels of ``x (B, L, C)`` by the angles of ``(L, C)`` tables."""
+    """Rotate pairs of channels of ``x (B, L, C)`` by the angles of ``(L, C)`` tables."""
     first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack([-second, first], dim=-1).flatten(-2)
     return x * cos + turned * sin

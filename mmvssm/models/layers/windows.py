@@ -1,4 +1,4 @@
-"""Windows of maps, each of which becomes a map of its own."""
+"""Partition of maps into windows, and its inverse."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from mmvssm.ops.tracers import surely_equal
 
 
 def to_windows(x: Tensor, side: int) -> Tensor:
-    """Cut maps into square windows, row by row; zeros fill up the last row and column of them.
+    """Cut maps into square windows, row by row, padding with zeros at the bottom and right.
 
     Args:
         x: ``(B, H, W, C)``.
         side: Pixels per side of a window, which may be larger than the map.
 
     Returns:
-        ``(B * ceil(H / side) * ceil(W / side), side, side, C)``, the windows of a map together.
+        ``(B * ceil(H / side) * ceil(W / side), side, side, C)``; windows of a map are adjacent.
     """
     batch, height, width, channels = x.shape
     rows, columns = _windows_along(height, side), _windows_along(width, side)
@@ -27,10 +27,10 @@ def to_windows(x: Tensor, side: int) -> Tensor:
 
 
 def from_windows(windows: Tensor, size: tuple[int, int]) -> Tensor:
-    """Put the windows of :func:`to_windows` together again, without what was filled up.
+    """Reassemble the windows of :func:`to_windows` and remove the padding.
 
     Args:
-        windows: ``(B * windows of a map, side, side, C)``.
+        windows: ``(B * number of windows per map, side, side, C)``.
         size: Height and width of the maps.
 
     Returns:
@@ -43,5 +43,5 @@ def from_windows(windows: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _windows_along(length: int, side: int) -> int:
-    """Round ``length / side`` up; never by a negative quotient, which ONNX rounds towards zero."""
+    """Round ``length / side`` up, without negative quotients, which ONNX rounds towards zero."""
     return (length + side - 1) // side

@@ -1,4 +1,4 @@
-"""A feature pyramid from the one map of a plain backbone."""
+"""Feature pyramid from the single map of a plain backbone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ EPS = 1e-6
 class MapNorm(nn.LayerNorm):
     """LayerNorm over the channels of each pixel of ``(B, C, H, W)``.
 
-    Heads of the libraries take it as ``norm_cfg=dict(type="mmvssm.MapNorm", eps=1e-6)``.
+    Heads of mmdetection and mmsegmentation take it as ``norm_cfg=dict(type="mmvssm.MapNorm",
+    eps=1e-6)``.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -30,34 +31,34 @@ class MapNorm(nn.LayerNorm):
 
 
 def level_name(scale: float) -> str:
-    """Name of the module that makes the map of a scale: ``'x4'``, ``'x0_5'``."""
+    """Return the name of the module that computes the map of a scale: ``'x4'``, ``'x0_5'``."""
     return f"x{scale:g}".replace(".", "_")
 
 
 @MODELS.register_module()
 class SimpleFeaturePyramid(BaseModule):
-    """Resamples one map to several scales, and brings each to the same channels.
+    """Neck that resamples one map to several scales with the same number of channels.
 
-    The pyramid of `Exploring Plain Vision Transformer Backbones for Object Detection
-    <https://arxiv.org/abs/2203.16527>`_, a neck for detectors with :class:`mmvssm.Vim` and
-    :class:`mmvssm.LocalVim`. Maps are enlarged by transposed 2x2 convolutions (with a norm and
-    GELU between the two of ``4``) and reduced by max pooling, which drops odd last rows and
-    columns; then follow a 1x1 and a 3x3 convolution without bias, each with a norm over the
-    channels and without activation. Further levels are every second pixel of the level before.
+    This is the pyramid of `Exploring Plain Vision Transformer Backbones for Object Detection
+    <https://arxiv.org/abs/2203.16527>`_, for detectors with :class:`mmvssm.Vim` and
+    :class:`mmvssm.LocalVim`. Transposed 2x2 convolutions enlarge the map (scale ``4`` uses two,
+    with a norm and a GELU in between). Max pooling reduces it and drops odd last rows and columns.
+    A 1x1 and a 3x3 convolution without bias follow, each with a norm over the channels and without
+    activation. Further levels take every second pixel of the level before.
 
     Args:
         in_channels: Channels C of the map.
         out_channels: Channels of every level.
-        scales: Sizes of the first levels in terms of the map's, in falling order, of ``4``, ``2``,
-            ``1``, ``0.5`` and ``0.25``. The default makes strides 4, 8, 16 and 32 of a map of
-            stride 16; for stride 8, ``(2, 1, 0.5, 0.25)`` does.
+        scales: Sizes of the first levels relative to the map, in descending order, out of ``4``,
+            ``2``, ``1``, ``0.5`` and ``0.25``. For a map of stride 16, the default yields strides
+            4, 8, 16 and 32; for stride 8, use ``(2, 1, 0.5, 0.25)``.
         num_outs: Number of levels; those beyond ``scales`` are subsampled.
         init_cfg: Initialisation; None for PyTorch's.
 
     Raises:
-        ValueError: If ``scales`` holds another scale or does not fall, ``num_outs`` is less than
+        ValueError: If ``scales`` holds another scale or does not descend, ``num_outs`` is less than
             its length, or ``in_channels`` cannot be halved for every doubling; in the forward
-            pass, if the input is not one map of ``in_channels`` or too small to be reduced.
+            pass, if the input is not a single map of ``in_channels``, or is too small.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class SimpleFeaturePyramid(BaseModule):
         for scale in scales:
             one_of("scales", scale, SCALES)
         if not scales or list(scales) != sorted(set(scales), reverse=True):
-            raise ValueError(f"scales must hold falling numbers, got {tuple(scales)}")
+            raise ValueError(f"scales must be in descending order, got {tuple(scales)}")
         if num_outs < len(scales):
             raise ValueError(
                 f"num_outs must be at least {len(scales)}, the number of scales, got {num_outs}"
@@ -91,10 +92,10 @@ class SimpleFeaturePyramid(BaseModule):
         )
 
     def forward(self, inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Make the levels.
+        """Compute the levels.
 
         Args:
-            inputs: The map ``(B, C, H, W)``, alone or as the one element of a sequence.
+            inputs: The map ``(B, C, H, W)``, alone or as the only element of a sequence.
 
         Returns:
             ``num_outs`` contiguous maps ``(B, out_channels, H_i, W_i)``.
@@ -102,8 +103,8 @@ class SimpleFeaturePyramid(BaseModule):
         if not isinstance(inputs, Tensor):
             if len(inputs) != 1:
                 raise ValueError(
-                    f"inputs must hold one map, got {len(inputs)}: the backbone's out_indices"
-                    " should name one layer"
+                    f"inputs must hold one map, got {len(inputs)}; let the backbone's out_indices"
+                    " name a single layer"
                 )
             (inputs,) = inputs
         if inputs.dim() != 4 or inputs.shape[1] != self.in_channels:

@@ -1,7 +1,7 @@
-"""The CUDA kernels without a build: NVRTC compiles the one that a call needs when it first comes.
+"""The CUDA kernels without a build: NVRTC compiles each kernel when it is first needed.
 
-NVRTC and the driver are libraries that every torch with CUDA and every GPU machine have; no
-toolkit, no C++ compiler and no compiled extension are needed.
+NVRTC ships with every CUDA build of torch, and the driver is on every GPU machine. No CUDA toolkit,
+C++ compiler or compiled extension is needed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def find_device(index: int) -> Device:
     """Return a GPU, ready to run scans.
 
     Args:
-        index: Its number, as torch counts.
+        index: Index of the GPU in torch.
 
     Raises:
         RuntimeError: If NVRTC or the driver is missing, or NVRTC is too new for the GPU.
@@ -37,7 +37,7 @@ def find_device(index: int) -> Device:
 
 @cache
 def missing_reason(index: int) -> str:
-    """Why NVRTC cannot serve a GPU; empty if it can."""
+    """Return why NVRTC cannot serve a GPU; empty if it can."""
     try:
         find_device(index)
     except (NvrtcError, DriverError, FileNotFoundError) as error:
@@ -46,7 +46,7 @@ def missing_reason(index: int) -> str:
 
 
 def describe() -> str:
-    """Say which NVRTC there is, and where the kernels are kept."""
+    """Describe the NVRTC found and the folder in which kernels are kept."""
     try:
         compiler = find_compiler()
     except NvrtcError as error:
@@ -62,15 +62,15 @@ def register(serves, otherwise: dict) -> None:
     """Register the implementations of the ops for CUDA tensors.
 
     Args:
-        serves: Function of a ``torch.device``: whether NVRTC's kernels run on it now.
-        otherwise: Functions to call where it does not, by the name of the op; none where no kernels
-            are compiled.
+        serves: Function that says whether NVRTC's kernels currently run on a ``torch.device``.
+        otherwise: Functions to call where they do not, by name of the op; empty if no kernels were
+            compiled.
     """
     if _registered:
         return
     library = torch.library.Library("mmvssm", "IMPL")
     with warnings.catch_warnings():
-        # The compiled extension has registered its own, which these call.
+        # The compiled extension has registered its own kernels; these wrap them.
         warnings.filterwarnings("ignore", message=".*[Oo]verriding a previously registered kernel")
         for name, run in IMPLEMENTATIONS.items():
             implementation = _implementation(run, serves, otherwise.get(name))

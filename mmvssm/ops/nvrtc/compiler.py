@@ -16,25 +16,25 @@ import torch
 
 from .sources import headers
 
-#: Every function of the sources is device code: NVRTC takes nothing else.
+#: NVRTC compiles device code only, so every function of the sources becomes device code.
 OPTIONS = ("--std=c++17", "--device-as-default-execution-space", "--define-macro=MMVSSM_PLAN")
 
 
 class NvrtcError(RuntimeError):
-    """NVRTC is missing, or refuses what it is given."""
+    """NVRTC is missing, or rejects its input."""
 
 
 def library_files(cuda: str) -> list[Path]:
-    """Where NVRTC for a version of CUDA may be, the best first: torch's wheels, then toolkits.
+    """List the candidates for NVRTC, best first: torch's wheels, then CUDA toolkits.
 
     Args:
-        cuda: Version that torch was built for, as ``torch.version.cuda``.
+        cuda: CUDA version that torch was built for, as in ``torch.version.cuda``.
 
     Returns:
-        Files that exist, and last a bare name, which the system's loader may know.
+        Existing files, then a bare name for the system's loader.
     """
     major = cuda.split(".")[0]
-    number = "11.2" if major == "11" else major  # one name from CUDA 11.2 on
+    number = "11.2" if major == "11" else major  # all of CUDA 11 from 11.2 on shares this name
     places = [
         Path(entry, "nvidia", folder, "lib")
         for entry in sys.path
@@ -45,14 +45,14 @@ def library_files(cuda: str) -> list[Path]:
         if variable in os.environ:
             places.append(Path(os.environ[variable], "lib64"))
     found = [file for place in places for file in sorted(place.glob(f"libnvrtc*.so.{number}"))]
-    # torch's wheels for CUDA 11 put some digits into the name.
+    # torch's wheels for CUDA 11 add a hash to the name.
     found = [file for file in found if re.match(r"libnvrtc(-[0-9a-f]+)?\.so", file.name)]
     return [*found, Path(f"libnvrtc.so.{number}")]
 
 
 @contextmanager
 def _same_locale() -> Iterator[None]:
-    """Put the thread's locale back: NVRTC of CUDA 12.1 leaves it at C, where text is ASCII."""
+    """Restore the thread's locale: NVRTC of CUDA 12.1 leaves it at C, where text is ASCII."""
     uselocale = ctypes.CDLL(None).uselocale
     uselocale.argtypes, uselocale.restype = [c_void_p], c_void_p
     before = uselocale(None)
@@ -63,10 +63,10 @@ def _same_locale() -> Iterator[None]:
 
 
 class Compiler:
-    """One NVRTC.
+    """A loaded NVRTC library.
 
     Args:
-        file: The library; a bare name is looked for as the system's loader does.
+        file: The library; the system's loader searches for a bare name.
 
     Raises:
         NvrtcError: If it does not load.
@@ -75,7 +75,7 @@ class Compiler:
     def __init__(self, file: Path) -> None:
         self.file = file
         try:
-            # NVRTC looks for this by name only: it must be loaded already.
+            # NVRTC opens this library by its bare name, so it must be loaded before.
             for builtins in sorted(file.parent.glob("libnvrtc-builtins*.so*")):
                 if ".alt." not in builtins.name:
                     ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)
@@ -89,20 +89,20 @@ class Compiler:
         self._call("nvrtcGetNumSupportedArchs", byref(count))
         supported = (c_int * count.value)()
         self._call("nvrtcGetSupportedArchs", supported)
-        #: Architectures as 75, 80, ..., ascending.
+        #: Supported architectures, ascending, as 75, 80, ...
         self.architectures = sorted(supported)
 
     def target(self, capability: int) -> str:
-        """What to compile for a device: its own machine code, or what its driver can translate.
+        """Return the target for a device: machine code, or PTX that its driver translates.
 
         Args:
-            capability: Compute capability as 90 for 9.0.
+            capability: Compute capability, 90 for 9.0.
 
         Returns:
             ``'sm_90'``, or ``'compute_90'`` for a device newer than this NVRTC.
 
         Raises:
-            NvrtcError: If the device is older than all that this NVRTC compiles for.
+            NvrtcError: If the device is older than every architecture that this NVRTC supports.
         """
         known = [number for number in self.architectures if number <= capability]
         if not known:
@@ -119,15 +119,15 @@ class Compiler:
 
         Args:
             source: Text of the program, which may include :func:`~.sources.headers`.
-            target: As of :meth:`target`.
+            target: A target of :meth:`target`.
             kernel: C++ expression that names the kernel, with its template arguments.
 
         Returns:
-            Name of the kernel in the machine code, and the machine code, or PTX for a
-            ``compute_`` target.
+            Name of the kernel in the code, and the code: PTX for a ``compute_`` target, else
+            machine code.
 
         Raises:
-            NvrtcError: If the program is wrong; the message holds the compiler's.
+            NvrtcError: If the program does not compile; the message includes the compiler's log.
         """
         program = c_void_p()
         texts = headers()
@@ -176,7 +176,7 @@ def _strings(texts):
 
 @cache
 def find_compiler() -> Compiler:
-    """Load the NVRTC of torch's CUDA.
+    """Load the NVRTC of the CUDA version that torch was built for.
 
     Raises:
         NvrtcError: If there is none.

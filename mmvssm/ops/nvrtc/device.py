@@ -1,4 +1,4 @@
-"""One GPU: its loaded kernels, the plans of its calls, and how a plan runs."""
+"""One GPU: its loaded kernels, the plans of its calls, and the execution of a plan."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from .driver import (
 from .plans import FILL, LAUNCH, Act, Plan
 from .programs import compiled
 
-# Product of csrc/cuda/scan_cuda.h: addresses of a, b and out; batch, rows, inner, columns.
+# Layout of Product in csrc/cuda/scan_cuda.h: addresses of a, b and out; batch, rows, inner,
+# columns.
 _PRODUCT = struct.Struct("<3Q4q")
-#: Plans that are kept: a model has some 60 for each size of its images.
+#: Plans to keep; a model has about 60 for each image size.
 _MAX_PLANS = 8192
 
 
@@ -33,12 +34,12 @@ class Device:
     """A CUDA device.
 
     Args:
-        index: Its number, as torch counts.
-        compiler: What compiles its kernels.
-        driver: What starts them.
+        index: Index of the GPU in torch.
+        compiler: Compiler of its kernels.
+        driver: Driver that launches them.
 
     Raises:
-        NvrtcError: If the compiler knows no code for this device.
+        NvrtcError: If the compiler does not support this device.
     """
 
     def __init__(self, index: int, compiler: Compiler, driver: Driver) -> None:
@@ -53,7 +54,7 @@ class Device:
 
     @property
     def torch_device(self) -> torch.device:
-        """Where this device's tensors lie."""
+        """The ``torch.device`` of this GPU."""
         return torch.device("cuda", self.index)
 
     def guard(self) -> AbstractContextManager:
@@ -61,25 +62,24 @@ class Device:
         return torch.cuda.device(self.index)
 
     def stream(self) -> int:
-        """Handle of torch's current stream on this device."""
+        """Return the handle of torch's current stream on this device."""
         return torch.cuda.current_stream(self.index).cuda_stream
 
     def is_capturing(self) -> bool:
-        """Whether a CUDA graph is captured from this stream."""
+        """Return whether the current stream is capturing a CUDA graph."""
         return torch.cuda.is_current_stream_capturing()
 
     def run(self, scan: str, args: str, fields: Mapping[str, object]) -> None:
         """Run a scan's kernels on torch's current stream.
 
         Args:
-            scan: Host function of ``csrc/cuda/scan_cuda.h``.
-            args: Struct that it takes.
-            fields: Its fields: numbers; tensors on this device, contiguous, or None.
+            scan: Name of a host function of ``csrc/cuda/scan_cuda.h``.
+            args: Name of the struct that it takes.
+            fields: Fields of the struct: numbers, contiguous tensors on this device, or None.
 
         Raises:
             ValueError: If a block of this device has too little shared memory.
-            RuntimeError: If something fails, or a call of new sizes comes while a stream is
-                captured.
+            RuntimeError: If a CUDA call fails, or sizes are new while a CUDA graph is captured.
         """
         tensors = {n: t for n, t in fields.items() if t is None or isinstance(t, Tensor)}
         addresses = [0 if t is None or t.numel() == 0 else t.data_ptr() for t in tensors.values()]
@@ -91,7 +91,7 @@ class Device:
             plan = self._plan(scan, args, tuple(fields), numbers, pointers)
             if not plan.fits:
                 raise ValueError(
-                    "the CUDA scan needs more than a block of this device has for"
+                    "the CUDA scan needs more shared memory than a block of this device has for"
                     f" N = {fields['d_state']} and this step rank R; choose backend('torch')"
                 )
             workspace = torch.empty(
@@ -118,7 +118,7 @@ class Device:
 
     @staticmethod
     def _multiply(act: Act, memory: list) -> None:
-        """Products of float32 matrices, as precise as torch is set to make them."""
+        """Multiply float32 matrices with the precision that torch is set to."""
         *_, batch, rows, inner, columns = _PRODUCT.unpack_from(act.params)
         shapes = ((rows, inner), (inner, columns), (rows, columns))
         matrices = []
@@ -133,8 +133,8 @@ class Device:
     def _make_plan(self, scan, args, names, numbers, pointers) -> Plan:
         if self.is_capturing():
             raise RuntimeError(
-                "this call's sizes are new, and its kernels cannot be got ready while a CUDA graph"
-                " is captured: run it once before"
+                "this call has new sizes, and its kernels cannot be prepared while a CUDA graph is"
+                " captured; run the call once before the capture"
             )
         pointers = dict(pointers)
         values = {**dict(numbers), **pointers}
@@ -150,7 +150,7 @@ class Device:
         params = struct.pack("<2Q", request.data_ptr(), reply.data_ptr())
         self.driver.launch(planner, 1, 1, 0, self.stream(), bytearray(params))
         plan = plans.read_reply(reply, pointers)
-        # Everything is loaded now: it could not be while a graph is captured.
+        # Load everything now: it would be impossible while a graph is captured.
         for act in plan.acts:
             if act.kind == LAUNCH:
                 entry = self._entry(act.source, act.kernel)
@@ -160,7 +160,7 @@ class Device:
         return plan
 
     def _entry(self, source: str, kernel: str) -> c_void_p:
-        """A loaded kernel of a program."""
+        """Return a kernel of a program, loaded."""
         if (source, kernel) not in self._entries:
             name, code = compiled(self.compiler, source, self.target, kernel)
             self._entries[source, kernel] = self.driver.load(code, name)

@@ -1,27 +1,27 @@
-"""CUDA's driver library through ctypes: what it takes to load a kernel and to start it."""
+"""CUDA's driver library through ctypes, as far as loading and launching kernels needs it."""
 
 from __future__ import annotations
 
 import ctypes
 from ctypes import byref, c_char_p, c_int, c_size_t, c_uint, c_void_p
 
-#: Of cuDeviceGetAttribute; those that a driver does not know are left zero.
+#: Attributes to ask cuDeviceGetAttribute for; those that a driver does not know stay zero.
 NUM_ATTRIBUTES = 128
 CLOCK_KHZ, MULTIPROCESSORS, CAPABILITY_MAJOR, CAPABILITY_MINOR, SHARED_LIMIT = 13, 16, 75, 76, 97
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-#: Bytes of shared memory above which a kernel must ask for them.
+#: Bytes of shared memory that a kernel gets without opting in.
 _PLAIN_SHARED = 48 * 1024
 
 
 class DriverError(RuntimeError):
-    """The driver is missing, or refuses what it is asked for."""
+    """The driver is missing, or a call of it failed."""
 
 
 class Driver:
     """The driver library.
 
     Args:
-        file: Its name or path.
+        file: Name or path of the library.
 
     Raises:
         DriverError: If it does not load.
@@ -35,13 +35,13 @@ class Driver:
         self._call("cuInit", c_uint(0))
 
     def device(self, index: int) -> int:
-        """The driver's handle of the device that it counts as ``index``."""
+        """Return the driver's handle of the device ``index``."""
         handle = c_int()
         self._call("cuDeviceGet", byref(handle), index)
         return handle.value
 
     def attributes(self, device: int) -> list[int]:
-        """All attributes of a device, by their number."""
+        """Return all attributes of a device, indexed by their number."""
         values = []
         for attribute in range(NUM_ATTRIBUTES):
             value = c_int(0)
@@ -50,7 +50,7 @@ class Driver:
         return values
 
     def ensure_context(self, device: int) -> None:
-        """Make the device's context, which torch uses, this thread's if it has none yet."""
+        """Make the device's primary context, which torch uses, current if no context is."""
         context = c_void_p()
         self._call("cuCtxGetCurrent", byref(context))
         if not context:
@@ -65,7 +65,7 @@ class Driver:
         return function
 
     def allow_shared_memory(self, function: c_void_p, shared_bytes: int) -> None:
-        """Let a kernel be started with so much dynamic shared memory."""
+        """Allow launches of a kernel with this much dynamic shared memory."""
         if shared_bytes > _PLAIN_SHARED:
             self._call("cuFuncSetAttribute", function, _MAX_DYNAMIC_SHARED, shared_bytes)
 
@@ -78,14 +78,14 @@ class Driver:
         stream: int,
         params: bytearray,
     ) -> None:
-        """Start a kernel that takes one struct, which is copied before this returns."""
+        """Launch a kernel that takes one struct, which is copied before this returns."""
         struct = (ctypes.c_char * len(params)).from_buffer(params)
         pointers = (c_void_p * 1)(ctypes.addressof(struct))
         sizes = (c_uint(size) for size in (blocks, 1, 1, threads, 1, 1, shared_bytes))
         self._call("cuLaunchKernel", function, *sizes, c_void_p(stream), pointers, None)
 
     def fill(self, address: int, value: int, size: int, stream: int) -> None:
-        """Set each of ``size`` bytes."""
+        """Set each of ``size`` bytes at ``address`` to ``value``."""
         arguments = (ctypes.c_uint64(address), ctypes.c_ubyte(value), c_size_t(size))
         self._call("cuMemsetD8Async", *arguments, c_void_p(stream))
 

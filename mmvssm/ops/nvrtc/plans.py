@@ -1,12 +1,12 @@
-"""What a scan launches: found out by the host functions of the CUDA sources, once for each size.
+"""Launch plans of scans, made once per size by the host functions of the CUDA sources.
 
 ``csrc/cuda/*_host.cpp`` decide in C++ which kernels run, over how many blocks, with how much shared
-memory and which parameters. NVRTC compiles them, too, as a kernel of one thread, which notes what
-the host would do instead of doing it (``csrc/nvrtc/plan_device.h``). So the decisions stand in one
-place, and nothing here knows a particular kernel.
+memory and which parameters. NVRTC also compiles these functions, as a kernel of one thread that
+records what the host would do instead of doing it (``csrc/nvrtc/plan_device.h``). The decisions
+therefore exist only once, and this module knows no particular kernel.
 
-The plan is made with made-up addresses in place of the tensors'. It is made twice, with other
-ones; what differs, is an address.
+The planner runs twice, with two different sets of made-up addresses in place of the tensors'.
+Every parameter that differs between the two runs is an address.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from dataclasses import dataclass
 
 import torch
 
-#: Positions of the addresses' last bits that the host functions look at: alignment to 16 bytes.
+#: Bytes to which the host functions check the alignment of addresses.
 ALIGNMENT = 16
-#: Kinds of acts.
+#: Kinds of actions in a plan.
 LAUNCH, FILL, MULTIPLY = range(3)
 
 _RUNS = 2
 _MAX_ACTS, _MAX_WORDS = 40, 128
-# Both halves of an address differ between the runs: left-overs between the fields of a struct,
-# which may hold half an address, are never taken for one.
+# Both halves of an address differ between the runs. Padding between the fields of a struct may hold
+# stale halves of addresses, which are thus never mistaken for an address.
 _STEP = 2**40 + 2**20
 
 
@@ -54,42 +54,43 @@ class _Plan(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Act:
-    """One thing that a plan asks for."""
+    """One action of a plan: a kernel launch, a fill or a matrix product."""
 
     kind: int
-    source: str  # of a kernel: program that holds it
-    kernel: str  # its C++ expression
+    source: str  # for a launch: program that holds the kernel
+    kernel: str  # for a launch: C++ expression that names the kernel
     blocks: int
     threads: int
     shared_bytes: int
-    value: int  # of every byte to fill
-    size: int  # bytes of the parameters, or to fill
+    value: int  # for a fill: value of every byte
+    size: int  # bytes of the parameters, or bytes to fill
     params: bytes
-    # (where in the parameters, which address, bytes behind it); the last address is the workspace
+    # (offset in the parameters, index of the address, bytes past it); the last address is the
+    # workspace's
     addresses: tuple[tuple[int, int, int], ...]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What one call does, in this order."""
+    """The actions of one call, in order."""
 
-    fits: bool  # false: a block of this device is too small
+    fits: bool  # False if a block of this device has too little shared memory
     workspace_bytes: int
     acts: tuple[Act, ...]
 
 
 def planner_name(scan: str) -> str:
-    """The kernel of :func:`planner_source`."""
+    """Return the name of the kernel in :func:`planner_source`."""
     return f"mmvssm::cuda::plan_{scan}"
 
 
 def planner_source(scan: str, args: str, fields: Sequence[str]) -> str:
-    """Source of the kernel that plans the calls of a scan.
+    """Return the source of the kernel that plans the calls of a scan.
 
     Args:
-        scan: Host function of ``csrc/cuda/scan_cuda.h``.
-        args: Struct that it takes.
-        fields: Its fields, in the order of the values of :func:`request`.
+        scan: Name of a host function of ``csrc/cuda/scan_cuda.h``.
+        args: Name of the struct that it takes.
+        fields: Fields of the struct, in the order of the values of :func:`request`.
     """
     form = scan.rpartition("_")[0]
     sets = "\n".join(f"    set_field(args.{name}, values[{i}]);" for i, name in enumerate(fields))
@@ -122,12 +123,12 @@ def request(
     multiprocessors: int,
     shared_limit: int,
 ) -> torch.Tensor:
-    """Values of both runs: int64 ``(2, fields + 3)``.
+    """Return the planner's input for both runs: int64 ``(2, fields + 3)``.
 
     Args:
         fields: Value of each field, in the planner's order.
-        pointers: Those of them that are addresses, each modulo :data:`ALIGNMENT`, or None.
-        multiprocessors: Of the device.
+        pointers: Fields that are addresses: each modulo :data:`ALIGNMENT`, or None for no tensor.
+        multiprocessors: Multiprocessors of the device.
         shared_limit: Bytes of shared memory that a block may have.
     """
     rows = []
@@ -149,24 +150,24 @@ def _address(index: int, run: int) -> int:
 
 
 def empty_reply(device: torch.device) -> torch.Tensor:
-    """Memory for what the planner writes."""
+    """Allocate the memory that the planner writes to."""
     return torch.empty(_RUNS * ctypes.sizeof(_Plan), dtype=torch.uint8, device=device)
 
 
 def read_reply(reply: torch.Tensor, pointers: Mapping[str, int | None]) -> Plan:
-    """The plan that the planner wrote.
+    """Return the plan that the planner wrote.
 
     Args:
-        reply: As of :func:`empty_reply`, filled.
-        pointers: As given to :func:`request`.
+        reply: The memory of :func:`empty_reply`, filled by the planner.
+        pointers: The ``pointers`` given to :func:`request`.
 
     Raises:
-        RuntimeError: If the two runs disagree in more than addresses, or it did not fit.
+        RuntimeError: If the two runs differ in more than addresses, or the plan was too long.
     """
     first, second = (_Plan * _RUNS).from_buffer_copy(reply.cpu().numpy().tobytes())
     sizes = (first.fits, first.count, first.workspace_bytes)
     if sizes != (second.fits, second.count, second.workspace_bytes):
-        raise RuntimeError("the plan of the CUDA kernels depends on where tensors lie")
+        raise RuntimeError("the plan of the CUDA kernels depends on the addresses of tensors")
     too_long = any(a.act != FILL and a.bytes > 8 * _MAX_WORDS for a in first.acts[: first.count])
     if first.count > _MAX_ACTS or too_long:
         raise RuntimeError("the plan of the CUDA kernels is longer than plan_device.h has room for")

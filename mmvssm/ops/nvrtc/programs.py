@@ -1,4 +1,4 @@
-"""Compiled kernels, kept on disk for the processes to come."""
+"""Cache of compiled kernels on disk, shared by all processes."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _told: set[Path] = set()
 
 
 def folder() -> Path:
-    """The folder of compiled kernels, below what ``MMVSSM_HOME`` names."""
+    """Return the folder of compiled kernels, below the folder that ``MMVSSM_HOME`` names."""
     return home() / "kernels"
 
 
 def compiled(compiler: Compiler, source: str, target: str, kernel: str) -> tuple[str, bytes]:
-    """As :meth:`Compiler.compile`, which runs only for what was never compiled here.
+    """Return the result of :meth:`Compiler.compile` from the cache, compiling if it is missing.
 
-    A file of :func:`folder` is named by all that its content depends on. Of several processes one
-    compiles, the others wait for it.
+    The name of a file in :func:`folder` is a hash of everything that its content depends on. If
+    several processes need the same kernel, one compiles it and the others wait.
 
     Raises:
-        NvrtcError: If NVRTC refuses the program.
+        NvrtcError: If NVRTC rejects the program.
         OSError: If the folder cannot be written.
     """
     digest = hashlib.sha256()
@@ -48,8 +48,8 @@ def compiled(compiler: Compiler, source: str, target: str, kernel: str) -> tuple
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"compiled kernels cannot be kept in {str(file.parent)!r} ({error.strerror}); let"
-                " MMVSSM_HOME name another folder",
+                f"cannot write compiled kernels to {str(file.parent)!r} ({error.strerror}); set"
+                " MMVSSM_HOME to another folder",
             ) from None
     entry, _, code = file.read_bytes().partition(b"\n")
     return entry.decode(), code
@@ -61,12 +61,12 @@ def _parts():
 
 
 def _tell(compiler: Compiler, target: str, place: Path) -> None:
-    """Say once a process why the first call takes seconds."""
+    """Print once per process why the first call takes seconds."""
     if place not in _told:
         _told.add(place)
         print(
-            f"mmvssm: NVRTC {compiler.version} compiles the CUDA kernels that are used, for"
-            f" {target}, about a second each, once: they are kept in {place}",
+            f"mmvssm: NVRTC {compiler.version} compiles CUDA kernels for {target} when they are"
+            f" first used, about a second each; they are kept in {place}",
             file=sys.stderr,
             flush=True,
         )

@@ -1,8 +1,8 @@
 """The four registered ops on a device: check, allocate, describe the tensors to the kernels.
 
-What ``ops/csrc/scan_ops.cpp`` and ``scan_cuda.cpp`` do where they are compiled, in Python. The
-public functions have checked with more words; these checks keep a direct caller of
-``torch.ops.mmvssm.*`` from reading outside of a tensor.
+This is the Python counterpart of ``ops/csrc/scan_ops.cpp`` and ``scan_cuda.cpp``. The public
+functions have already checked their arguments with more detailed messages; these checks keep a
+direct caller of ``torch.ops.mmvssm.*`` from reading outside of a tensor.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from ..route_facts import RouteFacts
 
 # DType of csrc/common/scan_common.h.
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-# Kernels count inside one image, and blocks, in 32 bits, and may step past the end by a block of
-# threads or a tile.
+# Kernels index blocks, and elements within an image, in 32 bits, and may overrun the end by a block
+# of threads or a tile.
 _MOST = 2**31 - 1 - 1024
 
 
 def _check(name: str, t: Tensor | None, like: Tensor, dtype: torch.dtype, shape, layout: str):
-    """Raise unless a tensor, if there is one, is all that the kernels take it for."""
+    """Raise unless a tensor is None or has the shape, dtype, device and layout of the kernels."""
     if t is None:
         return
     check_tensor(name, t, len(shape))
@@ -41,7 +41,7 @@ def _check(name: str, t: Tensor | None, like: Tensor, dtype: torch.dtype, shape,
     if t.dtype != dtype:
         raise TypeError(f"{name} must be {dtype}, got {t.dtype}")
     if t.device != like.device:
-        raise ValueError(f"{name} must lie on {like.device}, got {t.device}")
+        raise ValueError(f"{name} must be on {like.device}, got {t.device}")
     if not t.is_contiguous():
         raise ValueError(f"{name} must be contiguous, got strides {t.stride()}")
 
@@ -73,7 +73,7 @@ def _check_dy(dy: Tensor, like: Tensor, shape, layout: str) -> None:
 
 
 def _sequences(a: SimpleNamespace) -> dict[str, object]:
-    """Check what both passes of a scan of sequences are given, and describe it: ``Scan1dArgs``."""
+    """Check the inputs that both passes of a 1-D scan share; return fields of ``Scan1dArgs``."""
     check_tensor("u", a.u, 3)
     check_tensor("A", a.A, 2)
     check_tensor("B", a.B, 4)
@@ -103,7 +103,7 @@ def _sequences(a: SimpleNamespace) -> dict[str, object]:
 
 
 def _maps(a: SimpleNamespace, num_out: int) -> dict[str, object]:
-    """The same for a scan along routes: ``Scan2dArgs``."""
+    """Check the inputs that both passes of a 2-D scan share; return fields of ``Scan2dArgs``."""
     check_tensor("x", a.x, (3, 4))
     check_tensor("x_dbl", a.x_dbl, 4)
     check_tensor("routes", a.routes, 2)
@@ -220,7 +220,7 @@ def _gradients(device, scan: str, args: str, fields: dict, names, results):
     return tuple(t.zero_() for t in results)
 
 
-#: Implementation of each registered op, called with the device first.
+#: Implementation of each registered op; the device is its first argument.
 IMPLEMENTATIONS = {
     SCAN.name: _scan,
     SCAN_BACKWARD.name: _scan_backward,

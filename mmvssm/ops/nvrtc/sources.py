@@ -1,4 +1,4 @@
-"""The CUDA sources, which ship with the package, as NVRTC takes them."""
+"""The CUDA sources that ship with the package, in the form that NVRTC takes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parents[1] / "csrc"
 _FOLDERS = ("common", "cuda", "nvrtc")
 _SUFFIXES = (".cpp", ".cuh", ".h")
-# What the sources include of C++ and CUDA; one file holds what they need of it.
+# Headers of C++ and CUDA that the sources include; nvrtc/headers.h replaces all of them.
 _STANDARD = ("cstdint", "type_traits", "cuda_bf16.h", "cuda_fp16.h", "cuda_runtime.h")
 
 
 @cache
 def headers() -> dict[str, str]:
-    """Text of every file that a source may include, by the name that it is included by.
+    """Return the text of every header that a source may include, by the name in ``#include``.
 
     Raises:
         FileNotFoundError: If the sources are not where the package should have them.

@@ -1,4 +1,4 @@
-# The recipe of the published code, its slips included: scrambled values, gates that are never
+# The recipe of the published code, including its bugs: scrambled values, gates that are never
 # trained, crossed skips, votes of two steps that look one step away; images in a fixed order,
 # grey masks, weight decay on everything.
 _base_ = "_base_/marine_animals.py"

@@ -1,5 +1,5 @@
-# Recommended: the paper's network, images in random order and mirrored, binary masks, no weight
-# decay on gates, norms and biases, training that warms up.
+# Recommended: the paper's network, images in random order and randomly mirrored, binary masks, no
+# weight decay on gates, norms and biases, and a warm-up.
 _base_ = "_base_/marine_animals.py"
 
 model = dict(

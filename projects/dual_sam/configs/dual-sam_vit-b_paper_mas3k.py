@@ -1,5 +1,5 @@
-# The network as the paper's figures show it. Of its training only the code was at hand, so the
-# schedule is the code's.
+# The network as in the paper's figures. Its training is known only from the code, so the schedule
+# is the code's.
 _base_ = "dual-sam_vit-b_code_mas3k.py"
 
 model = dict(

@@ -19,7 +19,7 @@ digits = dict(
     data_root="data/digits-seg",
     img_suffix=".png",
 )
-# 0 is the rim of a stroke, 1 background; never flipped: a mirrored digit is no digit
+# 0 is the rim of a stroke, 1 background; never flipped: a mirrored digit is not a digit
 pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadMask", minimum=2),

@@ -1,7 +1,7 @@
-# The decoders on a state-space backbone, which sees both images and is trained as a whole.
+# The decoders on a state-space backbone, which sees both images and is trained completely.
 _base_ = "dual-sam_vit-b_mas3k.py"
 
-# An ImageNet classifier of ours, converted by tools/convert_ema.py; None starts from nothing.
+# An ImageNet classifier of this package, from tools/convert_ema.py; None starts from scratch.
 checkpoint_file = None
 model = dict(
     backbone=dict(

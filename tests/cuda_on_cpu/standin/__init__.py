@@ -28,8 +28,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
 SOURCES = ROOT / "ops" / "csrc"
 COMPILER = os.environ.get("CXX", "g++")
-FLAGS = ["-std=c++17", "-O1", "-fPIC", "-w"]  # warnings are looked at elsewhere
-# As the emulation's own programs.
+FLAGS = ["-std=c++17", "-O1", "-fPIC", "-w"]  # warnings are checked elsewhere
+# as for the emulation's own programs
 EMULATED = ["-include", "shim/shared_gap.h"]
 INCLUDES = [f"-I{HERE.parent / 'shim'}", f"-I{SOURCES}", f"-I{HERE.parent}"]
 

@@ -1,4 +1,4 @@
-"""Small data of each kind, as a user might bring them, and the recipes to train on them."""
+"""Fixtures: small data sets of each kind, like a user's, and the recipes to train on them."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def write_image(path, height=32, width=40, value=128):
 
 @pytest.fixture
 def image():
-    """Writes an image of one colour, 40 x 32 pixels unless said otherwise."""
+    """Writes an image of one colour, 40 x 32 pixels by default."""
     return write_image
 
 

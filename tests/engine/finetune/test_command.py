@@ -23,7 +23,7 @@ from mmvssm.families import arch_names
 ROOT = Path(__file__).resolve().parents[3]
 MICRO = ROOT / "tests" / "tools" / "configs"
 PAGE = (ROOT / "docs" / "finetuning.md").read_text()
-# One epoch in which the weights stay where they start.
+# one epoch in which the weights keep their initial values
 STILL = ("--epochs", 1, "--lr", 1e-12)
 
 
@@ -33,7 +33,7 @@ def plain_text(cfg):
 
 @pytest.fixture(autouse=True)
 def in_place(request, tmp_path, monkeypatch):
-    """Tools run in an empty folder; what they set must not outlive the test."""
+    """Runs tools in an empty folder; what they set must not outlive the test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setattr(Runner, "_log_env", lambda runner, env_cfg: None)
@@ -78,7 +78,7 @@ def train(run, tmp_path):
 
 @pytest.fixture
 def refusal(run, capsys):
-    """The sentence with which a training is refused."""
+    """Return the message with which a training is refused."""
 
     def start(*args):
         with pytest.raises(SystemExit) as stop:
@@ -97,14 +97,14 @@ def weights(path, part):
 
 
 def assert_close(tuned, start):
-    """The weights are those of the start, but for a rate of next to nothing."""
+    """Assert that the weights are the initial ones, up to a tiny learning rate."""
     assert start.keys() == tuned.keys()
     for key, value in start.items():
         torch.testing.assert_close(tuned[key], value, rtol=1e-5, atol=1e-7)
 
 
 def gives(run, config, checkpoint, metric):
-    """Whether a test by nothing but a config and a checkpoint writes a metric."""
+    """Return whether a test with only a config and a checkpoint writes a metric."""
     run("test.py", config, checkpoint, "--work-dir", f"tested-{config.stem}")
     return any(
         metric in path.read_text() for path in Path(f"tested-{config.stem}").glob("*/*.json")
@@ -123,7 +123,7 @@ def test_from_photos_to_detector_and_segmentor(train, run, photos, boxes, maps):
     trunk = weights(start, "backbone.stages.0.")
     for config, data, metric in (("det.py", boxes, "coco/segm_mAP"), ("seg.py", maps, "mIoU")):
         out, folder = train(config, "--data", data, *STILL, "--from", start, name=config)
-        assert f"The weights are those of {start}" in out
+        assert f"Starting from the weights of {start}" in out
         assert_close(weights(folder / "epoch_1.pth", "backbone.stages.0."), trunk)
         assert gives(run, folder / config, folder / "epoch_1.pth", metric)
     # the segmentor of iterations has become one of epochs
@@ -131,7 +131,7 @@ def test_from_photos_to_detector_and_segmentor(train, run, photos, boxes, maps):
 
 
 def test_detector_from_a_detector(train, boxes):
-    """All that does not depend on the number of classes is taken, heads included."""
+    """All weights that do not depend on the number of classes are loaded, heads included."""
     cfg = Config.fromfile(MICRO / "det.py")  # of three classes
     init_default_scope("mmdet")
     torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), "start.pth")
@@ -204,7 +204,7 @@ def test_epochs_alone_shorten_a_recipe(train, photos):
         ),
         (["--data", "photos", "--epochs", "1", "--from", "absent.pth"], "no checkpoint file"),
         (["--data", "photos", "--epochs", "1", "--from", "other.pth"], "holds no weights"),
-        (["--data", "photos", "--epochs", "1", "--from", "part.pth"], "of its weights are absent"),
+        (["--data", "photos", "--epochs", "1", "--from", "part.pth"], "of its weights are missing"),
         (["--data", "photos", "--epochs", "1", "--from", "wide.pth"], "does not fit the backbone"),
         (
             ["--data", "photos", "--epochs", "1", "--cfg-options", "model.head.num_classes=None",
@@ -222,7 +222,7 @@ def test_refusals(refusal, photos, args, message):
 
 
 def test_images_that_the_recipe_passes_over(refusal, boxes):
-    """Its filter leaves out images of less than 32 pixels, and the data have none larger."""
+    """Its filter skips images of less than 32 pixels, and the data have none larger."""
     settings = ["--cfg-options", "train_dataloader.dataset.dataset.filter_cfg.min_size=33"]
     args = ["--data", boxes, "--epochs", 1, "--from", "scratch", *settings]
     assert "no image is left to train on" in refusal(MICRO / "det.py", *args)
@@ -231,7 +231,7 @@ def test_images_that_the_recipe_passes_over(refusal, boxes):
 def test_shortened_recipe_is_told_the_keys(refusal):
     recipe = ROOT / "configs" / "vmamba" / "vmamba-tiny-s1l8_8xb128_in1k.py"
     message = refusal(recipe, "--cfg-options", "train_cfg.max_epochs=2")
-    assert "param_scheduler.1 (CosineAnnealingLR) begins at 20, and training ends at 2" in message
+    assert "param_scheduler.1 (CosineAnnealingLR) begins at 20, but training ends at 2" in message
     assert "--epochs N" in message
 
 
@@ -290,7 +290,7 @@ def test_page_shows_commands_of_each_task():
 
 
 def test_config_of_the_page(photos):
-    """It trains three classes for 20 epochs, by a schedule that a stock script can build."""
+    """It trains three classes for 20 epochs, with a schedule that a stock script can build."""
     (example,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     Path("own.py").write_text(example)
     cfg = Config.fromfile("own.py")

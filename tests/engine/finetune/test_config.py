@@ -1,4 +1,4 @@
-"""A recipe fitted to own data: what its datasets give, and what its model is built for."""
+"""A recipe adapted to a user's data: what its datasets return, and its model's classes."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ RECIPES = [
 
 
 def counts(node):
-    """All numbers of classes in a model, but for that of proposals."""
+    """Return all numbers of classes in a model, except that of proposals."""
     if isinstance(node, dict):
         for name, value in node.items():
             if name == "num_classes":
@@ -56,7 +56,7 @@ def built(cfg, split):
 
 @pytest.fixture
 def fit(recipe, tmp_path):
-    """Fits the recipe of a library to a folder."""
+    """Adapts the recipe of a library to a folder."""
 
     def run(library, folder, **layout):
         data = read_data(library, folder, tmp_path / "lists", Layout(**layout))
@@ -91,11 +91,11 @@ def test_photos(fit, photos):
     cfg = fit("mmpretrain", photos)
     train, val = built(cfg, "train"), built(cfg, "val")
     assert [train.get_data_info(index)["gt_label"] for index in range(6)] == [0, 0, 1, 1, 1, 2]
-    # the folder of validation lacks the first class
+    # the validation folder lacks the first class
     assert [val.get_data_info(index)["gt_label"] for index in range(2)] == [1, 2]
     assert train[0]["inputs"].shape == (3, 224, 224)
     assert train.metainfo["classes"] == ("cat", "dog", "owl")
-    # five guesses of three classes are not to be had
+    # three classes have no top 5
     assert cfg.val_evaluator.topk == cfg.test_evaluator.topk == (1,)
 
 
@@ -109,7 +109,7 @@ def test_boxes(fit, boxes, change):
         dataset = built(cfg, split)
         assert len(dataset) == count
         for index in range(count):
-            # cats lie left of dogs
+            # cats are left of dogs
             labels = {
                 instance["bbox"][0]: instance["bbox_label"]
                 for instance in dataset.get_data_info(index)["instances"]

@@ -1,4 +1,4 @@
-"""Own data are found where they usually lie, and what is wrong with them is named."""
+"""A user's data are found in the usual places, and their defects are reported."""
 
 import json
 import re
@@ -23,7 +23,7 @@ def read(tmp_path):
 
 @pytest.fixture
 def refusal(tmp_path):
-    """The sentence with which data are refused."""
+    """Return the message with which data are refused."""
 
     def of(library, folder, **layout):
         with pytest.raises(DataError) as error:
@@ -58,7 +58,7 @@ class TestClassification:
             *("cat/cat 0.jpg 0", "cat/cat 1.jpg 0"),
             *("dog/dog 0.jpg 1", "dog/dog 1.jpg 1", "dog/dog 2.jpg 1", "owl/owl 0.jpg 2"),
         ]
-        # the folder of validation lacks the first class
+        # the validation folder lacks the first class
         assert lines(data.val) == ["dog/dog 0.jpg 1", "owl/owl 0.jpg 2"]
         assert (data.train.count, data.val.count, data.notes) == (6, 2, ())
 
@@ -87,13 +87,13 @@ class TestClassification:
         image(photos / "learn" / "loose.jpg")
         data = read(train_images="learn", val_images="test")
         assert "cat/more/deep.PNG 0" in lines(data.train) and data.train.count == 7
-        assert "1 images lie directly" in data.notes[0] and "loose.jpg" in data.notes[0]
+        assert "1 images directly in" in data.notes[0] and "loose.jpg" in data.notes[0]
 
     def test_only_a_sample_of_many_is_opened(self, read, photos, monkeypatch):
         monkeypatch.setattr(reading, "SAMPLE", 3)
         monkeypatch.setattr("mmvssm.engine.finetune.classification.SAMPLE", 3)
         (photos / "train" / "cat" / "cat 1.jpg").write_text("no image")
-        data = read()  # of 0 to 5 are opened 0, 2 and 4
+        data = read()  # images 0, 2 and 4 of 0 to 5 are opened
         assert "3 of 6 images" in data.notes[0]
 
     def test_missing_folder(self, photos, refusal, tmp_path):
@@ -117,7 +117,7 @@ class TestClassification:
     def test_single_class(self, refusal, photos):
         for name in ("cat", "dog"):
             shutil.rmtree(photos / "train" / name)
-        assert "single class 'owl'" in refusal()
+        assert "only one class, 'owl'" in refusal()
 
     @pytest.mark.parametrize("content", [b"", b"text", "half"], ids=["empty", "text", "truncated"])
     def test_broken_image(self, refusal, photos, content):
@@ -125,13 +125,16 @@ class TestClassification:
         whole = path.read_bytes()
         path.write_bytes(whole[: len(whole) // 2] if content == "half" else content)
         message = refusal()
-        assert f"{str(path)!r} cannot be read as an image" in message and "mend it" in message
+        assert (
+            f"{str(path)!r} cannot be read as an image" in message
+            and "repair or remove it" in message
+        )
 
     def test_annotations_are_no_matter_of_folders(self, refusal):
         assert "train_annotations cannot be given" in refusal(train_annotations="a.json")
 
     def test_only_maps_have_a_zero(self, refusal):
-        assert "--reduce-zero-label is about label maps" in refusal(reduce_zero_label=True)
+        assert "--reduce-zero-label needs a recipe of mmseg" in refusal(reduce_zero_label=True)
 
 
 class TestDetection:
@@ -177,7 +180,7 @@ class TestDetection:
         assert data.train.images == str(boxes / "pictures")
 
     def test_validation_gets_the_categories_of_training(self, read, change):
-        """Labels are places in the list: another order would exchange the classes in silence."""
+        """Labels are positions in the list: another order would silently exchange the classes."""
 
         def turn(coco):
             coco["categories"] = [dict(id=1, name="dog"), dict(id=2, name="cat")]
@@ -208,7 +211,7 @@ class TestDetection:
 
         change(strip)
         data = read()
-        assert not data.masks and "boxes alone are trained" in data.notes[-1]
+        assert not data.masks and "only boxes are trained" in data.notes[-1]
 
     def test_small_boxes_and_unused_categories_are_noted(self, read, change):
         def alter(coco):
@@ -238,9 +241,9 @@ class TestDetection:
             ),
             (lambda c: c["annotations"][2].update(bbox=[9, 9, -3, 5]), "has the box [9, 9, -3, 5]"),
             (lambda c: c["annotations"][2].pop("bbox"), "annotation 10 of"),
-            (lambda c: c["annotations"][2].pop("segmentation"), "has no segmentation and others"),
+            (lambda c: c["annotations"][2].pop("segmentation"), "has no segmentation but others"),
             (lambda c: c["images"][1].update(file_name="9.jpg"), "there is no image"),
-            (lambda c: c["images"][1].update(width=41), "has 40 x 32 pixels, and"),
+            (lambda c: c["images"][1].update(width=41), "has 40 x 32 pixels, but"),
             (lambda c: c["categories"][1].update(name="cat"), "2 categories of"),
             (
                 lambda c: [part.update(bbox=[0.1, 0.1, 0.3, 0.4]) for part in c["annotations"]],
@@ -287,12 +290,12 @@ class TestSegmentation:
         assert data.classes == ("0", "1", "2") and not data.reduce_zero_label
         assert lines(data.train) == list("01234") and data.train.suffixes == (".jpg", ".png")
         assert data.val.maps == str(maps / "annotations" / "validation")
-        assert "255 is no class; 0 is the first class, '0'" in data.notes[-1]
+        assert "255 is ignored; 0 is the first class, '0'" in data.notes[-1]
 
     def test_zero_may_be_no_class(self, read):
         data = read(reduce_zero_label=True)
         assert data.classes == ("1", "2") and data.reduce_zero_label
-        assert "0 is none either, 1 is the first class, '1'" in data.notes[-1]
+        assert "0 is ignored, too, and 1 is the first class, '1'" in data.notes[-1]
 
     def test_names_from_a_file(self, read, maps):
         (maps / "classes.txt").write_text("none\nroad\nsky\nsea\n")
@@ -317,7 +320,7 @@ class TestSegmentation:
         assert data.train.images == str(maps / "pictures" / "training")
 
     def test_image_turned_by_its_camera(self, read, maps):
-        """Training turns it as the camera says, and its map must be so."""
+        """Training rotates it as its EXIF orientation says, and its map must match."""
         path = maps / "images" / "training" / "0.jpg"
         exif = Image.Exif()
         exif[0x0112] = 6
@@ -345,11 +348,11 @@ class TestSegmentation:
     def test_binary_masks(self, refusal, maps, label_map):
         for path in (maps / "annotations").glob("*/*.png"):
             label_map(path, 0, 255)
-        assert "holds one class alone, and 255 is no class" in refusal()
+        assert "holds only one class (255 is ignored)" in refusal()
 
     def test_other_size(self, refusal, maps, image):
         image(maps / "images" / "training" / "2.jpg", height=33)
-        assert "training/2.png' has 40 x 32 pixels, its image 40 x 33" in refusal()
+        assert "training/2.png' has 40 x 32 pixels, but its image 40 x 33" in refusal()
 
     def test_colour_map(self, refusal, maps, image):
         image(maps / "annotations" / "training" / "2.png")
@@ -365,7 +368,7 @@ class TestSegmentation:
         assert "images/training' end in .jpg and .png" in refusal()
 
     def test_half_of_the_folders(self, refusal, maps):
-        assert "--train-images and --train-annotations go together" in refusal(
+        assert "--train-images and --train-annotations must be given together" in refusal(
             train_images="images"
         )
         shutil.rmtree(maps / "annotations" / "validation")

@@ -21,7 +21,7 @@ model = dict(
         mask_head=dict(num_convs=1, in_channels=16, conv_out_channels=16, num_classes=3),
     ),
     train_cfg=dict(rpn_proposal=dict(nms_pre=50, max_per_img=20), rcnn=dict(sampler=dict(num=16))),
-    # an untrained detector must find something to merge
+    # even an untrained detector must find something to merge
     test_cfg=dict(rpn=dict(nms_pre=50, max_per_img=20), rcnn=dict(score_thr=0.0, max_per_img=10)),
 )
 

@@ -1,4 +1,4 @@
-"""The tool in an empty folder, and a small classifier in both namings."""
+"""Fixtures: the tool in an empty folder, and a small classifier under both sets of names."""
 
 from functools import partial
 
@@ -16,7 +16,7 @@ def run(run_here):
 
 @pytest.fixture
 def made(run):
-    """Runs the tool, which must succeed without a warning: its product and output."""
+    """Runs the tool, which must succeed without warnings; returns the file and the output."""
 
     def make(*arguments):
         status, output, errors = run(*arguments)
@@ -38,7 +38,7 @@ def classifier():
 
 @pytest.fixture
 def released(made, classifier, tmp_path):
-    """The same as a file of the authors, made by the tool."""
+    """The same classifier as a file of the authors, made by the tool."""
     torch.save(dict(state_dict=classifier, meta=META), "ours.pth")
     content = torch.load(made("ours.pth", "authors.pth", "--reverse")[0], weights_only=True)
     torch.save(dict(content, meta=META), "released.pth")

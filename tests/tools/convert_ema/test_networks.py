@@ -21,7 +21,7 @@ from conversion import GOLDEN, ROOT, assert_equal, product_of, read_case, weight
 from mmvssm.checkpoint import KeyMap
 from verifier import make_input
 
-#: A released form of every family: how its project keeps weights, and the arch of the golden case.
+#: A released form of every family: its project's layout of weights, and the golden case's arch.
 RELEASES = {
     "vmamba/vmambav0_tiny_64x96": ("model", "", "VMamba 'v0-tiny'"),
     "vmamba/vmambav0_tiny_renamed_64x96": ("model_ema", "", "VMamba 'v0-tiny'"),
@@ -42,7 +42,7 @@ RELEASES = {
 
 @pytest.mark.parametrize("case", RELEASES)
 def test_released_classifier(run, tmp_path, case):
-    """Its product, read by mmpretrain, gives the logits of the reference."""
+    """The converted file, read by mmpretrain, gives the logits of the reference."""
     meta, weights = read_case(case)
     entry, prefix, words = RELEASES[case]
     released = {prefix + key: value for key, value in weights.items()}
@@ -77,7 +77,7 @@ def test_released_classifier(run, tmp_path, case):
     [("vmamba", "ema", ""), ("mambavision", "online", "non-commercial use only (CC-BY-NC-SA 4.0)")],
 )
 def test_files_of_authors(made, name, published, licence):
-    """The weights that gave their results are taken, and the licence is said; not so of ours."""
+    """Files of the authors give their published weights and print the licence; ours do not."""
     config = ROOT / "configs" / "demo" / f"{name}-micro_digits-cls.py"
     backbone = MODELS.build(Config.fromfile(config).model.backbone)
     ours = backbone.state_dict(prefix="backbone.")
@@ -111,7 +111,7 @@ def test_there_and_back_again(made, released, classifier):
 
 @pytest.fixture
 def load_messages():
-    """What MMEngine logs of keys that are missing or unexpected."""
+    """Return what MMEngine logs about missing and unexpected keys."""
     texts, handler = [], logging.Handler()
     handler.emit = lambda record: texts.append(record.getMessage())
     logger = MMLogger.get_current_instance()
@@ -131,7 +131,7 @@ def read_config(name):
 
 @pytest.mark.parametrize(("name", "content"), LIBRARIES.items())
 def test_start_of_a_training(made, released, classifier, load_messages, name, content):
-    """A released classifier, converted for each task, is all that init_cfg asks for."""
+    """A released classifier, converted for each task, has every key that init_cfg loads."""
     product, _ = made("released.pth", ".", "--to", content)
     config = read_config(name)
     config.model.backbone.init_cfg = dict(type="Pretrained", checkpoint=product, prefix="backbone.")
@@ -157,7 +157,7 @@ def test_start_of_a_training(made, released, classifier, load_messages, name, co
 
 @pytest.mark.parametrize("name", ["det", "seg"])
 def test_whole_models_of_the_authors(made, name):
-    """Their heads have the libraries' names; the product is all that load_from asks for."""
+    """Their heads have the libraries' names; the converted file has every key for load_from."""
     ours = MODELS.build(read_config(name).model).state_dict()
     meta = dict(epoch=12, cfg=read_config(name).pretty_text)
     torch.save(dict(state_dict=ours, meta=meta), "ours.pth")
@@ -181,7 +181,7 @@ EMA_HOOKS = {
 
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_averages_of_a_training(made, place, tmp_path, monkeypatch, name):
-    """Averages and weights as trained are those that the runner held at the end."""
+    """Averaged weights and weights as trained are those of the runner at the end."""
     config = read_config(name)
     config.merge_from_dict(dict(work_dir=str(tmp_path / "work"), default_hooks=dict(logger=None)))
     config.custom_hooks = [EMA_HOOKS[name]]
@@ -207,7 +207,7 @@ def test_averages_of_a_training(made, place, tmp_path, monkeypatch, name):
         model = MODELS.build(config.model)
         load_checkpoint(model, product, strict=True)
         assert_equal(model.state_dict(), expected)
-    # a plain test of the runner's own file, which is no safe one, evaluates the average
+    # a plain test of the runner's own file, which is not a safe one, evaluates the average
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     model = MODELS.build(config.model)
     load_checkpoint(model, path)
@@ -224,30 +224,30 @@ def test_other_dtypes(made, released, dtype):
     product, output = made(product, "full.pth", "--dtype", "fp32", "--verify")
     assert "logits (1, 3)" in output
     again = torch.load(product, weights_only=True)
-    assert again["meta"]["mmvssm"]["names"] == "current"  # of the file that was converted first
+    assert again["meta"]["mmvssm"]["names"] == "current"  # from the file that was converted first
     assert_equal(again["state_dict"], {key: value.float() for key, value in weights.items()})
 
 
 def test_what_models_here_have_no_use_for_is_named(made):
-    """Segmentors of Vim's authors have a norm that their outputs do not pass."""
+    """Segmentors of Vim's authors have a norm that their outputs do not use."""
     _, weights = read_case("vim/vim_tiny_seg__96x96")
     segmentor = {f"backbone.{key}": value for key, value in weights.items()}
     segmentor["decode_head.conv_seg.weight"] = torch.ones(3, 4, 1, 1)
     torch.save(dict(state_dict=segmentor), "seg.pth")
     _, output = made("seg.pth", "a.pth")
-    assert "left out, as the product has no use for them: backbone.norm_f.weight\n" in output
-    # a backbone is taken without the pyramid that its authors have inside
+    assert "left out, because the output does not use them: backbone.norm_f.weight\n" in output
+    # a backbone is converted without the pyramid that its authors have inside it
     torch.save(weights, "backbone.pth")
     _, output = made("backbone.pth", "b.pth")
-    left_out = output.partition("left out, as the product has no use for them: ")[2]
+    left_out = output.partition("left out, because the output does not use them: ")[2]
     assert "fpn1.0.weight" in left_out.splitlines()[0]
-    # what another content cannot have is not listed
+    # keys that this content cannot have are not listed
     _, output = made("seg.pth", "c.pth", "--to", "backbone")
-    assert "made     a backbone of it" in output and "left out" not in output
+    assert "made     a backbone from it" in output and "left out" not in output
 
 
 def test_a_detector_of_detectron2(made):
-    """As its model zoo keeps it: arrays of numpy; heads too small to compute, but of all names."""
+    """A file as in its model zoo: numpy arrays, with heads too small to run but with all names."""
     _, weights = read_case("vim/vim_tiny_det__96x96")
     released = {f"backbone.{key}": value for key, value in weights.items()}
     heads = [f"proposal_generator.rpn_head.conv.conv{i}.weight" for i in range(2)]
@@ -260,11 +260,11 @@ def test_a_detector_of_detectron2(made):
     Path("model_final.pkl").write_bytes(pickle.dumps(content, protocol=2))
     product, output = made("model_final.pkl", "a.pth", "--to", "detector", "--arch", "tiny")
     assert "img_size=96, out_norm=False: a detector" in output
-    assert "as the product has no use for them: pixel_mean\n" in output
+    assert "because the output does not use them: pixel_mean\n" in output
     found = weights_in(product)
     assert torch.equal(found["rpn_head.rpn_conv.1.conv.weight"], released[heads[1]])
     assert torch.equal(found["roi_head.mask_head.convs.3.conv.weight"], released[heads[-2]])
-    # the line of docs/checkpoints.md makes this backbone and neck of the config
+    # the line of docs/checkpoints.md turns the config's backbone and neck into these
     text = (ROOT / "docs" / "checkpoints.md").read_text().replace("\\\n", " ")
     path, words = re.search(r"test\.py (\S+)\s+\S+\s+(--cfg-options model.*rope.*)", text).groups()
     parser = ArgumentParser()

@@ -1,4 +1,4 @@
-"""How a run ends: files that are kept, interrupted and refused runs, damaged and hostile files."""
+"""Ends of runs: existing files, interrupted and refused runs, damaged and hostile files."""
 
 import os
 import random
@@ -23,7 +23,7 @@ from conversion import (
 
 
 def assert_refused(run, arguments, message):
-    """The status is one sentence, and nothing is written."""
+    """Assert that the exit message is one sentence, and that nothing is written."""
     before = set(Path().iterdir())
     status, _, _ = run(*arguments)
     assert isinstance(status, str) and "\n" not in status
@@ -32,7 +32,7 @@ def assert_refused(run, arguments, message):
 
 
 def test_nothing_is_replaced_unless_forced(run, made, released):
-    """Nor a link that leads nowhere."""
+    """Neither a file nor a broken link is replaced."""
     product = Path(made("released.pth", "converted.pth")[0])
     for spoil in (lambda: product.write_bytes(b"mine"), lambda: product.symlink_to("absent")):
         product.unlink()
@@ -46,7 +46,7 @@ def test_nothing_is_replaced_unless_forced(run, made, released):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_ended_run_cleans_up(run, released, monkeypatch, number):
-    """Ended in the middle of writing, as by a cluster's time limit or by Ctrl-C."""
+    """A run ended in the middle of writing, as by a cluster's time limit or Ctrl-C, cleans up."""
     before = set(Path().iterdir())
 
     def save(content, file):
@@ -54,7 +54,7 @@ def test_an_ended_run_cleans_up(run, released, monkeypatch, number):
         os.kill(os.getpid(), number)
 
     monkeypatch.setattr(torch, "save", save)
-    # a shell's `&` may run the tests, too: it has Ctrl-C ignored
+    # the tests may have been started with a shell's `&`, which ignores Ctrl-C
     signal.signal(number, signal.default_int_handler)
     status, _, errors = run("released.pth", "converted.pth")
     assert (status, errors) == (130, "convert_ema.py: error: interrupted; nothing was written\n")
@@ -76,14 +76,14 @@ def test_interrupts_that_are_ignored(run, made, released, monkeypatch):
     monkeypatch.setattr(os, "replace", replace_and_interrupt)
     made("released.pth", "converted.pth")
     monkeypatch.setattr(torch, "save", interrupt_and_save)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup may run the tests, too
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may have been started with nohup
     assert run("released.pth", "ended.pth")[0] == 130
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     made("released.pth", "ended.pth")
 
 
 def test_without_an_output(run, released, monkeypatch):
-    """What Python makes of a closed one, as under some daemons."""
+    """Standard output is None if it was closed, as under some daemons."""
     monkeypatch.setattr(sys, "stdout", None)
     assert run("released.pth", "converted.pth")[0] == 0
     assert len(list(Path().glob("converted-*.pth"))) == 1
@@ -99,7 +99,7 @@ def test_missing_folders_are_made(run, made, released):
 
 
 def test_a_name_that_is_no_text(released):
-    """In a process of its own, whose output refuses what it cannot encode."""
+    """Run in a separate process, whose output refuses what it cannot encode."""
     os.rename(b"released.pth", b"\xff.pth")
     env = {**os.environ, "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:strict"}
     command = [sys.executable, TOOL, b"\xff.pth", "converted.pth"]
@@ -109,14 +109,12 @@ def test_a_name_that_is_no_text(released):
 
 
 def test_a_full_disk(run, released, small_disk):
-    message = (
-        r"cannot read or write: \[Errno 27\] File too large; check SRC, and the room and rights"
-    )
+    message = r"cannot read or write: \[Errno 27\] File too large; check SRC, and disk space"
     assert_refused(run, ["released.pth", "converted.pth"], message)
 
 
 class Attack:
-    """Makes a file of its own when it is unpickled with code allowed."""
+    """Creates a file when it is unpickled with code allowed."""
 
     def __reduce__(self):
         return os.system, ("touch executed",)
@@ -154,7 +152,7 @@ WRONG = {
     ),
     "head": (
         {"classifier.head.bias": torch.ones(4)},
-        r"no linear one of 64 channels; .*head.fc.bias \(4,\) instead of \(3,\)",
+        r"must be a linear layer of 64 channels; .*head.fc.bias \(4,\) instead of \(3,\)",
     ),
     "width of the head": (
         {"classifier.head.weight": torch.ones(3, 65)},
@@ -166,7 +164,7 @@ WRONG = {
     "escapes": ({"layers.0.\x1b[31m\n": torch.ones(1)}, r"1 left over: stages.0.\\x1b\[31m\\n"),
     "two namings": (
         {"patch_embed.proj.bias": torch.ones(4)},
-        "the file mixes two networks or namings of one",
+        "the file mixes two networks, or two namings of one",
     ),
     "mixed families": (
         {"layers.0.mixer.A_b_log": torch.ones(1)},
@@ -193,7 +191,7 @@ REFUSED = {
     "optimizer": ("optimizer.pth a.pth", "the state of an optimizer but no weights"),
     "beyond half precision": (
         "large.pth a.pth --dtype fp16",
-        "weights are beyond the range of fp16, take bf16: head.fc.bias",
+        "weights are beyond the range of fp16, use bf16: head.fc.bias",
     ),
     "no average": (
         "released.pth a.pth --weights ema",
@@ -205,7 +203,7 @@ REFUSED = {
     ),
     "more than a backbone": (
         "teacher.pth a.pth",
-        "1 left over: teacher.weight; if the model has another head, name its config",
+        "1 left over: teacher.weight; for another head, name the model's config",
     ),
     "no such arch": (
         "released.pth a.pth --arch huge",
@@ -217,9 +215,9 @@ REFUSED = {
         "released.pth a.pth --import absent",
         "--import must name a module that can be imported, got 'absent'",
     ),
-    "nowhere": ("released.pth released.pth/a.pth", "'released.pth' is a file, .*: name a"),
+    "nowhere": ("released.pth released.pth/a.pth", "'released.pth' is a file or .*: name a"),
     "no suffix": ("released.pth a.bin", "'a.bin' must end in .pth, .* or in a slash"),
-    "their safetensors": ("released.pth a.safetensors --reverse", "let DST end in .pth"),
+    "their safetensors": ("released.pth a.safetensors --reverse", "use .pth for DST"),
 }
 
 
@@ -237,7 +235,7 @@ def test_refusals(run, released, classifier, arguments, message):
 
 
 def outcome(status):
-    """What a run came to; its refusals are one sentence each."""
+    """Return the outcome of a run; refusals are one sentence each."""
     if isinstance(status, str):
         assert re.fullmatch(r"convert_ema\.py: error: [^\n]+", status), status
         return "refused"
@@ -245,20 +243,20 @@ def outcome(status):
 
 
 def test_damaged_and_hostile_files(run, tmp_path):
-    """Each ends in a sentence, and nothing of it is written or run."""
+    """Each ends with a one-sentence message, and nothing of it is written or executed."""
     corpus = runpy.run_path(str(ROOT / "tests/checkpoint/test_mutated.py"))["mutated_files"]
     (tmp_path / "corpus").mkdir()
     (tmp_path / "products").mkdir()
     for path, kind, expected in corpus(tmp_path / "corpus", 20):
         found = outcome(run(path, "products")[0])
-        # no file of the corpus holds a network of ours
+        # no file of the corpus contains one of our networks
         assert found == ("hostile" if expected == "hostile" else found) != "converted", kind
         assert not (tmp_path / "corpus/canary").exists(), kind
     assert list((tmp_path / "products").iterdir()) == []
 
 
 def test_damage_to_a_network_is_never_converted(run, released, classifier, tmp_path):
-    """A file with checksums gives the weights that it held, or none."""
+    """A file with checksums gives its original weights, or none."""
     data, rng = Path("released.pth").read_bytes(), random.Random(0)
     (tmp_path / "products").mkdir()
     outcomes = Counter()

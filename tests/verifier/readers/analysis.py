@@ -15,7 +15,7 @@ from ..models import load_weights
 from ..recipe import fill_value, make_input
 from .vmamba import read
 
-#: Our words for the reference's modes.
+#: Our names of the reference's modes.
 MODES = {"CB": "activation", "CwBw": "decayed", "CwBdtw": "influence", "ww": "decay"}
 NORMS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "": lambda x: x,
@@ -31,7 +31,7 @@ KIND = "analysis_micro_v05_noz_64x64"
 
 @register_reader(f"vmamba/{KIND}")
 def read_analysis(case: Case) -> Checks:
-    """Read the case: the field and the matrices are parts of their own."""
+    """Read the case, with the field and the matrices as separate parts."""
     spec = read(case)
 
     def backbone() -> torch.nn.Module:
@@ -83,7 +83,7 @@ def _compare_influence(
 def _matrix(
     routes: list[RouteScan], matrices: list[torch.Tensor], what: str, norm: str
 ) -> torch.Tensor:
-    """Return what the reference means by ``a0``, ``ao0``, ``all`` or ``nall``."""
+    """Return the matrix that the reference calls ``a0``, ``ao0``, ``all`` or ``nall``."""
     normed = NORMS[norm]
     if what == "all":
         return normed(sum(matrices))

@@ -7,7 +7,7 @@ from ..compare import MalformedCase
 from ..models import ModelSpec, hierarchical
 from .options import choice, read_dt_rank, require, take
 
-# What the generation decides; other words of a description only repeat it.
+# What the generation determines; other words of a description only repeat it.
 GENERATIONS = {
     "v1": dict(stem="patch", downsample="patch_merge", mlp_ratio=2.0, mlp_norm="pre"),
     "v3": dict(stem="conv", downsample="conv3", mlp_ratio=4.0, mlp_norm="post"),

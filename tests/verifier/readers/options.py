@@ -8,7 +8,7 @@ from typing import Any
 
 from ..compare import MalformedCase, UnsupportedCase
 
-#: Our words for ``v_reverse``.
+#: Our names of the values of ``v_reverse``.
 OUTPUT_ORDERS = {"inverse": "inverse", "upstream": "upstream"}
 
 
@@ -19,7 +19,7 @@ def take(build: Mapping[str, Any], *required: str, **defaults: Any) -> dict[str,
 
 
 def choice(build: Mapping[str, Any], name: str, choices: Mapping[str, Any], *default: str) -> Any:
-    """Return our word for an option, which must be one of ``choices``."""
+    """Return our name of an option's value, which must be one of ``choices``."""
     value = build.get(name, *default) if default else build[name]
     if value not in choices:
         raise MalformedCase(f"{name} must be one of {', '.join(choices)}, got {value!r}")

@@ -102,7 +102,7 @@ def read(case: Case) -> ModelSpec:
     features, normed = ["mixer"] * len(indices), None
     if build.get("use_residual_as_feature", False):
         features = [last_feature if i == last else "residual" for i in indices]
-        # only the sum after the last layer passes the last norm
+        # only the sum after the last layer goes through the last norm
         if build.get("last_layer_process") == "add & norm" and last in indices:
             normed = indices.index(last)
     scales, renames = PYRAMIDS.get(options["arch"]["patch_size"], (None, {}))

@@ -1,5 +1,5 @@
-# What all configs share: data, an image with its gamma-corrected copy, and the published schedule.
-# Each data set is trained and tested by itself; a config names its folder.
+# Shared by all configs: data, an image with its gamma-corrected copy, and the published schedule.
+# Each data set is trained and tested separately; a config names its folder.
 _base_ = "mmseg::_base_/default_runtime.py"
 custom_imports = dict(imports=["projects.dual_sam"])
 
@@ -10,7 +10,7 @@ model = dict(
         type="SegDataPreProcessor",
         mean=[124.55, 118.90, 102.94] * 2,  # RGB of the image, RGB of its copy
         std=[56.77, 55.97, 57.50] * 2,
-        size_divisor=1,  # nothing is padded
+        size_divisor=1,  # no padding
     ),
 )
 

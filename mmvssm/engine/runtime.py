@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 from importlib.util import find_spec
 
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
+
+from mmvssm.ops.tracers import traces_routes
 
 from .cli import fail, type_name
 
@@ -39,8 +40,8 @@ def set_up_optimization(cfg: Config, args: argparse.Namespace) -> None:
             cfg.optim_wrapper.type = "OptimWrapper"
         for name in _OF_MIXED_PRECISION:
             cfg.optim_wrapper.pop(name, None)
-    if cfg.get("compile") and not hasattr(torch.compiler, "is_compiling"):
-        fail(f"compile needs torch 2.3 or newer, this is {torch.__version__}")
+    if cfg.get("compile") and not traces_routes:
+        fail(f"compile needs torch 2.7 or newer, this is {torch.__version__}")
     strategy = type_name(cfg.get("strategy") or {})
     if strategy in ("FSDPStrategy", "DeepSpeedStrategy"):
         if strategy == "FSDPStrategy" and args.launcher == "none":
@@ -50,15 +51,11 @@ def set_up_optimization(cfg: Config, args: argparse.Namespace) -> None:
                 f"{strategy} cannot average weights (EMAHook), because no process holds all of "
                 "them; to train without averaging: --cfg-options custom_hooks=[]"
             )
-        if strategy == "FSDPStrategy" and get_device() == "cpu" and not _shards_on_cpu():
-            fail(f"FSDPStrategy on a CPU needs torch 2.4 or newer, this is {torch.__version__}")
+        if strategy == "FSDPStrategy" and not hasattr(torch.compiler, "set_stance"):
+            # with 2.4 a resumed training ends with other weights; 2.1 does not shard on a CPU
+            fail(f"FSDPStrategy needs torch 2.6 or newer, this is {torch.__version__}")
     if strategy == "DeepSpeedStrategy":
         set_up_deepspeed(cfg)
-
-
-def _shards_on_cpu() -> bool:
-    """Whether torch's stand-ins for streams take what FSDP gives them."""
-    return "priority" in inspect.signature(torch.cpu.Stream).parameters
 
 
 def set_up_deepspeed(cfg: Config) -> None:

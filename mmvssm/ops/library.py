@@ -322,6 +322,8 @@ for _packet, _formula in (
     (torch.ops.mmvssm.selective_scan_2d, _scan_2d_formula),
 ):
     if hasattr(flop_counter, "register_flop_formula"):
-        flop_counter.register_flop_formula(_packet)(_formula)
+        _formula = flop_counter.register_flop_formula(_packet)(_formula)
+        # torch 2.4 registers overloads, and looks for the op
+        flop_counter.flop_registry.setdefault(_packet, _formula)
     else:  # torch 2.1
         flop_counter.flop_mapping[_packet] = _formula  # type: ignore[attr-defined]

@@ -50,14 +50,17 @@ def surely_equal(size: int, other: int) -> bool:
     return symbolic_shapes.statically_known_true(size == other)
 
 
-def between_graphs(function: Function) -> Function:
-    """Run a function outside of compiled graphs if ``torch.compile`` cannot trace routes.
+#: Whether ``torch.compile`` traces objects such as route sets: since torch 2.7.
+traces_routes = hasattr(torch.compiler, "is_exporting")
 
-    Before torch 2.3, ``torch.compile`` fails on objects such as a route set.
+
+def between_graphs(function: Function) -> Function:
+    """Run a function between the graphs of a ``torch.compile`` that cannot trace routes.
+
+    Up to torch 2.6 it stops with an error at objects such as a route set, or at sizes that a graph
+    leaves open.
     """
-    if hasattr(torch.compiler, "is_compiling"):
-        return function
-    return torch.compiler.disable(function)
+    return function if traces_routes else torch.compiler.disable(function)
 
 
 @contextmanager

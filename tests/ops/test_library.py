@@ -278,6 +278,7 @@ def test_pytorch_scan_is_one_node_for_any_length():
 
 
 @needs_strict
+@needs_whole_graphs
 def test_exported_pytorch_scan_is_pytorch_alone():
     """Programs for use without mmvssm contain none of our ops, however they are traced."""
 

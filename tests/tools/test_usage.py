@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from abilities import without_noise
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ["dist_train.sh", "dist_test.sh", "slurm_train.sh", "slurm_test.sh"]
 
@@ -42,7 +44,7 @@ def empty_checkpoint(tmp_path_factory):
 
 
 def test_refusal_is_one_sentence_and_status_1(tools):
-    output = tools.run("train.py", "absent.py", status=1)
+    output = without_noise(tools.run("train.py", "absent.py", status=1))
     assert output == "train.py: error: there is no config file 'absent.py'\n"
 
 

@@ -137,7 +137,7 @@ def get(python, *libraries):
 def test_models_name_the_missing_library(mmengine_alone):
     for library, said in zip(CONFIGS, get(mmengine_alone, *CONFIGS), strict=True):
         name = Path(CONFIGS[library]).stem
-        assert said.startswith(f"the model '{name}' needs {library}, which is not installed: ")
+        assert said.startswith(f"the model '{name}' needs {library}, which is not installed; ")
 
 
 def test_training_names_the_missing_library(mmengine_alone):
@@ -174,7 +174,7 @@ def test_looking_at_images_names_the_missing_library(mmengine_alone, tmp_path, n
     done = run(mmengine_alone, tool, path, weights, image, *options)
     assert done.returncode == 1
     need = f"config '{path}'" if config == "inherits" else need
-    said = f"{need} needs mmpretrain, which is not installed: requirements/mminstall.txt and"
+    said = f"{need} needs mmpretrain, which is not installed; for the version, see requirements"
     error = without_noise(done.stderr)
     assert error.startswith(f"{Path(tool).name}: error: {said}"), error
 

@@ -70,7 +70,7 @@ def test_each_missing_path_is_named_and_on_the_page(complaint, tmp_path, name, p
         message = complaint("train.py", config)
         kind = "annotation file" if path.endswith(".json") else "data folder"
         assert f"there is no {kind} {path!r} (" in message
-        assert f"here {str(tmp_path / path.rstrip('/'))!r}" in message.replace("/'", "'")
+        assert f"i.e. {str(tmp_path / path.rstrip('/'))!r}" in message.replace("/'", "'")
         assert path.rstrip("/") in tree
         if kind == "data folder":
             (tmp_path / path).mkdir(parents=True)

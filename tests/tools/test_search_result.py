@@ -163,7 +163,10 @@ WEIGHTS = torch.zeros(8, 1, 1, 1)
         (lambda path: None, "there is no checkpoint file 'a.pth'"),
         (lambda path: path.write_text("<html>"), "'a.pth' is a web page, not a checkpoint"),
         (save(dict(epoch=1)), "no weights at its top or under .*epoch"),
-        (save({"fc.weight": WEIGHTS}), "directions='search'.*1 weights begin with 'fc.weight'"),
+        (
+            save({"fc.weight": WEIGHTS}),
+            "directions='search'; the first .* is 'fc.weight'",
+        ),
         (save({"a.0.merge.weights": WEIGHTS[:4]}), "'a.0.merge.weights' must hold 8 finite"),
         (save({"a.0.merge.weights": WEIGHTS / 0}), "'a.0.merge.weights' must hold 8 finite"),
     ],

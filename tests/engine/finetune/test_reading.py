@@ -131,7 +131,7 @@ class TestClassification:
         )
 
     def test_annotations_are_no_matter_of_folders(self, refusal):
-        assert "train_annotations cannot be given" in refusal(train_annotations="a.json")
+        assert "train_annotations must not be given" in refusal(train_annotations="a.json")
 
     def test_only_maps_have_a_zero(self, refusal):
         assert "--reduce-zero-label needs a recipe of mmseg" in refusal(reduce_zero_label=True)
@@ -228,8 +228,11 @@ class TestDetection:
         [
             (lambda c: c.pop("categories"), "has no categories: a COCO file holds"),
             (lambda c: c["annotations"].clear(), "has no annotations"),
-            (lambda c: c["annotations"][2].update(category_id=4), "has the category_id 4, and the"),
-            (lambda c: c["annotations"][2].update(image_id=44), "of image 44, which is not listed"),
+            (lambda c: c["annotations"][2].update(category_id=4), "has the category_id 4, but the"),
+            (
+                lambda c: c["annotations"][2].update(image_id=44),
+                "has the image_id 44, which is not",
+            ),
             (lambda c: c["annotations"][2].update(id=0), "2 annotations of "),
             (
                 lambda c: c["annotations"][2].update(bbox=[10, 10, 31, 33]),
@@ -331,7 +334,7 @@ class TestSegmentation:
     def test_values_beyond_the_names(self, refusal, maps):
         (maps / "classes.txt").write_text("road\nsky\n")
         message = refusal()
-        assert "training/0.png' holds the value 2, and the 2 classes have the values 0 to 1" in (
+        assert "training/0.png' holds the value 2, but the 2 classes have the values 0 to 1" in (
             message
         )
         assert "--reduce-zero-label" in message

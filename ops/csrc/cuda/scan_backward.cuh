@@ -144,21 +144,7 @@ class BackwardThread {
       }
       tiles_.request(tiles_.ring(step + kSub));
     }
-#pragma unroll 1
-    for (int sub = subs - 1; sub >= 0; --sub) {
-      const int step = sub * kSub;
-      if (sub == subs - 1 || (step + kSub) % kGroup == 0) {
-        tiles_.enter_group(step / kGroup * kGroup, true);
-      }
-      sweep(step, maps);
-      tiles_.request(tiles_.ring(sub > 0 ? step - kSub : kTile));
-      if (step % kGroup == 0) tiles_.leave_group(step);
-      if (step % kFlush == 0) {
-        __syncthreads();
-        tiles_.flush(step, kFlush);
-        __syncthreads();
-      }
-    }
+    walk_back<kFlush>(tiles_, subs, [&](int step) { sweep(step, maps); });
   }
 
   __device__ __forceinline__ float& mark(int sub, int i, int n) {

@@ -290,4 +290,26 @@ __device__ __forceinline__ void fold_carries(const ScanShape& s,
   }
 }
 
+// Goes through the subs of a tile from the last on: sweep(step) for each, with
+// the groups of rows around it; the sums of FLUSH steps are written together.
+template <int FLUSH, typename Tiles, typename Sweep>
+__device__ __forceinline__ void walk_back(Tiles& tiles, int subs,
+                                          const Sweep& sweep) {
+#pragma unroll 1
+  for (int sub = subs - 1; sub >= 0; --sub) {
+    const int step = sub * kSub;
+    if (sub == subs - 1 || (step + kSub) % kGroup == 0) {
+      tiles.enter_group(step / kGroup * kGroup, true);
+    }
+    sweep(step);
+    tiles.request(tiles.ring(sub > 0 ? step - kSub : kTile));
+    if (step % kGroup == 0) tiles.leave_group(step);
+    if (step % FLUSH == 0) {
+      __syncthreads();
+      tiles.flush(step, FLUSH);
+      __syncthreads();
+    }
+  }
+}
+
 }  // namespace mmvssm::cuda

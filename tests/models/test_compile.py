@@ -19,10 +19,13 @@ pytestmark = [needs_whole_graphs, pytest.mark.usefixtures("one_thread")]
 
 #: Batch, height and width; stages of odd sides among them.
 SIZES = [(2, 72, 104), (3, 91, 65), (2, 64, 64)]
-#: The same where the coarsest maps, halved or cut into windows, would have one row or one column
-#: above: torch makes a graph of its own for a dimension of one.
+#: The same for networks whose coarsest maps, halved or cut into windows, would have one row or one
+#: column of them above: torch makes a separate graph for a dimension of one.
 LARGER_SIZES = [(2, 136, 200), (3, 155, 131), (2, 200, 136)]
-ONE_AT_THE_END = ("MSVMamba", "MSVMamba v3", "MambaVision scaled")
+ONE_AT_THE_END = (
+    *("MSVMamba", "MSVMamba v3", "MambaVision scaled"),
+    *("LocalVMamba", "LocalVMamba search", "LocalVim"),
+)
 
 
 def sizes_of(name):

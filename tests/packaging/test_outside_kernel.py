@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import setuptools  # noqa: F401  refuses to build once others have imported Python's own distutils
 import torch
 
 from abilities import WHOLE_GRAPHS, needs_opcheck

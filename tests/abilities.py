@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmvssm.ops.tracers import traces_routes
+from mmvssm.ops.tracers import TRACES_ROUTES
 
 
 @functools.cache
@@ -53,7 +53,7 @@ needs_strict = pytest.mark.skipif(
     reason="this torch.export traces in one way only",
 )
 #: Whether torch.compile makes one graph of a network; else it breaks the graph at every scan.
-WHOLE_GRAPHS = traces_routes
+WHOLE_GRAPHS = TRACES_ROUTES
 needs_whole_graphs = pytest.mark.skipif(
     not WHOLE_GRAPHS, reason="this torch breaks graphs at every scan"
 )

@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 
-from mmvssm.ops.tracers import traces_routes
+from mmvssm.ops.tracers import TRACES_ROUTES
 
 from .cli import fail, type_name
 
@@ -40,7 +40,7 @@ def set_up_optimization(cfg: Config, args: argparse.Namespace) -> None:
             cfg.optim_wrapper.type = "OptimWrapper"
         for name in _OF_MIXED_PRECISION:
             cfg.optim_wrapper.pop(name, None)
-    if cfg.get("compile") and not traces_routes:
+    if cfg.get("compile") and not TRACES_ROUTES:
         fail(f"compile needs torch 2.7 or newer, this is {torch.__version__}")
     strategy = type_name(cfg.get("strategy") or {})
     if strategy in ("FSDPStrategy", "DeepSpeedStrategy"):

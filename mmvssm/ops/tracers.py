@@ -51,7 +51,7 @@ def surely_equal(size: int, other: int) -> bool:
 
 
 #: Whether ``torch.compile`` traces objects such as route sets: since torch 2.7.
-traces_routes = hasattr(torch.compiler, "is_exporting")
+TRACES_ROUTES = hasattr(torch.compiler, "is_exporting")
 
 
 def between_graphs(function: Function) -> Function:
@@ -60,7 +60,7 @@ def between_graphs(function: Function) -> Function:
     Up to torch 2.6 it stops with an error at objects such as a route set, or at sizes that a graph
     leaves open.
     """
-    return function if traces_routes else torch.compiler.disable(function)
+    return function if TRACES_ROUTES else torch.compiler.disable(function)
 
 
 @contextmanager

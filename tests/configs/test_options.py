@@ -342,7 +342,7 @@ def test_compiled_training_is_validated(plain, train):
 
 
 def test_compiling_says_which_torch_it_needs(refused, monkeypatch):
-    monkeypatch.setattr(runtime, "traces_routes", False)
+    monkeypatch.setattr(runtime, "TRACES_ROUTES", False)
     assert "compile needs torch 2.7 or newer, this is" in refused(CLS, "--option", "compile")
 
 

@@ -165,7 +165,7 @@ WEIGHTS = torch.zeros(8, 1, 1, 1)
         (save(dict(epoch=1)), "no weights at its top or under .*epoch"),
         (
             save({"fc.weight": WEIGHTS}),
-            "directions='search'; the first .* is 'fc.weight'",
+            "directions='search'; the first of its 1 weights is 'fc.weight'",
         ),
         (save({"a.0.merge.weights": WEIGHTS[:4]}), "'a.0.merge.weights' must hold 8 finite"),
         (save({"a.0.merge.weights": WEIGHTS / 0}), "'a.0.merge.weights' must hold 8 finite"),

@@ -1,12 +1,12 @@
-"""Builds a network of further OpenMMLab libraries with a backbone of this package, and runs it.
+"""Build a network of another OpenMMLab library with a backbone of this package, and run it.
 
 Run by ``make matrix`` for its last rows; by hand::
 
     python .dev/other_libraries.py mmpose --folder build/matrix/mmpose
 
-Each library is installed beside the packages of the running environment, in one of its own: without
-what it depends on, for the versions that it asks for are older than the rest. Its config is that of
-the library but for the backbone. Prints a JSON object with the version and what came out.
+Each library gets its own environment on top of the running one, and is installed without its
+dependencies, because it requires older versions of them. The config is the library's own, with
+another backbone. Prints a JSON object with the library's version and the shapes of the outputs.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Library:
-    """How a library is installed and tried.
+    """How to install and test a library.
 
     Args:
         requirements: What pip installs, without dependencies; the first is the library.
         module: Name that it is imported by.
-        config: A config of it, below its folder of configs.
-        code: What is done with ``cfg``, ``MODELS`` and ``backbone``; sets ``result``.
+        config: A config of the library, relative to its folder of configs.
+        code: Code that uses ``cfg``, ``MODELS`` and ``backbone``, and sets ``result``.
         compiled: Requirements that must be compiled, for numpy 2.
     """
 
@@ -84,7 +84,7 @@ result = model(torch.rand(1, 8, 3, 64, 64), mode="tensor", stage="head")
 """,
     ),
 }
-#: What surrounds the code of a library.
+#: The program around the code of a library.
 FRAME = """
 import json, sys
 from importlib import import_module

@@ -283,18 +283,14 @@ class Operations(Operands):
         return run
 
     def _do_p2r(self, modifiers, operands):
-        write, rest, mask = self.result(operands[0]), self.value(operands[2]), int(operands[3], 0)
-        flags = self.predicates["P"]
-
-        def run() -> None:
-            bits = sum(bool(flag) << i for i, flag in enumerate(flags[:7]))
-            write(bits & mask | rest() & ~mask)
-
-        return run
+        return self._store_flags("P", operands)
 
     def _do_up2ur(self, modifiers, operands):
+        return self._store_flags("UP", operands)
+
+    def _store_flags(self, kind, operands):
         write, rest, mask = self.result(operands[0]), self.value(operands[2]), int(operands[3], 0)
-        flags = self.predicates["UP"]
+        flags = self.predicates[kind]
 
         def run() -> None:
             bits = sum(bool(flag) << i for i, flag in enumerate(flags[:7]))

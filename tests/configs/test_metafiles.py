@@ -314,4 +314,4 @@ def test_picture_is_what_the_command_draws(family, tmp_path):
     assert np.abs(np.subtract(old.shape, new.shape)).max() <= 2
     size = old.shape[1] // 4, old.shape[0] // 4
     old, new = (cv2.resize(p, size, interpolation=cv2.INTER_AREA) for p in (old, new))
-    assert np.abs(old.astype(int) - new).mean() < 8  # 20 and more for other routes
+    assert np.abs(old.astype(int) - new).mean() < 6  # 20 and more for other routes

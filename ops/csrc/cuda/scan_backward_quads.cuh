@@ -1,5 +1,5 @@
-// The backward scan of 9 to 16 states, for either form; see scan_backward.cuh
-// for what it computes.
+// The backward scan of 9 to 16 states along routes; see scan_backward.cuh for
+// what it computes. Sequences stay there: here they would need more registers.
 //
 // Four neighbours, a quad, share four channels of 16 states: each lane has four
 // states of all four channels, a square of 16. So a lane reads a quarter of B

@@ -231,7 +231,7 @@ class TestDetection:
             (lambda c: c["annotations"][2].update(category_id=4), "has the category_id 4, but the"),
             (
                 lambda c: c["annotations"][2].update(image_id=44),
-                "has the image_id 44, which is not",
+                "has the image_id 44, which is not listed",
             ),
             (lambda c: c["annotations"][2].update(id=0), "2 annotations of "),
             (

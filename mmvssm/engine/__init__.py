@@ -7,6 +7,7 @@ from .direction_search import DirectionSearchHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
 from .mesa import MESAHook
 from .plain_files import PlainCheckpointHook
+from .plain_groups import PlainGroupsHook
 from .resume import ExactResumeHook, ResumableBatchSampler, SeededDataset, make_resumable
 from .schedule import CosineAnnealingLR, set_epochs
 
@@ -19,6 +20,7 @@ __all__ = [
     "LayerDecayOptimWrapperConstructor",
     "MESAHook",
     "PlainCheckpointHook",
+    "PlainGroupsHook",
     "ResumableBatchSampler",
     "SeededDataset",
     "default_collate",

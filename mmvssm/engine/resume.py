@@ -159,6 +159,11 @@ class _PassedOver:
             return None
         return next(self._iterator)
 
+    def skip_iter(self, num_iters: int) -> None:
+        """Pass over the trained batches; called by the loop of onedl-mmengine, not of MMEngine."""
+        for _ in range(num_iters):
+            next(self)
+
 
 @HOOKS.register_module()
 class ExactResumeHook(Hook):

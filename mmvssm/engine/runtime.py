@@ -42,6 +42,8 @@ def set_up_optimization(cfg: Config, args: argparse.Namespace) -> None:
             cfg.optim_wrapper.pop(name, None)
     if cfg.get("compile") and not TRACES_ROUTES:
         fail(f"compile needs torch 2.7 or newer, this is {torch.__version__}")
+    if cfg.get("compile"):
+        cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), dict(type="mmvssm.PlainGroupsHook")]
     strategy = type_name(cfg.get("strategy") or {})
     if strategy in ("FSDPStrategy", "DeepSpeedStrategy"):
         if strategy == "FSDPStrategy" and args.launcher == "none":

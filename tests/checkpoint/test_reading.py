@@ -227,7 +227,7 @@ class Nested(Hostile):
         return torch.storage._load_from_bytes, (inner.getvalue(),)
 
 
-RUN = [(Hostile, "io.open"), (HostileState, "builtins.eval")]
+RUN = [(Hostile, f"{open.__module__}.open"), (HostileState, "builtins.eval")]
 RUN += [(Nested, "torch.storage._load_from_bytes")]
 
 

@@ -10,11 +10,13 @@ from typing import Any, ClassVar
 import cv2
 import mmcv
 import numpy as np
+import torch
 from mmcv.transforms import BaseTransform
 from mmengine.evaluator import BaseMetric
 from mmengine.fileio import get
 from mmseg.datasets import BaseSegDataset
-from mmseg.registry import DATASETS, METRICS, TRANSFORMS
+from mmseg.models import SegDataPreProcessor
+from mmseg.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 from PIL import Image
 
 try:
@@ -128,6 +130,25 @@ class AddGammaImage(BaseTransform):
         channels = [image[..., ::-1], gamma[..., ::-1]]
         results["img"] = np.concatenate(channels, axis=2).astype(np.float32)
         return results
+
+
+@MODELS.register_module()
+class ImagePairPreProcessor(SegDataPreProcessor):
+    """mmseg's preprocessor for two images in six channels.
+
+    onedl-mmsegmentation's own accepts statistics of one or three channels only.
+
+    Args:
+        mean: Mean of each channel.
+        std: Standard deviation of each channel.
+        options: Further arguments of ``SegDataPreProcessor``.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], **options: Any) -> None:
+        super().__init__(**options)
+        self._enable_normalize = True
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
 
 @TRANSFORMS.register_module()

@@ -33,7 +33,7 @@ class DualSAM(BaseSegmentor):
             code; in the paper's figure it gets those of its own image.
         consistent_votes: See :func:`~.connectivity.vote`.
         threshold: Probability above which a pixel is animal; the default is 65 of 255, rounded.
-        data_preprocessor: Config of mmseg's ``SegDataPreProcessor``.
+        data_preprocessor: Config of an :class:`~.data.ImagePairPreProcessor`.
         init_cfg: Initialisation.
     """
 

@@ -44,7 +44,11 @@ def new_environment(folder):
     (site,) = folder.glob("lib/python*/site-packages")
     origins = (Path(importlib.util.find_spec(name).origin) for name in LIBRARIES)
     folders = dict.fromkeys(str(origin.parents[1]) for origin in origins)
-    (site / "libraries.pth").write_text("\n".join(folders) + "\n")
+    lines = [*folders]
+    if any((Path(name) / "_distutils_hack").is_dir() for name in folders):
+        # as setuptools installs it: MMEngine imports distutils, which Python 3.12 no longer has
+        lines.append("import _distutils_hack; _distutils_hack.add_shim()")
+    (site / "libraries.pth").write_text("\n".join(lines) + "\n")
     return folder / "bin" / "python"
 
 

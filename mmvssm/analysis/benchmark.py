@@ -195,5 +195,5 @@ def draw_benchmark(results: Sequence[Mapping[str, Any]]) -> Figure:
         panels[0].invert_yaxis()
     else:
         panels[0].set_ylabel(speed)
-        panels[0].legend(fontsize=7)
+        panels[0].legend(fontsize=8)
     return figure

@@ -89,11 +89,15 @@ def draw_scaling(found: Mapping[str, Any], title: str = "") -> Figure:
     for key in QUANTITIES:
         unit = 1e9 if key == "macs" else 1
         panels[key] = [(entry["size"], entry[key] / unit) for entry in results]
-    figure = Figure(figsize=(3.2 * len(panels), 3), layout="constrained", dpi=100)
+    # at most three panels side by side, so that pages do not shrink the text
+    rows = -(-len(panels) // 3)
+    columns = -(-len(panels) // rows)
+    figure = Figure(figsize=(3.2 * columns, 0.3 + 2.7 * rows), layout="constrained", dpi=100)
+    places = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in places[len(panels) :]:
+        axes.remove()
     sides = sorted({entry["size"] for entry in found["results"]})
-    for axes, (key, points) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels.items()
-    ):
+    for axes, (key, points) in zip(places, panels.items()):
         axes.plot(*zip(*points), "o-", markersize=4)
         axes.set_xscale("log")
         axes.set_xlabel("side of the image (pixels)")
@@ -110,7 +114,7 @@ def draw_scaling(found: Mapping[str, Any], title: str = "") -> Figure:
         if key in found["exponents"]:
             power = f"pixels^{found['exponents'][key]:.2f}"
             axes.text(0.05, 0.9, power, transform=axes.transAxes, fontsize=9)
-        axes.set_xticks(sides, map(str, sides), rotation=90, fontsize=7)
+        axes.set_xticks(sides, map(str, sides), rotation=90, fontsize=8)
         axes.set_xticks([], minor=True)
     figure.suptitle(title, fontsize=10)
     return figure

@@ -342,17 +342,14 @@ class ChannelGate(nn.Module):
         self.global_reduce = nn.Linear(channels, channels // 8)
         self.channel_select = nn.Linear(channels // 8, channels)
 
-    def forward(self, x: Tensor, dim: int | None = None) -> Tensor:
-        """Scale the channels of ``x (..., C)`` by weights computed from its means.
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, H, W, C) -> (B, H, W, C)``."""
+        mean = self.norm(x).mean((1, 2), keepdim=True)
+        return x * self.select(mean)
 
-        Args:
-            x: Input ``(..., C)``.
-            dim: Axis of the means; None for axes 1 and 2, those of a map ``(B, H, W, C)``.
-        """
-        # not a default value: torch 2.1 compiles a tuple in the signature as dynamic sizes
-        mean = self.norm(x).mean((1, 2) if dim is None else dim, keepdim=True)
-        gate = self.channel_select(F.gelu(self.global_reduce(mean)))
-        return x * gate.sigmoid()
+    def select(self, mean: Tensor) -> Tensor:
+        """Return the weights of channels ``(..., C)``, from means of the normalised input."""
+        return self.channel_select(F.gelu(self.global_reduce(mean))).sigmoid()
 
 
 class SqueezeExcite(nn.Module):

@@ -140,7 +140,13 @@ def call_registered_op(rng):
     table = m["routes"]
     scan_2d = [m["x"], m["x_dbl"], table, table, m["A"], m["dt_weight"], m["dt_bias"], m["D"]]
     states = torch.zeros(2, 2, (t["u"].shape[2] - 1) // 64, 3, 3)
+    gates, scale = torch.rand(2, 4, 5), rng.choice([None, m["x"]])
+    merged = torch.randn(2, 12, 4, 5).to(m["x"].dtype)
     calls = {
+        "normalized_means": [merged, scale, 1e-5],
+        "normalized_means_backward": [gates, merged, scale, 1e-5],
+        "gated_sum": [merged, gates, scale],
+        "gated_sum_backward": [m["x"], merged, gates, scale],
         "selective_scan": [*scan, True, None, rng.random() < 0.5],
         "selective_scan_backward": [t["u"], *scan, states, True],
         "selective_scan_2d": [*scan_2d, 12, True, None, rng.random() < 0.5],

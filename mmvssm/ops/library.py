@@ -3,7 +3,7 @@
 The kernels themselves come from the compiled extension ``mmvssm._vssm_ext``, which registers its
 CPU and CUDA functions under these schemas when it is loaded (``ops/csrc/binding.cpp``).
 
-Each op has a twin with the same arguments, ``NAME_torch``: the PyTorch scan on any device, as one
+Each scan has a twin with the same arguments, ``NAME_torch``: the PyTorch scan on any device, as one
 node of a graph. Without it, ``torch.compile`` would unroll the loops for one size of the map.
 """
 
@@ -18,7 +18,12 @@ from torch import Tensor
 from torch.utils import flop_counter
 
 from .precision import cast_parameters, compute_dtype, promote
-from .reference import selective_scan_2d_reference, selective_scan_chunked
+from .reference import (
+    gated_sum_reference,
+    normalized_means_reference,
+    selective_scan_2d_reference,
+    selective_scan_chunked,
+)
 
 # Steps between two saved states; must equal kChunk of ops/csrc/common/scan_common.h.
 CHUNK = 64
@@ -47,6 +52,15 @@ for _schema in (
 ):
     _library.define(_schema, **_tags)
     _library.define(_schema.replace("(", "_torch(", 1), **_tags)
+for _schema in (
+    "normalized_means(Tensor x, Tensor? scale, float eps) -> Tensor means",
+    "normalized_means_backward(Tensor dy, Tensor x, Tensor? scale, float eps)"
+    " -> (Tensor dx, Tensor dscale)",
+    "gated_sum(Tensor x, Tensor gates, Tensor? scale) -> Tensor y",
+    "gated_sum_backward(Tensor dy, Tensor x, Tensor gates, Tensor? scale)"
+    " -> (Tensor dx, Tensor dgates, Tensor dscale)",
+):
+    _library.define(_schema, **_tags)
 
 
 class _Op:
@@ -68,8 +82,9 @@ class _Op:
         return {**values, **kwargs} if kwargs else values
 
     def __call__(self, values: dict[str, object]):
-        """Run the op on its arguments, taken from ``values``."""
-        return self.run(*[values[name] for name in self.arguments])
+        """Run the op on its arguments, taken from ``values``; return a tuple of its results."""
+        results = self.run(*[values[name] for name in self.arguments])
+        return results if len(self.results) > 1 else (results,)
 
 
 SCAN, SCAN_BACKWARD = _Op("selective_scan"), _Op("selective_scan_backward")
@@ -77,6 +92,8 @@ SCAN_2D, SCAN_2D_BACKWARD = _Op("selective_scan_2d"), _Op("selective_scan_2d_bac
 SCAN_TORCH, SCAN_BACKWARD_TORCH = _Op("selective_scan_torch"), _Op("selective_scan_backward_torch")
 SCAN_2D_TORCH = _Op("selective_scan_2d_torch")
 SCAN_2D_BACKWARD_TORCH = _Op("selective_scan_2d_backward_torch")
+MEANS, MEANS_BACKWARD = _Op("normalized_means"), _Op("normalized_means_backward")
+SUM, SUM_BACKWARD = _Op("gated_sum"), _Op("gated_sum_backward")
 
 
 def _empty_states(x: Tensor, routes: int, channels: int, d_state: int, length: int, save: bool):
@@ -106,16 +123,31 @@ def scan_2d_results(*args):
     return y, _empty_states(a.x, num_routes, channels, d_state, length, a.save_states)
 
 
-def gradient_results(op: _Op):
+def normalized_means_results(x: Tensor, scale: Tensor | None, eps: float) -> Tensor:
+    """Allocate the result of ``normalized_means``."""
+    batch, _, num_routes, channels = x.shape
+    return x.new_empty((batch, num_routes, channels), dtype=compute_dtype(x.dtype))
+
+
+def gated_sum_results(x: Tensor, gates: Tensor, scale: Tensor | None) -> Tensor:
+    """Allocate the result of ``gated_sum``."""
+    batch, pixels, _, channels = x.shape
+    return x.new_empty((batch, pixels, channels), dtype=compute_dtype(x.dtype))
+
+
+def gradient_results(op: _Op, empty: str = "A"):
     """Return a function that allocates the results of a backward op.
 
-    Each result is like its argument, and empty where the argument is None.
+    Each result is like its argument, and empty where the argument is None, with the dtype of the
+    argument named ``empty``.
     """
 
     def run(*args):
         values = op.bind(args)
         given = (values[name] for name in op.gradients)
-        return tuple(values["A"].new_empty(0) if t is None else torch.empty_like(t) for t in given)
+        return tuple(
+            values[empty].new_empty(0) if t is None else torch.empty_like(t) for t in given
+        )
 
     return run
 
@@ -143,6 +175,14 @@ def _define_scan_2d(a: SimpleNamespace) -> tuple[Tensor]:
         scan=selective_scan_chunked,
     )
     return (y,)
+
+
+def _define_means(a: SimpleNamespace) -> tuple[Tensor]:
+    return (normalized_means_reference(a.x, a.scale, a.eps),)
+
+
+def _define_sum(a: SimpleNamespace) -> tuple[Tensor]:
+    return (gated_sum_reference(a.x, a.gates, a.scale),)
 
 
 def _scan_torch(op: _Op, define):
@@ -202,11 +242,13 @@ _DEFINITIONS = {
     SCAN_BACKWARD_TORCH.name: _define_scan,
     SCAN_2D_BACKWARD.name: _define_scan_2d,
     SCAN_2D_BACKWARD_TORCH.name: _define_scan_2d,
+    MEANS_BACKWARD.name: _define_means,
+    SUM_BACKWARD.name: _define_sum,
 }
 
 
-class _Scan(torch.autograd.Function):
-    """Autograd function of a scan; its backward op takes ``dy``, and inputs and outputs by name.
+class _Differentiable(torch.autograd.Function):
+    """Autograd function of an op; its backward op takes ``dy``, and inputs and outputs by name.
 
     The gradient of argument ``a`` is the result ``da`` of the backward op. If the backward pass
     itself is recorded for second derivatives (``create_graph=True``), PyTorch computes it.
@@ -243,11 +285,12 @@ class _Scan(torch.autograd.Function):
 
 
 def _autograd(op: _Op, backward: _Op):
-    """Return the autograd kernel of a scan."""
+    """Return the autograd kernel of an op."""
 
     def run(*args):
         if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
-            return _Scan.apply(op, backward, *args)
+            results = _Differentiable.apply(op, backward, *args)
+            return results if len(op.results) > 1 else results[0]
         with torch._C._AutoDispatchBelowAutograd():
             return op.run(*args)
 
@@ -290,6 +333,15 @@ for _op, _backward in (
     _define = _DEFINITIONS[_backward.name]
     _library.impl(_op.name, _scan_torch(_op, _define), "CompositeExplicitAutograd")
     _library.impl(_backward.name, _backward_torch(_backward, _define), "CompositeExplicitAutograd")
+
+
+for _op, _backward, _results in (
+    (MEANS, MEANS_BACKWARD, normalized_means_results),
+    (SUM, SUM_BACKWARD, gated_sum_results),
+):
+    _library.impl(_op.name, _results, "Meta")
+    _library.impl(_backward.name, gradient_results(_backward, empty="x"), "Meta")
+    _library.impl(_op.name, _autograd(_op, _backward), "Autograd")
 
 
 def scan_flops(batch: int, rows: int, length: int, d_state: int, has_D: bool = True) -> int:

@@ -1,4 +1,4 @@
-"""The selective scan in plain PyTorch: the definition, and a faster chunked form.
+"""The ops in plain PyTorch: the selective scan, a faster chunked form of it, the merge of routes.
 
 For every channel ``c`` of group ``k`` and every state ``n``, with ``h[-1] = 0``::
 
@@ -166,6 +166,51 @@ def selective_scan_2d_reference(
     out = out.index_put((slice_index(batch, x.device), target, route), y, accumulate=True)
     out = out[:, :num_out]
     return out.sum(2) if merge == "sum" else out
+
+
+def normalized_means_reference(
+    x: Tensor,
+    scale: Tensor | None,
+    eps: float,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Return the means over pixels of layer-normalised outputs of routes.
+
+    Args:
+        x: Outputs ``(B, P, K, D)``.
+        scale: Factors ``(B, P, D)`` of the outputs, shared by the routes; None for ones.
+        eps: Added to the variance over the channels.
+        weight: Weight ``(D,)`` of the layer norm; None for ones.
+        bias: Bias ``(D,)`` of the layer norm; None for zeros.
+
+    Returns:
+        ``(B, K, D)``, float32 (float64).
+    """
+    x = x.to(compute_dtype(x.dtype))
+    if scale is not None:
+        x = x * scale[:, :, None]
+    return F.layer_norm(x, x.shape[-1:], weight, bias, eps).mean(1)
+
+
+def gated_sum_reference(x: Tensor, gates: Tensor, scale: Tensor | None) -> Tensor:
+    """Sum the outputs of routes, weighted by a gate for each channel of a route.
+
+    Args:
+        x: Outputs ``(B, P, K, D)``.
+        gates: ``(B, K, D)``.
+        scale: Factors ``(B, P, D)`` of the sum; None for ones.
+
+    Returns:
+        ``(B, P, D)``, float32 (float64).
+    """
+    dtype = compute_dtype(x.dtype)
+    # route by route, because the product of all outputs would be another tensor of their size
+    (part, gate), *others = zip(x.unbind(2), gates[:, None].to(dtype).unbind(2))
+    total = part.to(dtype) * gate
+    for part, gate in others:
+        total = torch.addcmul(total, part.to(dtype), gate)
+    return total if scale is None else total * scale.to(dtype)
 
 
 def slice_index(size: int, device: torch.device) -> Tensor:

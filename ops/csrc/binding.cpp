@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "common/scan_ops.h"
+#include "cpu/merge_cpu.h"
 #include "cpu/scan_cpu.h"
 
 namespace {
@@ -37,7 +38,13 @@ void register_kernels(torch::Library& m) {
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(mmvssm, CPU, m) { register_kernels(m); }
+TORCH_LIBRARY_IMPL(mmvssm, CPU, m) {
+  register_kernels(m);
+  m.impl("normalized_means", &mmvssm::normalized_means);
+  m.impl("normalized_means_backward", &mmvssm::normalized_means_backward);
+  m.impl("gated_sum", &mmvssm::gated_sum);
+  m.impl("gated_sum_backward", &mmvssm::gated_sum_backward);
+}
 #ifdef MMVSSM_WITH_CUDA
 TORCH_LIBRARY_IMPL(mmvssm, CUDA, m) { register_kernels(m); }
 #endif

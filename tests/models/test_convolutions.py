@@ -1,10 +1,11 @@
-"""Strided convolutions in half precision, where libraries return garbage for narrow maps."""
+"""Convolutions of sequences, and strided ones in half precision, which libraries get wrong."""
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from abilities import HALF_PRECISIONS
-from mmvssm.models.layers import ConvDownsample, ConvStem, DepthwiseConv, PatchEmbed
+from mmvssm.models.layers import ConvDownsample, ConvStem, DepthwiseConv, PatchEmbed, SequenceConv
 
 LAYERS = {
     "depthwise 3": lambda: DepthwiseConv(16, 3, stride=2),
@@ -53,3 +54,29 @@ def test_half_precision_of_narrow_maps(layer, dtype, cast):
             results.append([y.detach(), *(p.grad for p in model.parameters())])
         for got, expected in zip(results[1], results[0]):
             assert (got.float() - expected).norm() <= 0.05 * expected.norm() + 1e-4
+
+
+@pytest.mark.parametrize("length", [1, 2, 9])
+@pytest.mark.parametrize(("kernel_size", "causal"), [(4, True), (1, True), (3, False), (5, False)])
+def test_convolution_of_sequences(kernel_size, causal, length):
+    """With and without gradients, it is a sum over shifted sequences."""
+    layer = SequenceConv(19, kernel_size, causal)
+    exact = SequenceConv(19, kernel_size, causal).double()
+    exact.load_state_dict(layer.state_dict())
+    x = torch.randn(2, length, 19, requires_grad=True)
+    wide = x.detach().double().requires_grad_()
+    before = kernel_size - 1 if causal else kernel_size // 2
+    padded = F.pad(wide, (0, 0, before, kernel_size - 1 - before))
+    parts = (padded[:, t : t + length] * exact.weight[:, 0, t] for t in range(kernel_size))
+    expected = sum(parts) + exact.bias
+
+    y = layer(x)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), y)
+    torch.testing.assert_close(y, expected.float())
+    cotangent = torch.randn_like(y)
+    y.backward(cotangent)
+    expected.backward(cotangent.double())
+    torch.testing.assert_close(x.grad, wide.grad.float())
+    for got, wanted in zip(layer.parameters(), exact.parameters()):
+        torch.testing.assert_close(got.grad, wanted.grad.float())

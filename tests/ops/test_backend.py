@@ -230,13 +230,14 @@ def test_mmcv_finds_the_extension_and_the_function():
 @native
 @pytest.mark.parametrize("variant", ["avx2", "baseline"])
 def test_plainer_instruction_sets(variant):
-    """Run the scan tests again, on kernels that this processor would not choose by itself."""
+    """Run the tests of the ops again, on kernels that this processor would not choose by itself."""
     from mmvssm import _vssm_ext
 
     if variant not in _vssm_ext.cpu_variants().split(", "):
         pytest.skip(f"this processor cannot run {variant}")
     folder = os.path.dirname(__file__)
-    tests = [os.path.join(folder, f"test_{name}.py") for name in ("selective_scan", "scan_2d")]
+    names = ("selective_scan", "scan_2d", "merging")
+    tests = [os.path.join(folder, f"test_{name}.py") for name in names]
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-k", "cpu and float32", *tests],
         capture_output=True,

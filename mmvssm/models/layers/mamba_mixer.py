@@ -139,14 +139,13 @@ class MambaMixer(SelectiveScans):
         separate = self.merge is not None or routes.writes_elsewhere
         y = self.run_scan(u, routes.by_step, merge="none" if separate else "sum")
         if routes.writes_elsewhere:
-            y = y * routes.by_written_row.gather(gate)
-        else:
-            y = y * (gate[:, :, None] if separate else gate)
-        y = y.to(self.param_dtype)
+            y, gate = y * routes.by_written_row.gather(gate), None
         if self.merge is not None:
-            y = self.merge(y)
-        elif separate:
-            y = y.sum(2)
+            y = self.merge(y, gate)
+        elif gate is None:
+            y = y.to(self.param_dtype).sum(2)
+        else:
+            y = (y * gate).to(self.param_dtype)
         if self.mean:
             y = y / self.num_routes
         return self.out_proj(y.to(x.dtype))

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmvssm.ops.merging import gated_sum, normalized_means
+
 from .basic import ChannelGate
 from .checks import one_of
 
@@ -52,9 +54,22 @@ class RouteMerge(nn.Module):
         """Return the search's probability of each route, ``(K,)``."""
         return self.weights.flatten().softmax(0)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, P, K, D) -> (B, P, D)``."""
-        x = self.attn(x, dim=1)
-        if self.weights is not None:
-            x = F.layer_norm(x, x.shape[-1:], eps=1e-5) * self.probabilities()[:, None]
-        return x.sum(2)
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Merge the outputs of scans.
+
+        Args:
+            x: ``(B, P, K, D)``.
+            scale: Factors ``(B, P, D)`` of all outputs; None for ones.
+
+        Returns:
+            ``(B, P, D)``, float32 (float64).
+        """
+        norm = self.attn.norm
+        means = normalized_means(x, norm.weight, norm.bias, scale, eps=norm.eps)
+        gates = self.attn.select(means.to(norm.weight.dtype))
+        if self.weights is None:
+            return gated_sum(x, gates, scale)
+        if scale is not None:
+            x = x * scale[:, :, None]
+        x = F.layer_norm(x * gates[:, None], x.shape[-1:], eps=1e-5)
+        return (x * self.probabilities()[:, None]).sum(2)

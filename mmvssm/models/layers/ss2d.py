@@ -141,4 +141,4 @@ class SS2D(SelectiveScans):
         if self.merge is None:
             return self.run_scan(x.flatten(1, 2), routes).view(x.shape)
         y = self.run_scan(x.flatten(1, 2), routes, merge="none")
-        return self.merge(y.to(self.param_dtype)).view(x.shape)
+        return self.merge(y).view(x.shape)

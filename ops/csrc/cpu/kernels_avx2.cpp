@@ -18,7 +18,7 @@
 
 #define MMVSSM_ISA avx2
 #define MMVSSM_AVX512 0
-#include "cpu/scan_kernels.h"
+#include "cpu/kernel_table.h"
 
 namespace mmvssm {
 const KernelTable kAvx2Kernels = avx2::make_table("avx2");

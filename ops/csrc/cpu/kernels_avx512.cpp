@@ -19,7 +19,7 @@
 
 #define MMVSSM_ISA avx512
 #define MMVSSM_AVX512 1
-#include "cpu/scan_kernels.h"
+#include "cpu/kernel_table.h"
 
 namespace mmvssm {
 const KernelTable kAvx512Kernels = avx512::make_table("avx512");

@@ -8,7 +8,7 @@
 
 #define MMVSSM_ISA baseline
 #define MMVSSM_AVX512 0
-#include "cpu/scan_kernels.h"
+#include "cpu/kernel_table.h"
 
 namespace mmvssm {
 #ifdef __ARM_NEON

@@ -71,6 +71,27 @@ struct Scan2dArgs : ScanArgs<S> {
   S* ddt_weight;         // (slots, K, D, R)
 };
 
+// Pixels of one task of a merge.
+constexpr int64_t kMergeRows = 64;
+
+// The merge of routes: x (Bt, P, K, D) to y, by blocks of kMergeRows pixels.
+template <typename S>
+struct MergeArgs {
+  int64_t batch, pixels, num_routes, channels;
+  DType type;         // of x and scale
+  const void* x;      // (Bt, P, K, D)
+  const void* scale;  // (Bt, P, D) or null for ones
+  const S* gates;     // (Bt, K, D)
+  S eps;
+  S* y;  // means: (blocks, Bt, K, D), a sum for each block; sum: (Bt, P, D)
+
+  // backward only
+  const S* dy;  // of the sums over all pixels (Bt, K, D); sum: as y
+  S* dx;        // as x
+  S* dscale;    // as scale, or null
+  S* dgates;    // (blocks, Bt, K, D)
+};
+
 // One unit of work: batches [batch_begin, batch_end) of slot `slot`, routes
 // [route_begin, route_end), channels [channel_begin, channel_end);
 // `channel_group` is the number of the channel range.
@@ -85,6 +106,11 @@ struct Kernels {
   void (*backward_1d)(const Scan1dArgs<S>&, const Task&);
   void (*forward_2d)(const Scan2dArgs<S>&, const Task&);
   void (*backward_2d)(const Scan2dArgs<S>&, const Task&);
+  // by task: block * batch + image
+  void (*means)(const MergeArgs<S>&, int64_t);
+  void (*means_backward)(const MergeArgs<S>&, int64_t);
+  void (*sum)(const MergeArgs<S>&, int64_t);
+  void (*sum_backward)(const MergeArgs<S>&, int64_t);
 };
 
 // The kernels of one instruction set.

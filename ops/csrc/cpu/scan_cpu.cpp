@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "common/scan_ops.h"
-#include "cpu/scan_args.h"
+#include "cpu/host.h"
 
 namespace mmvssm {
 namespace {
@@ -26,42 +26,6 @@ const KernelTable& choose_kernels() {
   }
   TORCH_CHECK_VALUE(false, "MMVSSM_CPU_CAPABILITY must be one of ",
                     cpu_variants(), " on this processor, got ", wanted);
-}
-
-const KernelTable& kernels() {
-  static const KernelTable& table = choose_kernels();
-  return table;
-}
-
-template <typename S>
-const Kernels<S>& kernels_of() {
-  if constexpr (sizeof(S) == sizeof(float)) {
-    return kernels().single_precision;
-  } else {
-    return kernels().double_precision;
-  }
-}
-
-DType dtype_of(const Tensor& t) {
-  switch (t.scalar_type()) {
-    case at::kHalf:
-      return DType::kHalf;
-    case at::kBFloat16:
-      return DType::kBFloat16;
-    case at::kDouble:
-      return DType::kDouble;
-    default:
-      return DType::kFloat;
-  }
-}
-
-template <typename S>
-S* pointer(const Tensor& t) {
-  return t.defined() && t.numel() > 0 ? t.data_ptr<S>() : nullptr;
-}
-template <typename S>
-const S* pointer(const OptionalTensor& t) {
-  return t.has_value() ? t->data_ptr<S>() : nullptr;
 }
 
 // How one call is split: batches into slots, channels into groups of whole
@@ -133,10 +97,6 @@ void run(const Scan1dArgs<S>& args, const Split& s, Kernel kernel) {
       kernel(args, part);
     }
   });
-}
-
-Tensor sum_partials(const Tensor& t) {
-  return t.size(0) == 1 ? t[0] : t.sum(0);
 }
 
 template <typename S>
@@ -324,12 +284,6 @@ Scan2dBackward backward_2d(const Tensor& dy, const Tensor& x,
           in.D ? sum_partials(dD) : empty({0})};
 }
 
-// The precision of the recurrence decides the instantiation.
-template <typename F>
-auto by_precision(const Tensor& input, const F& f) {
-  return input.scalar_type() == at::kDouble ? f(double()) : f(float());
-}
-
 ScanForward scan_forward_cpu(const Tensor& u, const Scan1dInputs& in,
                              at::ScalarType out_dtype, bool save_states) {
   return by_precision(u, [&](auto s) {
@@ -358,6 +312,11 @@ Scan2dBackward scan_2d_backward_cpu(const Tensor& dy, const Tensor& x,
 }
 
 }  // namespace
+
+const KernelTable& kernels() {
+  static const KernelTable& table = choose_kernels();
+  return table;
+}
 
 std::string cpu_capability() { return kernels().name; }
 

@@ -335,19 +335,6 @@ void backward_task(const typename Layout<S>::Args& a, const Task& task) {
   }
 }
 
-template <typename S>
-constexpr Kernels<S> make_kernels() {
-  return {forward_task<S, Layout1d>, backward_task<S, Layout1d>,
-          forward_task<S, Layout2d>, backward_task<S, Layout2d>};
-}
-
-// A constant expression: loading the library runs no code of this instruction
-// set.
-constexpr KernelTable make_table(const char* name) {
-  return {name, Simd<float>::kLanes, make_kernels<float>(),
-          make_kernels<double>()};
-}
-
 }  // namespace
 }  // namespace MMVSSM_ISA
 }  // namespace mmvssm

@@ -22,8 +22,8 @@ def test_groups_become_plain_and_keep_their_values():
     network = nn.Linear(2, 2)
     optim_wrapper = wrapper(network)
     scheduler = StepLR(optim_wrapper, step_size=1, gamma=0.1, by_epoch=False)
-    before = optim_wrapper.param_groups
-    assert ConfigDict in {type(group) for group in before}  # what the hook is for
+    before = optim_wrapper.optimizer.param_groups
+    assert {type(group) for group in before} == {ConfigDict}  # what the hook is for
     names = [set(group) for group in before]
     PlainGroupsHook().before_train(SimpleNamespace(optim_wrapper=optim_wrapper))
     groups = optim_wrapper.optimizer.param_groups

@@ -129,6 +129,10 @@ class RouteTiles {
             r >= 0 ? w[r] * kLog2E : 0.0f;
       }
     }
+    x_dbl() = static_cast<const T*>(in.x_dbl) +
+              place.batch * in.x_dbl_batch_stride +
+              static_cast<int64_t>(place.route) * in.x_dbl_route_stride;
+    first_entry() = place.route * s.length;
   }
 
   // Starts a walk, which advance(-1, first, second) continues.
@@ -264,28 +268,29 @@ class RouteTiles {
   __device__ __forceinline__ int* entries(int half, int table) const {
     return shared_array<int>(layout_.entries) + (half * 2 + table) * kTile;
   }
-  // The rows that this block's route reads of its image.
-  __device__ __forceinline__ const T* x_dbl() const {
-    const auto place = Place<CH>::anew(shape_);
-    return static_cast<const T*>(in_.x_dbl) +
-           place.batch * in_.x_dbl_batch_stride +
-           static_cast<int64_t>(place.route) * in_.x_dbl_route_stride;
+  // Where the rows of x_dbl and the entries start that this block's route reads
+  // of its image: worked out once, and registers are scarce.
+  __device__ __forceinline__ const T*& x_dbl() const {
+    return shared_array<const T*>(layout_.sources)[thread_anew()];
+  }
+  __device__ __forceinline__ int& first_entry() const {
+    return shared_array<int>(layout_.first_entry)[thread_anew()];
   }
   __device__ __forceinline__ T* raw(int step) const {
     return shared_array<T>(layout_.raw) + step * layout_.raw_pitch;
   }
   __device__ __forceinline__ void fetch_entries(int tile, int half) {
-    const int route = Place<CH>::anew(shape_).route;
-    const int first = route * shape_.length + tile * kTile;
-    const int there = tile < 0 ? 0 : shape_.length - tile * kTile;
 #pragma unroll 1
-    for (int i = thread_anew(); i < 2 * kTile; i += blockDim.x) {
+    for (int i = thread_anew(); i < kTile; i += blockDim.x) {
       int* to = entries(half, 0) + i;
-      if (i % kTile < there) {
-        const int32_t* table = i < kTile ? in_.routes : in_.out_routes;
-        copy_async<4>(to, table + first + i % kTile);
+      int* to_out = entries(half, 1) + i;
+      const int step = tile * kTile + i;
+      if (tile >= 0 && step < shape_.length) {
+        const int entry = first_entry() + step;
+        copy_async<4>(to, in_.routes + entry);
+        copy_async<4>(to_out, in_.out_routes + entry);
       } else {
-        *to = -1;
+        *to = *to_out = -1;
       }
     }
   }
@@ -315,29 +320,29 @@ class RouteTiles {
            (after_C >= 0 ? NT * shape_.state_lanes - shape_.d_state : 0);
   }
 
-  // visit(piece, step, rows) for each of `count` pieces of a row: a thread has
-  // the same piece of every rows-th step, from `step` on.
+  // visit(piece, step) for each of a thread's pieces of rows: it has that of
+  // every split.rows-th step, from `step` on.
   template <typename Visit>
-  __device__ __forceinline__ void each_piece(int count, const Visit& visit) {
-    const unsigned thread = thread_anew(), threads = blockDim.x;
-    const unsigned per_row = count;
-    const int rows = per_row < threads ? threads / per_row : 1;
-    const int row = per_row < threads ? thread / per_row : 0;
-    if (row >= rows) return;
+  __device__ __forceinline__ void each_piece(const PieceSplit& split,
+                                             const Visit& visit) {
+    const int thread = thread_anew();
+    const int row = split.first_row(thread);
+    if (row >= split.rows) return;
 #pragma unroll 1
-    for (int c = thread - row * per_row; c < count; c += threads) {
-      visit(c, row, rows);
+    for (int c = thread - row * split.per_row; c < split.per_row;
+         c += blockDim.x) {
+      visit(c, row);
     }
   }
 
-  // Copies pieces of so many bytes, straight to the rows or as they are.
+  // Copies pieces of so many bytes, straight to the rows or as they are; of
+  // steps without a pixel, zeros.
   template <int Bytes>
-  __device__ __forceinline__ void copy_rows(const int* pixels, int half,
-                                            int width) {
+  __device__ __forceinline__ void copy_rows(const int* pixels, int half) {
     constexpr int count = Bytes / static_cast<int>(sizeof(T));
-    each_piece((width + count - 1) / count, [&](int c, int step, int rows) {
+    each_piece(layout_.copies, [&](int c, int step) {
       const int column = c * count;
-      const T* from = x_dbl() + column;
+      const T* from = fixed_address(x_dbl() + column);
       T* to;
       if constexpr (kDirect) {
         to = rows_at(half, place_of(column));
@@ -345,53 +350,49 @@ class RouteTiles {
         to = raw(0) + column;
       }
       const int pitch = kDirect ? 4 : layout_.raw_pitch;
-#pragma unroll 2
+      const int rows = layout_.copies.rows;
+      to += step * pitch;
+#pragma unroll 4
       for (; step < kTile; step += rows) {
         const int pixel = pixels[step];
-        if (pixel >= 0) {
-          copy_async<Bytes>(to + step * pitch,
-                            from + pixel * in_.x_dbl_pixel_stride);
-        } else if constexpr (kDirect) {
-#pragma unroll
-          for (int i = 0; i < count; ++i) to[step * pitch + i] = 0.0f;
-        }
+        copy_async<Bytes>(to, from + pixel * in_.x_dbl_pixel_stride,
+                          pixel >= 0);
+        to += rows * pitch;
       }
     });
   }
 
   __device__ __forceinline__ void fetch_rows(int half) {
     const int* pixels = entries(half, 0);
-    const int width = in_.dt_rank + 2 * shape_.d_state;
     if (in_.copy_bytes == 16) {
-      copy_rows<16>(pixels, half, width);
+      copy_rows<16>(pixels, half);
     } else if (in_.copy_bytes == 8) {
-      copy_rows<8>(pixels, half, width);
+      copy_rows<8>(pixels, half);
     } else if (kDirect || in_.copy_bytes == 4) {
-      copy_rows<4>(pixels, half, width);
+      copy_rows<4>(pixels, half);
     } else {
-      each_piece(width, [&](int c, int step, int rows) {
+      const T* from = x_dbl();
+      each_piece(layout_.copies, [&](int c, int step) {
 #pragma unroll 1
-        for (; step < kTile; step += rows) {
+        for (; step < kTile; step += layout_.copies.rows) {
           const int pixel = pixels[step];
-          if (pixel < 0) continue;
-          raw(step)[c] = x_dbl()[pixel * in_.x_dbl_pixel_stride + c];
+          raw(step)[c] = pixel < 0 ? from_float<T>(0.0f)
+                                   : from[pixel * in_.x_dbl_pixel_stride + c];
         }
       });
     }
   }
 
-  // Converts the rows that have arrived; steps without a pixel become zeros.
-  // Columns of padding are zero since the start.
+  // Converts the rows that have arrived. Columns of padding are zero since the
+  // start.
   __device__ __forceinline__ void unpack(int half) {
-    const int* pixels = entries(half, 0);
-    each_piece(
-        in_.dt_rank + 2 * shape_.d_state, [&](int c, int step, int rows) {
-          float* to = rows_at(half, place_of(c));
-#pragma unroll 1
-          for (; step < kTile; step += rows) {
-            to[4 * step] = pixels[step] >= 0 ? to_float(raw(step)[c]) : 0.0f;
-          }
-        });
+    each_piece(layout_.columns, [&](int c, int step) {
+      float* to = rows_at(half, place_of(c));
+#pragma unroll 4
+      for (; step < kTile; step += layout_.columns.rows) {
+        to[4 * step] = to_float(raw(step)[c]);
+      }
+    });
   }
   // The rows of a tile, and one column of them.
   __device__ __forceinline__ float* rows(int half) const {
@@ -415,27 +416,39 @@ class RouteTiles {
 #pragma unroll
       for (int t = 0; t < kSub; ++t) raw_step[i][t] = bias_[i];
     }
-    const float* row = rows(half_) + 4 * step;
-    int quad = 0;
+    if (rank_padding() >= 2) {
+      add_ranks<2>(0, step, raw_step);
+    } else {
+      add_ranks<4>(0, step, raw_step);
+    }
 #pragma unroll 1
-    do {  // there is at least one
-      float w[CH][4];
+    for (int quad = 1; quad < layout_.rank_quads; ++quad) {
+      add_ranks<4>(quad, step, raw_step);
+    }
+  }
+
+  // Of the last so many columns of a quad.
+  template <int Columns>
+  __device__ __forceinline__ void add_ranks(int quad, int step,
+                                            float (&raw_step)[CH][kSub]) const {
+    float w[CH][Columns];
 #pragma unroll
-      for (int i = 0; i < CH; ++i)
-        read_broadcast<4>(own_quad(layout_.weights, quad, i), w[i]);
+    for (int i = 0; i < CH; ++i) {
+      read_broadcast(own_quad(layout_.weights, quad, i) + 4 - Columns, w[i]);
+    }
+    const float* from = ranks(quad, step) + 4 - Columns;
 #pragma unroll
-      for (int t = 0; t < kSub; ++t) {
-        float q[4];
-        read_broadcast<4>(row + quad * kQuad + 4 * t, q);
+    for (int t = 0; t < kSub; ++t) {
+      float q[Columns];
+      read_broadcast(from + 4 * t, q);
 #pragma unroll
-        for (int i = 0; i < CH; ++i) {
+      for (int i = 0; i < CH; ++i) {
 #pragma unroll
-          for (int j = 0; j < 4; ++j) {
-            raw_step[i][t] = fmaf(w[i][j], q[j], raw_step[i][t]);
-          }
+        for (int j = 0; j < Columns; ++j) {
+          raw_step[i][t] = fmaf(w[i][j], q[j], raw_step[i][t]);
         }
       }
-    } while (++quad < layout_.rank_quads);
+    }
   }
 
   // float32 rows need no conversion.

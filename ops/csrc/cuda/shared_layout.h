@@ -60,6 +60,23 @@ MMVSSM_SHARED constexpr int map_quads(int padded_states) {
   return padded_states == 1 ? 1 : padded_states / 2;
 }
 
+// How threads share the pieces of a tile's rows: a thread has the same piece of
+// every `rows`-th row, so many at a time, and its first row is thread /
+// per_row, or 0 where a row has more pieces than the block threads.
+struct PieceSplit {
+  int per_row, rows;
+  int reciprocal;  // of per_row, times 2^16, so that rounding down is right
+
+  void lay_out(int pieces, int threads) {
+    per_row = pieces;
+    rows = pieces < threads ? threads / pieces : 1;
+    reciprocal = pieces < threads ? (65535 + pieces) / pieces : 0;
+  }
+  MMVSSM_SHARED int first_row(int thread) const {
+    return thread * reciprocal >> 16;
+  }
+};
+
 // Tiles of a scan along routes.
 struct RouteLayout {
   int rank_quads;
@@ -67,16 +84,19 @@ struct RouteLayout {
   int raw;   // 16-bit rows as they arrive, kTile; float32 ones have no need
   int rows;  // rank_quads + map_quads(padded states) quads, ...
   int rows_size;    // ... so many floats; of float32 inputs two tiles
+  int sources;      // [thread], all the same: where x_dbl starts, 8 bytes, ...
+  int first_entry;  // ... and the routes
   int entries;      // int [2][routes, out_routes][kTile]
   int offsets;      // int [accesses][2 * kTile]: a ring of two tiles
   int weights;      // [rank quad][channel of a lane][thread][4]
   int weight_sums;  // backward, as the weights: sums of their gradients
+  PieceSplit copies, columns;  // of a row as it is copied, and converted
 
   // Rows of x and y; backward of x, dy and dx.
   static constexpr int accesses(bool backward) { return backward ? 3 : 2; }
 
   void lay_out(int dt_rank, int d_state, int padded_states, int element_bytes,
-               bool backward, int threads, int lane_channels,
+               int copy_bytes, bool backward, int threads, int lane_channels,
                SharedArena& arena) {
     rank_quads = (dt_rank + 3) / 4;
     const int per_16_bytes = 16 / element_bytes;
@@ -86,11 +106,16 @@ struct RouteLayout {
     raw = arena.take(is_float ? 0 : kTile * raw_pitch, element_bytes);
     rows_size = (rank_quads + map_quads(padded_states)) * kQuad;
     rows = arena.floats((is_float ? 2 : 1) * rows_size);
+    sources = arena.take(threads, 8);
+    first_entry = arena.floats(threads);
     entries = arena.floats(2 * 2 * kTile);
     offsets = arena.floats(accesses(backward) * 2 * kTile);
     const int all_weights = 4 * rank_quads * lane_channels * threads;
     weights = arena.floats(all_weights);
     weight_sums = backward ? arena.floats(all_weights) : 0;
+    const int copied = copy_bytes > element_bytes ? copy_bytes : element_bytes;
+    copies.lay_out((width * element_bytes + copied - 1) / copied, threads);
+    columns.lay_out(width, threads);
   }
 };
 

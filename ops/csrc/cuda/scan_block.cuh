@@ -33,11 +33,11 @@ struct Place {
   __device__ __forceinline__ explicit Place(const ScanShape& s)
       : Place(s, blockIdx.x, threadIdx.x) {}
   __device__ __forceinline__ Place(const ScanShape& s, int block, int thread) {
-    const int above = block / s.parts;
+    const int above = s.by_parts.divide(block);
     part = block - above * s.parts;
-    const int image = above / s.chunks;
+    const int image = s.by_chunks.divide(above);
     chunk = above - image * s.chunks;
-    batch = image / s.num_routes;
+    batch = s.by_routes.divide(image);
     route = image - batch * s.num_routes;
     state_lane = thread % s.state_lanes;
     const int slots = blockDim.x / s.state_lanes;

@@ -37,6 +37,9 @@ inline ScanShape scan_shape(const ScanArgs& args, const Cut& cut,
   s.length = static_cast<int>(args.length);
   s.parts = cut.parts;
   s.chunks = cut.chunks;
+  s.by_parts = Divisor::of(s.parts);
+  s.by_chunks = Divisor::of(s.chunks);
+  s.by_routes = Divisor::of(s.num_routes);
   s.chunk_tiles = cut.chunk_tiles;
   s.state_lanes = cut.state_lanes;
   s.A = args.A;

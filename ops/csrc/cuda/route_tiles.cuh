@@ -14,10 +14,11 @@
 namespace mmvssm::cuda {
 
 // Whether none of the steps is -1: the same in all threads.
-__device__ __forceinline__ bool all_there(const int (&offset)[kSub]) {
+template <int Steps>
+__device__ __forceinline__ bool all_there(const int (&offset)[Steps]) {
   int sign = 0;
 #pragma unroll
-  for (int t = 0; t < kSub; ++t) sign |= offset[t];
+  for (int t = 0; t < Steps; ++t) sign |= offset[t];
   return sign >= 0;
 }
 
@@ -41,9 +42,10 @@ class RouteColumns {
     }
   }
 
-  // Writes kSub steps at offsets `at`, but none at -1.
-  __device__ __forceinline__ void store(const int* at,
-                                        const float (&values)[CH][kSub]) const {
+  // Writes steps at offsets `at`, but none at -1.
+  template <int Steps>
+  __device__ __forceinline__ void store(
+      const int* at, const float (&values)[CH][Steps]) const {
     if (is_float<T> || is_float_) {
       store_as<float>(at, values);
     } else {
@@ -62,10 +64,10 @@ class RouteColumns {
   }
 
  private:
-  template <typename S>
+  template <typename S, int Steps>
   __device__ __forceinline__ void store_as(
-      const int* at, const float (&values)[CH][kSub]) const {
-    int offset[kSub];
+      const int* at, const float (&values)[CH][Steps]) const {
+    int offset[Steps];
     read_broadcast(at, offset);
     const bool all = all_there(offset);
 #pragma unroll
@@ -74,12 +76,12 @@ class RouteColumns {
       if (!writes_[i]) continue;
       if (all) {
 #pragma unroll
-        for (int t = 0; t < kSub; ++t) {
+        for (int t = 0; t < Steps; ++t) {
           to[offset[t]] = from_float<S>(values[i][t]);
         }
       } else {
 #pragma unroll
-        for (int t = 0; t < kSub; ++t) {
+        for (int t = 0; t < Steps; ++t) {
           if (offset[t] >= 0) to[offset[t]] = from_float<S>(values[i][t]);
         }
       }
@@ -106,9 +108,13 @@ class RouteColumns {
 };
 
 // T is the type of x and x_dbl; kAccesses counts x and the RouteRows.
-template <typename T, int NT, int CH, int kAccesses>
+// A thread takes so many steps at a time; where it is fewer than kSub, it has
+// few registers, and what is constant lies in shared memory.
+template <typename T, int NT, int CH, int kAccesses, int Steps = kSub>
 class RouteTiles {
  public:
+  static constexpr int kSteps = Steps;
+
   __device__ __forceinline__ RouteTiles(const RouteInputs& in,
                                         const RouteLayout& layout,
                                         const ScanShape& s,
@@ -120,7 +126,16 @@ class RouteTiles {
     for (int i = 0; i < CH; ++i) {
       x_[i] = fixed_address(x + place.channel[i]);
       const int row = place.row(s, i);
-      bias_[i] = s.bias[row] * kLog2E;
+      const float bias = s.bias[row] * kLog2E;
+      const float skip =
+          s.D != nullptr && place.state_lane == 0 ? s.D[row] : 0.0f;
+      if constexpr (kFewRegisters) {
+        constant(0, i) = bias;
+        constant(1, i) = skip;
+      } else {
+        bias_[i] = bias;
+        skip_[i] = skip;
+      }
       const float* w = in.dt_weight + static_cast<int64_t>(row) * in.dt_rank;
 #pragma unroll 1
       for (int c = 0; c < 4 * layout_.rank_quads; ++c) {
@@ -137,58 +152,63 @@ class RouteTiles {
 
   // Starts a walk, which advance(-1, first, second) continues.
   __device__ __forceinline__ void begin(int first) {
-    half_ = 0;
     clear_rows();
-    fetch_entries(first, half_);
+    fetch_entries(first, first % 2);
   }
 
   // Makes `tile` the current one and starts on the next two; -1: there is none.
   __device__ __forceinline__ void advance(int tile, int second, int third) {
-    tile_ = tile;
+    tile_ = tile >= 0 ? tile : second - 1;  // whatever has the other half
     copy_async_wait();
     __syncthreads();
-    half_ ^= 1;
-    if (!kDirect && tile >= 0) unpack(half_);
-    make_offsets(second, half_ ^ 1);
+    if (!kDirect && tile >= 0) unpack(half());
+    make_offsets(second, half() ^ 1);
     __syncthreads();
-    if (second >= 0) fetch_rows(half_ ^ 1);
-    fetch_entries(third, half_);
+    if (second >= 0) fetch_rows(half() ^ 1);
+    fetch_entries(third, half());
   }
 
   // The rows of B and C of this lane's states.
   __device__ __forceinline__ MapRows<NT> maps() const {
-    return MapRows<NT>(rows(half_) + layout_.rank_quads * kQuad,
+    return MapRows<NT>(rows(half()) + layout_.rank_quads * kQuad,
                        place_.state_lane, shape_.state_lanes);
   }
 
   // Those of a lane of a quad, four states.
   __device__ __forceinline__ MapRows<4> quad_maps(int lane) const {
-    return MapRows<4>(rows(half_) + layout_.rank_quads * kQuad, lane, 4);
+    return MapRows<4>(rows(half()) + layout_.rank_quads * kQuad, lane, 4);
   }
 
   __device__ __forceinline__ int tile() const { return tile_; }
+  // Says again which tile it is, so that nothing needs to keep it.
+  __device__ __forceinline__ void stay(int tile) { tile_ = tile; }
+
+  // Of D, in one of the lanes that share a channel.
+  __device__ __forceinline__ float skip(int i) const {
+    return kFewRegisters ? constant(1, i) : skip_[i];
+  }
 
   __device__ __forceinline__ void enter_group(int) {}
   __device__ __forceinline__ void leave_group(int) {}
 
   // The place of a step in the ring of this tile and the next one.
   __device__ __forceinline__ int ring(int step) const {
-    return (half_ * kTile + step) & (2 * kTile - 1);
+    return (tile_ * kTile + step) & (2 * kTile - 1);
   }
 
-  // Starts loading x at kSub steps, from a place in the ring on.
+  // Starts loading x at kSteps steps, from a place in the ring on.
   __device__ __forceinline__ void request(int at) {
-    int offset[kSub];
+    int offset[kSteps];
     read_broadcast(offsets(0, at), offset);
     const bool all = all_there(offset);
 #pragma unroll
     for (int i = 0; i < CH; ++i) {
       if (all) {
 #pragma unroll
-        for (int t = 0; t < kSub; ++t) coming_x_[i][t] = x_[i][offset[t]];
+        for (int t = 0; t < kSteps; ++t) coming_x_[i][t] = x_[i][offset[t]];
       } else {
 #pragma unroll
-        for (int t = 0; t < kSub; ++t) {
+        for (int t = 0; t < kSteps; ++t) {
           coming_x_[i][t] =
               offset[t] < 0 ? from_float<T>(0.0f) : x_[i][offset[t]];
         }
@@ -197,35 +217,35 @@ class RouteTiles {
   }
   // The step sizes, times log2(e).
   __device__ __forceinline__ void load_steps(int step,
-                                             float (&d)[CH][kSub]) const {
+                                             float (&d)[CH][kSteps]) const {
     project(step, d);
 #pragma unroll
     for (int i = 0; i < CH; ++i) {
 #pragma unroll
-      for (int t = 0; t < kSub; ++t) d[i][t] = softplus2(d[i][t]);
+      for (int t = 0; t < kSteps; ++t) d[i][t] = softplus2(d[i][t]);
     }
   }
   // x as last requested, the step sizes times log2(e) and the slope of
   // softplus.
-  __device__ __forceinline__ void load(int step, float (&u)[CH][kSub],
-                                       float (&d)[CH][kSub]) const {
+  __device__ __forceinline__ void load(int step, float (&u)[CH][kSteps],
+                                       float (&d)[CH][kSteps]) const {
     load_steps(step, d);
 #pragma unroll
     for (int i = 0; i < CH; ++i) {
 #pragma unroll
-      for (int t = 0; t < kSub; ++t) {
+      for (int t = 0; t < kSteps; ++t) {
         u[i][t] = to_float(coming_x_[i][t]);
       }
     }
   }
-  __device__ __forceinline__ void load(int step, float (&u)[CH][kSub],
-                                       float (&d)[CH][kSub],
-                                       float (&slope)[CH][kSub]) const {
+  __device__ __forceinline__ void load(int step, float (&u)[CH][kSteps],
+                                       float (&d)[CH][kSteps],
+                                       float (&slope)[CH][kSteps]) const {
     project(step, d);
 #pragma unroll
     for (int i = 0; i < CH; ++i) {
 #pragma unroll
-      for (int t = 0; t < kSub; ++t) {
+      for (int t = 0; t < kSteps; ++t) {
         d[i][t] = softplus2(d[i][t], slope[i][t]);
         u[i][t] = to_float(coming_x_[i][t]);
       }
@@ -248,13 +268,18 @@ class RouteTiles {
     return shared_array<float>(array) +
            ((quad * CH + i) * blockDim.x + thread) * 4;
   }
+  // Of this thread: its bias (0), its skip weight (1).
+  __device__ __forceinline__ float& constant(int which, int i) const {
+    return shared_array<float>(
+        layout_.constants)[(which * CH + i) * blockDim.x + threadIdx.x];
+  }
   // Columns of zeros in front of the dt rank, up to whole quads.
   __device__ __forceinline__ int rank_padding() const {
     return 4 * layout_.rank_quads - in_.dt_rank;
   }
   // The dt rank that a step of the tile reads, first of four columns.
   __device__ __forceinline__ const float* ranks(int quad, int step) const {
-    return rows(half_) + quad * kQuad + 4 * step;
+    return rows(half()) + quad * kQuad + 4 * step;
   }
 
   const RouteInputs& in_;
@@ -268,6 +293,8 @@ class RouteTiles {
   __device__ __forceinline__ int* entries(int half, int table) const {
     return shared_array<int>(layout_.entries) + (half * 2 + table) * kTile;
   }
+  // Of entries, offsets and float32 rows, the tile's own ones.
+  __device__ __forceinline__ int half() const { return tile_ & 1; }
   // Where the rows of x_dbl and the entries start that this block's route reads
   // of its image: worked out once, and registers are scarce.
   __device__ __forceinline__ const T*& x_dbl() const {
@@ -410,13 +437,14 @@ class RouteTiles {
 
   // What softplus is applied to, bias + weights . dt rank, times log2(e).
   __device__ __forceinline__ void project(int step,
-                                          float (&raw_step)[CH][kSub]) const {
+                                          float (&raw_step)[CH][kSteps]) const {
 #pragma unroll
     for (int i = 0; i < CH; ++i) {
+      const float bias = kFewRegisters ? constant(0, i) : bias_[i];
 #pragma unroll
-      for (int t = 0; t < kSub; ++t) raw_step[i][t] = bias_[i];
+      for (int t = 0; t < kSteps; ++t) raw_step[i][t] = bias;
     }
-    if (rank_padding() >= 2) {
+    if (layout_.rank_pairs) {
       add_ranks<2>(0, step, raw_step);
     } else {
       add_ranks<4>(0, step, raw_step);
@@ -429,8 +457,8 @@ class RouteTiles {
 
   // Of the last so many columns of a quad.
   template <int Columns>
-  __device__ __forceinline__ void add_ranks(int quad, int step,
-                                            float (&raw_step)[CH][kSub]) const {
+  __device__ __forceinline__ void add_ranks(
+      int quad, int step, float (&raw_step)[CH][kSteps]) const {
     float w[CH][Columns];
 #pragma unroll
     for (int i = 0; i < CH; ++i) {
@@ -438,7 +466,7 @@ class RouteTiles {
     }
     const float* from = ranks(quad, step) + 4 - Columns;
 #pragma unroll
-    for (int t = 0; t < kSub; ++t) {
+    for (int t = 0; t < kSteps; ++t) {
       float q[Columns];
       read_broadcast(from + 4 * t, q);
 #pragma unroll
@@ -454,11 +482,12 @@ class RouteTiles {
   // float32 rows need no conversion.
   static constexpr bool kDirect = is_float<T>;
 
+  static constexpr bool kFewRegisters = Steps < kSub;
+
   const T* x_[CH];
-  float bias_[CH];
-  T coming_x_[CH][kSub];
+  float bias_[CH], skip_[CH];
+  T coming_x_[CH][kSteps];
   int tile_;  // the current one
-  int half_;  // of entries and offsets, that is its own
 };
 
 }  // namespace mmvssm::cuda

@@ -103,9 +103,11 @@ class MapRows {
  public:
   __device__ __forceinline__ MapRows(const float* quads, int state_lane,
                                      int state_lanes)
-      : B_(quads + state_lane * (NT / 4) * kQuad),
-        to_C_(NT == 1 ? 1 : NT / 4 * state_lanes * kQuad) {}
+      : B_(quads + (kOneLane ? 0 : state_lane * (NT / 4) * kQuad)),
+        to_C_(NT == 1 ? 1 : NT / 4 * (kOneLane ? 1 : state_lanes) * kQuad) {}
 
+  // Lanes share the states of a channel by fours or eights only.
+  static constexpr bool kOneLane = NT == 1 || NT == 16;
   // States read at a time.
   static constexpr int kWidth = NT == 1 ? 1 : 4;
 

@@ -12,9 +12,10 @@
 //
 // A scan in several chunks has two passes. The carry pass, over all chunks but
 // the last one reached, starts each from zero and keeps what comes out and the
-// sum of its step sizes, which tells its decay: 2^(A sum). The main pass folds
-// the chunks before its own, in order, and starts from there. So the result
-// does not depend on the order in which blocks run.
+// sum of its step sizes, which tells its decay: 2^(A sum). Then a thread for
+// each state folds them from chunk to chunk (collect.cuh), and the main pass
+// starts from what comes out of the chunk before its own. So the result does
+// not depend on the order in which blocks run.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -266,28 +267,19 @@ __device__ __forceinline__ int64_t sum_row(const ScanShape& s,
          place.row(s, i);
 }
 
-// value <- what came out of `count` chunks, from `chunk` on in steps of `by`.
+// value <- what comes out of a chunk, once carries are folded.
 template <int NT, int CH>
-__device__ __forceinline__ void fold_carries(const ScanShape& s,
-                                             const Place<CH>& place, int chunk,
-                                             int count, int by,
-                                             const float (&A)[CH][NT],
-                                             float (&value)[CH][NT]) {
+__device__ __forceinline__ void load_carry(const ScanShape& s,
+                                           const Place<CH>& place, int chunk,
+                                           float (&value)[CH][NT]) {
   const int n0 = place.state_lane * NT;
 #pragma unroll
   for (int i = 0; i < CH; ++i) {
-    // Several at a time, so that their loads do not wait for each other.
-#pragma unroll(NT == 1 ? 4 : 1)
-    for (int c = 0; c < count; ++c) {
-      const float* from = carry_entry(s, place, chunk + c * by, 0, i);
-      const float total = *from;
-      from += n0 * s.channels;
+    const float* from = carry_entry(s, place, chunk, n0, i);
 #pragma unroll
-      for (int n = 0; n < NT; ++n) {
-        from = fixed_address(from + s.channels);
-        const float out = n0 + n < s.d_state ? *from : 0.0f;
-        value[i][n] = fmaf(exp2_approx(total * A[i][n]), value[i][n], out);
-      }
+    for (int n = 0; n < NT; ++n) {
+      from = fixed_address(from + s.channels);
+      if (n0 + n < s.d_state) value[i][n] = *from;
     }
   }
 }

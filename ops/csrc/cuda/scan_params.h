@@ -51,6 +51,16 @@ struct ScanShape {
                       // scan_backward_quads.cuh
 };
 
+// What is left of the carries of a scan in chunks, see scan_block.cuh: each
+// state of a chunk becomes what comes out of it with all chunks before it (or,
+// backward, after it) taken into account.
+struct FoldParams {
+  const float* A;  // as in ScanShape, and so on
+  float* carries;
+  int batch, num_routes, channels, d_state, chunks;
+  bool backward;
+};
+
 // What routes read: addresses are base + batch * batch_stride + route *
 // route_stride + pixel * pixel_stride + channel or column, in elements.
 struct RouteInputs {

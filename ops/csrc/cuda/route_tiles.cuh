@@ -5,8 +5,8 @@
 // cp.async, and so do the entries of the routes of the one after it, on which
 // the addresses of its rows depend. Between two tiles the block turns entries
 // into offsets, and 16-bit rows into float32 ones; float32 rows go straight
-// where they are read. x is loaded by each thread for itself, the next kSub
-// steps before these are computed.
+// where they are read. x is loaded by each thread for itself, of the next steps
+// before these are computed.
 #pragma once
 
 #include "cuda/scan_block.cuh"
@@ -114,6 +114,11 @@ template <typename T, int NT, int CH, int kAccesses, int Steps = kSub>
 class RouteTiles {
  public:
   static constexpr int kSteps = Steps;
+  // Whether nothing of the next tile is asked for before it begins, neither x
+  // nor offsets: then no barrier must follow when these are made. It pays where
+  // float32 rows need no conversion, which takes a barrier too, and the warps
+  // are many.
+  static constexpr bool kOneBarrier = is_float<T> && Steps < kSub;
 
   __device__ __forceinline__ RouteTiles(const RouteInputs& in,
                                         const RouteLayout& layout,
@@ -163,7 +168,7 @@ class RouteTiles {
     __syncthreads();
     if (!kDirect && tile >= 0) unpack(half());
     make_offsets(second, half() ^ 1);
-    __syncthreads();
+    if (!kOneBarrier) __syncthreads();
     if (second >= 0) fetch_rows(half() ^ 1);
     fetch_entries(third, half());
   }

@@ -23,7 +23,7 @@ __device__ __forceinline__ void scan_forward(const typename Tiles::Params& p) {
   const int first = place.first_tile(s);
   tiles.begin(first);
   tiles.advance(-1, first, first + 1 < place.end_tile(s) ? first + 1 : -1);
-  tiles.request(tiles.ring(kTile));
+  if (!Tiles::kOneBarrier) tiles.request(tiles.ring(kTile));
   // One count says which tile and which step it is, which spares registers.
 #pragma unroll 1
   for (int at = first * kTile; at < s.length; at += kSteps) {
@@ -34,6 +34,7 @@ __device__ __forceinline__ void scan_forward(const typename Tiles::Params& p) {
       if (tile >= end) break;
       tiles.advance(tile, tile + 1 < end ? tile + 1 : -1,
                     tile + 2 < end ? tile + 2 : -1);
+      if (Tiles::kOneBarrier) tiles.request(tiles.ring(0));
       if (!kCarry && s.states != nullptr && tile > 0) {
         const auto again = Place<CH>::anew(s);
         SavedStates<NT, CH>(s, again, tile)
@@ -77,7 +78,8 @@ __device__ __forceinline__ void scan_forward(const typename Tiles::Params& p) {
     }
     // Where registers are few, x waits for y to be gone.
     constexpr bool kEarly = kCarry || kSteps == kSub;
-    if (kEarly) tiles.request(tiles.ring(step + kSteps));
+    const bool more = !Tiles::kOneBarrier || step + kSteps < kTile;
+    if (kEarly && more) tiles.request(tiles.ring(step + kSteps));
     if (!kCarry) {
       if (!Maps::kOneLane && s.state_lanes > 1) {
 #pragma unroll
@@ -90,7 +92,7 @@ __device__ __forceinline__ void scan_forward(const typename Tiles::Params& p) {
       }
       tiles.store(step, y);
     }
-    if (!kEarly) tiles.request(tiles.ring(step + kSteps));
+    if (!kEarly && more) tiles.request(tiles.ring(step + kSteps));
     const bool last = (step + kSteps) % kGroup == 0 || at + kSteps >= s.length;
     if (!kCarry && last) tiles.leave_group(step / kGroup * kGroup);
   }

@@ -75,6 +75,7 @@ template <typename T, int NT>
 class SequenceTiles {
  public:
   static constexpr int kSteps = kSub;
+  static constexpr bool kOneBarrier = false;
 
   __device__ __forceinline__ SequenceTiles(const SequenceInputs& in,
                                            const SequenceLayout& layout,

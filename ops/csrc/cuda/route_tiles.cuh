@@ -149,10 +149,6 @@ class RouteTiles {
             r >= 0 ? w[r] * kLog2E : 0.0f;
       }
     }
-    x_dbl() = static_cast<const T*>(in.x_dbl) +
-              place.batch * in.x_dbl_batch_stride +
-              static_cast<int64_t>(place.route) * in.x_dbl_route_stride;
-    first_entry() = place.route * s.length;
   }
 
   // Starts a walk, which advance(-1, first, second) continues.
@@ -300,25 +296,25 @@ class RouteTiles {
   }
   // Of entries, offsets and float32 rows, the tile's own ones.
   __device__ __forceinline__ int half() const { return tile_ & 1; }
-  // Where the rows of x_dbl and the entries start that this block's route reads
-  // of its image: worked out once, and registers are scarce.
-  __device__ __forceinline__ const T*& x_dbl() const {
-    return shared_array<const T*>(layout_.sources)[thread_anew()];
-  }
-  __device__ __forceinline__ int& first_entry() const {
-    return shared_array<int>(layout_.first_entry)[thread_anew()];
+  // The rows that this block's route reads of its image.
+  __device__ __forceinline__ const T* x_dbl() const {
+    const auto place = Place<CH>::anew(shape_);
+    return static_cast<const T*>(in_.x_dbl) +
+           place.batch * in_.x_dbl_batch_stride +
+           static_cast<int64_t>(place.route) * in_.x_dbl_route_stride;
   }
   __device__ __forceinline__ T* raw(int step) const {
     return shared_array<T>(layout_.raw) + step * layout_.raw_pitch;
   }
   __device__ __forceinline__ void fetch_entries(int tile, int half) {
+    const int first = Place<CH>::anew(shape_).route * shape_.length;
 #pragma unroll 1
     for (int i = thread_anew(); i < kTile; i += blockDim.x) {
       int* to = entries(half, 0) + i;
       int* to_out = entries(half, 1) + i;
       const int step = tile * kTile + i;
       if (tile >= 0 && step < shape_.length) {
-        const int entry = first_entry() + step;
+        const int entry = first + step;
         copy_async<4>(to, in_.routes + entry);
         copy_async<4>(to_out, in_.out_routes + entry);
       } else {

@@ -85,8 +85,6 @@ struct RouteLayout {
   int raw;   // 16-bit rows as they arrive, kTile; float32 ones have no need
   int rows;  // rank_quads + map_quads(padded states) quads, ...
   int rows_size;    // ... so many floats; of float32 inputs two tiles
-  int sources;      // [thread], all the same: where x_dbl starts, 8 bytes, ...
-  int first_entry;  // ... and the routes
   int entries;      // int [2][routes, out_routes][kTile]
   int offsets;      // int [accesses][2 * kTile]: a ring of two tiles
   int weights;      // [rank quad][channel of a lane][thread][4]
@@ -109,8 +107,6 @@ struct RouteLayout {
     raw = arena.take(is_float ? 0 : kTile * raw_pitch, element_bytes);
     rows_size = (rank_quads + map_quads(padded_states)) * kQuad;
     rows = arena.floats((is_float ? 2 : 1) * rows_size);
-    sources = arena.take(threads, 8);
-    first_entry = arena.floats(threads);
     entries = arena.floats(2 * 2 * kTile);
     offsets = arena.floats(accesses(backward) * 2 * kTile);
     const int all_weights = 4 * rank_quads * lane_channels * threads;

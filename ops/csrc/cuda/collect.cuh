@@ -1,6 +1,7 @@
-// What happens before and after the scans: sums over slots, and rows collected
-// from the steps that visited them. Each thread makes one output (or four side
-// by side) and adds in a fixed order, hence there are no atomic sums.
+// What happens around the scans: carries folded from chunk to chunk, sums over
+// slots, and rows collected from the steps that visited them. Each thread makes
+// one output (or four side by side) and adds in a fixed order, hence there are
+// no atomic sums.
 #pragma once
 
 #include "cuda/device.cuh"

@@ -8,7 +8,7 @@
 // A block is (batch, route, chunk, part of the channels). It walks the tiles of
 // its chunk; what all channels share (B, C and the dt rank) is converted to
 // float32 rows in shared memory once a tile. A thread takes kSub steps at a
-// time in registers.
+// time in registers, or fewer where its states take most of them.
 //
 // A scan in several chunks has two passes. The carry pass, over all chunks but
 // the last one reached, starts each from zero and keeps what comes out and the
@@ -229,7 +229,8 @@ class SavedStates {
 };
 
 // Entry 0 of a chunk's carry is the sum of its step sizes, entry 1 + n what
-// comes out of it for state n.
+// comes out of it for state n: at first of the chunk alone, then, folded, of
+// all chunks up to it.
 template <int CH>
 __device__ __forceinline__ float* carry_entry(const ScanShape& s,
                                               const Place<CH>& place, int chunk,

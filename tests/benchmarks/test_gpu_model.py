@@ -176,6 +176,7 @@ def test_host_code_is_asked_for_its_launches(tmp_path):
     # small batches are cut into chunks, which takes a pass for the carries
     assert [w.kernel.split("<")[0] for w in few if isinstance(w, Launch)] == [
         "route_forward_carry_kernel",
+        "fold_carries_kernel",
         "route_forward_kernel",
         "sum_slots_kernel",
     ]

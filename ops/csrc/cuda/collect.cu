@@ -13,6 +13,9 @@ KernelHandle find_collect(const Kernel& id) {
         MMVSSM_CASE(sum_slots_kernel, 4, 1)
         MMVSSM_CASE(sum_slots_kernel, 1, 32)
         break;
+      case Function::kFoldCarries:
+        MMVSSM_CASE(fold_carries_kernel, 1, 1)
+        break;
       case Function::kLinkVisits:
         MMVSSM_CASE(link_visits_kernel, 1, 1)
         break;

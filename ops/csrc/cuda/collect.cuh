@@ -1,6 +1,7 @@
-// What happens before and after the scans: sums over slots, and rows collected
-// from the steps that visited them. Each thread makes one output (or four side
-// by side) and adds in a fixed order, hence there are no atomic sums.
+// What happens around the scans: carries folded from chunk to chunk, sums over
+// slots, and rows collected from the steps that visited them. Each thread makes
+// one output (or four side by side) and adds in a fixed order, hence there are
+// no atomic sums.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -32,6 +33,45 @@ __device__ __forceinline__ void add_pack(const float* from, int64_t index,
   const auto pack = reinterpret_cast<const Pack<float, Width>*>(from)[index];
 #pragma unroll
   for (int i = 0; i < Width; ++i) sum[i] += pack.values[i];
+}
+
+// One state of a channel a thread, from chunk to chunk.
+template <typename, int, int>
+__global__ void __launch_bounds__(kCollectThreads)
+    fold_carries_kernel(const FoldParams p) {
+  constexpr int kAhead = 16;  // loads that do not wait for each other
+  const int64_t columns = static_cast<int64_t>(p.d_state) * p.channels;
+  const int64_t index = collect_index();
+  const int64_t image = index / columns;
+  if (image >= static_cast<int64_t>(p.batch) * p.num_routes) return;
+  const int column = static_cast<int>(index - image * columns);
+  const int state = column / p.channels;
+  const int channel = column - state * p.channels;
+  const int row = static_cast<int>(image % p.num_routes) * p.channels + channel;
+  const float A = p.A[static_cast<int64_t>(row) * p.d_state + state];
+
+  const int64_t pitch = columns + p.channels;
+  const int64_t first = image * p.chunks + (p.backward ? p.chunks - 1 : 0);
+  const int64_t by = p.backward ? -pitch : pitch;
+  const float* total = p.carries + first * pitch + channel;
+  float* out = p.carries + first * pitch + p.channels + column;
+  float value = 0.0f;
+  // Nothing follows the last one.
+  for (int left = p.chunks - 1; left > 0; left -= kAhead) {
+    float totals[kAhead], outs[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      totals[i] = i < left ? total[i * by] : 0.0f;
+      outs[i] = i < left ? out[i * by] : 0.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      value = fmaf(exp2_approx(totals[i] * A), value, outs[i]);
+      if (i < left) out[i * by] = value;
+    }
+    total += kAhead * by;
+    out += kAhead * by;
+  }
 }
 
 // Width values of `inner` at a time; Width divides it. kSplit threads share a

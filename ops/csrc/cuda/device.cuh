@@ -27,17 +27,22 @@ __device__ __forceinline__ float exp2_approx(float x) {
 }
 
 // Copies Bytes (4, 8 or 16, both addresses aligned to it) from global to
-// shared memory. The data is there after copy_async_wait() and a barrier.
+// shared memory, or zeros where it is not `there`: then nothing is read. The
+// data is there after copy_async_wait() and a barrier.
 template <int Bytes>
-__device__ __forceinline__ void copy_async(void* shared, const void* global) {
+__device__ __forceinline__ void copy_async(void* shared, const void* global,
+                                           bool there = true) {
 #if __CUDA_ARCH__ >= 800
   const auto target = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(target),
-               "l"(global), "n"(Bytes)
-               : "memory");
+  asm volatile(
+      "{ .reg .pred gone; setp.eq.u32 gone, %3, 0;\n"
+      "cp.async.ca.shared.global [%0], [%1], %2, gone; }" ::"r"(target),
+      "l"(global), "n"(Bytes), "r"(static_cast<unsigned>(there))
+      : "memory");
 #else
   for (int i = 0; i < Bytes / 4; ++i) {
-    static_cast<uint32_t*>(shared)[i] = static_cast<const uint32_t*>(global)[i];
+    static_cast<uint32_t*>(shared)[i] =
+        there ? static_cast<const uint32_t*>(global)[i] : 0u;
   }
 #endif
 }

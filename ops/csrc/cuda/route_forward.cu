@@ -12,11 +12,13 @@ KernelHandle find_route_forward(const Kernel& id) {
       MMVSSM_CASE(route_forward_carry_kernel, 1, 1)
       MMVSSM_CASE(route_forward_carry_kernel, 1, 2)
       MMVSSM_CASE(route_forward_carry_kernel, 4, 1)
+      MMVSSM_CASE(route_forward_carry_kernel, 8, 1)
       MMVSSM_CASE(route_forward_carry_kernel, 16, 1)
     } else {
       MMVSSM_CASE(route_forward_kernel, 1, 1)
       MMVSSM_CASE(route_forward_kernel, 1, 2)
       MMVSSM_CASE(route_forward_kernel, 4, 1)
+      MMVSSM_CASE(route_forward_kernel, 8, 1)
       MMVSSM_CASE(route_forward_kernel, 16, 1)
     }
     return KernelHandle();

@@ -6,11 +6,16 @@
 
 namespace mmvssm::cuda {
 
+// Steps of 16 states at a time: a multiprocessor shall hold as many warps as
+// keep its exponentials busy, which leaves few registers.
+template <int NT>
+constexpr int kForwardSteps = NT == 16 ? 4 : kSub;
+
 template <typename T, int NT, int CH>
-class RouteForward : public RouteTiles<T, NT, CH, 2> {
+class RouteForward : public RouteTiles<T, NT, CH, 2, kForwardSteps<NT>> {
  public:
   using Params = RouteForwardParams;
-  using Base = RouteTiles<T, NT, CH, 2>;
+  using Base = RouteTiles<T, NT, CH, 2, kForwardSteps<NT>>;
 
   __device__ __forceinline__ RouteForward(const Params& p,
                                           const Place<CH>& place)
@@ -19,8 +24,8 @@ class RouteForward : public RouteTiles<T, NT, CH, 2> {
     this->from_out_[1] = true;
   }
 
-  __device__ __forceinline__ void store(int step,
-                                        const float (&y)[CH][kSub]) const {
+  __device__ __forceinline__ void store(
+      int step, const float (&y)[CH][Base::kSteps]) const {
     y_.store(this->offsets(1, this->ring(step)), y);
   }
   __device__ __forceinline__ void store_last_state(const Place<CH>&,
@@ -30,14 +35,22 @@ class RouteForward : public RouteTiles<T, NT, CH, 2> {
   const RouteColumns<T, CH> y_;
 };
 
+// Blocks that a multiprocessor shall hold at least. With one state registers
+// abound: told that one block is enough, the compiler loads further ahead. With
+// some more it would do so until it has to spill, so it is told nothing, 0.
+template <int NT>
+constexpr int kForwardBlocks = NT == 1    ? 1
+                               : NT == 16 ? 6
+                                          : 0;
+
 template <typename T, int NT, int CH>
-__global__ void __launch_bounds__(kMaxThreads, forward_blocks(NT))
+__global__ void __launch_bounds__(kMaxThreads, kForwardBlocks<NT>)
     route_forward_carry_kernel(const RouteForwardParams p) {
   scan_forward<RouteForward<T, NT, CH>, NT, CH, true>(p);
 }
 
 template <typename T, int NT, int CH>
-__global__ void __launch_bounds__(kMaxThreads, forward_blocks(NT))
+__global__ void __launch_bounds__(kMaxThreads, kForwardBlocks<NT>)
     route_forward_kernel(const RouteForwardParams p) {
   scan_forward<RouteForward<T, NT, CH>, NT, CH, false>(p);
 }

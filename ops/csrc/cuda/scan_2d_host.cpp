@@ -177,13 +177,14 @@ void finish_projection(const Scan2dArgs& args, const Cut& cut,
 
 bool scan_2d_forward(const Scan2dArgs& args, Device& device) {
   RouteForwardParams p{};
+  p.inputs = inputs_of(args);
   Cut cut;
   const auto lay_out = [&](Cut& cut) {
     SharedArena arena;
     p.layout.lay_out(static_cast<int>(args.dt_rank),
                      static_cast<int>(args.d_state), cut.padded_states(),
-                     element_bytes(args.in_type), false, cut.threads,
-                     cut.lane_channels, arena);
+                     element_bytes(args.in_type), p.inputs.copy_bytes, false,
+                     cut.threads, cut.lane_channels, arena);
     cut.carry_bytes = cut.shared_bytes = arena.bytes();
   };
   if (!choose_cut(args, device, false, true, lay_out, cut)) return false;
@@ -192,7 +193,6 @@ bool scan_2d_forward(const Scan2dArgs& args, Device& device) {
                      args.out_routes, args.out_rows, args.y, args.y_type,
                      device);
   p.shape = scan_shape(args, cut, device);
-  p.inputs = inputs_of(args);
   p.y = y.rows();
   launch_scan(device, args, cut, Function::kRouteForwardCarry,
               Function::kRouteForward, p);
@@ -202,13 +202,14 @@ bool scan_2d_forward(const Scan2dArgs& args, Device& device) {
 
 bool scan_2d_backward(const Scan2dArgs& args, Device& device) {
   RouteBackwardParams p{};
+  p.inputs = inputs_of(args);
   Cut cut;
   const auto lay_out = [&](Cut& cut) {
     SharedArena arena;
     p.layout.lay_out(static_cast<int>(args.dt_rank),
                      static_cast<int>(args.d_state), cut.padded_states(),
-                     element_bytes(args.in_type), true, cut.threads,
-                     cut.lane_channels, arena);
+                     element_bytes(args.in_type), p.inputs.copy_bytes, true,
+                     cut.threads, cut.lane_channels, arena);
     cut.carry_bytes = arena.bytes();
     p.backward.lay_out(cut.states, cut.lane_channels, cut.padded_states(),
                        cut.threads, arena);
@@ -221,7 +222,6 @@ bool scan_2d_backward(const Scan2dArgs& args, Device& device) {
   PieceSums piece_sums(args.batch * cut.chunks, device);
   p.shape = scan_shape(args, cut, device);
   p.shape.marks = allocate_marks(args, cut, device);
-  p.inputs = inputs_of(args);
   p.sums = piece_sums.of(args);
   p.ddt_weight = piece_sums.of(args.ddt_weight,
                                args.num_routes * args.channels * args.dt_rank);

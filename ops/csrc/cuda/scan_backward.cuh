@@ -83,8 +83,9 @@ class BackwardThread {
   __device__ __forceinline__ void run() {
     const ScanShape& s = p_.shape;
     load_rates(s, place_, A_);
-    fold_carries(s, place_, s.chunks - 1, s.chunks - 1 - place_.chunk, -1, A_,
-                 g_);
+    if (place_.chunk < s.chunks - 1) {
+      load_carry(s, place_, place_.chunk + 1, g_);
+    }
 #pragma unroll
     for (int i = 0; i < CH; ++i) {
       skip_[i] = s.D != nullptr ? s.D[place_.row(s, i)] : 0.0f;

@@ -37,12 +37,8 @@ class BackwardQuads {
                 : 0.0f;
       g_[i][n] = 0.0f;
       if (!there || !of.active[0]) return;
-#pragma unroll 1
-      for (int c = s.chunks - 1; c > of.chunk; --c) {
-        const float total = *carry_entry(s, of, c, 0, 0);
-        g_[i][n] = fmaf(exp2_approx(total * A_[i][n]), g_[i][n],
-                        *carry_entry(s, of, c, 1 + state, 0));
-      }
+      if (of.chunk == s.chunks - 1) return;
+      g_[i][n] = *carry_entry(s, of, of.chunk + 1, 1 + state, 0);
     });
     const auto place = Place<1>::anew(s);
     total(kSkip) = s.D != nullptr ? s.D[place.row(s, 0)] : 0.0f;

@@ -8,13 +8,14 @@
 // A block is (batch, route, chunk, part of the channels). It walks the tiles of
 // its chunk; what all channels share (B, C and the dt rank) is converted to
 // float32 rows in shared memory once a tile. A thread takes kSub steps at a
-// time in registers.
+// time in registers, or fewer where its states take most of them.
 //
 // A scan in several chunks has two passes. The carry pass, over all chunks but
 // the last one reached, starts each from zero and keeps what comes out and the
-// sum of its step sizes, which tells its decay: 2^(A sum). The main pass folds
-// the chunks before its own, in order, and starts from there. So the result
-// does not depend on the order in which blocks run.
+// sum of its step sizes, which tells its decay: 2^(A sum). Then a thread for
+// each state folds them from chunk to chunk (collect.cuh), and the main pass
+// starts from what comes out of the chunk before its own. So the result does
+// not depend on the order in which blocks run.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -33,11 +34,11 @@ struct Place {
   __device__ __forceinline__ explicit Place(const ScanShape& s)
       : Place(s, blockIdx.x, threadIdx.x) {}
   __device__ __forceinline__ Place(const ScanShape& s, int block, int thread) {
-    const int above = block / s.parts;
+    const int above = s.by_parts.divide(block);
     part = block - above * s.parts;
-    const int image = above / s.chunks;
+    const int image = s.by_chunks.divide(above);
     chunk = above - image * s.chunks;
-    batch = image / s.num_routes;
+    batch = s.by_routes.divide(image);
     route = image - batch * s.num_routes;
     state_lane = thread % s.state_lanes;
     const int slots = blockDim.x / s.state_lanes;
@@ -103,9 +104,11 @@ class MapRows {
  public:
   __device__ __forceinline__ MapRows(const float* quads, int state_lane,
                                      int state_lanes)
-      : B_(quads + state_lane * (NT / 4) * kQuad),
-        to_C_(NT == 1 ? 1 : NT / 4 * state_lanes * kQuad) {}
+      : B_(quads + (kOneLane ? 0 : state_lane * (NT / 4) * kQuad)),
+        to_C_(NT == 1 ? 1 : NT / 4 * (kOneLane ? 1 : state_lanes) * kQuad) {}
 
+  // Lanes share the states of a channel by fours or eights only.
+  static constexpr bool kOneLane = NT == 1 || NT == 16;
   // States read at a time.
   static constexpr int kWidth = NT == 1 ? 1 : 4;
 
@@ -226,7 +229,8 @@ class SavedStates {
 };
 
 // Entry 0 of a chunk's carry is the sum of its step sizes, entry 1 + n what
-// comes out of it for state n.
+// comes out of it for state n: at first of the chunk alone, then, folded, of
+// all chunks up to it.
 template <int CH>
 __device__ __forceinline__ float* carry_entry(const ScanShape& s,
                                               const Place<CH>& place, int chunk,
@@ -264,28 +268,19 @@ __device__ __forceinline__ int64_t sum_row(const ScanShape& s,
          place.row(s, i);
 }
 
-// value <- what came out of `count` chunks, from `chunk` on in steps of `by`.
+// value <- what comes out of a chunk, once carries are folded.
 template <int NT, int CH>
-__device__ __forceinline__ void fold_carries(const ScanShape& s,
-                                             const Place<CH>& place, int chunk,
-                                             int count, int by,
-                                             const float (&A)[CH][NT],
-                                             float (&value)[CH][NT]) {
+__device__ __forceinline__ void load_carry(const ScanShape& s,
+                                           const Place<CH>& place, int chunk,
+                                           float (&value)[CH][NT]) {
   const int n0 = place.state_lane * NT;
 #pragma unroll
   for (int i = 0; i < CH; ++i) {
-    // Several at a time, so that their loads do not wait for each other.
-#pragma unroll(NT == 1 ? 4 : 1)
-    for (int c = 0; c < count; ++c) {
-      const float* from = carry_entry(s, place, chunk + c * by, 0, i);
-      const float total = *from;
-      from += n0 * s.channels;
+    const float* from = carry_entry(s, place, chunk, n0, i);
 #pragma unroll
-      for (int n = 0; n < NT; ++n) {
-        from = fixed_address(from + s.channels);
-        const float out = n0 + n < s.d_state ? *from : 0.0f;
-        value[i][n] = fmaf(exp2_approx(total * A[i][n]), value[i][n], out);
-      }
+    for (int n = 0; n < NT; ++n) {
+      from = fixed_address(from + s.channels);
+      if (n0 + n < s.d_state) value[i][n] = *from;
     }
   }
 }

@@ -22,6 +22,7 @@ enum class Function {
   kSequenceBackward,
   kSequenceBackwardCarry,
   kSumSlots,
+  kFoldCarries,
   kLinkVisits,
   kGatherRows,
   kGatherProjections,

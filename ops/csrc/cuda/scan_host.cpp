@@ -22,6 +22,8 @@ const char* name_of(Function function) {
       return "sequence_backward_carry_kernel";
     case Function::kSumSlots:
       return "sum_slots_kernel";
+    case Function::kFoldCarries:
+      return "fold_carries_kernel";
     case Function::kLinkVisits:
       return "link_visits_kernel";
     case Function::kGatherRows:
@@ -55,6 +57,14 @@ const char* header_of(Function function) {
     default:
       return "cuda/collect.cuh";
   }
+}
+
+void fold_carries(Device& device, const ScanShape& s, bool backward) {
+  const FoldParams p{s.A,        s.carries, s.batch,  s.num_routes,
+                     s.channels, s.d_state, s.chunks, backward};
+  const int64_t images = static_cast<int64_t>(s.batch) * s.num_routes;
+  launch_collect(device, {Function::kFoldCarries, DType::kFloat, 1, 1},
+                 images * s.d_state * s.channels, p);
 }
 
 void sum_slots(Device& device, const float* slots, void* out, DType out_type,

@@ -37,6 +37,9 @@ inline ScanShape scan_shape(const ScanArgs& args, const Cut& cut,
   s.length = static_cast<int>(args.length);
   s.parts = cut.parts;
   s.chunks = cut.chunks;
+  s.by_parts = Divisor::of(s.parts);
+  s.by_chunks = Divisor::of(s.chunks);
+  s.by_routes = Divisor::of(s.num_routes);
   s.chunk_tiles = cut.chunk_tiles;
   s.state_lanes = cut.state_lanes;
   s.A = args.A;
@@ -59,7 +62,10 @@ inline float* allocate_marks(const ScanArgs& args, const Cut& cut,
       device, cut.blocks(args) * cut.threads * (kTile / kSub) * cut.states);
 }
 
-// The carry pass, where the sequence is cut, and the main pass.
+void fold_carries(Device& device, const ScanShape& s, bool backward);
+
+// Where the sequence is cut, the carry pass and what folds the carries; and the
+// main pass.
 template <typename Params>
 void launch_scan(Device& device, const ScanArgs& args, const Cut& cut,
                  Function carry, Function main, const Params& params) {
@@ -67,7 +73,12 @@ void launch_scan(Device& device, const ScanArgs& args, const Cut& cut,
     launch(device, {function, args.in_type, cut.states, cut.lane_channels},
            cut.blocks(args), cut.threads, shared_bytes, params);
   };
-  if (cut.chunks > 1) pass(carry, cut.carry_bytes);
+  if (cut.chunks > 1) {
+    pass(carry, cut.carry_bytes);
+    fold_carries(device, params.shape,
+                 carry == Function::kRouteBackwardCarry ||
+                     carry == Function::kSequenceBackwardCarry);
+  }
   pass(main, cut.shared_bytes);
 }
 

@@ -45,7 +45,13 @@ __device__ __forceinline__ float step_input(float d, float u) {
 }
 
 // Count values that lanes read from one place in shared memory, aligned to 16
-// bytes.
+// bytes, or two of them to 8.
+__device__ __forceinline__ void read_broadcast(const float* shared,
+                                               float (&values)[2]) {
+  const float2 v = *reinterpret_cast<const float2*>(shared);
+  values[0] = v.x;
+  values[1] = v.y;
+}
 template <int Count>
 __device__ __forceinline__ void read_broadcast(const float* shared,
                                                float (&values)[Count]) {

@@ -15,6 +15,25 @@ constexpr int max_threads(int states, bool backward) {
   return backward && states == 16 ? 192 : kMaxThreads;
 }
 
+// Division of a number from 0 to 2^31 - 1 by one that the host knows: as a
+// multiplication, which a warp does once for all its lanes.
+struct Divisor {
+  uint32_t multiplier;
+  int shift;
+
+  static Divisor of(int by) {
+    int shift = 31;
+    while ((int64_t{1} << (shift - 31)) < by) ++shift;
+    const uint64_t power = uint64_t{1} << shift;
+    return {static_cast<uint32_t>((power + by - 1) / by), shift};
+  }
+  MMVSSM_SHARED int divide(int number) const {
+    return static_cast<int>(
+        static_cast<uint64_t>(static_cast<uint32_t>(number)) * multiplier >>
+        shift);
+  }
+};
+
 // How a scan is cut up: blocks are (batch, route, chunk, part of the channels).
 struct ScanShape {
   int batch, num_routes, channels, d_state, length;
@@ -22,13 +41,24 @@ struct ScanShape {
   int chunks;       // pieces of the sequence that run side by side
   int chunk_tiles;  // tiles in a piece
   int state_lanes;  // lanes that share the states of a channel: a power of two
-  const float* A;   // (K*D, N)
-  const float* D;   // (K*D) or null
+  Divisor by_parts, by_chunks, by_routes;
+  const float* A;     // (K*D, N)
+  const float* D;     // (K*D) or null
   const float* bias;  // (K*D) or null
   float* states;      // (Bt, K, S, N, D) or null
   float* carries;     // (Bt, K, chunks, 1 + N, D), see scan_block.cuh
   float* marks;       // (blocks, kTile / kSub, 4, threads, 4) or null, see
                       // scan_backward_quads.cuh
+};
+
+// What is left of the carries of a scan in chunks, see scan_block.cuh: each
+// state of a chunk becomes what comes out of it with all chunks before it (or,
+// backward, after it) taken into account.
+struct FoldParams {
+  const float* A;  // as in ScanShape, and so on
+  float* carries;
+  int batch, num_routes, channels, d_state, chunks;
+  bool backward;
 };
 
 // What routes read: addresses are base + batch * batch_stride + route *

@@ -29,16 +29,18 @@ struct Cut {
   }
 };
 
-// States of a lane and lanes of a channel. Forward, a lane holds 16 states;
-// between 5 and 8 states two lanes of four leave fewer of them idle. Backward,
-// with several steps of each, a lane holds 8; or of 9 to 16 states four of each
-// of four channels, where it may work on `several`: scan_backward_quads.cuh.
+// States of a lane and lanes of a channel. Forward, a lane holds up to 16
+// states; between 5 and 8 states two lanes of four leave fewer of them idle,
+// and of more than 16 states a lane holds 8, so that one that holds 16 knows
+// that it is alone. Backward, with several steps of each, a lane holds 8; or of
+// 9 to 16 states four of each of four channels, where it may work on `several`:
+// scan_backward_quads.cuh.
 inline void share_states(int64_t d_state, bool backward, bool several,
                          Cut& cut) {
-  cut.states = d_state == 1                                             ? 1
-               : d_state <= 4 || (!backward && d_state <= 8)            ? 4
-               : backward && !(several && d_state > 8 && d_state <= 16) ? 8
-                                                                        : 16;
+  cut.states = d_state == 1                                              ? 1
+               : d_state <= 4 || (!backward && d_state <= 8)             ? 4
+               : d_state > 16 || (backward && !(several && d_state > 8)) ? 8
+                                                                         : 16;
   cut.state_lanes = 1;
   while (cut.padded_states() < d_state) cut.state_lanes *= 2;
 }
@@ -58,9 +60,12 @@ inline int64_t warps_of(const ScanArgs& args, const Cut& cut) {
   return args.batch * args.num_routes * cut.parts * (cut.threads / 32);
 }
 
-// Warps of a block for which a multiprocessor has registers at once: most
-// kernels use 96 a thread forward and 168 backward at most, on 65,536.
-inline int64_t resident_warps(bool backward) { return backward ? 12 : 21; }
+// Warps for which a multiprocessor has registers at once: most kernels use 96 a
+// thread forward, or 80 for 16 states along routes, and 168 backward at most,
+// on 65,536.
+inline int64_t resident_warps(int states, bool backward, bool several) {
+  return backward ? 12 : states == 16 && several ? 24 : 21;
+}
 
 // Tiles of a chunk, where a sequence has `tiles` and `blocks` walk whole ones.
 // All multiprocessors are as busy as the one with the most blocks: of the
@@ -68,9 +73,10 @@ inline int64_t resident_warps(bool backward) { return backward ? 12 : 21; }
 // taken, and of equals the largest.
 inline int64_t choose_chunk_tiles(int64_t tiles, int64_t blocks,
                                   int64_t warps_of_block,
-                                  int64_t multiprocessors, bool backward) {
+                                  int64_t multiprocessors,
+                                  int64_t resident_warps) {
   if (blocks * warps_of_block >= kFullWarps * multiprocessors) return tiles;
-  const int64_t most = resident_warps(backward) / warps_of_block;
+  const int64_t most = resident_warps / warps_of_block;
   int64_t best = tiles, best_load = 0;
   for (int64_t per_one = most > 1 ? most : 1; per_one > 0; --per_one) {
     if (4 * per_one < 3 * most) break;
@@ -120,9 +126,9 @@ bool choose_cut(const ScanArgs& args, const Device& device, bool backward,
   const int64_t tiles = (args.length + kTile - 1) / kTile;
   int64_t chunk_tiles = args.chunk_tiles;
   if (chunk_tiles == 0) {
-    chunk_tiles =
-        choose_chunk_tiles(tiles, args.batch * args.num_routes * cut.parts,
-                           cut.threads / 32, device.multiprocessors, backward);
+    chunk_tiles = choose_chunk_tiles(
+        tiles, args.batch * args.num_routes * cut.parts, cut.threads / 32,
+        device.multiprocessors, resident_warps(cut.states, backward, several));
   }
   cut.chunk_tiles = static_cast<int>(chunk_tiles);
   cut.chunks = static_cast<int>((tiles + chunk_tiles - 1) / chunk_tiles);

@@ -11,10 +11,12 @@ KernelHandle find_sequence_forward(const Kernel& id) {
     if (carry) {
       MMVSSM_CASE(sequence_forward_carry_kernel, 1, 1)
       MMVSSM_CASE(sequence_forward_carry_kernel, 4, 1)
+      MMVSSM_CASE(sequence_forward_carry_kernel, 8, 1)
       MMVSSM_CASE(sequence_forward_carry_kernel, 16, 1)
     } else {
       MMVSSM_CASE(sequence_forward_kernel, 1, 1)
       MMVSSM_CASE(sequence_forward_kernel, 4, 1)
+      MMVSSM_CASE(sequence_forward_kernel, 8, 1)
       MMVSSM_CASE(sequence_forward_kernel, 16, 1)
     }
     return KernelHandle();

@@ -47,13 +47,13 @@ class SequenceForward : public SequenceTiles<T, NT> {
 
 // A lane has one channel here: CH is 1.
 template <typename T, int NT, int CH>
-__global__ void __launch_bounds__(kMaxThreads, forward_blocks(NT))
+__global__ void __launch_bounds__(kMaxThreads, NT == 1)
     sequence_forward_carry_kernel(const SequenceForwardParams p) {
   scan_forward<SequenceForward<T, NT>, NT, CH, true>(p);
 }
 
 template <typename T, int NT, int CH>
-__global__ void __launch_bounds__(kMaxThreads, forward_blocks(NT))
+__global__ void __launch_bounds__(kMaxThreads, NT == 1)
     sequence_forward_kernel(const SequenceForwardParams p) {
   scan_forward<SequenceForward<T, NT>, NT, CH, false>(p);
 }

@@ -74,6 +74,9 @@ class OwnRows {
 template <typename T, int NT>
 class SequenceTiles {
  public:
+  static constexpr int kSteps = kSub;
+  static constexpr bool kOneBarrier = false;
+
   __device__ __forceinline__ SequenceTiles(const SequenceInputs& in,
                                            const SequenceLayout& layout,
                                            const ScanShape& s,
@@ -87,7 +90,9 @@ class SequenceTiles {
     const int64_t maps = place.image(s) * s.d_state * s.length;
     B_ = static_cast<const T*>(in.B) + maps;
     C_ = static_cast<const T*>(in.C) + maps;
-    bias_ = s.bias != nullptr ? s.bias[place.row(s, 0)] : 0.0f;
+    const int row = place.row(s, 0);
+    bias_ = s.bias != nullptr ? s.bias[row] : 0.0f;
+    skip_ = s.D != nullptr && place.state_lane == 0 ? s.D[row] : 0.0f;
   }
 
   // As RouteTiles::begin and advance, but nothing is fetched ahead.
@@ -115,6 +120,8 @@ class SequenceTiles {
   }
 
   __device__ __forceinline__ int tile() const { return tile_; }
+  __device__ __forceinline__ void stay(int tile) { tile_ = tile; }
+  __device__ __forceinline__ float skip(int) const { return skip_; }
   __device__ __forceinline__ int ring(int step) const { return step; }
   __device__ __forceinline__ void request(int) {}
 
@@ -179,7 +186,7 @@ class SequenceTiles {
   }
 
   const T *B_, *C_;
-  float bias_;
+  float bias_, skip_;
   int tile_;
 };
 

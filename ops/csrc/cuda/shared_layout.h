@@ -60,25 +60,46 @@ MMVSSM_SHARED constexpr int map_quads(int padded_states) {
   return padded_states == 1 ? 1 : padded_states / 2;
 }
 
+// How threads share the pieces of a tile's rows: a thread has the same piece of
+// every `rows`-th row, so many at a time, and its first row is thread /
+// per_row, or 0 where a row has more pieces than the block threads.
+struct PieceSplit {
+  int per_row, rows;
+  int reciprocal;  // of per_row, times 2^16, so that rounding down is right
+
+  void lay_out(int pieces, int threads) {
+    per_row = pieces;
+    rows = pieces < threads ? threads / pieces : 1;
+    reciprocal = pieces < threads ? (65535 + pieces) / pieces : 0;
+  }
+  MMVSSM_SHARED int first_row(int thread) const {
+    return thread * reciprocal >> 16;
+  }
+};
+
 // Tiles of a scan along routes.
 struct RouteLayout {
   int rank_quads;
-  int raw_pitch;  // in elements
+  bool rank_pairs;  // half of the first quad at most is not padding
+  int raw_pitch;    // in elements
   int raw;   // 16-bit rows as they arrive, kTile; float32 ones have no need
   int rows;  // rank_quads + map_quads(padded states) quads, ...
   int rows_size;    // ... so many floats; of float32 inputs two tiles
   int entries;      // int [2][routes, out_routes][kTile]
   int offsets;      // int [accesses][2 * kTile]: a ring of two tiles
   int weights;      // [rank quad][channel of a lane][thread][4]
+  int constants;    // forward: [bias, skip weight][channel of a lane][thread]
   int weight_sums;  // backward, as the weights: sums of their gradients
+  PieceSplit copies, columns;  // of a row as it is copied, and converted
 
   // Rows of x and y; backward of x, dy and dx.
   static constexpr int accesses(bool backward) { return backward ? 3 : 2; }
 
   void lay_out(int dt_rank, int d_state, int padded_states, int element_bytes,
-               bool backward, int threads, int lane_channels,
+               int copy_bytes, bool backward, int threads, int lane_channels,
                SharedArena& arena) {
     rank_quads = (dt_rank + 3) / 4;
+    rank_pairs = 4 * rank_quads - dt_rank >= 2;
     const int per_16_bytes = 16 / element_bytes;
     const int width = dt_rank + 2 * d_state;
     raw_pitch = (width + per_16_bytes - 1) / per_16_bytes * per_16_bytes;
@@ -90,7 +111,11 @@ struct RouteLayout {
     offsets = arena.floats(accesses(backward) * 2 * kTile);
     const int all_weights = 4 * rank_quads * lane_channels * threads;
     weights = arena.floats(all_weights);
+    constants = backward ? 0 : arena.floats(2 * lane_channels * threads);
     weight_sums = backward ? arena.floats(all_weights) : 0;
+    const int copied = copy_bytes > element_bytes ? copy_bytes : element_bytes;
+    copies.lay_out((width * element_bytes + copied - 1) / copied, threads);
+    columns.lay_out(width, threads);
   }
 };
 

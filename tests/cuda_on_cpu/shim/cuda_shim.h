@@ -8,9 +8,10 @@ namespace mmvssm::cuda {
 inline float exp2_approx(float x) { return exp2f(x); }
 
 template <int Bytes>
-void copy_async(void* shared, const void* global) {
+void copy_async(void* shared, const void* global, bool there = true) {
   static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16, "sizes of cp.async");
-  shim::copy_async(shared, global, Bytes);
+  alignas(16) static const unsigned char zeros[16] = {};
+  shim::copy_async(shared, there ? global : zeros, Bytes);
 }
 inline void copy_async_wait() { shim::copy_async_wait(); }
 

@@ -80,3 +80,20 @@ def test_convolution_of_sequences(kernel_size, causal, length):
     torch.testing.assert_close(x.grad, wide.grad.float())
     for got, wanted in zip(layer.parameters(), exact.parameters()):
         torch.testing.assert_close(got.grad, wanted.grad.float())
+
+
+def test_compiled_convolution_of_sequences():
+    """A training graph has no padding of its own, on which torch 2.11 writes wrong C++ code."""
+    graphs = []
+
+    def keep(graph, _):
+        graphs.append(graph)
+        return graph
+
+    layer, x = SequenceConv(8, 4, True), torch.randn(2, 7, 8)
+    y = torch.compile(layer, backend=keep, fullgraph=True)(x)
+    torch.testing.assert_close(y, layer(x))
+    (graph,) = graphs
+    names = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+    assert any("conv2d" in name for name in names)
+    assert not any("pad" in name for name in names)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmvssm.ops.precision import autocast_cpu_dtype, autocast_enabled, compute_dtype
+from mmvssm.ops.tracers import tracing
 
 from .checks import one_of
 
@@ -193,7 +194,9 @@ class SequenceConv(nn.Conv1d):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, L, C) -> (B, L, C)``."""
-        if _trains_on_cpu(x):
+        # torch 2.11's compiler merges the padding of a column with a gather before it, into C++
+        # code that does not compile
+        if _trains_on_cpu(x) and not tracing():
             return self._convolve_column(x)
         # the permuted view is a map of one row in channels-last memory format
         x, length = x.transpose(1, 2)[:, :, None], x.shape[1]

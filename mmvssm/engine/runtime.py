@@ -13,6 +13,7 @@ from mmvssm.ops.tracers import TRACES_ROUTES
 
 from .cli import fail, type_name
 
+_PLAIN_GROUPS = dict(type="mmvssm.PlainGroupsHook")
 _OF_MIXED_PRECISION = ("loss_scale", "dtype", "use_fsdp")
 
 
@@ -40,10 +41,11 @@ def set_up_optimization(cfg: Config, args: argparse.Namespace) -> None:
             cfg.optim_wrapper.type = "OptimWrapper"
         for name in _OF_MIXED_PRECISION:
             cfg.optim_wrapper.pop(name, None)
-    if cfg.get("compile") and not TRACES_ROUTES:
-        fail(f"compile needs torch 2.7 or newer, this is {torch.__version__}")
     if cfg.get("compile"):
-        cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), dict(type="mmvssm.PlainGroupsHook")]
+        if not TRACES_ROUTES:
+            fail(f"compile needs torch 2.7 or newer, this is {torch.__version__}")
+        hooks = [hook for hook in cfg.get("custom_hooks") or [] if hook != _PLAIN_GROUPS]
+        cfg.custom_hooks = [*hooks, _PLAIN_GROUPS]  # once, also where a run's own config is read
     strategy = type_name(cfg.get("strategy") or {})
     if strategy in ("FSDPStrategy", "DeepSpeedStrategy"):
         if strategy == "FSDPStrategy" and args.launcher == "none":

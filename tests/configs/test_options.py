@@ -1,5 +1,6 @@
 """Training options, each applied to configs in every form and run by the tools."""
 
+import argparse
 import inspect
 import json
 import math
@@ -339,6 +340,16 @@ def test_compiled_training_is_validated(plain, train):
     folder = train(CLS, "--option", "compile", settings=settings, validate=True)
     assert_same_training(plain, folder, 1e-4)
     assert len(scalars(folder, "accuracy/top1")) == 1
+
+
+@needs_whole_graphs
+def test_compiled_training_has_plain_groups_once():
+    other = dict(type="EMAHook")
+    optim_wrapper = dict(type="OptimWrapper")
+    cfg = Config(dict(compile=True, custom_hooks=[other], optim_wrapper=optim_wrapper))
+    for _ in range(2):  # the second time as from the config that a run stores
+        runtime.set_up_optimization(cfg, argparse.Namespace(launcher="none"))
+        assert cfg.custom_hooks == [other, dict(type="mmvssm.PlainGroupsHook")]
 
 
 def test_compiling_says_which_torch_it_needs(refused, monkeypatch):

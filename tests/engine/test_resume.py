@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from mmvssm.engine import ResumableBatchSampler, SeededDataset, make_resumable
-from mmvssm.engine.resume import WholeFileBackend
+from mmvssm.engine.resume import WholeFileBackend, _PassedOver
 
 BATCHES = 5
 
@@ -212,3 +212,10 @@ def test_runs_write_through_the_backend(tmp_path):
     (hook,) = (hook for hook in runner.hooks if isinstance(hook, CheckpointHook))
     assert isinstance(hook.file_backend, WholeFileBackend)
     assert [path.name for path in tmp_path.glob("*.pth")] == ["iter_10.pth"]
+
+
+def test_loop_that_asks_for_skipped_batches():
+    """The loop of onedl-mmengine; MMEngine's own requests the batches one by one."""
+    batches = _PassedOver(iter("abcdef"), loaded=2, count=3)
+    batches.skip_iter(5)  # two that workers had loaded, three that nobody loads
+    assert list(batches) == ["c", "d", "e", "f"]

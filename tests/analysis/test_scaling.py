@@ -8,6 +8,7 @@ import torch
 from mmengine.config import Config
 
 from mmvssm.analysis import count_flops, pipeline_at, scale
+from mmvssm.analysis.scaling import draw_scaling
 from mmvssm.analysis.timing import exponent
 from mmvssm.hub import load_weights
 from mmvssm.models import EfficientVMamba, LocalVim, VMamba
@@ -101,6 +102,14 @@ def test_segmentors_without_a_resize_get_one_before_their_annotations():
         "LoadImageFromFile", "Resize", "LoadAnnotations", "PackSegInputs",
     ]  # fmt: skip
     assert steps[1]["scale"] == (64, 64) and steps[1]["keep_ratio"]
+
+
+@pytest.mark.parametrize(("names", "rows", "columns"), [([], 1, 3), (["coco/bbox_mAP"], 2, 2)])
+def test_at_most_three_panels_stand_side_by_side(names, rows, columns):
+    measured = dict(macs=1e9, median_ms=2.0, peak_mib=3.0, metrics=dict.fromkeys(names, 0.5))
+    figure = draw_scaling(dict(results=[dict(measured, size=64)], exponents={}))
+    assert len(figure.axes) == 3 + len(names)
+    assert figure.axes[0].get_gridspec().get_geometry() == (rows, columns)
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ class Row:
 
 NUMPY_1 = ("numpy<2", "opencv-python<4.12", "opencv-python-headless<4.12")
 ROWS = [
-    Row("py310-torch2.1", "3.10", "2.1.2", "0.16.2"),
+    Row("py310-torch2.1", "3.10", "2.1.2", "0.16.2", mmcv="2.0.1"),
     Row("py311-torch2.4", "3.11", "2.4.1", "0.19.1", constraints=NUMPY_1),
     Row("py312-torch2.6", "3.12", "2.6.0", "0.21.0"),
     Row("py311-torch2.11", "3.11", "2.11.0", "0.26.0"),

@@ -16,6 +16,7 @@ from mmengine.config import Config
 
 import mmvssm
 from abilities import without_noise
+from forked import run_program
 from mmvssm.families import arch_names
 from mmvssm.families.key_map import KeyMap
 from mmvssm.hub import Address, released_files
@@ -110,29 +111,32 @@ def user(server, tmp_path):
     weights = random_weights(listed.meta["state_dict"])
     serve(server, "local-vim-tiny", to_bytes(tmp_path, {"state_dict": weights}))
 
+    env = {
+        **os.environ,
+        "MMVSSM_HOME": str(tmp_path / "home"),
+        "MMVSSM_MIRROR": server.url,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+
     def start(*command):
-        env = {
-            **os.environ,
-            "MMVSSM_HOME": str(tmp_path / "home"),
-            "MMVSSM_MIRROR": server.url,
-            "OMP_NUM_THREADS": "2",
-            "PYTHONPATH": str(ROOT),
-        }
         return subprocess.Popen(
             [sys.executable, "-W", "ignore", *map(str, command)],
             cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
     def run(*command, status=0):
-        return ended(start(*command), status)
+        returned, said = run_program(command, tmp_path, env)
+        assert returned == status, said[-4000:]
+        return said
 
     run.folder, run.start = tmp_path, start
     return run
 
 
-def ended(process, status=0):
+def ended(process):
     said, _ = process.communicate()
-    assert process.returncode == status, said[-4000:]
+    assert process.returncode == 0, said[-4000:]
     return said
 
 

@@ -1,7 +1,6 @@
 """The project Dual-SAM: parity with the reference, names of weights, data, training."""
 
 import json
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +17,7 @@ from mmengine.runner import Runner
 from mmseg.registry import DATASETS, MODELS, TRANSFORMS
 from mmseg.structures import SegDataSample
 
+from forked import run_program
 from mmvssm.checkpoint import CheckpointError, read_checkpoint
 from projects.dual_sam import connectivity, data, golden, network, weights
 from verifier import fill_value, find_cases, verify_file
@@ -517,17 +517,10 @@ def test_stock_scripts_run_the_state_space_variant(animals, tmp_path, with_test)
     scripts = [("train.py", "mine.py")]
     if with_test:
         scripts.append(("test.py", "mine.py", "out/epoch_1.pth", "--work-dir", "tested"))
-    environment = dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
-    environment["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
+    environment = dict(PYTHONPATH=str(ROOT), TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD="1")
     for script, *arguments in scripts:
-        done = subprocess.run(
-            [sys.executable, str(tools / script), *arguments],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        status, output = run_program([tools / script, *arguments], tmp_path, environment)
+        assert status == 0, output
     (scalars,) = tmp_path.glob("out/*/vis_data/scalars.json")
     steps = [line for line in map(json.loads, scalars.read_text().splitlines()) if "loss" in line]
     assert [step["step"] for step in steps] == [1, 2]

@@ -168,6 +168,28 @@ def test_gated_mlp():
     assert VMamba(dict(SECOND, gated_mlp=True))(torch.randn(1, 3, 32, 32))[3].isfinite().all()
 
 
+@pytest.mark.parametrize("gated", [False, True])
+def test_large_mlp_computes_blocks_of_pixels(gated, monkeypatch):
+    mlp = Mlp(4, 6, gated=gated)
+    x = torch.randn(2, 5, 7, 4)
+    whole = mlp(x)  # with gradients, all pixels at once
+    monkeypatch.setattr("mmvssm.models.layers.basic.MLP_BLOCK", 6 * 8)
+    seen = []
+    compute = mlp._compute
+    monkeypatch.setattr(mlp, "_compute", lambda block: seen.append(len(block)) or compute(block))
+    torch.testing.assert_close(mlp(x), whole)
+    assert seen == [2]
+    with torch.no_grad():
+        torch.testing.assert_close(mlp(x), whole)
+    assert seen == [2, 8, 8, 8, 8, 8, 8, 8, 8, 6]
+    # a hook meets the map as it is
+    shapes = []
+    mlp.fc1.register_forward_hook(lambda module, args, output: shapes.append(args[0].shape))
+    with torch.no_grad():
+        mlp(x)
+    assert shapes == [x.shape]
+
+
 def test_blocks_without_mixer():
     model = VMamba(dict(SECOND, mixer=None))
     assert not any(isinstance(m, SS2D) for m in model.modules())

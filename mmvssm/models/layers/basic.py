@@ -15,6 +15,10 @@ from .checks import one_of
 #: Activations by the name that ``act`` arguments take; GELU is the exact (erf) form.
 ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU}
 
+#: Hidden values that an MLP computes at a time on a CPU without gradients. They stay in the cache,
+#: where a buffer of more than 32 MB would be made of new memory pages in every call.
+MLP_BLOCK = 2**19
+
 
 class RMSNorm(nn.LayerNorm):
     """Norm that divides by the root mean square of the channels, in float32 or wider.
@@ -257,7 +261,7 @@ class Mlp(nn.Module):
         dwconv: bool = False,
     ) -> None:
         super().__init__()
-        self.gated = gated
+        self.hidden_dims, self.gated = hidden_dims, gated
         linear = PointwiseConv if dwconv else nn.Linear
         self.fc1 = linear(embed_dims, 2 * hidden_dims if gated else hidden_dims)
         self.dwconv = DepthwiseConv(hidden_dims, 3) if dwconv else None
@@ -266,6 +270,24 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., C) -> (..., C)``; with ``dwconv``, ``(B, H, W, C) -> (B, H, W, C)``."""
+        pixels = max(1, MLP_BLOCK // self.hidden_dims)
+        if self._may_split(x) and x.shape[:-1].numel() > 2 * pixels:
+            blocks = x.flatten(0, -2).split(pixels)
+            return torch.cat([self._compute(block) for block in blocks]).unflatten(0, x.shape[:-1])
+        return self._compute(x)
+
+    def _may_split(self, x: Tensor) -> bool:
+        """Return whether blocks of pixels cost less than all at once, and nobody sees them.
+
+        Gradients need all hidden values; a tracer would record the number of blocks, and a hook
+        would meet parts of the map.
+        """
+        if x.device.type != "cpu" or torch.is_grad_enabled() or self.dwconv is not None:
+            return False
+        hooked = any(part._forward_hooks or part._forward_pre_hooks for part in self.children())
+        return not (hooked or tracing() or torch.jit.is_tracing())
+
+    def _compute(self, x: Tensor) -> Tensor:
         x = self.fc1(x)
         gate = None
         if self.gated:

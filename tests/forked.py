@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import runpy
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
@@ -37,8 +38,8 @@ def run_program(
     Args:
         command: The file and its arguments.
         folder: Folder to run in.
-        environment: The variables. Those that torch reads while it loads have no effect: such a
-            program needs a plain subprocess.
+        environment: The variables. Those that Python or torch reads while it loads have no effect:
+            such a program needs a plain subprocess. Of PYTHONWARNINGS, ``ignore`` works.
         timeout: Seconds after which it is killed.
 
     Returns:
@@ -72,5 +73,7 @@ def _main(words: list[str], folder: str, environment: dict[str, str], output: st
     given = environment.get("PYTHONPATH", "").split(os.pathsep)
     sys.path[:] = [os.path.dirname(os.path.abspath(words[0])), *filter(None, given), *own]
     sys.argv[:] = words
+    if environment.get("PYTHONWARNINGS") == "ignore":
+        warnings.simplefilter("ignore")
     np.random.seed()  # forked, all would draw the same numbers
     runpy.run_path(words[0], run_name="__main__")

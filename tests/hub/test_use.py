@@ -117,11 +117,12 @@ def user(server, tmp_path):
         "MMVSSM_MIRROR": server.url,
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
+        "PYTHONWARNINGS": "ignore",
     }
 
     def start(*command):
         return subprocess.Popen(
-            [sys.executable, "-W", "ignore", *map(str, command)],
+            [sys.executable, *map(str, command)],
             cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 

@@ -93,6 +93,10 @@ L=140 D=5 N=10 R=3 K=1 repeats=1 P=50 long_steps=1 type=bfloat16 y=float
 L=33 D=3 N=1 R=3 K=2 disjoint=1 P=66 shared=1 type=half y=half threads=64
 L=33 D=3 N=4 R=3 K=2 disjoint=1 P=66 shared=1 merge=0 holes=10
 L=17 D=33 N=1 R=6 K=4 disjoint=1 P=68 shared=1 facts=0
+L=9 D=3 N=1 R=5 K=2 batch=6
+L=9 D=3 N=6 R=3 K=2 batch=3 repeats=1 P=8 shared=1
+L=130 D=3 N=5 R=3 batch=7 chunk=1
+L=16460 D=1 N=1 R=1 K=1 chunk=1
 """.strip().splitlines()
 
 CASES_1D = """

@@ -12,12 +12,13 @@ void launch(Device& device, const Kernel& kernel, int64_t blocks, int threads,
                  static_cast<int>(sizeof(Params))});
 }
 
-// The kernels of collect.cuh: one thread an item.
+// The kernels of collect.cuh: one thread an item, or some that share one.
 template <typename Params>
 void launch_collect(Device& device, const Kernel& kernel, int64_t items,
-                    const Params& params) {
-  constexpr int threads = 256;
-  launch(device, kernel, (items + threads - 1) / threads, threads, 0, params);
+                    const Params& params, int shares = 1) {
+  const int of_block = kCollectThreads / shares;
+  launch(device, kernel, (items + of_block - 1) / of_block, kCollectThreads, 0,
+         params);
 }
 
 inline float* allocate_floats(Device& device, int64_t count) {
@@ -82,6 +83,18 @@ void launch_scan(Device& device, const ScanArgs& args, const Cut& cut,
   pass(main, cut.shared_bytes);
 }
 
+GatherItems gather_items(int64_t rows, int64_t across, int64_t packs,
+                         int images);
+
+template <typename Params>
+void launch_gather(Device& device, const Kernel& kernel, int64_t batch,
+                   const Params& params) {
+  const int images = params.items.images;
+  launch(device, kernel,
+         (batch + images - 1) / images * params.items.image_blocks,
+         kCollectThreads, 0, params);
+}
+
 // out[o][i] = sum over c of slots[o][c][i]; both arrays are aligned to 16
 // bytes.
 void sum_slots(Device& device, const float* slots, void* out, DType out_type,
@@ -90,8 +103,7 @@ void sum_slots(Device& device, const float* slots, void* out, DType out_type,
 // Gradients of parameters, which blocks leave one of for each batch and chunk.
 class PieceSums {
  public:
-  PieceSums(int64_t pieces, Device& device)
-      : pieces_(pieces), device_(device) {}
+  PieceSums(int64_t pieces, Device& device);
 
   // Where kernels write (pieces, count) shares of `total`; null stays null.
   float* of(float* total, int64_t count);
@@ -99,14 +111,8 @@ class PieceSums {
   void add_up() const;
 
  private:
-  struct Item {
-    const float* shares;
-    float* total;
-    int64_t count;
-  };
-  int64_t pieces_;
   Device& device_;
-  Item items_[4];
+  PieceParams params_{};
   int size_ = 0;
 };
 

@@ -168,7 +168,7 @@ class RouteBackward : public RouteTiles<T, NT, CH, 3> {
 };
 
 template <typename T, int NT, int CH>
-__global__ void __launch_bounds__(kMaxThreads)
+__global__ void __launch_bounds__(max_threads(NT, true))
     route_backward_carry_kernel(const RouteBackwardParams p) {
   scan_backward_carry<RouteBackward<T, NT, CH>, NT, CH>(p);
 }

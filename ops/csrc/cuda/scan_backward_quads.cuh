@@ -120,7 +120,10 @@ class BackwardQuads {
       }
       tiles_.request(tiles_.ring(step + kSub));
     }
-    walk_back<kFlush>(tiles_, subs, [&](int step) { sweep(step, maps); });
+    walk_back<kFlush>(tiles_, subs, [&](int step, int next) {
+      sweep(step, maps);
+      tiles_.request(next);
+    });
   }
 
   // The state of channel i that enters a sub, of this lane's states.

@@ -285,8 +285,9 @@ __device__ __forceinline__ void load_carry(const ScanShape& s,
   }
 }
 
-// Goes through the subs of a tile from the last on: sweep(step) for each, with
-// the groups of rows around it; the sums of FLUSH steps are written together.
+// Goes through the subs of a tile from the last on: sweep(step, the place in
+// the ring of what comes next) for each, with the groups of rows around it; the
+// sums of FLUSH steps are written together.
 template <int FLUSH, typename Tiles, typename Sweep>
 __device__ __forceinline__ void walk_back(Tiles& tiles, int subs,
                                           const Sweep& sweep) {
@@ -296,8 +297,7 @@ __device__ __forceinline__ void walk_back(Tiles& tiles, int subs,
     if (sub == subs - 1 || (step + kSub) % kGroup == 0) {
       tiles.enter_group(step / kGroup * kGroup, true);
     }
-    sweep(step);
-    tiles.request(tiles.ring(sub > 0 ? step - kSub : kTile));
+    sweep(step, tiles.ring(sub > 0 ? step - kSub : kTile));
     if (step % kGroup == 0) tiles.leave_group(step);
     if (step % FLUSH == 0) {
       __syncthreads();

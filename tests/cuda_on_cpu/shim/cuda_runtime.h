@@ -59,4 +59,9 @@ inline int atomicExch(int* address, int value) {
 }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int min(int x, int y) { return x < y ? x : y; }
+inline float __uint_as_float(unsigned bits) {
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
 inline float __fdividef(float x, float y) { return x / y; }

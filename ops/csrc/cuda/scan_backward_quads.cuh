@@ -43,6 +43,7 @@ class BackwardQuads {
     const auto place = Place<1>::anew(s);
     total(kSkip) = s.D != nullptr ? s.D[place.row(s, 0)] : 0.0f;
     total(kD) = total(kBias) = 0.0f;
+    write_state(dA_, marks(kTotals));
 
     const int last = place.end_tile(s) - 1;
     tiles_.begin(last);
@@ -53,7 +54,7 @@ class BackwardQuads {
          tile = tiles_.tile() - 1) {
       advance(tile);
       visit(tile);
-      add_totals(tile);
+      add_totals();
     }
     store_sums();
   }
@@ -62,6 +63,7 @@ class BackwardQuads {
   static constexpr int kSide = 4;  // lanes, channels, states of a lane
   static constexpr int kFlush = BackwardLayout::flush_steps(kSide * kSide);
   static constexpr int kColumns = 2 * kSide * kSide;  // B and C of all states
+  static constexpr int kTotals = kTile / kSub;        // after the marks
 
   // To `tile`, or to before the chunk's last one.
   __device__ __forceinline__ void advance(int tile) {
@@ -126,11 +128,12 @@ class BackwardQuads {
     });
   }
 
-  // The state of channel i that enters a sub, of this lane's states.
+  // The state of channel i that enters a sub, of this lane's states, or, of
+  // kTotals, the chunk's gradient of A.
   __device__ __forceinline__ float4* marks(int sub) const {
     const int thread = thread_anew(), warps = blockDim.x / 32;
     const int64_t at =
-        (static_cast<int64_t>(block_anew()) * (kTile / kSub) + sub) * warps +
+        (static_cast<int64_t>(block_anew()) * (kTotals + 1) + sub) * warps +
         thread / 32;
     return fixed_address(reinterpret_cast<float4*>(p_.shape.marks) +
                          at * (32 * kSide) + thread % 32);
@@ -363,18 +366,20 @@ class BackwardQuads {
     *reinterpret_cast<float2*>(to) = sum;
   }
 
-  // Adds what a tile gave to the gradient of A to the chunk's, in global
-  // memory: one sum over all steps would round more.
-  __device__ __forceinline__ void add_totals(int tile) {
-    const ScanShape& s = p_.shape;
-    each_state([&](int i, int n, const Place<1>& of, int state) {
-      if (of.active[0] && state < s.d_state) {
-        float& sum = p_.sums.dA[sum_row(s, of, 0) * s.d_state + state];
-        const float share = dA_[i][n] * kLn2;
-        sum = tile + 1 == of.end_tile(s) ? share : sum + share;
+  // Adds what a tile gave to the gradient of A to the chunk's, which waits with
+  // the marks: one sum over all steps would round more.
+  __device__ __forceinline__ void add_totals() {
+    float sum[kSide][kSide];
+    read_state(marks(kTotals), sum);
+#pragma unroll
+    for (int i = 0; i < kSide; ++i) {
+#pragma unroll
+      for (int n = 0; n < kSide; ++n) {
+        sum[i][n] += dA_[i][n];
+        dA_[i][n] = 0.0f;
       }
-      dA_[i][n] = 0.0f;
-    });
+    }
+    write_state(sum, marks(kTotals));
   }
   // Of this lane's channel: its skip weight; sums over the chunk.
   static constexpr int kSkip = 0, kD = 1, kBias = 2;
@@ -385,9 +390,16 @@ class BackwardQuads {
     return shared_array<float>(p_.backward.totals)[which * blockDim.x + thread];
   }
   __device__ __forceinline__ void store_sums() const {
-    const auto place = Place<1>::anew(p_.shape);
+    const ScanShape& s = p_.shape;
+    float sum[kSide][kSide];
+    read_state(marks(kTotals), sum);
+    each_state([&](int i, int n, const Place<1>& of, int state) {
+      if (!of.active[0] || state >= s.d_state) return;
+      p_.sums.dA[sum_row(s, of, 0) * s.d_state + state] = sum[i][n] * kLn2;
+    });
+    const auto place = Place<1>::anew(s);
     if (!place.active[0]) return;
-    const int64_t row = sum_row(p_.shape, place, 0);
+    const int64_t row = sum_row(s, place, 0);
     tiles_.store_sums(row, 0);
     const int thread = thread_anew();
     if (p_.sums.dD != nullptr) p_.sums.dD[row] = total(kD, thread);

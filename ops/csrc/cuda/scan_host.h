@@ -60,7 +60,7 @@ inline float* allocate_marks(const ScanArgs& args, const Cut& cut,
                              Device& device) {
   if (cut.states != 16) return nullptr;
   return allocate_floats(
-      device, cut.blocks(args) * cut.threads * (kTile / kSub) * cut.states);
+      device, cut.blocks(args) * cut.threads * (kTile / kSub + 1) * cut.states);
 }
 
 void fold_carries(Device& device, const ScanShape& s, bool backward);

@@ -51,7 +51,7 @@ struct ScanShape {
   const float* bias;  // (K*D) or null
   float* states;      // (Bt, K, S, N, D) or null
   float* carries;     // (Bt, K, chunks, 1 + N, D), see scan_block.cuh
-  float* marks;       // (blocks, kTile / kSub, 4, threads, 4) or null, see
+  float* marks;       // (blocks, kTile / kSub + 1, 4, threads, 4) or null, see
                       // scan_backward_quads.cuh
 };
 

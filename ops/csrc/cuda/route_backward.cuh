@@ -178,12 +178,8 @@ class RouteBackward : public RouteTiles<T, NT, CH, 3> {
   uint32_t coming_dy_[CH][kSub];
 };
 
-// As kForwardBlocks.
-template <int NT>
-constexpr int kCarryBlocks = NT == 1 ? 1 : 0;
-
 template <typename T, int NT, int CH>
-__global__ void __launch_bounds__(max_threads(NT, true), kCarryBlocks<NT>)
+__global__ void __launch_bounds__(max_threads(NT, true))
     route_backward_carry_kernel(const RouteBackwardParams p) {
   scan_backward_carry<RouteBackward<T, NT, CH>, NT, CH>(p);
 }

@@ -41,10 +41,7 @@ __device__ __forceinline__ void scan_backward_carry(
   for (int tile = first - 1; tile < end; ++tile) {
     tiles.advance(tile >= first ? tile : -1, tile + 1 < end ? tile + 1 : -1,
                   tile + 2 < end ? tile + 2 : -1);
-    if (tile < first) {
-      tiles.request_grads(tiles.ring(kTile));
-      continue;
-    }
+    if (tile < first) continue;
     const MapRows<NT> maps = tiles.maps();
     const int subs = subs_of_tile(s, tile);
 #pragma unroll 1
@@ -52,9 +49,9 @@ __device__ __forceinline__ void scan_backward_carry(
       const int step = sub * kSub;
       if (step % kGroup == 0) tiles.enter_group(step, true);
       float e[CH][kSub], d[CH][kSub];
-      tiles.load_grads(step, e);
-      tiles.request_grads(tiles.ring(step + kSub));
+      tiles.request_grads(tiles.ring(step));
       tiles.load_steps(step, d);
+      tiles.load_grads(step, e);
 #pragma unroll
       for (int t = 0; t < kSub; ++t) {
         float C[NT];
@@ -88,7 +85,7 @@ class BackwardThread {
     const ScanShape& s = p_.shape;
     load_rates(s, place_, A_);
     if (place_.chunk < s.chunks - 1) {
-      load_carry(s, place_, place_.chunk + 1, g_);
+      load_carry(s, place_, (place_.chunk + 1) * s.carry_split, g_);
     }
 #pragma unroll
     for (int i = 0; i < CH; ++i) {

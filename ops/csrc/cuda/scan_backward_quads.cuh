@@ -38,7 +38,8 @@ class BackwardQuads {
       g_[i][n] = 0.0f;
       if (!there || !of.active[0]) return;
       if (of.chunk == s.chunks - 1) return;
-      g_[i][n] = *carry_entry(s, of, of.chunk + 1, 1 + state, 0);
+      g_[i][n] =
+          *carry_entry(s, of, (of.chunk + 1) * s.carry_split, 1 + state, 0);
     });
     const auto place = Place<1>::anew(s);
     total(kSkip) = s.D != nullptr ? s.D[place.row(s, 0)] : 0.0f;

@@ -12,10 +12,11 @@
 //
 // A scan in several chunks has two passes. The carry pass, over all chunks but
 // the last one reached, starts each from zero and keeps what comes out and the
-// sum of its step sizes, which tells its decay: 2^(A sum). Then a thread for
-// each state folds them from chunk to chunk (collect.cuh), and the main pass
-// starts from what comes out of the chunk before its own. So the result does
-// not depend on the order in which blocks run.
+// sum of its step sizes, which tells its decay: 2^(A sum). Then threads fold
+// them from chunk to chunk (collect.cuh), and the main pass starts from what
+// comes out of the chunk before its own. So the result does not depend on the
+// order in which blocks run. Chunks of the carry pass may be a part of those of
+// the main pass.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -236,7 +237,7 @@ __device__ __forceinline__ float* carry_entry(const ScanShape& s,
                                               const Place<CH>& place, int chunk,
                                               int entry, int i) {
   const int64_t row =
-      (place.image(s) * s.chunks + chunk) * (1 + s.d_state) + entry;
+      (place.image(s) * s.num_carries + chunk) * (1 + s.d_state) + entry;
   return s.carries + row * s.channels + place.channel[i];
 }
 

@@ -73,9 +73,10 @@ int shares_of(int64_t work, int own) {
 }  // namespace
 
 void fold_carries(Device& device, const ScanShape& s, bool backward) {
-  const int shares = shares_of(s.chunks - 1, kFoldedChunks);
-  const FoldParams p{s.A,       s.carries, s.batch, s.num_routes, s.channels,
-                     s.d_state, s.chunks,  shares,  backward};
+  const int shares = shares_of(s.num_carries - 1, kFoldedChunks);
+  const FoldParams p{s.A,           s.carries,  s.batch,
+                     s.num_routes,  s.channels, s.d_state,
+                     s.num_carries, shares,     backward};
   const int64_t images = static_cast<int64_t>(s.batch) * s.num_routes;
   launch_collect(device, {Function::kFoldCarries, DType::kFloat, 1, 1},
                  images * s.d_state * s.channels, p, shares);

@@ -42,6 +42,8 @@ inline ScanShape scan_shape(const ScanArgs& args, const Cut& cut,
   s.by_chunks = Divisor::of(s.chunks);
   s.by_routes = Divisor::of(s.num_routes);
   s.chunk_tiles = cut.chunk_tiles;
+  s.carry_split = cut.carry_split;
+  s.num_carries = cut.num_carries;
   s.state_lanes = cut.state_lanes;
   s.A = args.A;
   s.D = args.D;
@@ -49,7 +51,7 @@ inline ScanShape scan_shape(const ScanArgs& args, const Cut& cut,
   s.states = args.states;
   if (cut.chunks > 1) {
     s.carries =
-        allocate_floats(device, args.batch * args.num_routes * cut.chunks *
+        allocate_floats(device, args.batch * args.num_routes * cut.num_carries *
                                     (1 + args.d_state) * args.channels);
   }
   return s;
@@ -70,17 +72,24 @@ void fold_carries(Device& device, const ScanShape& s, bool backward);
 template <typename Params>
 void launch_scan(Device& device, const ScanArgs& args, const Cut& cut,
                  Function carry, Function main, const Params& params) {
-  const auto pass = [&](Function function, int shared_bytes) {
+  const auto pass = [&](Function function, const Params& params,
+                        int shared_bytes) {
+    const int64_t blocks =
+        args.batch * args.num_routes * cut.parts * params.shape.chunks;
     launch(device, {function, args.in_type, cut.states, cut.lane_channels},
-           cut.blocks(args), cut.threads, shared_bytes, params);
+           blocks, cut.threads, shared_bytes, params);
   };
   if (cut.chunks > 1) {
-    pass(carry, cut.carry_bytes);
+    Params split = params;
+    split.shape.chunks = cut.num_carries;
+    split.shape.by_chunks = Divisor::of(cut.num_carries);
+    split.shape.chunk_tiles /= cut.carry_split;
+    pass(carry, split, cut.carry_bytes);
     fold_carries(device, params.shape,
                  carry == Function::kRouteBackwardCarry ||
                      carry == Function::kSequenceBackwardCarry);
   }
-  pass(main, cut.shared_bytes);
+  pass(main, params, cut.shared_bytes);
 }
 
 GatherItems gather_items(int64_t rows, int64_t across, int64_t packs,

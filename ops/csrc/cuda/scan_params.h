@@ -44,13 +44,15 @@ struct ScanShape {
   int parts;        // blocks that share the channels of a route
   int chunks;       // pieces of the sequence that run side by side
   int chunk_tiles;  // tiles in a piece
+  int carry_split;  // parts of a chunk that have a carry each
+  int num_carries;  // of a sequence
   int state_lanes;  // lanes that share the states of a channel: a power of two
   Divisor by_parts, by_chunks, by_routes;
   const float* A;     // (K*D, N)
   const float* D;     // (K*D) or null
   const float* bias;  // (K*D) or null
   float* states;      // (Bt, K, S, N, D) or null
-  float* carries;     // (Bt, K, chunks, 1 + N, D), see scan_block.cuh
+  float* carries;     // (Bt, K, num_carries, 1 + N, D), see scan_block.cuh
   float* marks;       // (blocks, kTile / kSub + 1, 4, threads, 4) or null, see
                       // scan_backward_quads.cuh
 };
@@ -61,7 +63,8 @@ struct ScanShape {
 struct FoldParams {
   const float* A;  // as in ScanShape, and so on
   float* carries;
-  int batch, num_routes, channels, d_state, chunks;
+  int batch, num_routes, channels, d_state;
+  int chunks;  // that have a carry each
   int shares;  // of the chunks, a thread each
   bool backward;
 };

@@ -137,17 +137,6 @@ class MapRows {
       read_quads(B_ + to_C_ + 4 * step, C);
     }
   }
-  // Of states n and n + 1, where n is even.
-  __device__ __forceinline__ void read_two(int step, int n, float (&B)[2],
-                                           float (&C)[2]) const {
-    const float* from = B_ + n / 4 * kQuad + 4 * step + n % 4;
-    const auto of_B = *reinterpret_cast<const float2*>(from);
-    const auto of_C = *reinterpret_cast<const float2*>(from + to_C_);
-    B[0] = of_B.x;
-    B[1] = of_B.y;
-    C[0] = of_C.x;
-    C[1] = of_C.y;
-  }
   __device__ __forceinline__ void read_B(int step, float (&B)[NT]) const {
     if constexpr (NT == 1) {
       B[0] = B_[4 * step];

@@ -93,6 +93,12 @@ L=140 D=5 N=10 R=3 K=1 repeats=1 P=50 long_steps=1 type=bfloat16 y=float
 L=33 D=3 N=1 R=3 K=2 disjoint=1 P=66 shared=1 type=half y=half threads=64
 L=33 D=3 N=4 R=3 K=2 disjoint=1 P=66 shared=1 merge=0 holes=10
 L=17 D=33 N=1 R=6 K=4 disjoint=1 P=68 shared=1 facts=0
+L=9 D=3 N=1 R=5 K=2 batch=6
+L=9 D=3 N=6 R=3 K=2 batch=3 repeats=1 P=8 shared=1
+L=130 D=3 N=5 R=3 batch=7 chunk=1
+L=16460 D=1 N=1 R=1 K=1 chunk=1
+L=700 D=3 N=1 R=2 K=2 chunk=4
+L=600 D=5 N=16 R=3 K=2 chunk=4 holes=10 repeats=1 P=300
 """.strip().splitlines()
 
 CASES_1D = """
@@ -115,6 +121,7 @@ L=320 D=33 N=40 K=1 chunk=2
 L=70 D=33 N=1 K=2 offset=1 type=half y=half chunk=1
 L=300 D=3 N=16 K=1 long_steps=1 offset=1 chunk=2
 L=2 D=1 N=20 K=1 type=bfloat16 y=bfloat16 bias=0
+L=700 D=3 N=5 K=1 chunk=4
 """.strip().splitlines()
 
 MISTAKES = {

@@ -16,6 +16,7 @@ def test_compiles_for_sm_90(source, tmp_path):
     done = subprocess.run(
         [
             *("nvcc", "-O3", "-std=c++17", "-arch=sm_90", "-Xptxas", "-v"),
+            *("--keep", "--keep-dir", tmp_path),
             *(f"-I{KERNELS.parent}", "-c", source, "-o", tmp_path / "kernel.o"),
         ],
         capture_output=True,
@@ -26,3 +27,10 @@ def test_compiles_for_sm_90(source, tmp_path):
     spills = re.findall(r"(\d+) bytes spill stores", done.stderr)
     assert spills, done.stderr
     assert set(spills) == {"0"}, done.stderr
+    # A launch of more threads than a kernel was compiled for fails.
+    code = next(tmp_path.glob("*.ptx")).read_text()
+    most = re.findall(r"\.entry (\w+)\([^)]*\)\s*\.maxntid (\d+)", code)
+    assert len(most) == code.count(".entry "), most
+    for name, threads in most:
+        states = re.search(r"_kernelI\w+?Li(\d+)ELi", name)[1]
+        assert int(threads) >= (192 if "backward" in name and states == "16" else 128), name

@@ -11,7 +11,9 @@ KernelHandle find_collect(const Kernel& id) {
       case Function::kSumSlots:
         MMVSSM_CASE(sum_slots_kernel, 1, 1)
         MMVSSM_CASE(sum_slots_kernel, 4, 1)
-        MMVSSM_CASE(sum_slots_kernel, 1, 32)
+        break;
+      case Function::kSumPieces:
+        MMVSSM_CASE(sum_pieces_kernel, 1, 1)
         break;
       case Function::kFoldCarries:
         MMVSSM_CASE(fold_carries_kernel, 1, 1)
@@ -24,7 +26,8 @@ KernelHandle find_collect(const Kernel& id) {
         MMVSSM_CASE(gather_rows_kernel, 4, 1)
         break;
       case Function::kGatherProjections:
-        MMVSSM_CASE(gather_projections_kernel, 1, 1)
+        MMVSSM_CASE(gather_projections_kernel, 2, 4)
+        MMVSSM_CASE(gather_projections_kernel, 8, 2)
         break;
       default:
         break;

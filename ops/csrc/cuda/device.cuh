@@ -103,6 +103,22 @@ __device__ __forceinline__ float to_float(__nv_bfloat16 x) {
   return __bfloat162float(x);
 }
 
+// The value with these bits, of which T has the lower ones.
+template <typename T>
+__device__ __forceinline__ float from_bits(uint32_t bits);
+template <>
+__device__ __forceinline__ float from_bits<float>(uint32_t bits) {
+  return __uint_as_float(bits);
+}
+template <>
+__device__ __forceinline__ float from_bits<__half>(uint32_t bits) {
+  return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
+}
+template <>
+__device__ __forceinline__ float from_bits<__nv_bfloat16>(uint32_t bits) {
+  return __uint_as_float(bits << 16);
+}
+
 template <typename T>
 __device__ __forceinline__ T from_float(float x);
 template <>

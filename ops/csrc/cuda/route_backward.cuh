@@ -40,11 +40,21 @@ class RouteBackward : public RouteTiles<T, NT, CH, 3> {
 
   __device__ __forceinline__ void enter_group(int, bool) {}
 
-  // dy, and none for threads past the last channel.
+  // Starts loading dy at kSub steps, from a place in the ring on.
+  __device__ __forceinline__ void request_grads(int at) {
+    if (!kAnew) dy_.request(this->offsets(1, at), coming_dy_);
+  }
+  // dy as last requested, and none for threads past the last channel.
   __device__ __forceinline__ void load_grads(int step,
                                              float (&e)[CH][kSub]) const {
-    (kAnew ? Columns(p_.dy, Place<CH>::anew(this->shape_)) : dy_)
-        .load(this->offsets(1, this->ring(step)), e);
+    if constexpr (kAnew) {
+      const Columns dy(p_.dy, Place<CH>::anew(this->shape_));
+      uint32_t bits[CH][kSub];
+      dy.request(this->offsets(1, this->ring(step)), bits);
+      dy.convert(bits, e);
+    } else {
+      dy_.convert(coming_dy_, e);
+    }
 #pragma unroll
     for (int i = 0; i < CH; ++i) {
 #pragma unroll
@@ -157,7 +167,7 @@ class RouteBackward : public RouteTiles<T, NT, CH, 3> {
   }
 
   // With 16 states registers are few, so that what depends on the thread alone
-  // is worked out again instead.
+  // is worked out again instead, and dy not loaded ahead.
   static constexpr bool kAnew = NT == 16;
   using Columns = RouteColumns<T, CH>;
 
@@ -165,10 +175,11 @@ class RouteBackward : public RouteTiles<T, NT, CH, 3> {
   const Columns dy_, dx_;
   float* d_raw_step_[CH];
   bool active_[CH];
+  uint32_t coming_dy_[CH][kSub];
 };
 
 template <typename T, int NT, int CH>
-__global__ void __launch_bounds__(kMaxThreads)
+__global__ void __launch_bounds__(max_threads(NT, true))
     route_backward_carry_kernel(const RouteBackwardParams p) {
   scan_backward_carry<RouteBackward<T, NT, CH>, NT, CH>(p);
 }

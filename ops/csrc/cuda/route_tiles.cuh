@@ -53,13 +53,25 @@ class RouteColumns {
     }
   }
 
-  // Reads kSub steps; 0 at -1.
-  __device__ __forceinline__ void load(const int* at,
-                                       float (&values)[CH][kSub]) const {
+  // Starts reading kSub steps, as the bits in memory; 0 at -1.
+  __device__ __forceinline__ void request(const int* at,
+                                          uint32_t (&bits)[CH][kSub]) const {
     if (is_float<T> || is_float_) {
-      load_as<float>(at, values);
+      request_as<uint32_t>(at, bits);
     } else {
-      load_as<T>(at, values);
+      request_as<uint16_t>(at, bits);
+    }
+  }
+  // What has been read.
+  __device__ __forceinline__ void convert(const uint32_t (&bits)[CH][kSub],
+                                          float (&values)[CH][kSub]) const {
+#pragma unroll
+    for (int i = 0; i < CH; ++i) {
+#pragma unroll
+      for (int t = 0; t < kSub; ++t) {
+        values[i][t] = is_float<T> || is_float_ ? __uint_as_float(bits[i][t])
+                                                : from_bits<T>(bits[i][t]);
+      }
     }
   }
 
@@ -88,17 +100,17 @@ class RouteColumns {
     }
   }
 
-  template <typename S>
-  __device__ __forceinline__ void load_as(const int* at,
-                                          float (&values)[CH][kSub]) const {
+  template <typename Bits>
+  __device__ __forceinline__ void request_as(const int* at,
+                                             uint32_t (&bits)[CH][kSub]) const {
     int offset[kSub];
     read_broadcast(at, offset);
 #pragma unroll
     for (int i = 0; i < CH; ++i) {
-      const S* from = static_cast<const S*>(static_cast<void*>(data_[i]));
+      const Bits* from = static_cast<const Bits*>(static_cast<void*>(data_[i]));
 #pragma unroll
       for (int t = 0; t < kSub; ++t) {
-        values[i][t] = offset[t] < 0 ? 0.0f : to_float(from[offset[t]]);
+        bits[i][t] = offset[t] < 0 ? 0u : from[offset[t]];
       }
     }
   }

@@ -39,15 +39,16 @@ RouteInputs inputs_of(const Scan2dArgs& args) {
 }
 
 Visits link_visits(const Scan2dArgs& args, const int32_t* table, int64_t rows,
-                   Device& device) {
+                   bool repeats, Device& device) {
   // Side by side, so that one fill empties all lists.
   const int64_t heads = args.num_routes * rows;
   const int64_t links = args.num_routes * args.length;
-  const int64_t bytes = (heads + links) * static_cast<int64_t>(sizeof(int32_t));
+  const int64_t bytes =
+      (heads + (repeats ? links : 0)) * static_cast<int64_t>(sizeof(int32_t));
   auto* lists = static_cast<int32_t*>(device.allocate(bytes));
   device.fill(lists, 0xff, bytes);
   const VisitParams p{table,
-                      {lists, lists + heads},
+                      {lists, repeats ? lists + heads : nullptr},
                       static_cast<int>(args.num_routes),
                       static_cast<int>(args.length),
                       static_cast<int>(rows)};
@@ -77,7 +78,8 @@ class RoutedRows {
         total_(total),
         type_(type),
         device_(device) {
-    direct_ = writes.exclusive && !writes.repeats;
+    repeats_ = writes.repeats;
+    direct_ = writes.exclusive && !repeats_;
     by_step_ = !direct_ && writes.cleared();
     const int64_t across = apart ? args.num_routes : 1;
     if (direct_) {
@@ -115,24 +117,21 @@ class RoutedRows {
     GatherParams p{};
     p.steps = slots;
     p.out = total_;
-    p.visits =
-        visits ? *visits : link_visits(args_, table_, num_rows_, device_);
-    p.batch = static_cast<int>(args_.batch);
+    p.visits = visits
+                   ? *visits
+                   : link_visits(args_, table_, num_rows_, repeats_, device_);
+    const int width = args_.channels % 4 == 0 ? 4 : 1;
+    p.items = gather_items(num_rows_, apart_ ? args_.num_routes : 1,
+                           args_.channels / width, 1);
     p.num_routes = static_cast<int>(args_.num_routes);
     p.length = static_cast<int>(args_.length);
-    p.rows = static_cast<int>(num_rows_);
-    p.channels = static_cast<int>(args_.channels);
-    p.apart = apart_;
-    const int width = args_.channels % 4 == 0 ? 4 : 1;
-    launch_collect(device_, {Function::kGatherRows, type_, width, 1},
-                   args_.batch * num_rows_ * (apart_ ? args_.num_routes : 1) *
-                       args_.channels / width,
-                   p);
+    launch_gather(device_, {Function::kGatherRows, type_, width, 1},
+                  args_.batch, p);
   }
 
  private:
   const Scan2dArgs& args_;
-  bool apart_, direct_, by_step_;
+  bool apart_, repeats_, direct_, by_step_;
   const int32_t* table_;
   int64_t num_rows_, slot_ = 0;
   void* total_;
@@ -157,20 +156,26 @@ void finish_projection(const Scan2dArgs& args, const Cut& cut,
   projection.map_grads = p.map_grads;
   projection.out = args.dx_dbl;
   projection.visits = visits;
+  // Columns and images of a thread.
+  const int columns = args.d_state == 1 ? 2 : 8;
+  const int images = args.d_state == 1 ? 4 : 2;
+  const auto packs_of = [&](int64_t width) {
+    return (width + columns - 1) / columns;
+  };
+  projection.rank_packs = static_cast<int>(packs_of(args.dt_rank));
+  projection.items =
+      gather_items(args.pixels, args.shared_projection ? 1 : args.num_routes,
+                   projection.rank_packs + packs_of(2 * args.d_state), images);
   projection.batch = static_cast<int>(args.batch);
   projection.num_routes = static_cast<int>(args.num_routes);
   projection.length = static_cast<int>(args.length);
-  projection.pixels = static_cast<int>(args.pixels);
   projection.dt_rank = static_cast<int>(args.dt_rank);
   projection.d_state = static_cast<int>(args.d_state);
   projection.padded_states = cut.padded_states();
   projection.parts = cut.parts;
-  projection.shared = args.shared_projection;
-  const int64_t rows =
-      args.batch * args.pixels * (args.shared_projection ? 1 : args.num_routes);
-  launch_collect(device, {Function::kGatherProjections, args.in_type, 1, 1},
-                 rows * ((args.dt_rank + 2 * args.d_state + 3) / 4),
-                 projection);
+  launch_gather(device,
+                {Function::kGatherProjections, args.in_type, columns, images},
+                args.batch, projection);
 }
 
 }  // namespace
@@ -217,8 +222,9 @@ bool scan_2d_backward(const Scan2dArgs& args, Device& device) {
   };
   if (!choose_cut(args, device, true, true, lay_out, cut)) return false;
   const bool apart = args.x_per_route || args.num_routes == 1;
-  const RoutedRows dx(args, read_writes(args.facts, apart), apart, args.routes,
-                      args.pixels, args.dx, args.in_type, device);
+  const RouteWrites reads = read_writes(args.facts, apart);
+  const RoutedRows dx(args, reads, apart, args.routes, args.pixels, args.dx,
+                      args.in_type, device);
   PieceSums piece_sums(args.batch * cut.chunks, device);
   p.shape = scan_shape(args, cut, device);
   p.shape.marks = allocate_marks(args, cut, device);
@@ -239,7 +245,8 @@ bool scan_2d_backward(const Scan2dArgs& args, Device& device) {
   launch_scan(device, args, cut, Function::kRouteBackwardCarry,
               Function::kRouteBackward, p);
 
-  const Visits visits = link_visits(args, args.routes, args.pixels, device);
+  const Visits visits =
+      link_visits(args, args.routes, args.pixels, reads.repeats, device);
   finish_projection(args, cut, p, visits, device);
   piece_sums.add_up();
   dx.finish(&visits);

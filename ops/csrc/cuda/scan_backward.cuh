@@ -49,8 +49,9 @@ __device__ __forceinline__ void scan_backward_carry(
       const int step = sub * kSub;
       if (step % kGroup == 0) tiles.enter_group(step, true);
       float e[CH][kSub], d[CH][kSub];
-      tiles.load_grads(step, e);
+      tiles.request_grads(tiles.ring(step));
       tiles.load_steps(step, d);
+      tiles.load_grads(step, e);
 #pragma unroll
       for (int t = 0; t < kSub; ++t) {
         float C[NT];
@@ -84,7 +85,7 @@ class BackwardThread {
     const ScanShape& s = p_.shape;
     load_rates(s, place_, A_);
     if (place_.chunk < s.chunks - 1) {
-      load_carry(s, place_, place_.chunk + 1, g_);
+      load_carry(s, place_, (place_.chunk + 1) * s.carry_split, g_);
     }
 #pragma unroll
     for (int i = 0; i < CH; ++i) {
@@ -126,6 +127,7 @@ class BackwardThread {
     }
     const MapRows<NT> maps = tiles_.maps();
     const int subs = subs_of_tile(s, tile);
+    tiles_.request_grads(tiles_.ring((subs - 1) * kSub));
 #pragma unroll 1
     for (int sub = 0; sub < subs; ++sub) {
       mark_state(sub, h);
@@ -145,7 +147,8 @@ class BackwardThread {
       }
       tiles_.request(tiles_.ring(step + kSub));
     }
-    walk_back<kFlush>(tiles_, subs, [&](int step) { sweep(step, maps); });
+    walk_back<kFlush>(tiles_, subs,
+                      [&](int step, int next) { sweep(step, next, maps); });
   }
 
   __device__ __forceinline__ float& mark(int sub, int i, int n) {
@@ -172,11 +175,14 @@ class BackwardThread {
   // step, and the one between is made again with a decay that is needed
   // in reverse anyway. du takes the place of u, the gradient of what softplus
   // is applied to that of d.
-  __device__ __forceinline__ void sweep(int step, const MapRows<NT>& maps) {
+  __device__ __forceinline__ void sweep(int step, int next,
+                                        const MapRows<NT>& maps) {
     constexpr int kept = NT == 1 ? 1 : 2;
     Steps steps;
     tiles_.load_grads(step, steps.e);
     tiles_.load(step, steps.u, steps.d, steps.slope);
+    if (step > 0) tiles_.request_grads(next);
+    tiles_.request(next);
     float before[kSub / kept][CH][NT];
     float decays[kSub / kept][CH][NT];  // with one state
 #pragma unroll

@@ -38,11 +38,13 @@ class BackwardQuads {
       g_[i][n] = 0.0f;
       if (!there || !of.active[0]) return;
       if (of.chunk == s.chunks - 1) return;
-      g_[i][n] = *carry_entry(s, of, of.chunk + 1, 1 + state, 0);
+      g_[i][n] =
+          *carry_entry(s, of, (of.chunk + 1) * s.carry_split, 1 + state, 0);
     });
     const auto place = Place<1>::anew(s);
     total(kSkip) = s.D != nullptr ? s.D[place.row(s, 0)] : 0.0f;
     total(kD) = total(kBias) = 0.0f;
+    write_state(dA_, marks(kTotals));
 
     const int last = place.end_tile(s) - 1;
     tiles_.begin(last);
@@ -53,7 +55,7 @@ class BackwardQuads {
          tile = tiles_.tile() - 1) {
       advance(tile);
       visit(tile);
-      add_totals(tile);
+      add_totals();
     }
     store_sums();
   }
@@ -62,6 +64,7 @@ class BackwardQuads {
   static constexpr int kSide = 4;  // lanes, channels, states of a lane
   static constexpr int kFlush = BackwardLayout::flush_steps(kSide * kSide);
   static constexpr int kColumns = 2 * kSide * kSide;  // B and C of all states
+  static constexpr int kTotals = kTile / kSub;        // after the marks
 
   // To `tile`, or to before the chunk's last one.
   __device__ __forceinline__ void advance(int tile) {
@@ -120,14 +123,18 @@ class BackwardQuads {
       }
       tiles_.request(tiles_.ring(step + kSub));
     }
-    walk_back<kFlush>(tiles_, subs, [&](int step) { sweep(step, maps); });
+    walk_back<kFlush>(tiles_, subs, [&](int step, int next) {
+      sweep(step, maps);
+      tiles_.request(next);
+    });
   }
 
-  // The state of channel i that enters a sub, of this lane's states.
+  // The state of channel i that enters a sub, of this lane's states, or, of
+  // kTotals, the chunk's gradient of A.
   __device__ __forceinline__ float4* marks(int sub) const {
     const int thread = thread_anew(), warps = blockDim.x / 32;
     const int64_t at =
-        (static_cast<int64_t>(block_anew()) * (kTile / kSub) + sub) * warps +
+        (static_cast<int64_t>(block_anew()) * (kTotals + 1) + sub) * warps +
         thread / 32;
     return fixed_address(reinterpret_cast<float4*>(p_.shape.marks) +
                          at * (32 * kSide) + thread % 32);
@@ -265,52 +272,47 @@ class BackwardQuads {
     // Sums over this lane's states: of g B, and of A g a h_before.
     float by_B0[kSide] = {}, by_decay0[kSide] = {};
     float by_B1[kSide] = {}, by_decay1[kSide] = {};
-    // Two states at a time, and what is told anew for each: registers are few.
+    float B0[kSide], C0[kSide], B1[kSide], C1[kSide];
+    maps.read(step, B0, C0);
+    maps.read(step + 1, B1, C1);
+    float dB0[kSide] = {}, dC0[kSide] = {}, dB1[kSide] = {}, dC1[kSide] = {};
 #pragma unroll
-    for (int first_n = 0; first_n < kSide; first_n += 2) {
-      float B0[2], C0[2], B1[2], C1[2];
-      maps.read_two(step, first_n, B0, C0);
-      maps.read_two(step + 1, first_n, B1, C1);
-      float dB0[2] = {}, dC0[2] = {}, dB1[2] = {}, dC1[2] = {};
+    for (int i = 0; i < kSide; ++i) {
+      const float4 told = told_steps(pair, i);
+      const float d0 = told.x, input0 = told.y;
+      const float d1 = told.z, input1 = told.w;
+      const float2 e = told_grads(pair, i);
 #pragma unroll
-      for (int i = 0; i < kSide; ++i) {
-        const float4 told = told_steps(pair, i);
-        const float d0 = told.x, input0 = told.y;
-        const float d1 = told.z, input1 = told.w;
-        const float2 e = told_grads(pair, i);
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          const int n = first_n + j;
-          const float A = A_[i][n];
-          const float decay0 = exp2_approx(d0 * A);
-          const float between = fmaf(decay0, before[i][n], input0 * B0[j]);
-          const float decay1 = exp2_approx(d1 * A);
-          const float after = fmaf(decay1, between, input1 * B1[j]);
+      for (int n = 0; n < kSide; ++n) {
+        const float A = A_[i][n];
+        const float decay0 = exp2_approx(d0 * A);
+        const float between = fmaf(decay0, before[i][n], input0 * B0[n]);
+        const float decay1 = exp2_approx(d1 * A);
+        const float after = fmaf(decay1, between, input1 * B1[n]);
 
-          const float g1 = fmaf(e.y, C1[j], g_[i][n]);
-          dB1[j] = fmaf(g1, input1, dB1[j]);
-          dC1[j] = fmaf(e.y, after, dC1[j]);
-          by_B1[i] = fmaf(g1, B1[j], by_B1[i]);
-          const float left1 = g1 * decay1;
-          const float kept1 = left1 * between;
-          by_decay1[i] = fmaf(A, kept1, by_decay1[i]);
+        const float g1 = fmaf(e.y, C1[n], g_[i][n]);
+        dB1[n] = fmaf(g1, input1, dB1[n]);
+        dC1[n] = fmaf(e.y, after, dC1[n]);
+        by_B1[i] = fmaf(g1, B1[n], by_B1[i]);
+        const float left1 = g1 * decay1;
+        const float kept1 = left1 * between;
+        by_decay1[i] = fmaf(A, kept1, by_decay1[i]);
 
-          const float g0 = fmaf(e.x, C0[j], left1);
-          dB0[j] = fmaf(g0, input0, dB0[j]);
-          dC0[j] = fmaf(e.x, between, dC0[j]);
-          by_B0[i] = fmaf(g0, B0[j], by_B0[i]);
-          const float left0 = g0 * decay0;
-          const float kept0 = left0 * before[i][n];
-          by_decay0[i] = fmaf(A, kept0, by_decay0[i]);
+        const float g0 = fmaf(e.x, C0[n], left1);
+        dB0[n] = fmaf(g0, input0, dB0[n]);
+        dC0[n] = fmaf(e.x, between, dC0[n]);
+        by_B0[i] = fmaf(g0, B0[n], by_B0[i]);
+        const float left0 = g0 * decay0;
+        const float kept0 = left0 * before[i][n];
+        by_decay0[i] = fmaf(A, kept0, by_decay0[i]);
 
-          dA_[i][n] = fmaf(d0, kept0, fmaf(d1, kept1, dA_[i][n]));
-          g_[i][n] = left0;
-        }
-        __syncwarp();  // nothing of the next channel is loaded before
+        dA_[i][n] = fmaf(d0, kept0, fmaf(d1, kept1, dA_[i][n]));
+        g_[i][n] = left0;
       }
-      put_down(0, first_n, dB0, dC0);
-      put_down(1, first_n, dB1, dC1);
+      __syncwarp();  // nothing of the next channel is loaded before
     }
+    put_down(0, dB0, dC0);
+    put_down(1, dB1, dC1);
     __syncwarp();
     add_lanes(step % kFlush);
     // For this lane's channel, in place of u and the slope: du without the
@@ -332,14 +334,14 @@ class BackwardQuads {
     return own + __shfl_xor_sync(kFullWarp, next, 1);
   }
 
-  // A lane's share of dB and dC of a step of a pair, for states n and n + 1.
-  __device__ __forceinline__ void put_down(int step, int n,
-                                           const float (&dB)[2],
-                                           const float (&dC)[2]) const {
+  // A lane's share of dB and dC of a step of a pair.
+  __device__ __forceinline__ void put_down(int step, const float (&dB)[kSide],
+                                           const float (&dC)[kSide]) const {
     float* to = warp_array(QuadLayout::kLanes + 2 * step * QuadLayout::kPitch) +
-                threadIdx.x % 32 * kSide + n;
-    *reinterpret_cast<float2*>(to) = {dB[0], dB[1]};
-    *reinterpret_cast<float2*>(to + QuadLayout::kPitch) = {dC[0], dC[1]};
+                threadIdx.x % 32 * kSide;
+    *reinterpret_cast<float4*>(to) = {dB[0], dB[1], dB[2], dB[3]};
+    *reinterpret_cast<float4*>(to + QuadLayout::kPitch) = {dC[0], dC[1], dC[2],
+                                                           dC[3]};
   }
   // Adds the quads up: a lane takes two columns of a step, in their order.
   __device__ __forceinline__ void add_lanes(int row) const {
@@ -360,18 +362,20 @@ class BackwardQuads {
     *reinterpret_cast<float2*>(to) = sum;
   }
 
-  // Adds what a tile gave to the gradient of A to the chunk's, in global
-  // memory: one sum over all steps would round more.
-  __device__ __forceinline__ void add_totals(int tile) {
-    const ScanShape& s = p_.shape;
-    each_state([&](int i, int n, const Place<1>& of, int state) {
-      if (of.active[0] && state < s.d_state) {
-        float& sum = p_.sums.dA[sum_row(s, of, 0) * s.d_state + state];
-        const float share = dA_[i][n] * kLn2;
-        sum = tile + 1 == of.end_tile(s) ? share : sum + share;
+  // Adds what a tile gave to the gradient of A to the chunk's, which waits with
+  // the marks: one sum over all steps would round more.
+  __device__ __forceinline__ void add_totals() {
+    float sum[kSide][kSide];
+    read_state(marks(kTotals), sum);
+#pragma unroll
+    for (int i = 0; i < kSide; ++i) {
+#pragma unroll
+      for (int n = 0; n < kSide; ++n) {
+        sum[i][n] += dA_[i][n];
+        dA_[i][n] = 0.0f;
       }
-      dA_[i][n] = 0.0f;
-    });
+    }
+    write_state(sum, marks(kTotals));
   }
   // Of this lane's channel: its skip weight; sums over the chunk.
   static constexpr int kSkip = 0, kD = 1, kBias = 2;
@@ -382,9 +386,16 @@ class BackwardQuads {
     return shared_array<float>(p_.backward.totals)[which * blockDim.x + thread];
   }
   __device__ __forceinline__ void store_sums() const {
-    const auto place = Place<1>::anew(p_.shape);
+    const ScanShape& s = p_.shape;
+    float sum[kSide][kSide];
+    read_state(marks(kTotals), sum);
+    each_state([&](int i, int n, const Place<1>& of, int state) {
+      if (!of.active[0] || state >= s.d_state) return;
+      p_.sums.dA[sum_row(s, of, 0) * s.d_state + state] = sum[i][n] * kLn2;
+    });
+    const auto place = Place<1>::anew(s);
     if (!place.active[0]) return;
-    const int64_t row = sum_row(p_.shape, place, 0);
+    const int64_t row = sum_row(s, place, 0);
     tiles_.store_sums(row, 0);
     const int thread = thread_anew();
     if (p_.sums.dD != nullptr) p_.sums.dD[row] = total(kD, thread);

@@ -12,10 +12,11 @@
 //
 // A scan in several chunks has two passes. The carry pass, over all chunks but
 // the last one reached, starts each from zero and keeps what comes out and the
-// sum of its step sizes, which tells its decay: 2^(A sum). Then a thread for
-// each state folds them from chunk to chunk (collect.cuh), and the main pass
-// starts from what comes out of the chunk before its own. So the result does
-// not depend on the order in which blocks run.
+// sum of its step sizes, which tells its decay: 2^(A sum). Then threads fold
+// them from chunk to chunk (collect.cuh), and the main pass starts from what
+// comes out of the chunk before its own. So the result does not depend on the
+// order in which blocks run. Chunks of the carry pass may be a part of those of
+// the main pass.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -136,17 +137,6 @@ class MapRows {
       read_quads(B_ + to_C_ + 4 * step, C);
     }
   }
-  // Of states n and n + 1, where n is even.
-  __device__ __forceinline__ void read_two(int step, int n, float (&B)[2],
-                                           float (&C)[2]) const {
-    const float* from = B_ + n / 4 * kQuad + 4 * step + n % 4;
-    const auto of_B = *reinterpret_cast<const float2*>(from);
-    const auto of_C = *reinterpret_cast<const float2*>(from + to_C_);
-    B[0] = of_B.x;
-    B[1] = of_B.y;
-    C[0] = of_C.x;
-    C[1] = of_C.y;
-  }
   __device__ __forceinline__ void read_B(int step, float (&B)[NT]) const {
     if constexpr (NT == 1) {
       B[0] = B_[4 * step];
@@ -236,7 +226,7 @@ __device__ __forceinline__ float* carry_entry(const ScanShape& s,
                                               const Place<CH>& place, int chunk,
                                               int entry, int i) {
   const int64_t row =
-      (place.image(s) * s.chunks + chunk) * (1 + s.d_state) + entry;
+      (place.image(s) * s.num_carries + chunk) * (1 + s.d_state) + entry;
   return s.carries + row * s.channels + place.channel[i];
 }
 
@@ -285,8 +275,9 @@ __device__ __forceinline__ void load_carry(const ScanShape& s,
   }
 }
 
-// Goes through the subs of a tile from the last on: sweep(step) for each, with
-// the groups of rows around it; the sums of FLUSH steps are written together.
+// Goes through the subs of a tile from the last on: sweep(step, the place in
+// the ring of what comes next) for each, with the groups of rows around it; the
+// sums of FLUSH steps are written together.
 template <int FLUSH, typename Tiles, typename Sweep>
 __device__ __forceinline__ void walk_back(Tiles& tiles, int subs,
                                           const Sweep& sweep) {
@@ -296,8 +287,7 @@ __device__ __forceinline__ void walk_back(Tiles& tiles, int subs,
     if (sub == subs - 1 || (step + kSub) % kGroup == 0) {
       tiles.enter_group(step / kGroup * kGroup, true);
     }
-    sweep(step);
-    tiles.request(tiles.ring(sub > 0 ? step - kSub : kTile));
+    sweep(step, tiles.ring(sub > 0 ? step - kSub : kTile));
     if (step % kGroup == 0) tiles.leave_group(step);
     if (step % FLUSH == 0) {
       __syncthreads();

@@ -22,6 +22,7 @@ enum class Function {
   kSequenceBackward,
   kSequenceBackwardCarry,
   kSumSlots,
+  kSumPieces,
   kFoldCarries,
   kLinkVisits,
   kGatherRows,

@@ -18,7 +18,8 @@ __device__ __forceinline__ void scan_forward(const typename Tiles::Params& p) {
 
   float A[CH][NT], h[CH][NT] = {}, total[CH] = {};
   load_rates(s, place, A);
-  if (!kCarry && place.chunk > 0) load_carry(s, place, place.chunk - 1, h);
+  if (!kCarry && place.chunk > 0)
+    load_carry(s, place, place.chunk * s.carry_split - 1, h);
 
   const int first = place.first_tile(s);
   tiles.begin(first);

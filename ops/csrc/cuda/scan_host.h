@@ -12,12 +12,13 @@ void launch(Device& device, const Kernel& kernel, int64_t blocks, int threads,
                  static_cast<int>(sizeof(Params))});
 }
 
-// The kernels of collect.cuh: one thread an item.
+// The kernels of collect.cuh: one thread an item, or some that share one.
 template <typename Params>
 void launch_collect(Device& device, const Kernel& kernel, int64_t items,
-                    const Params& params) {
-  constexpr int threads = 256;
-  launch(device, kernel, (items + threads - 1) / threads, threads, 0, params);
+                    const Params& params, int shares = 1) {
+  const int of_block = kCollectThreads / shares;
+  launch(device, kernel, (items + of_block - 1) / of_block, kCollectThreads, 0,
+         params);
 }
 
 inline float* allocate_floats(Device& device, int64_t count) {
@@ -41,6 +42,8 @@ inline ScanShape scan_shape(const ScanArgs& args, const Cut& cut,
   s.by_chunks = Divisor::of(s.chunks);
   s.by_routes = Divisor::of(s.num_routes);
   s.chunk_tiles = cut.chunk_tiles;
+  s.carry_split = cut.carry_split;
+  s.num_carries = cut.num_carries;
   s.state_lanes = cut.state_lanes;
   s.A = args.A;
   s.D = args.D;
@@ -48,7 +51,7 @@ inline ScanShape scan_shape(const ScanArgs& args, const Cut& cut,
   s.states = args.states;
   if (cut.chunks > 1) {
     s.carries =
-        allocate_floats(device, args.batch * args.num_routes * cut.chunks *
+        allocate_floats(device, args.batch * args.num_routes * cut.num_carries *
                                     (1 + args.d_state) * args.channels);
   }
   return s;
@@ -59,7 +62,7 @@ inline float* allocate_marks(const ScanArgs& args, const Cut& cut,
                              Device& device) {
   if (cut.states != 16) return nullptr;
   return allocate_floats(
-      device, cut.blocks(args) * cut.threads * (kTile / kSub) * cut.states);
+      device, cut.blocks(args) * cut.threads * (kTile / kSub + 1) * cut.states);
 }
 
 void fold_carries(Device& device, const ScanShape& s, bool backward);
@@ -69,17 +72,36 @@ void fold_carries(Device& device, const ScanShape& s, bool backward);
 template <typename Params>
 void launch_scan(Device& device, const ScanArgs& args, const Cut& cut,
                  Function carry, Function main, const Params& params) {
-  const auto pass = [&](Function function, int shared_bytes) {
+  const auto pass = [&](Function function, const Params& params,
+                        int shared_bytes) {
+    const int64_t blocks =
+        args.batch * args.num_routes * cut.parts * params.shape.chunks;
     launch(device, {function, args.in_type, cut.states, cut.lane_channels},
-           cut.blocks(args), cut.threads, shared_bytes, params);
+           blocks, cut.threads, shared_bytes, params);
   };
   if (cut.chunks > 1) {
-    pass(carry, cut.carry_bytes);
+    Params split = params;
+    split.shape.chunks = cut.num_carries;
+    split.shape.by_chunks = Divisor::of(cut.num_carries);
+    split.shape.chunk_tiles /= cut.carry_split;
+    pass(carry, split, cut.carry_bytes);
     fold_carries(device, params.shape,
                  carry == Function::kRouteBackwardCarry ||
                      carry == Function::kSequenceBackwardCarry);
   }
-  pass(main, cut.shared_bytes);
+  pass(main, params, cut.shared_bytes);
+}
+
+GatherItems gather_items(int64_t rows, int64_t across, int64_t packs,
+                         int images);
+
+template <typename Params>
+void launch_gather(Device& device, const Kernel& kernel, int64_t batch,
+                   const Params& params) {
+  const int images = params.items.images;
+  launch(device, kernel,
+         (batch + images - 1) / images * params.items.image_blocks,
+         kCollectThreads, 0, params);
 }
 
 // out[o][i] = sum over c of slots[o][c][i]; both arrays are aligned to 16
@@ -90,8 +112,7 @@ void sum_slots(Device& device, const float* slots, void* out, DType out_type,
 // Gradients of parameters, which blocks leave one of for each batch and chunk.
 class PieceSums {
  public:
-  PieceSums(int64_t pieces, Device& device)
-      : pieces_(pieces), device_(device) {}
+  PieceSums(int64_t pieces, Device& device);
 
   // Where kernels write (pieces, count) shares of `total`; null stays null.
   float* of(float* total, int64_t count);
@@ -99,14 +120,8 @@ class PieceSums {
   void add_up() const;
 
  private:
-  struct Item {
-    const float* shares;
-    float* total;
-    int64_t count;
-  };
-  int64_t pieces_;
   Device& device_;
-  Item items_[4];
+  PieceParams params_{};
   int size_ = 0;
 };
 

@@ -34,20 +34,26 @@ struct Divisor {
   }
 };
 
+// Threads of a block of collect.cuh, and chunks that one of them folds at once.
+constexpr int kCollectThreads = 256;
+constexpr int kFoldedChunks = 16;
+
 // How a scan is cut up: blocks are (batch, route, chunk, part of the channels).
 struct ScanShape {
   int batch, num_routes, channels, d_state, length;
   int parts;        // blocks that share the channels of a route
   int chunks;       // pieces of the sequence that run side by side
   int chunk_tiles;  // tiles in a piece
+  int carry_split;  // parts of a chunk that have a carry each
+  int num_carries;  // of a sequence
   int state_lanes;  // lanes that share the states of a channel: a power of two
   Divisor by_parts, by_chunks, by_routes;
   const float* A;     // (K*D, N)
   const float* D;     // (K*D) or null
   const float* bias;  // (K*D) or null
   float* states;      // (Bt, K, S, N, D) or null
-  float* carries;     // (Bt, K, chunks, 1 + N, D), see scan_block.cuh
-  float* marks;       // (blocks, kTile / kSub, 4, threads, 4) or null, see
+  float* carries;     // (Bt, K, num_carries, 1 + N, D), see scan_block.cuh
+  float* marks;       // (blocks, kTile / kSub + 1, 4, threads, 4) or null, see
                       // scan_backward_quads.cuh
 };
 
@@ -57,7 +63,9 @@ struct ScanShape {
 struct FoldParams {
   const float* A;  // as in ScanShape, and so on
   float* carries;
-  int batch, num_routes, channels, d_state, chunks;
+  int batch, num_routes, channels, d_state;
+  int chunks;  // that have a carry each
+  int shares;  // of the chunks, a thread each
   bool backward;
 };
 
@@ -143,6 +151,19 @@ struct SequenceBackwardParams {
   int64_t part_stride;  // Bt * K * N * L
 };
 
+// Of up to four arrays, what the pieces of a scan gave to each: total[i] = sum
+// of shares[c][i] over the pieces c, in a fixed order.
+struct PieceParams {
+  struct Array {
+    const float* shares;  // (pieces, count)
+    float* total;         // (count)
+    int64_t count;
+  };
+  Array arrays[4];  // the last ones may be empty
+  int64_t pieces;
+  int num_shares;  // threads that share a sum
+};
+
 // out[o][i] = sum of slots[o][c][i] over c, in a fixed order.
 struct SumParams {
   const float* slots;  // (outer, count, inner)
@@ -154,7 +175,7 @@ struct SumParams {
 // particular order: `first` names a step, `next` the one after it; -1 ends.
 struct Visits {
   int32_t* first;  // (K, rows)
-  int32_t* next;   // (K, L)
+  int32_t* next;   // (K, L), or null where no route comes to a row again
 };
 
 struct VisitParams {
@@ -163,14 +184,22 @@ struct VisitParams {
   int num_routes, length, rows;
 };
 
+// What is gathered, (Bt, rows, across, packs): `across` is the routes that stay
+// apart, or 1; a thread makes a pack, of so many images, which begin with a
+// block.
+struct GatherItems {
+  int rows, across, packs, images, image_blocks;
+  Divisor by_blocks, by_packs, by_across;
+};
+
 // out (Bt, rows, D), or (Bt, rows, K, D) where routes stay apart, from rows in
 // the order of the steps, (Bt, K, L, D).
 struct GatherParams {
   const float* steps;
   void* out;
   Visits visits;
-  int batch, num_routes, length, rows, channels;
-  bool apart;
+  GatherItems items;
+  int num_routes, length;
 };
 
 // dx_dbl (Bt, P, K or 1, R + 2N) from what the steps gave.
@@ -179,9 +208,10 @@ struct ProjectionParams {
   const float* map_grads;  // (parts, K, Bt, L, 2 * padded_states)
   void* out;
   Visits visits;
-  int batch, num_routes, length, pixels;
+  GatherItems items;
+  int batch, num_routes, length;
+  int rank_packs;  // of the packs of a row; the others are of B and C
   int dt_rank, d_state, padded_states, parts;
-  bool shared;  // one row for all routes
 };
 
 }  // namespace mmvssm::cuda

@@ -15,13 +15,14 @@ constexpr int64_t kFullWarps = 8;
 constexpr int64_t kFewestTiles = 2;
 
 struct Cut {
-  int states;                      // that a lane holds
-  int state_lanes;                 // that share the states of a channel
-  int lane_channels;               // that a lane holds
-  int threads;                     // of a block
-  int shared_bytes;                // of a block
-  int carry_bytes;                 // of a block of the carry pass
-  int parts, chunks, chunk_tiles;  // see ScanShape
+  int states;         // that a lane holds
+  int state_lanes;    // that share the states of a channel
+  int lane_channels;  // that a lane holds
+  int threads;        // of a block
+  int shared_bytes;   // of a block
+  int carry_bytes;    // of a block of the carry pass
+  // See ScanShape.
+  int parts, chunks, chunk_tiles, carry_split, num_carries;
 
   int padded_states() const { return states * state_lanes; }
   int64_t blocks(const ScanArgs& args) const {
@@ -132,6 +133,12 @@ bool choose_cut(const ScanArgs& args, const Device& device, bool backward,
   }
   cut.chunk_tiles = static_cast<int>(chunk_tiles);
   cut.chunks = static_cast<int>((tiles + chunk_tiles - 1) / chunk_tiles);
+  // The carry pass backward has registers for twice the warps of the main pass.
+  const bool halves =
+      backward && chunk_tiles % 2 == 0 && chunk_tiles >= 2 * kFewestTiles;
+  cut.carry_split = halves ? 2 : 1;
+  const int64_t carry_tiles = chunk_tiles / cut.carry_split;
+  cut.num_carries = static_cast<int>((tiles + carry_tiles - 1) / carry_tiles);
   return true;
 }
 

@@ -124,6 +124,7 @@ class SequenceTiles {
   __device__ __forceinline__ float skip(int) const { return skip_; }
   __device__ __forceinline__ int ring(int step) const { return step; }
   __device__ __forceinline__ void request(int) {}
+  __device__ __forceinline__ void request_grads(int) {}
 
   __device__ __forceinline__ MapRows<NT> maps() const {
     return MapRows<NT>(shared_array<float>(layout_.rows), place_.state_lane,

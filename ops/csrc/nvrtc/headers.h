@@ -52,6 +52,9 @@ struct __nv_bfloat16 {
   uint16_t bits;
 };
 
+__device__ __forceinline__ __half __ushort_as_half(unsigned short bits) {
+  return {bits};
+}
 __device__ __forceinline__ float __half2float(__half x) {
   float value;
   asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(x.bits));

@@ -8,6 +8,8 @@ struct __half {
   uint16_t bits;
 };
 
+inline __half __ushort_as_half(unsigned short bits) { return {bits}; }
+
 inline float __half2float(__half h) {
   const uint32_t sign = static_cast<uint32_t>(h.bits & 0x8000) << 16;
   const uint32_t exponent = h.bits >> 10 & 31;

@@ -13,6 +13,7 @@
 #define __global__
 #define __device__
 #define __host__
+#define __shared__ static  // blocks run one after the other
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 
@@ -58,4 +59,9 @@ inline int atomicExch(int* address, int value) {
 }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int min(int x, int y) { return x < y ? x : y; }
+inline float __uint_as_float(unsigned bits) {
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
 inline float __fdividef(float x, float y) { return x / y; }

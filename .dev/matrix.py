@@ -97,8 +97,9 @@ def main() -> int:
         for name in args.rows or rows:
             result = run_library(name) if name in LIBRARIES else run(rows[name])
             note(result)
+            write_page()
             good &= not result["failed_step"] and not result.get("tests", {}).get("failed")
-    atomic_write(PAGE, lambda part: part.write_text(page_with_table()))
+    write_page()
     return not good
 
 
@@ -212,6 +213,12 @@ def note(result: dict) -> None:
 
 def read_results() -> list[dict]:
     return json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+
+
+def write_page() -> None:
+    """Write the tables of the page anew, so that it never differs from the results."""
+    text = page_with_table()
+    atomic_write(PAGE, lambda part: part.write_text(text))
 
 
 def page_with_table() -> str:

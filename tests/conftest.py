@@ -18,11 +18,13 @@ def pytest_configure():
 
 
 def pytest_itemcollected(item):
-    """Keep tests that share an installation, compiled programs or a training in one process."""
+    """Keep tests that share what takes long to make in one process: programs, trainings, pages."""
     if item.path.parent.name in ("packaging", "cuda_on_cpu", "cpu_elsewhere"):
         item.add_marker(pytest.mark.xdist_group(item.path.parent.name))
     elif any(name.endswith("_checkpoint") for name in item.fixturenames):
         item.add_marker(pytest.mark.xdist_group("checkpoints"))
+    elif "site" in item.fixturenames:
+        item.add_marker(pytest.mark.xdist_group("site"))
 
 
 def pytest_report_header():

@@ -137,7 +137,8 @@ def selective_scan(
         u, delta, A, B, C = (t.contiguous() for t in (u, delta, A, B, C))
         D, delta_bias = (None if t is None else t.contiguous() for t in (D, delta_bias))
         op = torch.ops.mmvssm.selective_scan_torch if is_torch else torch.ops.mmvssm.selective_scan
-        op_dtype = out_dtype if z is None else wide
+        # the op rounds to its input's dtype, which constant maps have made wide
+        op_dtype = wide if constants or z is not None else out_dtype
         y, last_state, _ = op(u, delta, A, B, C, D, delta_bias, delta_softplus, op_dtype)
     if z is not None:
         y = y * F.silu(z.to(wide))

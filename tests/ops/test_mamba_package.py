@@ -106,6 +106,7 @@ def test_short_sequences(dtype, length, groups):
         check(dtype, length, groups, True, True, *flags)
     for variable in ((False, True), (True, False), (False, False)):
         check(dtype, length, groups, *variable, True, True, True, True)
+        check(dtype, length, groups, *variable, False, True, True, True)
 
 
 @pytest.mark.slow

@@ -190,6 +190,21 @@ def test_large_mlp_computes_blocks_of_pixels(gated, monkeypatch):
     assert shapes == [x.shape]
 
 
+def test_traced_mlp_takes_any_number_of_pixels(monkeypatch):
+    monkeypatch.setattr("mmvssm.models.layers.basic.MLP_BLOCK", 6 * 8)
+    mlp, graphs = Mlp(4, 6), []
+    maps = [torch.randn(batch, 5, 7, 4) for batch in (2, 3, 4)]
+    compiled = torch.compile(
+        mlp, dynamic=True, backend=lambda graph, _: graphs.append(graph) or graph.forward
+    )
+    with torch.no_grad():
+        traced = torch.jit.trace(mlp, maps[0])
+        for x in maps:
+            torch.testing.assert_close(traced(x), mlp(x))
+            torch.testing.assert_close(compiled(x), mlp(x))
+    assert len(graphs) == 1
+
+
 def test_blocks_without_mixer():
     model = VMamba(dict(SECOND, mixer=None))
     assert not any(isinstance(m, SS2D) for m in model.modules())

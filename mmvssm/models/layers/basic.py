@@ -282,7 +282,7 @@ class Mlp(nn.Module):
         Gradients need all hidden values; a tracer would record the number of blocks, and a hook
         would meet parts of the map.
         """
-        if x.device.type != "cpu" or torch.is_grad_enabled() or self.dwconv is not None:
+        if torch.is_grad_enabled() or self.dwconv is not None or x.device.type != "cpu":
             return False
         hooked = any(part._forward_hooks or part._forward_pre_hooks for part in self.children())
         return not (hooked or tracing() or torch.jit.is_tracing())

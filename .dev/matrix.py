@@ -92,14 +92,15 @@ def main() -> int:
     unknown = sorted(set(args.rows) - set(rows))
     if unknown:
         parser.error(f"ROW must be among {', '.join(rows)}, got {', '.join(unknown)}")
+    if args.table:
+        write_page()
+        return 0
     good = True
-    if not args.table:
-        for name in args.rows or rows:
-            result = run_library(name) if name in LIBRARIES else run(rows[name])
-            note(result)
-            write_page()
-            good &= not result["failed_step"] and not result.get("tests", {}).get("failed")
-    write_page()
+    for name in args.rows or rows:
+        result = run_library(name) if name in LIBRARIES else run(rows[name])
+        note(result)
+        write_page()
+        good &= not result["failed_step"] and not result.get("tests", {}).get("failed")
     return not good
 
 

@@ -190,6 +190,15 @@ def test_large_mlp_computes_blocks_of_pixels(gated, monkeypatch):
     assert shapes == [x.shape]
 
 
+def test_mlp_without_hidden_values_is_its_bias():
+    with pytest.warns(UserWarning, match="zero-element"):
+        mlp = Mlp(4, 0)
+    for context in (torch.enable_grad(), torch.no_grad()):
+        with context:
+            y = mlp(torch.randn(2, 3, 3, 4))
+        torch.testing.assert_close(y, mlp.fc2.bias.expand(2, 3, 3, 4))
+
+
 def test_traced_mlp_takes_any_number_of_pixels(monkeypatch):
     monkeypatch.setattr("mmvssm.models.layers.basic.MLP_BLOCK", 6 * 8)
     mlp, graphs = Mlp(4, 6), []

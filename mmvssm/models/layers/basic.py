@@ -270,7 +270,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., C) -> (..., C)``; with ``dwconv``, ``(B, H, W, C) -> (B, H, W, C)``."""
-        pixels = max(1, MLP_BLOCK // self.hidden_dims)
+        pixels = max(1, MLP_BLOCK // max(1, self.hidden_dims))
         if self._may_split(x) and x.shape[:-1].numel() > 2 * pixels:
             blocks = x.flatten(0, -2).split(pixels)
             return torch.cat([self._compute(block) for block in blocks]).unflatten(0, x.shape[:-1])

@@ -81,7 +81,7 @@ test-all: lint ## lint, then all tests, the slow ones too
 SANITIZED := build/sanitize
 .PHONY: sanitize
 sanitize: setup ## the CPU ops under AddressSanitizer and UndefinedBehaviorSanitizer: tests, 10,000 wrong calls
-	$(SAY) "ops with sanitizers (ten minutes)"
+	$(SAY) "ops with sanitizers (a quarter of an hour)"
 	@MMVSSM_SANITIZE=1 $(PY) setup.py --quiet build_ext \
 	  --build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
 	@for part in mmvssm/* mmvssm/.mim; do case $$part in *.so | */__pycache__) ;; *) \

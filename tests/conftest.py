@@ -4,6 +4,7 @@ import os
 import resource
 import signal
 import sys
+from functools import cache
 
 import pytest
 import torch
@@ -60,6 +61,17 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def names_of_configs():
+    """Lets MMEngine read the metafiles of a library once, and not for every ``library::name``."""
+    from mmengine.config import config
+
+    with pytest.MonkeyPatch.context() as patch:
+        for function in ("is_installed", "_get_external_cfg_path"):
+            patch.setattr(config, function, cache(getattr(config, function)))
+        yield
 
 
 @pytest.fixture

@@ -64,13 +64,13 @@ def one_thread():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def names_of_configs():
-    """Lets MMEngine read the metafiles of a library once, and not for every ``library::name``."""
-    from mmengine.config import config
+def metafiles():
+    """Lets MMEngine read each metafile once, and not all of a library for every ``library::name``."""
+    from mmengine.config import config, utils
 
     with pytest.MonkeyPatch.context() as patch:
-        for function in ("is_installed", "_get_external_cfg_path"):
-            patch.setattr(config, function, cache(getattr(config, function)))
+        patch.setattr(config, "is_installed", cache(config.is_installed))
+        patch.setattr(utils, "load", cache(utils.load))
         yield
 
 

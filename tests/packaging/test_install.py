@@ -72,11 +72,11 @@ def test_every_published_config_is_found_by_name(python, output, tmp_path):
     """
     code = """
 import functools, mmvssm, pathlib, yaml
-from mmengine.config import Config, config
+from mmengine.config import Config, config, utils
 from mmengine.hub import get_config
-# MMEngine would read the metafiles of a library for every name
-for function in ('is_installed', '_get_external_cfg_path'):
-    setattr(config, function, functools.cache(getattr(config, function)))
+# MMEngine would read all metafiles of a library for every name
+config.is_installed = functools.cache(config.is_installed)
+utils.load = functools.cache(utils.load)
 mim = pathlib.Path(mmvssm.__path__[0], '.mim')
 index = yaml.safe_load((mim / 'model-index.yml').read_text())
 metafiles = [yaml.safe_load((mim / file).read_text()) for file in index['Import']]

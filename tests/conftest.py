@@ -65,7 +65,7 @@ def one_thread():
 
 @pytest.fixture(scope="session", autouse=True)
 def metafiles():
-    """Lets MMEngine read each metafile once, and not all of a library for every ``library::name``."""
+    """Lets MMEngine read each metafile once, not all of a library for every ``library::name``."""
     from mmengine.config import config, utils
 
     with pytest.MonkeyPatch.context() as patch:

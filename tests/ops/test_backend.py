@@ -238,8 +238,9 @@ def test_plainer_instruction_sets(variant):
     folder = os.path.dirname(__file__)
     names = ("selective_scan", "scan_2d", "merging")
     tests = [os.path.join(folder, f"test_{name}.py") for name in names]
+    chosen = "cpu and (float32 or extreme or memory)"
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-k", "cpu and (float32 or extreme or memory)", *tests],
+        [sys.executable, "-m", "pytest", "-q", "-k", chosen, *tests],
         capture_output=True,
         text=True,
         cwd=os.path.dirname(os.path.dirname(folder)),

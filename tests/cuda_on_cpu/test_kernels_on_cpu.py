@@ -314,6 +314,15 @@ def test_blocks_shrink_until_they_fit_shared_memory(programs):
     assert rule(programs, "D=128 L=64 bytes=1000 shared=100000")["threads"] == 64
 
 
+def test_a_block_of_one_warp_is_tried_before_giving_up(programs):
+    """Six warps halve to three: the rank of a late stage leaves 64 KB for one only."""
+    sizes = "D=192 N=16 L=64 backward=1 bytes=1100 shared=65536"
+    assert rule(programs, sizes)["threads"] == 32
+    assert rule(programs, sizes.replace("1100", "2048"))["threads"] == 32
+    status, output = run(programs / "driver", "rule", *sizes.replace("1100", "2049").split())
+    assert status == 3, output
+
+
 def test_too_many_states_are_an_error(programs):
     status, output = run(programs / "driver", "rule", "D=1", "N=257", "L=64", "backward=1")
     assert status == 3

@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -266,6 +267,31 @@ def test_much_shared_memory_is_asked_for(device):
     SCAN_2D(device, *scan_2d(side=2, dt_rank=100).values(), None, False)
     (launch,) = [words for words in device.log() if "route_forward_kernel" in words[-1]]
     assert int(launch[3]) > 48 * 1024
+
+
+def test_threads_do_not_lower_each_others_shared_memory(device, monkeypatch):
+    """Another thread's call needs less, and comes between this one's allowance and its launch."""
+    allow, launch = device.driver.allow_shared_memory, device.driver.launch
+    one_at_a_time = threading.Lock()  # which the stand-in needs
+    less, more = (list(scan_2d(side=2, dt_rank=rank).values()) for rank in (90, 100))
+    other = threading.Thread(target=SCAN_2D, args=(device, *less, None, False))
+
+    def interrupted(function, shared_bytes):
+        monkeypatch.setattr(device.driver, "allow_shared_memory", allow)
+        allow(function, shared_bytes)
+        other.start()
+        other.join(timeout=1)  # or it waits for this thread
+
+    def launch_alone(*arguments):
+        with one_at_a_time:
+            launch(*arguments)
+
+    monkeypatch.setattr(device.driver, "allow_shared_memory", interrupted)
+    monkeypatch.setattr(device.driver, "launch", launch_alone)
+    SCAN_2D(device, *more, None, False)
+    other.join()
+    launches = [words for words in device.log() if "route_forward_kernel" in words[-1]]
+    assert len(launches) == 2 and all(int(words[3]) > 48 * 1024 for words in launches)
 
 
 def test_float64_and_counts_beyond_32_bits_are_refused(device):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from ctypes import c_void_p
 from functools import lru_cache
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -50,6 +51,7 @@ class Device:
         self.target = compiler.target(capability)
         self._entries: dict[tuple[str, str], c_void_p] = {}
         self._shared: dict[str, int] = {}
+        self._lock = Lock()
         self._plan = lru_cache(maxsize=_MAX_PLANS)(self._make_plan)
 
     @property
@@ -154,9 +156,10 @@ class Device:
         for act in plan.acts:
             if act.kind == LAUNCH:
                 entry = self._entry(act.source, act.kernel)
-                if act.shared_bytes > self._shared.get(act.kernel, 0):
-                    self.driver.allow_shared_memory(entry, act.shared_bytes)
-                    self._shared[act.kernel] = act.shared_bytes
+                with self._lock:  # else another thread might lower what this one allows
+                    if act.shared_bytes > self._shared.get(act.kernel, 0):
+                        self.driver.allow_shared_memory(entry, act.shared_bytes)
+                        self._shared[act.kernel] = act.shared_bytes
         return plan
 
     def _entry(self, source: str, kernel: str) -> c_void_p:

@@ -323,8 +323,9 @@ def test_a_block_of_one_warp_is_tried_before_giving_up(programs):
     assert status == 3, output
 
 
-def test_too_many_states_are_an_error(programs):
-    status, output = run(programs / "driver", "rule", "D=1", "N=257", "L=64", "backward=1")
+@pytest.mark.parametrize("d_state", [257, 2**31 - 2])
+def test_too_many_states_are_an_error(programs, d_state):
+    status, output = run(programs / "driver", "rule", "D=1", f"N={d_state}", "L=64", "backward=1")
     assert status == 3
     assert "does not fit a block" in output
 
@@ -340,8 +341,9 @@ def test_shim_runs_a_correct_kernel(programs):
     assert run(programs / "mistakes", "none") == (0, "")
 
 
-def test_too_much_shared_memory_is_an_error(programs):
-    status, output = run(programs / "driver", "2d", "R=4000", "L=2", "D=1")
+@pytest.mark.parametrize("dt_rank", [4000, 5_000_000])
+def test_too_much_shared_memory_is_an_error(programs, dt_rank):
+    status, output = run(programs / "driver", "2d", f"R={dt_rank}", "L=2", "D=1")
     assert status == 3
     assert "forward: does not fit a block" in output
 

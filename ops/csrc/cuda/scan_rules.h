@@ -43,7 +43,9 @@ inline void share_states(int64_t d_state, bool backward, bool several,
                : d_state > 16 || (backward && !(several && d_state > 8)) ? 8
                                                                          : 16;
   cut.state_lanes = 1;
-  while (cut.padded_states() < d_state) cut.state_lanes *= 2;
+  while (cut.state_lanes <= 32 && cut.padded_states() < d_state) {
+    cut.state_lanes *= 2;
+  }
 }
 
 // Whole warps, evenly filled, at most `limit` threads.

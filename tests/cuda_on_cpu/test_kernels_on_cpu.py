@@ -96,7 +96,7 @@ L=17 D=33 N=1 R=6 K=4 disjoint=1 P=68 shared=1 facts=0
 L=9 D=3 N=1 R=5 K=2 batch=6
 L=9 D=3 N=6 R=3 K=2 batch=3 repeats=1 P=8 shared=1
 L=130 D=3 N=5 R=3 batch=7 chunk=1
-L=16460 D=1 N=1 R=1 K=1 chunk=1
+L=18000 D=5 N=1 R=1 K=1 chunk=1
 L=700 D=3 N=1 R=2 K=2 chunk=4
 L=600 D=5 N=16 R=3 K=2 chunk=4 holes=10 repeats=1 P=300
 """.strip().splitlines()

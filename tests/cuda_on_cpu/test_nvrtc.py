@@ -269,26 +269,28 @@ def test_much_shared_memory_is_asked_for(device):
     assert int(launch[3]) > 48 * 1024
 
 
-def test_threads_do_not_lower_each_others_shared_memory(device, monkeypatch):
-    """Another thread's call needs less, and comes between this one's allowance and its launch."""
-    allow, launch = device.driver.allow_shared_memory, device.driver.launch
+@pytest.mark.parametrize(("step", "dt_rank"), [("allow_shared_memory", 90), ("load", 100)])
+def test_threads_share_the_kernels_of_a_device(step, dt_rank, device, monkeypatch):
+    """Another thread's call of so large a rank comes after a step of the preparation of a call."""
+    prepare, launch = getattr(device.driver, step), device.driver.launch
     one_at_a_time = threading.Lock()  # which the stand-in needs
-    less, more = (list(scan_2d(side=2, dt_rank=rank).values()) for rank in (90, 100))
-    other = threading.Thread(target=SCAN_2D, args=(device, *less, None, False))
+    mine, others = (list(scan_2d(side=2, dt_rank=rank).values()) for rank in (100, dt_rank))
+    other = threading.Thread(target=SCAN_2D, args=(device, *others, None, False))
 
-    def interrupted(function, shared_bytes):
-        monkeypatch.setattr(device.driver, "allow_shared_memory", allow)
-        allow(function, shared_bytes)
-        other.start()
-        other.join(timeout=1)  # or it waits for this thread
+    def interrupted(*arguments):
+        result = prepare(*arguments)
+        if not other.ident and "plan_" not in str(arguments[1]):
+            other.start()
+            other.join(timeout=1)  # or it waits for this thread
+        return result
 
     def launch_alone(*arguments):
         with one_at_a_time:
             launch(*arguments)
 
-    monkeypatch.setattr(device.driver, "allow_shared_memory", interrupted)
+    monkeypatch.setattr(device.driver, step, interrupted)
     monkeypatch.setattr(device.driver, "launch", launch_alone)
-    SCAN_2D(device, *more, None, False)
+    SCAN_2D(device, *mine, None, False)
     other.join()
     launches = [words for words in device.log() if "route_forward_kernel" in words[-1]]
     assert len(launches) == 2 and all(int(words[3]) > 48 * 1024 for words in launches)

@@ -152,11 +152,12 @@ class Device:
         params = struct.pack("<2Q", request.data_ptr(), reply.data_ptr())
         self.driver.launch(planner, 1, 1, 0, self.stream(), bytearray(params))
         plan = plans.read_reply(reply, pointers)
-        # Load everything now: it would be impossible while a graph is captured.
-        for act in plan.acts:
-            if act.kind == LAUNCH:
-                entry = self._entry(act.source, act.kernel)
-                with self._lock:  # else another thread might lower what this one allows
+        # Load everything now: it would be impossible while a graph is captured. One thread at a
+        # time, else another one might load a kernel anew or lower what this one allows.
+        with self._lock:
+            for act in plan.acts:
+                if act.kind == LAUNCH:
+                    entry = self._entry(act.source, act.kernel)
                     if act.shared_bytes > self._shared.get(act.kernel, 0):
                         self.driver.allow_shared_memory(entry, act.shared_bytes)
                         self._shared[act.kernel] = act.shared_bytes

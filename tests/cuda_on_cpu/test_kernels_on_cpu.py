@@ -96,7 +96,7 @@ L=17 D=33 N=1 R=6 K=4 disjoint=1 P=68 shared=1 facts=0
 L=9 D=3 N=1 R=5 K=2 batch=6
 L=9 D=3 N=6 R=3 K=2 batch=3 repeats=1 P=8 shared=1
 L=130 D=3 N=5 R=3 batch=7 chunk=1
-L=16460 D=1 N=1 R=1 K=1 chunk=1
+L=18000 D=5 N=1 R=1 K=1 chunk=1
 L=700 D=3 N=1 R=2 K=2 chunk=4
 L=600 D=5 N=16 R=3 K=2 chunk=4 holes=10 repeats=1 P=300
 """.strip().splitlines()
@@ -314,8 +314,18 @@ def test_blocks_shrink_until_they_fit_shared_memory(programs):
     assert rule(programs, "D=128 L=64 bytes=1000 shared=100000")["threads"] == 64
 
 
-def test_too_many_states_are_an_error(programs):
-    status, output = run(programs / "driver", "rule", "D=1", "N=257", "L=64", "backward=1")
+def test_a_block_of_one_warp_is_tried_before_giving_up(programs):
+    """Six warps halve to three: the rank of a late stage leaves 64 KB for one only."""
+    sizes = "D=192 N=16 L=64 backward=1 bytes=1100 shared=65536"
+    assert rule(programs, sizes)["threads"] == 32
+    assert rule(programs, sizes.replace("1100", "2048"))["threads"] == 32
+    status, output = run(programs / "driver", "rule", *sizes.replace("1100", "2049").split())
+    assert status == 3, output
+
+
+@pytest.mark.parametrize("d_state", [257, 2**31 - 2])
+def test_too_many_states_are_an_error(programs, d_state):
+    status, output = run(programs / "driver", "rule", "D=1", f"N={d_state}", "L=64", "backward=1")
     assert status == 3
     assert "does not fit a block" in output
 
@@ -331,8 +341,9 @@ def test_shim_runs_a_correct_kernel(programs):
     assert run(programs / "mistakes", "none") == (0, "")
 
 
-def test_too_much_shared_memory_is_an_error(programs):
-    status, output = run(programs / "driver", "2d", "R=4000", "L=2", "D=1")
+@pytest.mark.parametrize("dt_rank", [4000, 5_000_000])
+def test_too_much_shared_memory_is_an_error(programs, dt_rank):
+    status, output = run(programs / "driver", "2d", f"R={dt_rank}", "L=2", "D=1")
     assert status == 3
     assert "forward: does not fit a block" in output
 

@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -266,6 +267,33 @@ def test_much_shared_memory_is_asked_for(device):
     SCAN_2D(device, *scan_2d(side=2, dt_rank=100).values(), None, False)
     (launch,) = [words for words in device.log() if "route_forward_kernel" in words[-1]]
     assert int(launch[3]) > 48 * 1024
+
+
+@pytest.mark.parametrize(("step", "dt_rank"), [("allow_shared_memory", 90), ("load", 100)])
+def test_threads_share_the_kernels_of_a_device(step, dt_rank, device, monkeypatch):
+    """Another thread's call of so large a rank comes after a step of the preparation of a call."""
+    prepare, launch = getattr(device.driver, step), device.driver.launch
+    one_at_a_time = threading.Lock()  # which the stand-in needs
+    mine, others = (list(scan_2d(side=2, dt_rank=rank).values()) for rank in (100, dt_rank))
+    other = threading.Thread(target=SCAN_2D, args=(device, *others, None, False))
+
+    def interrupted(*arguments):
+        result = prepare(*arguments)
+        if not other.ident and "plan_" not in str(arguments[1]):
+            other.start()
+            other.join(timeout=1)  # or it waits for this thread
+        return result
+
+    def launch_alone(*arguments):
+        with one_at_a_time:
+            launch(*arguments)
+
+    monkeypatch.setattr(device.driver, step, interrupted)
+    monkeypatch.setattr(device.driver, "launch", launch_alone)
+    SCAN_2D(device, *mine, None, False)
+    other.join()
+    launches = [words for words in device.log() if "route_forward_kernel" in words[-1]]
+    assert len(launches) == 2 and all(int(words[3]) > 48 * 1024 for words in launches)
 
 
 def test_float64_and_counts_beyond_32_bits_are_refused(device):

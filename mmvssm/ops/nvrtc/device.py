@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from ctypes import c_void_p
 from functools import lru_cache
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -50,6 +51,7 @@ class Device:
         self.target = compiler.target(capability)
         self._entries: dict[tuple[str, str], c_void_p] = {}
         self._shared: dict[str, int] = {}
+        self._lock = Lock()
         self._plan = lru_cache(maxsize=_MAX_PLANS)(self._make_plan)
 
     @property
@@ -150,13 +152,15 @@ class Device:
         params = struct.pack("<2Q", request.data_ptr(), reply.data_ptr())
         self.driver.launch(planner, 1, 1, 0, self.stream(), bytearray(params))
         plan = plans.read_reply(reply, pointers)
-        # Load everything now: it would be impossible while a graph is captured.
-        for act in plan.acts:
-            if act.kind == LAUNCH:
-                entry = self._entry(act.source, act.kernel)
-                if act.shared_bytes > self._shared.get(act.kernel, 0):
-                    self.driver.allow_shared_memory(entry, act.shared_bytes)
-                    self._shared[act.kernel] = act.shared_bytes
+        # Load everything now: it would be impossible while a graph is captured. One thread at a
+        # time, else another one might load a kernel anew or lower what this one allows.
+        with self._lock:
+            for act in plan.acts:
+                if act.kind == LAUNCH:
+                    entry = self._entry(act.source, act.kernel)
+                    if act.shared_bytes > self._shared.get(act.kernel, 0):
+                        self.driver.allow_shared_memory(entry, act.shared_bytes)
+                        self._shared[act.kernel] = act.shared_bytes
         return plan
 
     def _entry(self, source: str, kernel: str) -> c_void_p:

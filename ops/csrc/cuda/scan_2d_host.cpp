@@ -38,6 +38,13 @@ RouteInputs inputs_of(const Scan2dArgs& args) {
   return in;
 }
 
+// Whether a tile of the dt rank, as float32 rows, is not too large by itself.
+// Its arrays are laid out, and counted in 32 bits, only then.
+bool rank_may_fit(const Scan2dArgs& args, const Device& device) {
+  return args.dt_rank * kTile * static_cast<int64_t>(sizeof(float)) <=
+         device.shared_limit;
+}
+
 Visits link_visits(const Scan2dArgs& args, const int32_t* table, int64_t rows,
                    bool repeats, Device& device) {
   // Side by side, so that one fill empties all lists.
@@ -181,6 +188,7 @@ void finish_projection(const Scan2dArgs& args, const Cut& cut,
 }  // namespace
 
 bool scan_2d_forward(const Scan2dArgs& args, Device& device) {
+  if (!rank_may_fit(args, device)) return false;
   RouteForwardParams p{};
   p.inputs = inputs_of(args);
   Cut cut;
@@ -206,6 +214,7 @@ bool scan_2d_forward(const Scan2dArgs& args, Device& device) {
 }
 
 bool scan_2d_backward(const Scan2dArgs& args, Device& device) {
+  if (!rank_may_fit(args, device)) return false;
   RouteBackwardParams p{};
   p.inputs = inputs_of(args);
   Cut cut;

@@ -7,6 +7,7 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include <limits>
+#include <mutex>
 #include <vector>
 
 #include "common/scan_ops.h"
@@ -50,7 +51,11 @@ class StreamDevice : public Device {
     TORCH_INTERNAL_ASSERT(kernel != nullptr, name_of(launch.kernel.function),
                           " was not compiled for ", launch.kernel.states,
                           " states");
+    // Until the launch no other thread may lower what this one allows.
+    static std::mutex mutex;
+    std::unique_lock<std::mutex> lock(mutex, std::defer_lock);
     if (launch.shared_bytes > 48 * 1024) {
+      lock.lock();
       C10_CUDA_CHECK(cudaFuncSetAttribute(
           kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
           launch.shared_bytes));

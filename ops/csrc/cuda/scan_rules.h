@@ -43,7 +43,9 @@ inline void share_states(int64_t d_state, bool backward, bool several,
                : d_state > 16 || (backward && !(several && d_state > 8)) ? 8
                                                                          : 16;
   cut.state_lanes = 1;
-  while (cut.padded_states() < d_state) cut.state_lanes *= 2;
+  while (cut.state_lanes <= 32 && cut.padded_states() < d_state) {
+    cut.state_lanes *= 2;
+  }
 }
 
 // Whole warps, evenly filled, at most `limit` threads.
@@ -108,8 +110,8 @@ bool choose_cut(const ScanArgs& args, const Device& device, bool backward,
   const int64_t full = kFullWarps * device.multiprocessors;
   const int limit = args.max_threads > 0 ? args.max_threads
                                          : max_threads(cut.states, backward);
-  for (int threads = limit;; threads /= 2) {
-    if (threads < 32) return false;
+  // Half as many, in whole warps: 192 threads, 96, 64, 32.
+  for (int threads = limit;; threads = (threads / 2 + 31) / 32 * 32) {
     cut.lane_channels = 1;
     share_channels(args.channels, threads, cut);
     const int64_t warps = warps_of(args, cut);
@@ -122,6 +124,7 @@ bool choose_cut(const ScanArgs& args, const Device& device, bool backward,
     }
     lay_out(cut);
     if (cut.shared_bytes <= device.shared_limit) break;
+    if (threads <= 32) return false;
   }
 
   const int64_t tiles = (args.length + kTile - 1) / kTile;

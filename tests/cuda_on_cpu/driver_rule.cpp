@@ -33,10 +33,13 @@ int run_rule(cases::Options& options) {
                        static_cast<int>(options.number("shared", 227 * 1024)));
   const bool backward = options.number("backward", 0) != 0;
   const int bytes_a_thread = static_cast<int>(options.number("bytes", 100));
+  const int bytes_a_channel =
+      static_cast<int>(options.number("channel_bytes", 0));
   options.finish();
   mmvssm::cuda::Cut cut;
   const auto lay_out = [&](mmvssm::cuda::Cut& cut) {
-    cut.shared_bytes = cut.threads * bytes_a_thread;
+    cut.shared_bytes =
+        cut.threads * (bytes_a_thread + cut.lane_channels * bytes_a_channel);
   };
   check(choose_cut(args, device, backward, true, lay_out, cut), "rule");
   std::printf(

@@ -323,6 +323,13 @@ def test_a_block_of_one_warp_is_tried_before_giving_up(programs):
     assert status == 3, output
 
 
+def test_one_channel_a_lane_is_tried_before_giving_up(programs):
+    sizes = "D=128 N=1 L=64 backward=1 bytes=0 channel_bytes=2048 shared=65536"
+    cut = rule(programs, sizes)
+    assert (cut["threads"], cut["lane_channels"], cut["parts"]) == (32, 1, 4)
+    assert rule(programs, sizes.replace("2048", "1024"))["lane_channels"] == 2
+
+
 @pytest.mark.parametrize("d_state", [257, 2**31 - 2])
 def test_too_many_states_are_an_error(programs, d_state):
     status, output = run(programs / "driver", "rule", "D=1", f"N={d_state}", "L=64", "backward=1")

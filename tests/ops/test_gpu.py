@@ -118,7 +118,12 @@ def test_sequences_half_input(scan_1d_errors, shape, dtype):
     ids=str,
 )
 def test_routes_float32(scan_2d_errors, shape, form):
-    error = scan_2d_errors(*shape, device="cuda", **form)
+    try:
+        error = scan_2d_errors(*shape, device="cuda", **form)
+    except ValueError as refusal:  # of the backward scan, where a block has 64 KB
+        if "shared memory" not in str(refusal):
+            raise
+        pytest.skip(str(refusal))
     assert error.output < 1e-5
     assert error.grad < 2e-5, error.grads
 

@@ -99,9 +99,9 @@ inline int64_t choose_chunk_tiles(int64_t tiles, int64_t blocks,
 
 // False if not even one warp fits a block of this device. `several`: whether a
 // lane may work on several channels, see share_states(); it holds two where
-// they have one state and fill whole warps, which spares instructions, and as
-// many warps are left as the device takes. `lay_out(cut)` lays the block's
-// arrays out and sets their bytes.
+// they have one state and fill whole warps, which spares instructions, as many
+// warps are left as the device takes, and they fit. `lay_out(cut)` lays the
+// block's arrays out and sets their bytes.
 template <typename LayOut>
 bool choose_cut(const ScanArgs& args, const Device& device, bool backward,
                 bool several, const LayOut& lay_out, Cut& cut) {
@@ -123,6 +123,12 @@ bool choose_cut(const ScanArgs& args, const Device& device, bool backward,
       share_channels(args.channels, threads, cut);
     }
     lay_out(cut);
+    if (cut.shared_bytes > device.shared_limit && threads <= 32 &&
+        cut.lane_channels == 2) {
+      cut.lane_channels = 1;
+      share_channels(args.channels, threads, cut);
+      lay_out(cut);
+    }
     if (cut.shared_bytes <= device.shared_limit) break;
     if (threads <= 32) return false;
   }

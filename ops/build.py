@@ -64,7 +64,7 @@ def extensions() -> list:
     sources = [*SOURCES.glob("*.cpp"), *SOURCES.glob("cpu/*.cpp")]
     sanitizers = SANITIZERS if _is_on("MMVSSM_SANITIZE", "0") else []
     cxx_flags, link_flags = compiler_flags()
-    flags = {"cxx": [*cxx_flags, *(["-O1", "-g1", *sanitizers] if sanitizers else [])]}
+    flags = {"cxx": [*cxx_flags, *(["-O1", "-fexpensive-optimizations", "-g1", *sanitizers] if sanitizers else [])]}
     macros = []
     architectures, note = (None, "") if sanitizers else _prepare_cuda()
     if architectures:

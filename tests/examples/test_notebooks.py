@@ -1,5 +1,6 @@
 """The notebooks run from top to bottom, and are stored with their outputs."""
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,11 +29,13 @@ def test_outputs_are_kept(notebook):
 
 
 @pytest.mark.slow
-def test_runs(notebook, tmp_path):
+def test_runs(notebook, tmp_path, monkeypatch):
     if find_spec("nbclient") is None or find_spec("ipykernel") is None:
         pytest.skip("needs pip install -r requirements/docs.txt")
     from nbclient import NotebookClient
 
+    (tmp_path / "python").symlink_to("/bin/false")  # another Python, without our packages
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     kept = len(images(notebook))
     client = NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(tmp_path)}})
     client.execute()

@@ -121,7 +121,7 @@ def test_routes_float32(scan_2d_errors, shape, form):
     try:
         error = scan_2d_errors(*shape, device="cuda", **form)
     except ValueError as refusal:  # of the backward scan, where a block has 64 KB
-        if "shared memory" not in str(refusal):
+        if torch.cuda.get_device_capability() != (7, 5) or "shared memory" not in str(refusal):
             raise
         pytest.skip(str(refusal))
     assert error.output < 1e-5

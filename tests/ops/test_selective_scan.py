@@ -67,7 +67,9 @@ def test_float64(backend, scan_1d_errors):
 def test_long_memory_does_not_drift(backend, scan_1d_errors):
     """Thousands of decays near 1 are multiplied up: errors of each must not line up."""
     error = scan_1d_errors(1, 1, 16, 1, 3136, softplus=False, has_bias=False, step_scale=1e-3)
-    assert error.output < 2e-6  # 1.7e-6 without fused multiply-adds
+    # the plainest kernels lack fused multiply-adds, and round once more a step
+    fused = backend != "cpu" or not ops.info()["cpu instruction set"].startswith("baseline")
+    assert error.output < (1e-6 if fused else 2e-6)
 
 
 def test_definition_by_hand():
